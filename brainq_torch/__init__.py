@@ -1,0 +1,8 @@
+"""Train a brain-MRI classifier, compress it, and prove what compressing it cost. Not a medical device."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("brainq_torch")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "0+uninstalled"

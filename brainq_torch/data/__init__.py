@@ -1,0 +1,1 @@
+"""Pixels in: image files, phantoms, splits, augmentation."""

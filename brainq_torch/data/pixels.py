@@ -1,0 +1,67 @@
+"""PixelSpec: how a grey image becomes the network's input, the same in training, calibration, every runner and the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+MIDDLE_GREY = 128
+"""The network's zero: input is (pixel - 128) / 128, so that int8 input (scale 1/128, zero point 0) loses nothing."""
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """Size and fit of the network's input.
+
+    size: side of the square input in pixels.
+    fit: ``stretch`` resizes both sides to ``size``; ``pad`` keeps the aspect ratio and centres the image on black.
+    """
+
+    size: int = 224
+    fit: Literal["stretch", "pad"] = "stretch"
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.size <= 1024:
+            raise ValueError(f"size is {self.size} pixels; allowed are 32 to 1024")
+        if self.fit not in ("stretch", "pad"):
+            raise ValueError(f"fit is {self.fit!r}; allowed are 'stretch' and 'pad'")
+
+    def apply(self, grey: np.ndarray) -> np.ndarray:
+        """Resize one grey image with Pillow's antialiased bilinear filter.
+
+        grey: (h, w) uint8 of any size. Returns (size, size) uint8.
+        """
+        if grey.dtype != np.uint8 or grey.ndim != 2:
+            raise ValueError(f"a grey image is (h, w) uint8; got {grey.shape} {grey.dtype}")
+        image = Image.fromarray(grey)
+        if self.fit == "stretch":
+            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        scale = self.size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        canvas = Image.new("L", (self.size, self.size))
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        canvas.paste(resized, ((self.size - width) // 2, (self.size - height) // 2))
+        return np.asarray(canvas)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint, ONNX metadata or ``pixels.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PixelSpec:
+        """Rebuild from ``to_json``'s data. Raises ValueError on keys this version does not know."""
+        unknown = set(data) - {"size", "fit"}
+        if unknown:
+            raise ValueError(f"unknown PixelSpec keys {sorted(unknown)}; this file was made by a newer brainq_torch")
+        return cls(**data)
+
+
+def scale_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Scale uint8 grey images to the network's input.
+
+    pixels: (N, H, W) uint8. Returns (N, 1, H, W) float32, (pixel - 128) / 128, in [-1, 0.9921875].
+    """
+    return ((pixels.astype(np.float32) - MIDDLE_GREY) / MIDDLE_GREY)[:, None]

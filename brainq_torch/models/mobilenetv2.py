@@ -1,0 +1,43 @@
+"""MobileNetV2 for one grey channel: torchvision's quantizable network with a one-channel stem."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.quantization.mobilenetv2 import QuantizableInvertedResidual, QuantizableMobileNetV2
+from torchvision.ops.misc import Conv2dNormActivation
+
+
+class MobileNetV2(QuantizableMobileNetV2):
+    """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), quantizable, one input channel.
+
+    Input (N, 1, H, W) float32, (pixel - 128) / 128; output (N, class_count) float32 logits.
+    As in torchvision's own quantizable network, ReLU stands where the paper has ReLU6: eager-mode fusing knows conv +
+    BatchNorm + ReLU only, and the activation's range is learned or calibrated anyway.
+
+    class_count: length of the logit vector.
+    dropout: probability before the head.
+    width_mult: multiplies every layer's channels (0.35 makes a network that tests can train).
+    """
+
+    def __init__(self, class_count: int = 4, dropout: float = 0.2, width_mult: float = 1.0) -> None:
+        super().__init__(
+            num_classes=class_count, dropout=dropout, width_mult=width_mult, block=QuantizableInvertedResidual
+        )
+        rgb = self.features[0][0]
+        grey = nn.Conv2d(1, rgb.out_channels, rgb.kernel_size, rgb.stride, rgb.padding, bias=False)
+        nn.init.kaiming_normal_(grey.weight, mode="fan_out")
+        self.features[0][0] = grey
+        for module in self.modules():
+            if isinstance(module, Conv2dNormActivation):
+                module[2] = nn.ReLU()
+
+    def fuse_list(self) -> list[list[str]]:
+        """Name the modules that become one integer operation: [conv, BatchNorm] or [conv, BatchNorm, ReLU]."""
+        groups = []
+        for name, module in self.named_modules():
+            if isinstance(module, Conv2dNormActivation):
+                groups.append([f"{name}.{part}" for part in range(3)])
+            elif isinstance(module, QuantizableInvertedResidual):
+                last = len(module.conv) - 2
+                groups.append([f"{name}.conv.{last}", f"{name}.conv.{last + 1}"])
+        return groups

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, its stages, losses and metrics."""
