@@ -1,0 +1,346 @@
+"""Classification metrics with bootstrap intervals, and the paired comparison of two models on the same images.
+
+The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from brainq_torch.data.classes import CLASSES
+
+ECE_BINS = 15
+"""Equal-width confidence bins of the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+LEVEL = 0.95
+_RESAMPLED_ROWS_AT_ONCE = 500_000
+# validate_args is off because it refuses NaN, which is what a resample without the class must give.
+_SAMPLEWISE: dict[str, Any] = {"multidim_average": "samplewise", "validate_args": False}
+_ABSENT = float("nan")
+
+Interval = tuple[float | None, float | None]
+"""Low and high end; None where no resample held the class, so that nothing could be measured."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class against the rest. A class that is never predicted has precision 0, as in scikit-learn."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a model scores on ``n`` images.
+
+    macro_f1 averages over the classes that occur among labels or predictions, as in scikit-learn.
+    confusion: rows are labels, columns are predictions, both in the order of ``classes``.
+    intervals: see ``bootstrap_intervals``; empty when no resamples were asked for.
+    """
+
+    n: int
+    accuracy: float
+    macro_f1: float
+    ece: float
+    per_class: dict[str, ClassMetrics]
+    confusion: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+    intervals: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for ``metrics.json``."""
+        return asdict(self) | {"confusion": [list(row) for row in self.confusion], "classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One image whose class differs between the two models. index: row of the logits."""
+
+    index: int
+    label: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model B measured against model A on the same ``n`` images.
+
+    agreement: fraction of images that both put in the same class.
+    only_a_right, only_b_right: the two discordant counts of McNemar's test; mcnemar_p: its exact two-sided p.
+    flips_by_class: per label, images that changed class, of these lost (A was right) and gained (B is right).
+    recall_difference: per class, B minus A, with the paired bootstrap interval.
+    ties_a, ties_b: images whose largest logit is shared by two classes; the lower label wins, as in argmax.
+    """
+
+    n: int
+    agreement: float
+    accuracy_a: float
+    accuracy_b: float
+    accuracy_difference: float
+    accuracy_difference_interval: Interval
+    only_a_right: int
+    only_b_right: int
+    mcnemar_p: float
+    flips: tuple[Flip, ...]
+    flips_by_class: dict[str, dict[str, int]]
+    recall_difference: dict[str, dict[str, float | None]]
+    ties_a: int
+    ties_b: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a report."""
+        return asdict(self) | {"flips": [asdict(flip) for flip in self.flips]}
+
+
+def compute_metrics(
+    logits: np.ndarray | torch.Tensor,
+    labels: np.ndarray | torch.Tensor,
+    classes: tuple[str, ...] = CLASSES,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """Measure a model from its logits.
+
+    logits: (N, C) real, C = len(classes), before softmax. labels: (N,) integer in [0, C).
+    resamples: bootstrap resamples for the intervals; 0 leaves them out (for a validation pass in training).
+    Raises ValueError for empty, non-finite or mis-shaped input.
+    """
+    scores, truth = _check(logits, labels, classes)
+    predictions = scores.argmax(1)
+    names = range(len(classes))
+    columns = precision_recall_fscore_support(truth, predictions, labels=names, average=None, zero_division=0.0)
+    return Metrics(
+        n=len(truth),
+        accuracy=float(accuracy_score(truth, predictions)),
+        macro_f1=float(f1_score(truth, predictions, average="macro", zero_division=0.0)),
+        ece=_calibration_error(torch.softmax(torch.from_numpy(scores), 1), torch.from_numpy(truth)),
+        per_class={
+            name: ClassMetrics(float(precision), float(recall), float(f1), int(support))
+            for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
+        },
+        confusion=tuple(tuple(map(int, row)) for row in confusion_matrix(truth, predictions, labels=names)),
+        classes=tuple(classes),
+        intervals=bootstrap_intervals(scores, truth, classes, resamples, seed) if resamples else {},
+    )
+
+
+def bootstrap_intervals(
+    logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Percentile bootstrap over images (Efron and Tibshirani 1993, ch. 13), 95 %, seeded.
+
+    Returns ``accuracy``, ``macro_f1``, ``ece`` as [low, high], the same per class for precision, recall and F1,
+    and how they were made. ``accuracy_wilson`` (Wilson 1927) is there because the bootstrap of a model without a
+    single error is [1, 1], which says too much.
+    """
+    scores, truth = torch.from_numpy(logits), torch.from_numpy(labels)
+    predictions, probabilities = scores.argmax(1), torch.softmax(scores, 1)
+    drawn: dict[str, list[torch.Tensor]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
+    for rows in _resampled_rows(len(truth), resamples, seed):
+        resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": len(classes), **_SAMPLEWISE}
+        drawn["accuracy"].append(multiclass_accuracy(**resampled, average="micro"))
+        drawn["macro_f1"].append(multiclass_f1_score(**resampled, average="macro"))
+        drawn["ece"].append(torch.tensor([_calibration_error(probabilities[row], truth[row]) for row in rows]))
+        for name, score in _PER_CLASS.items():
+            value = score(**resampled, average="none", zero_division=_ABSENT)
+            drawn[name].append(value)
+    values = {key: torch.cat(parts).double().numpy() for key, parts in drawn.items()}
+    right = int((predictions == truth).sum())
+    wilson = binomtest(right, len(truth)).proportion_ci(LEVEL, method="wilson")
+    return {
+        "level": LEVEL,
+        "resamples": resamples,
+        "seed": seed,
+        **{key: _percentiles(values[key]) for key in ("accuracy", "macro_f1", "ece")},
+        "accuracy_wilson": (float(wilson.low), float(wilson.high)),
+        "per_class": {
+            name: {key: _percentiles(values[key][:, label]) for key in _PER_CLASS} for label, name in enumerate(classes)
+        },
+    }
+
+
+_PER_CLASS = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
+
+
+def compare_predictions(
+    logits_a: np.ndarray | torch.Tensor,
+    logits_b: np.ndarray | torch.Tensor,
+    labels: np.ndarray | torch.Tensor,
+    classes: tuple[str, ...] = CLASSES,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare model B with model A on the same images, paired.
+
+    logits_a, logits_b: (N, C) real, row i of both is image i. labels: (N,) integer in [0, C).
+    McNemar's exact test is the binomial test of the discordant pairs at one half (McNemar 1947; exact form: Fagerland,
+    Lydersen and Laake 2013, https://doi.org/10.1186/1471-2288-13-91); no discordant pair gives p = 1.
+    """
+    scores_a, truth = _check(logits_a, labels, classes)
+    scores_b, _ = _check(logits_b, labels, classes)
+    a, b = scores_a.argmax(1), scores_b.argmax(1)
+    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
+    accuracy_a, accuracy_b = float(accuracy_score(truth, a)), float(accuracy_score(truth, b))
+    accuracy_interval, recall_intervals = _difference_intervals(a, b, truth, len(classes), resamples, seed)
+    recalls = [
+        precision_recall_fscore_support(truth, p, labels=range(len(classes)), zero_division=np.nan)[1] for p in (a, b)
+    ]
+    return Comparison(
+        n=len(truth),
+        agreement=float(accuracy_score(a, b)),
+        accuracy_a=accuracy_a,
+        accuracy_b=accuracy_b,
+        accuracy_difference=accuracy_b - accuracy_a,
+        accuracy_difference_interval=accuracy_interval,
+        only_a_right=only_a,
+        only_b_right=only_b,
+        mcnemar_p=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        flips=tuple(Flip(int(i), classes[truth[i]], classes[a[i]], classes[b[i]]) for i in np.flatnonzero(a != b)),
+        flips_by_class={
+            name: {
+                "changed": int(((a != b) & (truth == label)).sum()),
+                "lost": int(((a != b) & (truth == label) & (a == label)).sum()),
+                "gained": int(((a != b) & (truth == label) & (b == label)).sum()),
+            }
+            for label, name in enumerate(classes)
+        },
+        recall_difference={
+            name: {
+                "difference": _number(recalls[1][label] - recalls[0][label]),
+                "low": recall_intervals[label][0],
+                "high": recall_intervals[label][1],
+            }
+            for label, name in enumerate(classes)
+        },
+        ties_a=_ties(scores_a),
+        ties_b=_ties(scores_b),
+    )
+
+
+def plot_confusion(metrics: Metrics, path: str | Path) -> None:
+    """Draw the confusion matrix: counts, and each row's share of its label. Replaces ``path`` (PNG) in one step."""
+    counts = np.array(metrics.confusion)
+    # A label without images has no shares: its row stays white.
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    # A Figure of its own, not pyplot: no global state and no display, whatever the backend.
+    figure = Figure(figsize=(5.6, 5.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        text = f"{count}\n{100 * share:.1f} %" if count else "0"
+        colour = "white" if share > 0.5 else "#222222" if count else "#999999"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
+    ticks = range(len(metrics.classes))
+    axes.set_xticks(ticks, metrics.classes)
+    axes.set_yticks(ticks, [f"{name}\n({counts[label].sum()})" for label, name in enumerate(metrics.classes)])
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label (images)")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(
+        f"accuracy {100 * metrics.accuracy:.2f} %, macro F1 {metrics.macro_f1:.3f}, {metrics.n} images", fontsize=11
+    )
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
+
+
+def _check(
+    logits: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, C) float64 logits and (N,) int64 labels, or raise ValueError naming what is wrong."""
+    scores, truth = np.asarray(logits).astype(np.float64), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape[1] != len(classes) or truth.shape != scores.shape[:1]:
+        raise ValueError(
+            f"logits are {scores.shape} and labels {truth.shape}; need (N, {len(classes)}) and (N,), "
+            f"one logit per class of {', '.join(classes)}"
+        )
+    if not len(truth):
+        raise ValueError("there are no images to measure; check the folder and the split")
+    if not np.issubdtype(truth.dtype, np.integer):
+        raise ValueError(f"labels are {truth.dtype}; need integers, the index of the class")
+    if truth.min() < 0 or truth.max() >= len(classes):
+        raise ValueError(f"labels go from {truth.min()} to {truth.max()}; allowed are 0 to {len(classes) - 1}")
+    finite: np.ndarray = np.isfinite(scores).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of {len(finite)} rows of logits are not finite (first: row {finite.argmin()}, "
+            f"{scores[finite.argmin()].tolist()}); the model is broken, nothing can be measured"
+        )
+    return scores, truth.astype(np.int64)
+
+
+def _calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the expected calibration error of (N, C) probabilities: top-label confidence, l1, equal-width bins."""
+    classes = probabilities.shape[1]
+    return float(
+        multiclass_calibration_error(probabilities, labels, classes, n_bins=ECE_BINS, norm="l1", validate_args=False)
+    )
+
+
+def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield (R, n) row indices drawn with replacement, R resamples at a time so that memory stays bounded."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _RESAMPLED_ROWS_AT_ONCE // n)
+    for start in range(0, resamples, at_once):
+        yield torch.from_numpy(generator.integers(0, n, size=(min(at_once, resamples - start), n)))
+
+
+def _difference_intervals(
+    a: np.ndarray, b: np.ndarray, truth: np.ndarray, classes: int, resamples: int, seed: int
+) -> tuple[Interval, list[Interval]]:
+    """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
+    overall, by_class = [], []
+    target = torch.from_numpy(truth)
+    for rows in _resampled_rows(len(truth), resamples, seed):
+        of_a, of_b = (
+            {"preds": torch.from_numpy(p)[rows], "target": target[rows], "num_classes": classes, **_SAMPLEWISE}
+            for p in (a, b)
+        )
+        overall.append(multiclass_accuracy(**of_b, average="micro") - multiclass_accuracy(**of_a, average="micro"))
+        by_class.append(
+            multiclass_recall(**of_b, average="none", zero_division=_ABSENT)
+            - multiclass_recall(**of_a, average="none", zero_division=_ABSENT)
+        )
+    recall = torch.cat(by_class).double().numpy()
+    return _percentiles(torch.cat(overall).double().numpy()), [_percentiles(column) for column in recall.T]
+
+
+def _percentiles(values: np.ndarray) -> Interval:
+    """Return the central 95 % of (R,) resampled values; resamples without the class (NaN) do not count."""
+    measured = values[~np.isnan(values)]
+    if not len(measured):
+        return None, None
+    low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _number(value: float) -> float | None:
+    """NaN is not JSON: a recall without images is null."""
+    return None if np.isnan(value) else float(value)
+
+
+def _ties(scores: np.ndarray) -> int:
+    return int(((scores == scores.max(1, keepdims=True)).sum(1) > 1).sum())
