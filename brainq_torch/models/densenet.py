@@ -1,0 +1,228 @@
+"""Quantizable DenseNet with a one-channel stem; DenseNet-101 and DenseNet-32 are two configurations of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub
+
+DENSENET_101: Final[dict[str, Any]] = {"block_config": (6, 12, 20, 10), "growth_rate": 32, "stem_channels": 64}
+"""The teacher: 1 stem + 2 * 48 dense + 3 transitions + 1 linear = 101 weighted layers."""
+
+DENSENET_32: Final[dict[str, Any]] = {"block_config": (4, 4, 6), "growth_rate": 16, "stem_channels": 32}
+"""The student: 1 stem + 2 * 14 dense + 2 transitions + 1 linear = 32 weighted layers.
+
+Three blocks, because with four the count is 2 * sum + 5, which is always odd.
+"""
+
+
+class DenseLayer(nn.Module):
+    """BN-ReLU-1x1 convolution, BN-ReLU-3x3 convolution, then the input with the new channels appended (DenseNet-B).
+
+    Returns the concatenation instead of the new channels alone, so that a block is a plain sequence and each
+    concatenation has two members. Source: Huang et al. 2017, https://arxiv.org/abs/1608.06993, section 3, eq. 2.
+    """
+
+    def __init__(self, in_channels: int, growth_rate: int, bottleneck_factor: int) -> None:
+        super().__init__()
+        width = bottleneck_factor * growth_rate
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.cat = FloatFunctional()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, in_channels + growth_rate, H, W)."""
+        narrow = self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(features)))))
+        joined: Tensor = self.cat.cat([features, self.conv2(narrow)], 1)
+        return joined
+
+
+class Transition(nn.Sequential):
+    """BN-ReLU-1x1 convolution and 2x2 average pooling between two blocks (DenseNet-C, compression 0.5)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
+
+
+class DenseNet(nn.Module):
+    """DenseNet-BC (Huang et al. 2017, https://arxiv.org/abs/1608.06993) for torch.ao's eager-mode quantization.
+
+    Module and parameter names are torchvision's, so published weights need no renaming. Two things differ:
+    the stem reads one channel, and its max pooling has no padding by default (a padded one becomes
+    PADV2(-inf) in TFLite, which the quantizer refuses), so feature maps of a 224 px image are 55, 27, 13 (and 6) wide.
+
+    block_config: dense layers per block; any number of blocks.
+    growth_rate: channels that a dense layer adds.
+    bottleneck_factor: width of a layer's 1x1 convolution, in growth rates.
+    stem_channels: channels of the first convolution; the paper's choice is twice the growth rate.
+    stem_kernel: side of the first convolution in pixels, odd; its stride is 2.
+    stem_pool_padding: 0, or 1 for torchvision's geometry (not convertible to INT8).
+    class_count: length of the logit vector.
+    dropout: probability before the linear layer, while training.
+    Raises ValueError on a configuration that cannot be built.
+    """
+
+    def __init__(
+        self,
+        block_config: Sequence[int],
+        growth_rate: int = 32,
+        bottleneck_factor: int = 4,
+        stem_channels: int = 64,
+        stem_kernel: int = 7,
+        stem_pool_padding: int = 0,
+        class_count: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(block_config, growth_rate, bottleneck_factor, stem_channels, stem_kernel, stem_pool_padding)
+        self.features = nn.Sequential()
+        self.features.conv0 = nn.Conv2d(1, stem_channels, stem_kernel, stride=2, padding=stem_kernel // 2, bias=False)
+        self.features.norm0 = nn.BatchNorm2d(stem_channels)
+        self.features.relu0 = nn.ReLU()
+        self.features.pool0 = nn.MaxPool2d(kernel_size=3, stride=2, padding=stem_pool_padding)
+        channels = stem_channels
+        for number, layer_count in enumerate(block_config, start=1):
+            block = nn.Sequential()
+            for layer in range(1, layer_count + 1):
+                block.add_module(f"denselayer{layer}", DenseLayer(channels, growth_rate, bottleneck_factor))
+                channels += growth_rate
+            self.features.add_module(f"denseblock{number}", block)
+            if number < len(block_config):
+                self.features.add_module(f"transition{number}", Transition(channels, channels // 2))
+                channels //= 2
+        self.features.norm5 = nn.BatchNorm2d(channels)
+        self.features.relu5 = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, class_count)
+        self.quant = QuantStub()
+        self.dequant = DeQuantStub()
+        self.block_config = tuple(block_config)
+        _initialise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits.
+
+        image: (N, 1, H, W) float32, (pixel - 128) / 128. Returns (N, class_count) float32.
+        """
+        pooled = self.avgpool(self.features(self.quant(image)))
+        logits: Tensor = self.dequant(self.classifier(self.dropout(torch.flatten(pooled, 1))))
+        return logits
+
+    def fuse_list(self) -> list[list[str]]:
+        """Name the modules to fuse, for ``torch.ao.quantization.fuse_modules`` and its QAT twin.
+
+        The BatchNorms that stand before a convolution appear, with their ReLU, once ``lower_batchnorms`` has made
+        them convolutions; before that nothing can fuse them.
+        """
+        groups = [["features.conv0", "features.norm0", "features.relu0"]]
+        for layer in self._layer_names():
+            groups.append([f"{layer}.norm1", f"{layer}.relu1"])
+            groups.append([f"{layer}.conv1", f"{layer}.norm2", f"{layer}.relu2"])
+        groups += [[f"{name}.norm", f"{name}.relu"] for name in self._transition_names()]
+        groups.append(["features.norm5", "features.relu5"])
+        return [group for group in groups if isinstance(self.get_submodule(group[0]), nn.Conv2d)]
+
+    def shared_activation_groups(self) -> list[list[str]]:
+        """Name, per group, the modules whose outputs must share one activation quantizer.
+
+        One group per dense block: what feeds it, the convolutions whose outputs are appended, the concatenations;
+        one for the head. With one scale CONCATENATION is a copy, and a pooling has the same scale on both sides, as
+        TFLite demands. A name is that of the fused module (``features.conv0`` stands for conv0-norm0-relu0). The
+        first name of a group is the module to read the scale from before sharing; poolings come directly after it.
+        """
+        feeds = [["features.conv0", "features.pool0"]]
+        feeds += [[f"{name}.conv", f"{name}.pool"] for name in self._transition_names()]
+        groups = []
+        for number, feed in enumerate(feeds, start=1):
+            layers = [name for name in self._layer_names() if name.startswith(f"features.denseblock{number}.")]
+            groups.append(feed + [f"{layer}.{part}" for layer in layers for part in ("conv2", "cat")])
+        return [*groups, ["features.norm5", "avgpool"]]
+
+    def _layer_names(self) -> list[str]:
+        return [
+            f"features.denseblock{number}.denselayer{layer}"
+            for number, layer_count in enumerate(self.block_config, start=1)
+            for layer in range(1, layer_count + 1)
+        ]
+
+    def _transition_names(self) -> list[str]:
+        return [f"features.transition{number}" for number in range(1, len(self.block_config))]
+
+
+def lower_batchnorms(model: nn.Module) -> nn.Module:
+    """Return a copy in which every BatchNorm that cannot be folded is a 1x1 depthwise convolution.
+
+    Foldable are those inside a group of ``model.fuse_list()``, directly behind their convolution; they stay. A
+    lowered one keeps its name and computes gamma / sqrt(var + eps) * x + (beta - gamma * mean / sqrt(var + eps)) from
+    the running statistics, in training mode too. It has one weight per channel, so a per-channel INT8 weight is exact
+    (it sits on +-127), and TFLite runs it with its ReLU as one op. Lowering a lowered model changes nothing.
+
+    Raises TypeError for a model without ``fuse_list``, ValueError for a BatchNorm without affine or running statistics.
+    """
+    if not hasattr(model, "fuse_list"):
+        raise TypeError(f"{type(model).__name__} has no fuse_list(), which says what can be folded; give it one")
+    lowered: Any = copy.deepcopy(model)
+    foldable = {name for group in lowered.fuse_list() for name in group}
+    norms = [(name, part) for name, part in lowered.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    for name, norm in norms:
+        if name not in foldable:
+            lowered.set_submodule(name, _as_depthwise(name, norm))
+    result: nn.Module = lowered
+    return result
+
+
+def _as_depthwise(name: str, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    if norm.running_mean is None or norm.running_var is None or not norm.affine:
+        raise ValueError(
+            f"BatchNorm {name!r} has affine={norm.affine}, track_running_stats={norm.track_running_stats}; "
+            "only one with both can become a convolution"
+        )
+    # float64, so that the two roundings to float32 are the only error.
+    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    shift = norm.bias.detach().double() - scale * norm.running_mean.double()
+    channels = norm.num_features
+    conv = nn.Conv2d(channels, channels, kernel_size=1, groups=channels)
+    conv = conv.to(device=norm.weight.device, dtype=norm.weight.dtype).train(norm.training)
+    with torch.no_grad():
+        conv.weight.copy_(scale[:, None, None, None])
+        conv.bias.copy_(shift)  # type: ignore[union-attr]
+    return conv
+
+
+def _check(
+    block_config: Sequence[int], growth: int, bottleneck: int, stem_channels: int, stem_kernel: int, pool_padding: int
+) -> None:
+    if not block_config or min(block_config) < 1:
+        raise ValueError(f"block_config is {tuple(block_config)}; it needs one or more blocks of one or more layers")
+    if min(growth, bottleneck, stem_channels) < 1:
+        raise ValueError(
+            f"growth_rate, bottleneck_factor and stem_channels are {growth}, {bottleneck} and {stem_channels}; "
+            "all must be 1 or more"
+        )
+    if stem_kernel < 1 or stem_kernel % 2 == 0:
+        raise ValueError(f"stem_kernel is {stem_kernel}; allowed are odd sizes such as 3, 5, 7")
+    if pool_padding not in (0, 1):
+        raise ValueError(f"stem_pool_padding is {pool_padding}; allowed are 0 and 1 (the pooling window is 3 wide)")
+
+
+def _initialise(model: nn.Module) -> None:
+    """Initialise as torchvision does: He-normal convolutions, unit BatchNorm, zero bias of the linear layer."""
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+        elif isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)

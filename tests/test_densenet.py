@@ -1,0 +1,233 @@
+"""DenseNet: layer and parameter counts, equality with torchvision and timm, lowering, fusing."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.densenet import DenseNet as TorchvisionDenseNet
+
+from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet, lower_batchnorms
+
+TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
+
+
+def weighted_layers(model: nn.Module) -> int:
+    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in model.modules())
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give BatchNorms statistics, gains and shifts that a wrong formula cannot hide behind."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            shape = part.running_mean.shape
+            part.running_mean.copy_(torch.randn(shape, generator=generator) * 0.3)
+            part.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
+            with torch.no_grad():
+                part.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
+                part.bias.copy_(torch.randn(shape, generator=generator) * 0.2)
+    return model
+
+
+def images(count: int = 2, size: int = 64, seed: int = 1) -> torch.Tensor:
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("configuration", "layers", "parameters"), [(DENSENET_101, 101, 5_170_372), (DENSENET_32, 32, 216_468)]
+)
+def test_weighted_layers_and_parameters(configuration, layers, parameters):
+    model = DenseNet(**configuration)
+    assert weighted_layers(model) == layers
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_parameter_count_by_hand():
+    # Growth 2, bottleneck 4 (8 wide), stem 4, blocks (1, 1), stem kernel 3:
+    stem = 4 * 9 + 2 * 4
+    layer_on_4 = 2 * 4 + 4 * 8 + 2 * 8 + 8 * 2 * 9  # 4 -> 6 channels
+    transition = 2 * 6 + 6 * 3  # 6 -> 3
+    layer_on_3 = 2 * 3 + 3 * 8 + 2 * 8 + 8 * 2 * 9  # 3 -> 5
+    head = 2 * 5 + 5 * 4 + 4
+    model = DenseNet((1, 1), growth_rate=2, stem_channels=4, stem_kernel=3)
+    expected = stem + layer_on_4 + transition + layer_on_3 + head
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(("configuration", "widths"), [(DENSENET_101, [55, 27, 13, 6]), (DENSENET_32, [55, 27, 13])])
+def test_feature_map_widths_at_224_px(configuration, widths):
+    model = DenseNet(**configuration).to("meta")
+    seen = []
+    for number in range(1, len(widths) + 1):
+        block = model.features.get_submodule(f"denseblock{number}")
+        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[-1]))
+    logits = model(torch.empty(3, 1, 224, 224, device="meta"))
+    assert logits.shape == (3, 4)
+    assert seen == widths
+
+
+def key_map(block_config: tuple[int, ...]) -> dict[str, str]:
+    """Explicit map of our state dict to torchvision's and timm's (which share names), counter entries left out."""
+    norm = ("weight", "bias", "running_mean", "running_var")
+    keys = ["features.conv0.weight", *(f"features.norm0.{entry}" for entry in norm)]
+    for block, layer_count in enumerate(block_config, start=1):
+        for layer in range(1, layer_count + 1):
+            prefix = f"features.denseblock{block}.denselayer{layer}"
+            for part in ("1", "2"):
+                keys += [f"{prefix}.norm{part}.{entry}" for entry in norm]
+                keys.append(f"{prefix}.conv{part}.weight")
+        if block < len(block_config):
+            keys += [f"features.transition{block}.norm.{entry}" for entry in norm]
+            keys.append(f"features.transition{block}.conv.weight")
+    keys += [f"features.norm5.{entry}" for entry in norm]
+    keys += ["classifier.weight", "classifier.bias"]
+    return {key: key for key in keys}
+
+
+def copy_weights(ours: nn.Module, theirs: nn.Module, block_config: tuple[int, ...]) -> None:
+    mapping = key_map(block_config)
+    source, target = theirs.state_dict(), ours.state_dict()
+    assert set(mapping) == {key for key in target if not key.endswith("num_batches_tracked")}
+    assert set(mapping.values()) == {key for key in source if not key.endswith("num_batches_tracked")}
+    for ours_key, theirs_key in mapping.items():
+        assert target[ours_key].shape == source[theirs_key].shape, ours_key
+        target[ours_key].copy_(source[theirs_key])
+
+
+def torchvision_twin() -> nn.Module:
+    theirs = TorchvisionDenseNet(8, TINY["block_config"], 16, num_classes=4)
+    theirs.features.conv0 = nn.Conv2d(1, 16, kernel_size=7, stride=2, padding=3, bias=False)
+    return randomised(theirs).eval()
+
+
+def timm_twin() -> nn.Module:
+    timm = pytest.importorskip("timm", reason="timm is the optional extra `timm`")
+    theirs = timm.models.densenet.DenseNet(growth_rate=8, block_config=TINY["block_config"], num_classes=4, in_chans=1)
+    return randomised(theirs).eval()
+
+
+@pytest.mark.parametrize("twin", [torchvision_twin, timm_twin])
+@torch.no_grad()
+def test_equals_published_implementation(twin):
+    theirs = twin()
+    ours = DenseNet(**TINY, stem_pool_padding=1).eval()
+    copy_weights(ours, theirs, TINY["block_config"])
+    difference = (ours(images()) - theirs(images())).abs().max().item()
+    assert difference <= 1e-6
+
+    # Negative control: the geometry without padding is another network.
+    unpadded = DenseNet(**TINY).eval()
+    copy_weights(unpadded, theirs, TINY["block_config"])
+    assert (unpadded(images()) - theirs(images())).abs().max().item() > 1e-3
+
+
+@torch.no_grad()
+def test_unpadded_pooling_is_torchvisions_with_the_padding_taken_out():
+    theirs = torchvision_twin()
+    theirs.features.pool0 = nn.MaxPool2d(kernel_size=3, stride=2, padding=0)
+    ours = DenseNet(**TINY).eval()
+    copy_weights(ours, theirs, TINY["block_config"])
+    assert (ours(images()) - theirs(images())).abs().max().item() <= 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("configuration", [TINY, DENSENET_32])
+def test_lowering_keeps_the_eval_function(configuration):
+    model = randomised(DenseNet(**configuration)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lowered = lower_batchnorms(model)
+    assert (lowered(images()) - model(images())).abs().max().item() <= 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    # In training mode too: the statistics are frozen into the weights.
+    norm, conv = model.features.norm5, lowered.train().features.norm5
+    features = torch.randn(2, norm.num_features, 5, 5)
+    torch.testing.assert_close(conv(features), norm(features), atol=1e-5, rtol=0)
+
+
+def test_lowering_formula_literal():
+    model = DenseNet((1,), growth_rate=2, stem_channels=4)
+    norm = model.features.norm5  # channel 0: mean 0.5, variance 0.25, gamma 3, beta -1
+    norm.eps = 0.0
+    norm.running_mean[0], norm.running_var[0] = 0.5, 0.25
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0] = 3.0, -1.0
+    conv = lower_batchnorms(model).features.norm5
+    assert (conv.weight.shape, conv.groups) == ((6, 1, 1, 1), 6)
+    assert conv.weight[0, 0, 0, 0].item() == 6.0  # 3 / sqrt(0.25)
+    assert conv.bias[0].item() == -4.0  # -1 - 6 * 0.5
+
+
+def test_lowering_leaves_foldable_batchnorms_and_runs_once():
+    model = DenseNet(**DENSENET_32)
+    lowered = lower_batchnorms(model)
+    # 14 norm1 + 2 transitions + norm5 become convolutions; norm0 + 14 norm2 fold.
+    assert weighted_layers(lowered) - weighted_layers(model) == 17
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in lowered.modules()) == 15
+    again = lower_batchnorms(lowered)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in lowered.state_dict().items())
+
+
+def test_lowering_refuses_what_it_cannot_do():
+    with pytest.raises(TypeError, match="fuse_list"):
+        lower_batchnorms(nn.Sequential(nn.BatchNorm2d(3)))
+    model = DenseNet((1,), growth_rate=2, stem_channels=4)
+    model.features.norm5 = nn.BatchNorm2d(6, track_running_stats=False)
+    with pytest.raises(ValueError, match=r"norm5.*track_running_stats=False"):
+        lower_batchnorms(model)
+
+
+def test_every_activation_and_batchnorm_of_the_lowered_network_fuses():
+    for model in (DenseNet(**TINY), DenseNet(**DENSENET_101)):
+        lowered = lower_batchnorms(model)
+        fused = [name for group in lowered.fuse_list() for name in group]
+        assert len(fused) == len(set(fused))
+        for name, part in lowered.named_modules():
+            if isinstance(part, nn.ReLU | nn.BatchNorm2d):
+                assert name in fused
+
+
+@torch.no_grad()
+def test_fused_network_is_the_network():
+    from torch.ao.quantization import fuse_modules
+
+    lowered = lower_batchnorms(randomised(DenseNet(**TINY)).eval())
+    fused = fuse_modules(lowered, lowered.fuse_list())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
+    assert (fused(images()) - lowered(images())).abs().max().item() <= 1e-5
+
+
+def test_shared_groups_hold_every_concatenation_member_once():
+    model = DenseNet(**TINY)
+    groups = model.shared_activation_groups()
+    names = [name for group in groups for name in group]
+    assert len(names) == len(set(names))
+    assert all(model.get_submodule(name) is not None for name in names)
+    assert groups[1] == [
+        "features.transition1.conv", "features.transition1.pool",
+        "features.denseblock2.denselayer1.conv2", "features.denseblock2.denselayer1.cat",
+        "features.denseblock2.denselayer2.conv2", "features.denseblock2.denselayer2.cat",
+        "features.denseblock2.denselayer3.conv2", "features.denseblock2.denselayer3.cat",
+    ]  # fmt: skip
+    poolings = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+    assert {name for name, part in model.named_modules() if isinstance(part, poolings)} <= set(names)
+
+
+def test_training_step_reaches_every_parameter():
+    torch.manual_seed(0)
+    model = DenseNet(**TINY, dropout=0.1).train()
+    nn.functional.cross_entropy(model(images(4)), torch.tensor([0, 1, 2, 3])).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block_config": ()}, "block_config is"),
+        ({"block_config": (2, 0)}, "block_config is"),
+        ({"block_config": (2,), "growth_rate": 0}, "growth_rate.*are 0"),
+        ({"block_config": (2,), "stem_kernel": 4}, "stem_kernel is 4"),
+        ({"block_config": (2,), "stem_pool_padding": 2}, "stem_pool_padding is 2"),
+    ],
+)
+def test_impossible_configuration_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DenseNet(**arguments)
