@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from torchmetrics.functional.classification import (
@@ -113,8 +114,8 @@ class Comparison:
 
 
 def compute_metrics(
-    logits: np.ndarray | torch.Tensor,
-    labels: np.ndarray | torch.Tensor,
+    logits: NDArray[Any] | torch.Tensor,
+    labels: NDArray[Any] | torch.Tensor,
     classes: tuple[str, ...] = CLASSES,
     resamples: int = 1000,
     seed: int = 0,
@@ -145,7 +146,7 @@ def compute_metrics(
 
 
 def bootstrap_intervals(
-    logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], resamples: int, seed: int
+    logits: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...], resamples: int, seed: int
 ) -> dict[str, Any]:
     """Percentile bootstrap over images (Efron and Tibshirani 1993, ch. 13), 95 %, seeded.
 
@@ -183,9 +184,9 @@ _PER_CLASS = {"precision": multiclass_precision, "recall": multiclass_recall, "f
 
 
 def compare_predictions(
-    logits_a: np.ndarray | torch.Tensor,
-    logits_b: np.ndarray | torch.Tensor,
-    labels: np.ndarray | torch.Tensor,
+    logits_a: NDArray[Any] | torch.Tensor,
+    logits_b: NDArray[Any] | torch.Tensor,
+    labels: NDArray[Any] | torch.Tensor,
     classes: tuple[str, ...] = CLASSES,
     resamples: int = 1000,
     seed: int = 0,
@@ -263,13 +264,13 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
     )
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
+    figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.1)
     os.replace(partial, path)
 
 
 def _check(
-    logits: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, classes: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+    logits: NDArray[Any] | torch.Tensor, labels: NDArray[Any] | torch.Tensor, classes: tuple[str, ...]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return (N, C) float64 logits and (N,) int64 labels, or raise ValueError naming what is wrong."""
     scores, truth = np.asarray(logits).astype(np.float64), np.asarray(labels)
     if scores.ndim != 2 or scores.shape[1] != len(classes) or truth.shape != scores.shape[:1]:
@@ -283,7 +284,7 @@ def _check(
         raise ValueError(f"labels are {truth.dtype}; need integers, the index of the class")
     if truth.min() < 0 or truth.max() >= len(classes):
         raise ValueError(f"labels go from {truth.min()} to {truth.max()}; allowed are 0 to {len(classes) - 1}")
-    finite: np.ndarray = np.isfinite(scores).all(axis=1)
+    finite = np.isfinite(scores).min(axis=1)
     if not finite.all():
         raise ValueError(
             f"{(~finite).sum()} of {len(finite)} rows of logits are not finite (first: row {finite.argmin()}, "
@@ -309,7 +310,7 @@ def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]
 
 
 def _difference_intervals(
-    a: np.ndarray, b: np.ndarray, truth: np.ndarray, classes: int, resamples: int, seed: int
+    a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: int, resamples: int, seed: int
 ) -> tuple[Interval, list[Interval]]:
     """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
     overall, by_class = [], []
@@ -328,7 +329,7 @@ def _difference_intervals(
     return _percentiles(torch.cat(overall).double().numpy()), [_percentiles(column) for column in recall.T]
 
 
-def _percentiles(values: np.ndarray) -> Interval:
+def _percentiles(values: NDArray[Any]) -> Interval:
     """Return the central 95 % of (R,) resampled values; resamples without the class (NaN) do not count."""
     measured = values[~np.isnan(values)]
     if not len(measured):
@@ -342,5 +343,5 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _ties(scores: np.ndarray) -> int:
+def _ties(scores: NDArray[Any]) -> int:
     return int(((scores == scores.max(1, keepdims=True)).sum(1) > 1).sum())
