@@ -1,0 +1,83 @@
+"""Lowering BatchNorm to a depthwise convolution: the same function, the formula, idempotence, refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from brainq_torch.models.densenet import DENSENET_32, DenseNet
+from brainq_torch.models.mobilenetv2 import MobileNetV2
+from brainq_torch.quant.lower import lower_batchnorms
+
+TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give BatchNorms statistics, gains and shifts that a wrong formula cannot hide behind."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            shape = part.running_mean.shape
+            part.running_mean.copy_(torch.randn(shape, generator=generator) * 0.3)
+            part.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
+            with torch.no_grad():
+                part.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
+                part.bias.copy_(torch.randn(shape, generator=generator) * 0.2)
+    return model
+
+
+def images(count: int = 2, size: int = 64, seed: int = 1) -> torch.Tensor:
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("configuration", [TINY, DENSENET_32])
+def test_lowering_keeps_the_eval_function(configuration):
+    model = randomised(DenseNet(**configuration)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lowered = lower_batchnorms(model)
+    assert (lowered(images()) - model(images())).abs().max().item() <= 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    # In training mode too: the statistics are frozen into the weights.
+    norm, conv = model.features.norm5, lowered.train().features.norm5
+    features = torch.randn(2, norm.num_features, 5, 5)
+    torch.testing.assert_close(conv(features), norm(features), atol=1e-5, rtol=0)
+
+
+def test_lowering_formula_literal():
+    model = DenseNet((1,), growth_rate=2, stem_channels=4)
+    norm = model.features.norm5  # channel 0: mean 0.5, variance 0.25, gamma 3, beta -1
+    norm.eps = 0.0
+    norm.running_mean[0], norm.running_var[0] = 0.5, 0.25
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0] = 3.0, -1.0
+    conv = lower_batchnorms(model).features.norm5
+    assert (conv.weight.shape, conv.groups) == ((6, 1, 1, 1), 6)
+    assert conv.weight[0, 0, 0, 0].item() == 6.0  # 3 / sqrt(0.25)
+    assert conv.bias[0].item() == -4.0  # -1 - 6 * 0.5
+
+
+def test_lowering_leaves_foldable_batchnorms_and_runs_once():
+    model = DenseNet(**DENSENET_32)
+    lowered = lower_batchnorms(model)
+    # 14 norm1 + 2 transitions + norm5 become convolutions; norm0 + 14 norm2 fold.
+    depthwise = [part for part in lowered.modules() if isinstance(part, nn.Conv2d) and part.groups > 1]
+    assert len(depthwise) == 17
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in lowered.modules()) == 15
+    again = lower_batchnorms(lowered)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in lowered.state_dict().items())
+
+
+def test_lowering_refuses_what_it_cannot_do():
+    with pytest.raises(TypeError, match="fuse_list"):
+        lower_batchnorms(nn.Sequential(nn.BatchNorm2d(3)))
+    model = DenseNet((1,), growth_rate=2, stem_channels=4)
+    model.features.norm5 = nn.BatchNorm2d(6, track_running_stats=False)
+    with pytest.raises(ValueError, match=r"norm5.*track_running_stats=False"):
+        lower_batchnorms(model)
+
+
+def test_nothing_to_lower_in_mobilenetv2():
+    model = MobileNetV2(width_mult=0.1)
+    lowered = lower_batchnorms(model)
+    assert lowered is not model
+    assert list(lowered.state_dict()) == list(model.state_dict())
