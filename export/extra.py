@@ -1,0 +1,26 @@
+"""The optional packages behind `brainq_torch[export]`, imported where they are used and named when absent."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class MissingExtraError(ImportError):
+    """An exporting or running package that is not installed."""
+
+
+def import_extra(name: str) -> Any:
+    """Import a package of the `export` extra by its dotted name.
+
+    Raises MissingExtraError with the install command when it is absent. An ImportError from within the package is
+    left as it is: that is a broken installation, not a missing one.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{error.name} is not installed; exported files need it: pip install 'brainq_torch[export]'"
+        ) from error

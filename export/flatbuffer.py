@@ -1,0 +1,99 @@
+"""Reads and writes the TFLite flatbuffer as plain objects (the schema that ships with LiteRT)."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.extra import import_extra
+
+IDENTIFIER = b"TFL3"
+"""Bytes 4 to 8 of every TFLite file."""
+
+_ALIGNMENT = 16
+"""The schema's `force_align` of Buffer.data, in bytes."""
+
+
+class FlatbufferError(ValueError):
+    """A file that is not a whole TFLite model."""
+
+
+def schema() -> Any:
+    """Return LiteRT's generated schema module (`ModelT`, `TensorT`, enumerations such as `BuiltinOperator`)."""
+    return import_extra("ai_edge_litert.schema_py_generated")
+
+
+def read_model(path: Path) -> Any:
+    """Read a TFLite file into a `ModelT`.
+
+    Raises FlatbufferError when it is something else, or cut short.
+    """
+    content = path.read_bytes()
+    if content[4:8] != IDENTIFIER:
+        raise FlatbufferError(f"{path} is not a TFLite file: it lacks the mark {IDENTIFIER.decode()} at byte 4")
+    try:
+        return schema().ModelT.InitFromPackedBuf(content, 0)
+    except (struct.error, ValueError, IndexError, TypeError, UnicodeDecodeError) as error:
+        raise FlatbufferError(f"{path} is a damaged TFLite file ({error}); copy or export it again") from error
+
+
+def write_model(model: Any, path: Path) -> None:
+    """Write a `ModelT`. The same model gives the same bytes; constants lie at multiples of 16 bytes."""
+    flatbuffers = import_extra("flatbuffers")
+    aligned = _aligned_buffer_type()
+    model.buffers = [aligned(buffer.data) for buffer in model.buffers]
+    builder = flatbuffers.Builder(sum(_length(buffer.data) for buffer in model.buffers) + 2**20)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    path.write_bytes(builder.Output())
+
+
+def add_buffer(model: Any, content: bytes) -> int:
+    """Append a constant to a `ModelT` and return its buffer index."""
+    buffer = schema().BufferT()
+    buffer.data = np.frombuffer(content, np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def constant(model: Any, tensor: Any, dtype: Any) -> npt.NDArray[Any] | None:
+    """Return a constant tensor's values, flat, or None for a tensor that is computed."""
+    data = model.buffers[tensor.buffer].data
+    return None if _length(data) == 0 else np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype)
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """Return an operator's built-in name, such as ``CONV_2D``."""
+    code = model.operatorCodes[operator.opcodeIndex].builtinCode
+    names: dict[int, str] = {value: name for name, value in vars(schema().BuiltinOperator).items() if name[0] != "_"}
+    return names[code]
+
+
+def _length(data: Any) -> int:
+    return 0 if data is None else len(data)
+
+
+def _aligned_buffer_type() -> Any:
+    """Return a `BufferT` that packs its data 16-byte aligned, which flatbuffers' own Python packer forgets."""
+    generated = schema()
+
+    class AlignedBuffer(generated.BufferT):  # type: ignore[misc, name-defined]
+        def Pack(self, builder: Any) -> Any:  # the generated code's name
+            """Write this buffer; an empty one has no data vector."""
+            data = None
+            if _length(self.data):
+                content = np.asarray(self.data, np.uint8).tobytes()
+                builder.StartVector(1, len(content), _ALIGNMENT)
+                builder.head -= len(content)
+                builder.Bytes[builder.head : builder.head + len(content)] = content
+                builder.vectorNumElems = len(content)
+                data = builder.EndVector()
+            generated.BufferStart(builder)
+            if data is not None:
+                generated.BufferAddData(builder, data)
+            return generated.BufferEnd(builder)
+
+    return AlignedBuffer
