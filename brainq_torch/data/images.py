@@ -26,7 +26,11 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "PPM": (".pgm", ".ppm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
 }
-# Pillow may open these formats only: for an EPS file it would start Ghostscript, and some formats have no magic number.
+# Only these: for an EPS file Pillow would start Ghostscript, and some formats have no magic number.
+
+Image.init()  # registers the formats now, as a registration by several threads at once is not foreseen
+
+_PILLOW_FORMATS = tuple(name for name in _SUFFIXES if name != "MPO")  # Pillow opens MPO as the JPEG that it starts with
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 """Suffixes (lower case) of files that claim to be images; any other file is an image only if its content says so."""
@@ -109,10 +113,8 @@ def read_grey(path: FilePath) -> GreyImage:
     """
     reader = _reader_of(_read_head(path))
     if reader is None:
-        formats = ", ".join(name for name in _SUFFIXES if name != "MPO")
-        raise UnreadableImageError(
-            path, f"is not an image in a known format ({formats})", "remove it or convert it to PNG"
-        )
+        reason = f"is not an image in a known format ({', '.join(_PILLOW_FORMATS)})"
+        raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
     return reader(path)
 
 
@@ -189,7 +191,8 @@ def _reader_of(head: bytes) -> Callable[[FilePath], GreyImage] | None:
 def _read_picture(path: FilePath) -> GreyImage:
     """Decode what Pillow decodes."""
     try:
-        with Image.open(path, formats=tuple(_SUFFIXES)) as image:
+        # A file object, not a path: Pillow 13 would map an uncompressed TIFF into memory and scramble it when turned.
+        with open(path, "rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
             refuse_gigantic(path, *image.size)
             notes = [*_format_notes(path, image), *_depth_notes(image)]
             upright, turned = _decode_upright(image)
@@ -205,7 +208,9 @@ def _read_picture(path: FilePath) -> GreyImage:
         raise UnreadableImageError(path, "does not fit into memory", _shrink()) from None
     # Hostile bytes make Pillow's decoders raise nearly anything: OSError, SyntaxError, EOFError, struct.error, ...
     except Exception as error:
-        raise UnreadableImageError(path, f"is truncated or damaged ({error})", _COPY_AGAIN) from error
+        raise UnreadableImageError(
+            path, f"is truncated or damaged ({type(error).__name__}: {error})", _COPY_AGAIN
+        ) from error
 
 
 def _format_notes(path: FilePath, image: Image.Image) -> list[str]:
@@ -233,11 +238,14 @@ def _depth_notes(image: Image.Image) -> list[str]:
 def _decode_upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Decode and apply the EXIF orientation."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception as error:  # damaged metadata around a good picture
-        image.load()
-        return image, [f"EXIF data damaged ({error}), read as upright"]
+        exif = image.getexif()
+        orientation = exif.get(_ORIENTATION_TAG, 1)
+        is_damaged = not exif and bool(image.info.get("exif"))  # Pillow keeps quiet about it in a JPEG
+    except Exception:  # and raises nearly anything elsewhere; the picture itself may be good
+        orientation, is_damaged = 1, True
     image.load()
+    if is_damaged:
+        return image, ["EXIF data damaged, read as upright"]
     if orientation not in _UPRIGHT:
         return image, []
     # Pillow turns TIFF files by itself while it decodes, and then the tag is gone.

@@ -1,0 +1,120 @@
+"""The table that a data folder becomes: image records, and every problem met on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from brainq_torch.data.classes import CLASSES, split_of_folder
+
+_NOTES_SHOWN = 3
+
+
+class DataFolderError(ValueError):
+    """A folder that cannot be used as a data set; the message is the whole report."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the data set.
+
+    path: posix, relative to the folder's root. label: index into CLASSES.
+    split: "Training", "val", "Testing", or "all" where the layout has no splits.
+    group: images with the same group belong together, e.g. to one patient; empty when unknown.
+    """
+
+    path: str
+    label: int
+    split: str
+    group: str = ""
+
+
+type Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing the owner of the folder should know.
+
+    path: posix, relative to the folder's root.
+    severity: ``error``, an image is left out; ``warning``, perhaps not read as it was meant; ``note``, read after a
+    conversion, or ignored because it is no image.
+    """
+
+    path: str
+    what: str
+    remedy: str
+    severity: Severity
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of a data set in the byte order of their paths, and all that was noticed on the way."""
+
+    root: Path
+    records: tuple[ImageRecord, ...]
+    problems: tuple[Problem, ...]
+
+    def split_counts(self) -> dict[str, int]:
+        """Return the number of images of each split that has any."""
+        return dict(Counter(record.split for record in self.records))
+
+    def select(self, split: str) -> ImageFolder:
+        """Return the records of one split: "Training", "val", "Testing", a name that means one of them, or "all".
+
+        Raises DataFolderError when the folder has no image of that split.
+        """
+        wanted = split_of_folder(split) or split
+        records = tuple(record for record in self.records if record.split == wanted)
+        if not records:
+            found = ", ".join(f"{name} ({count} images)" for name, count in self.split_counts().items()) or "no images"
+            raise DataFolderError(f"{self.root} has no images of split {split!r}; choose among those it has: {found}")
+        return replace(self, records=records)
+
+    def report(self) -> str:
+        """Return the images per split and class, then one line per problem, worst first.
+
+        Of notes that say the same, the first few files are named and the others counted.
+        """
+        return "\n".join([str(self.root), *_count_lines(self.records), *_problem_lines(self.problems)])
+
+
+def sort_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Return the problems worst first, then by path."""
+    order = {"error": 0, "warning": 1, "note": 2}
+    return tuple(sorted(problems, key=lambda problem: (order[problem.severity], problem.path, problem.what)))
+
+
+def _count_lines(records: Sequence[ImageRecord]) -> list[str]:
+    counts = Counter((record.split, record.label) for record in records)
+    lines = [f"{len(records)} images"]
+    for split, total in Counter(record.split for record in records).items():
+        classes = ", ".join(f"{name} {counts[split, label]}" for label, name in enumerate(CLASSES))
+        lines.append(f"  {split}: {total} ({classes})")
+    return lines
+
+
+def _problem_lines(problems: Sequence[Problem]) -> list[str]:
+    totals = Counter(problem.severity for problem in problems)
+    lines = [f"{totals['error']} errors, {totals['warning']} warnings, {totals['note']} notes"]
+    same_notes: Counter[tuple[str, str]] = Counter()
+    for problem in problems:
+        if problem.severity == "note":
+            same_notes[problem.what, problem.remedy] += 1
+            if same_notes[problem.what, problem.remedy] > _NOTES_SHOWN:
+                continue
+        lines.append(f"  {problem.severity}: {_on_one_line(problem.path)}: {problem.what}; {problem.remedy}")
+    for (what, remedy), count in same_notes.items():
+        if count > _NOTES_SHOWN:
+            lines.append(f"  note: {count - _NOTES_SHOWN} more files: {what}; {remedy}")
+    return lines
+
+
+def _on_one_line(path: str) -> str:
+    """Escape what would break a line or cannot be printed: a file name may hold anything."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in path
+    )
