@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from brainq_torch import __version__
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.models import build_model
@@ -180,8 +181,9 @@ def write_json(path: Path, data: Any) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Return what a result depends on: versions, platform, threads and the commit (null outside a checkout)."""
-    packages = ("brainq_torch", "torch", "torchvision", "lightning", "numpy", "pillow", "scikit-learn")
+    packages = ("torch", "torchvision", "lightning", "numpy", "pillow", "scikit-learn")
     return {
+        "brainq_torch": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),

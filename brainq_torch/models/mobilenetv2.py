@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models.quantization.mobilenetv2 import QuantizableInvertedResidual, QuantizableMobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
 
@@ -30,6 +31,10 @@ class MobileNetV2(QuantizableMobileNetV2):
         for module in self.modules():
             if isinstance(module, Conv2dNormActivation):
                 module[2] = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)  # a module, not torchvision's function call: its output gets a quantizer
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))  # type: ignore[no-any-return]
 
     def fuse_list(self) -> list[list[str]]:
         """Name the modules that become one integer operation: [conv, BatchNorm] or [conv, BatchNorm, ReLU]."""
@@ -41,3 +46,7 @@ class MobileNetV2(QuantizableMobileNetV2):
                 last = len(module.conv) - 2
                 groups.append([f"{name}.conv.{last}", f"{name}.conv.{last + 1}"])
         return groups
+
+    def shared_activation_groups(self) -> list[list[str]]:
+        """Name the modules whose outputs share one scale: the pooling keeps its input's."""
+        return [[f"features.{len(self.features) - 1}.0", "pool"]]

@@ -1,0 +1,294 @@
+"""Train a classifier: ``python -m brainq_torch.fit --config configs/mobilenetv2.yaml --data.root DIR --out RUN``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
+from brainq_torch.data.folder import DataFolderError
+from brainq_torch.data.images import UnreadableImageError
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.data.split import ManifestError
+from brainq_torch.models import build_model
+from brainq_torch.models.pretrained import PretrainedError, load_pretrained
+from brainq_torch.run import (
+    CHECKPOINT,
+    CONFIG,
+    ENVIRONMENT,
+    LOG,
+    METRICS,
+    RunError,
+    describe_environment,
+    load_run,
+    save_checkpoint,
+    write_json,
+)
+from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
+from brainq_torch.training.log import EpochLog, plot_curves, read_log
+from brainq_torch.training.metrics import Metrics, compute_metrics, plot_confusion
+from brainq_torch.training.stages import FreezeBackbone, Stage
+
+DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+USER_ERRORS = (
+    DataFolderError, ManifestError, PretrainedError, RunError, TrainingDivergedError, UnreadableImageError, OSError,
+)  # fmt: skip
+"""What a user can cause: reported in a line, without a traceback."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network, and what it starts from.
+
+    name: see brainq_torch.models.MODELS. arguments: its constructor's, such as width_mult.
+    pretrained: ``none``, ``imagenet`` (download), or the path of a torchvision-named .safetensors or .pth file.
+    """
+
+    name: str = "mobilenetv2"
+    pretrained: str = "none"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def make_parser() -> ArgumentParser:
+    """Build the command line: every key of a YAML is a flag; unknown keys are errors."""
+    parser = ArgumentParser(prog="python -m brainq_torch.fit", description=__doc__)
+    parser.add_argument("--config", action="config", help="a YAML from configs/")
+    parser.add_argument("--out", type=str, default="runs/quickstart", help="run folder to make")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue a killed run in --out")
+    parser.add_argument("--init", type=str, default="", help="run folder whose weights to start from")
+    parser.add_class_arguments(ImageDataModule, "data")
+    parser.link_arguments("out", "data.out")
+    parser.link_arguments("seed", "data.seed")
+    parser.add_class_arguments(ModelOptions, "model")
+    parser.add_class_arguments(CrossEntropy, "loss")
+    parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other")
+    parser.add_argument("--ema_decay", type=float, default=0.0, help="exponential average of the weights; 0 is off")
+    parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")
+    parser.add_argument("--channels_last", type=bool, default=True, help="NHWC memory layout in training")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    managed = {"callbacks", "logger", "max_epochs", "min_epochs", "default_root_dir", "use_distributed_sampler",
+               "num_sanity_val_steps", "enable_checkpointing", "plugins", "barebones", "model_registry"}  # fmt: skip
+    parser.add_class_arguments(L.Trainer, "trainer", skip=managed, instantiate=False)
+    parser.set_defaults({"trainer.accelerator": "auto", "trainer.devices": 1})
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    parser = make_parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = parser.parse_args(_with_config(words))
+        fit(parser, config)
+    except (*USER_ERRORS, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _with_config(words: list[str]) -> list[str]:
+    """Add the configuration that the words leave out: that of the run being resumed, else the quickstart."""
+    if any(word == "--config" or word.startswith("--config=") for word in words) or {"-h", "--help"} & set(words):
+        return words
+    if "--resume" in words and "--out" in words[:-1]:
+        own = Path(words[words.index("--out") + 1]) / CONFIG
+        if own.is_file():
+            return ["--config", str(own), *words]
+    return ["--config", str(DEFAULT_CONFIG), *words]
+
+
+def fit(parser: ArgumentParser, config: Namespace) -> None:
+    """Train one run folder from start, or from where it was killed, to end."""
+    out = Path(config.out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    L.seed_everything(config.seed, verbose=False)
+    if not _claim(out, parser, config):
+        print(f"{out} is complete; nothing to resume")
+        return
+    config = parser.instantiate_classes(config)
+    if not config.stages:
+        raise ValueError("no stages to train; give --config with a list of stages")
+    data: ImageDataModule = config.data
+    model = _start_model(config)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    if config.compile:
+        model.compile()
+    for index in range(len(config.stages)):
+        _train_stage(out, config, index, model, data)
+    if rank_zero_only.rank == 0:
+        _finish(out, config, model, data)
+
+
+def _claim(out: Path, parser: ArgumentParser, config: Namespace) -> bool:
+    """Make the run folder, or check that the one there is this run. Returns False when it is complete."""
+    text = _resolved(parser, config)
+    if rank_zero_only.rank != 0:
+        return not (out / METRICS).exists()
+    if out.exists() and any(out.iterdir()):
+        if not config.resume:
+            raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
+        if (out / CONFIG).is_file():
+            _check_same(out, text)
+            return not (out / METRICS).exists()
+        strangers = [path.name for path in out.iterdir() if path.name != CONFIG + ".partial"]
+        if strangers:
+            raise RunError(f"{out} is no run folder (no {CONFIG}, but {strangers[:3]}); name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / (CONFIG + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out / CONFIG)
+    write_json(out / ENVIRONMENT, describe_environment())
+    return True
+
+
+def _resolved(parser: ArgumentParser, config: Namespace) -> str:
+    """Return the whole configuration as YAML; how the run is resumed is no part of it."""
+    kept = config.clone()
+    for name in ("config", "resume"):
+        kept.pop(name, None)
+    return str(parser.dump(kept, skip_validation=True))
+
+
+def _check_same(out: Path, text: str) -> None:
+    """Refuse to resume with another configuration than the run began with."""
+    before, now = (_flatten(yaml.safe_load(source)) for source in ((out / CONFIG).read_text(encoding="utf-8"), text))
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name) and name != "out"]
+    if names:
+        changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
+        raise RunError(
+            f"{out} was begun with another configuration ({changes}). Resume it without --config and with no other flags, "
+            "or train into another --out"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}.{key}").items()}
+    return {prefix.lstrip("."): tree}
+
+
+def _start_model(config: Namespace) -> nn.Module:
+    """Build the network with the weights the run starts from."""
+    options: ModelOptions = config.model
+    model = build_model(options.name, **options.arguments)
+    if config.init:
+        start = load_run(config.init)
+        if (start.model_name, start.model_arguments) != (options.name, options.arguments):
+            raise RunError(
+                f"{config.init} holds {start.model_name} {start.model_arguments}, this run trains {options.name} "
+                f"{options.arguments}; name the run's own model in the configuration"
+            )
+        model.load_state_dict(start.model.state_dict())
+    else:
+        load_pretrained(model, options.pretrained)
+    return model
+
+
+def _train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data: ImageDataModule) -> None:
+    """Train one stage, or what is left of it, and leave its best weights in ``model``."""
+    stage: Stage = config.stages[index]
+    folder = out / "checkpoints" / f"{index + 1}-{stage.name}"
+    done = folder / "done"
+    data.stage_index = index
+    if not done.exists():
+        last = folder / "last.ckpt"
+        module = Classifier(model, stage, index, config.loss, config.seed)
+        earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
+        trainer = L.Trainer(
+            **vars(config.trainer),
+            max_epochs=stage.epochs,
+            callbacks=_callbacks(folder, stage, EpochLog(out / LOG, stage.name, earlier), config.ema_decay),
+            logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
+            use_distributed_sampler=False,  # the data module's sampler is reproducible already
+            num_sanity_val_steps=0,
+            default_root_dir=out,
+        )
+        with warnings.catch_warnings():
+            # The batches come from memory: loader processes would only copy them (measured in results/).
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        if trainer.interrupted:
+            raise RunError(f"stopped; continue with: python -m brainq_torch.fit --resume --out {out}")
+        if trainer.is_global_zero:
+            done.touch()
+        trainer.strategy.barrier()
+    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): value for name, value in best.items()})
+
+
+def _callbacks(folder: Path, stage: Stage, log: EpochLog, ema_decay: float) -> list[Callback]:
+    callbacks: list[Callback] = [FreezeBackbone(stage), log]
+    if ema_decay and stage.train == "all":
+        callbacks.append(EMAWeightAveraging(decay=ema_decay))
+    if stage.stop_after:
+        callbacks.append(EarlyStopping("val_loss", patience=stage.stop_after, check_on_train_epoch_end=True))
+    best = ModelCheckpoint(folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    return [*callbacks, best, last]
+
+
+def _log_rows(out: Path) -> list[dict[str, Any]]:
+    return read_log(out / LOG) if (out / LOG).exists() else []
+
+
+def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule) -> None:
+    """Measure the network, write what the run folder promises, and drop the decoded images."""
+    data.prepare_data()
+    data.setup("fit")
+    model = model.float().eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    measured = {
+        split: compute_metrics(*predict(model, data.datasets[split], data.batch_size))
+        for split in ("val", "Testing")
+        if len(data.datasets[split])
+    }
+    first = "Testing" if "Testing" in measured else "val"
+    options: ModelOptions = config.model
+    save_checkpoint(out / CHECKPOINT, model, options.name, options.arguments, data.pixels, CLASSES)
+    plot_curves(read_log(out / LOG), out / "learning_curves.png")
+    plot_confusion(measured[first], out / "confusion.png")
+    splits = {split: metrics.to_json() for split, metrics in measured.items()}
+    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits})
+    data.cache.unlink()
+    print(_summary(out, measured, phantom=data.root == "phantom"))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, dataset: PixelDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (N, classes) float32 and labels (N,) int64 of un-augmented images, in order."""
+    starts = range(0, len(dataset), batch_size)
+    batches = [dataset.pixels[dataset.rows[start : start + batch_size]] for start in starts]
+    logits = [model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in batches]
+    return np.concatenate(logits), dataset.labels[dataset.rows]
+
+
+def _summary(out: Path, measured: dict[str, Metrics], phantom: bool) -> str:
+    lines = [f"{out}{' (synthetic phantoms, not patients)' if phantom else ''}"]
+    for split, metrics in measured.items():
+        low, high = metrics.intervals["accuracy"]
+        lines.append(
+            f"  {split}: accuracy {metrics.accuracy:.2%} [{low:.2%}, {high:.2%}], macro F1 {metrics.macro_f1:.4f}, "
+            f"ECE {metrics.ece:.4f}, {metrics.n} images"
+        )
+    return "\n".join([*lines, f"  next: python -m export {out}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The LightningModule: one network, one stage, one loss. Float, QAT and distillation differ in the parts it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.datamodule import Batch, ImageDataModule, make_generator
+from brainq_torch.training.stages import Stage, make_optimizer, make_schedule
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with label smoothing and class weights.
+
+    label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
+    class_weights: ``balanced`` weighs class c by N / (classes * N_c), as scikit-learn does; ``none`` weighs all alike.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+
+    def bind(self, class_counts: Tensor) -> Callable[[Tensor, Batch], Tensor]:
+        """Return the loss for a data set. class_counts: (classes,) training images per class."""
+        weights = None
+        if self.class_weights == "balanced":
+            weights = class_counts.sum() / (len(class_counts) * class_counts.clamp(min=1))
+
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
+            weight = weights.to(logits) if weights is not None else None
+            return functional.cross_entropy(logits, batch.labels, weight, label_smoothing=self.label_smoothing)
+
+        return loss
+
+
+class Classifier(L.LightningModule):
+    """Train ``model`` through one stage.
+
+    model: (N, 1, H, W) float32 -> (N, classes) logits, with a ``classifier`` attribute.
+    loss: the training loss; validation always reports plain cross-entropy, so that runs compare.
+    """
+
+    def __init__(
+        self, model: nn.Module, stage: Stage, stage_index: int = 0, loss: CrossEntropy | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.stage, self.stage_index, self.seed = stage, stage_index, seed
+        self.loss_options = loss or CrossEntropy()
+        count = len(CLASSES)
+        self.val_loss = MeanMetric()
+        self.val_accuracy = MulticlassAccuracy(count, average="micro")
+        self.val_macro_f1 = MulticlassF1Score(count, average="macro")
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The Trainer's data module."""
+        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Bind the loss to the class counts of the training part."""
+        self.loss = self.loss_options.bind(self.data.class_counts())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) float32 -> (N, classes) float32 logits."""
+        logits: Tensor = self.model(images)
+        return logits.float()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by place, not by history: a resumed run draws what the uninterrupted one drew."""
+        place = [self.seed, self.stage_index, self.current_epoch, batch_idx, self.global_rank, 1]
+        torch.manual_seed(make_generator(place).initial_seed())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch. Raises TrainingDivergedError when it is not finite."""
+        loss = self.loss(self(batch.images), batch)
+        if not torch.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the loss became {loss.item()} in stage {self.stage.name!r}, epoch {self.current_epoch}, step {batch_idx}. "
+                f"The last good weights are kept. Lower the stage's rate (now {self.stage.rate}) or add warmup_steps, "
+                "and train again into another --out"
+            )
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect cross-entropy, accuracy and macro F1 over the validation part."""
+        logits = self(batch.images)
+        self.val_loss.update(functional.cross_entropy(logits, batch.labels, reduction="none"))
+        self.val_accuracy.update(logits, batch.labels)
+        self.val_macro_f1.update(logits, batch.labels)
+        self.log("val_loss", self.val_loss, prog_bar=True)
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+        self.log("val_macro_f1", self.val_macro_f1)
+
+    def configure_optimizers(self) -> Any:
+        """Build the stage's optimizer and schedule."""
+        optimizer = make_optimizer(self.stage, self.model)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.stage, optimizer, steps)}

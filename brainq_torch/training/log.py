@@ -1,0 +1,126 @@
+"""What a training leaves to read: ``log.csv``, one line per epoch, and its learning curves."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import matplotlib as mpl
+from lightning.pytorch.callbacks import Callback
+
+COLUMNS = (
+    "stage", "epoch", "rate", "train_loss", "val_loss", "val_accuracy", "val_macro_f1",
+    "seconds", "data_seconds", "images_per_second",
+)  # fmt: skip
+"""seconds: training part of the epoch; data_seconds: of these, fetching, scaling and augmenting batches."""
+
+Row = dict[str, Any]
+
+
+class EpochLog(Callback):
+    """Collect one row per epoch in the checkpoint and write ``log.csv`` from it, so that a resumed run's log is whole.
+
+    path: the file. earlier: rows of the stages before this one.
+    """
+
+    def __init__(self, path: Path, stage_name: str, earlier: Sequence[Row]) -> None:
+        self.path, self.stage_name, self.earlier = path, stage_name, list(earlier)
+        self.rows: list[Row] = []
+        self._images = 0
+        self._data_seconds = 0.0
+        self._epoch_start = self._batch_end = self._train_end = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._epoch_start = self._batch_end = self._train_end = time.perf_counter()
+        self._images, self._data_seconds = 0, 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Everything since the last step ended was spent on data."""
+        self._data_seconds += time.perf_counter() - self._batch_end
+        self._images += len(batch.labels) * trainer.world_size
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember when the step ended."""
+        self._batch_end = self._train_end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the epoch's row and rewrite the file."""
+        seconds = self._train_end - self._epoch_start
+        measured = {name: round(trainer.callback_metrics[name].item(), 6) for name in COLUMNS[3:7]}
+        self.rows.append(
+            {
+                "stage": self.stage_name,
+                "epoch": trainer.current_epoch,
+                "rate": trainer.optimizers[0].param_groups[0]["lr"],
+                **measured,
+                "seconds": round(seconds, 3),
+                "data_seconds": round(self._data_seconds, 3),
+                "images_per_second": round(self._images / seconds, 2),
+            }
+        )
+        if trainer.is_global_zero:
+            write_log(self.path, [*self.earlier, *self.rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows for the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows of the epochs before a resume."""
+        self.rows = list(state_dict["rows"])
+
+
+def write_log(path: Path, rows: Sequence[Row]) -> None:
+    """Write ``log.csv``, complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def read_log(path: Path) -> list[Row]:
+    """Read ``log.csv``; numbers come back as float, the stage's name as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: value if name == "stage" else float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def plot_curves(rows: Sequence[Row], path: Path) -> None:
+    """Draw losses, validation accuracy and learning rate over all epochs as a PNG."""
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    epochs = range(1, len(rows) + 1)
+    marker = "o" if len(rows) < 40 else ""
+    for axis, names in zip(
+        axes, (("train_loss", "val_loss"), ("val_accuracy", "val_macro_f1"), ("rate",)), strict=True
+    ):
+        for name in names:
+            axis.plot(epochs, [float(row[name]) for row in rows], marker=marker, markersize=3, label=name.replace("_", " "))
+        starts = [i for i in range(1, len(rows)) if rows[i]["stage"] != rows[i - 1]["stage"]]
+        for start in starts:
+            axis.axvline(start + 0.5, color="0.75", linewidth=1)
+        for start in (0, *starts):
+            axis.annotate(
+                rows[start]["stage"], (start + 0.6, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color="0.4"
+            )
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.legend()
+    axes[2].set_yscale("log")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,97 @@
+"""Transfer learning in stages: each stage is data, one callback freezes what it does not train."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training; a run goes through a list of them, each starting from the best weights of the one before.
+
+    name: names its checkpoints and its lines in log.csv.
+    epochs: most epochs it takes.
+    train: ``head`` (the backbone is frozen, its BatchNorm in eval mode) or ``all``.
+    rate: learning rate at its highest.
+    schedule: ``constant``; ``cosine`` falls to 1 % of the rate over the stage; ``plateau`` divides the rate by 5 when
+        the validation loss has not improved for ``patience`` epochs.
+    warmup_steps: optimizer steps over which the rate rises linearly from 1 % (not with ``plateau``).
+    stop_after: epochs without a better validation loss after which the stage ends early; 0 never.
+    """
+
+    name: str
+    epochs: int
+    train: Literal["head", "all"] = "all"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    rate: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    warmup_steps: int = 0
+    patience: int = 1
+    stop_after: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"stage {self.name!r} has {self.epochs} epochs; at least 1 is needed")
+        if not self.rate > 0:
+            raise ValueError(f"stage {self.name!r} has rate {self.rate}; it must be greater than 0")
+        if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
+            raise ValueError(f"stage name {self.name!r} becomes a folder: use lower-case letters, digits, - and _")
+
+
+def make_optimizer(stage: Stage, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the stage's optimizer over what it trains; biases and BatchNorm are not decayed (arXiv:1812.01187, 3.1)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": stage.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=stage.rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=stage.rate)
+
+
+def make_schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
+    """Build the stage's schedule in the form Lightning takes. steps: optimizer steps of the whole stage."""
+    if stage.schedule == "plateau":
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.2, patience=stage.patience)
+        return {"scheduler": plateau, "interval": "epoch", "monitor": "val_loss"}
+
+    def factor(step: int) -> float:
+        if step < stage.warmup_steps:
+            return 0.01 + 0.99 * step / stage.warmup_steps
+        if stage.schedule == "constant":
+            return 1.0
+        progress = (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+
+
+class FreezeBackbone(Callback):
+    """Freeze everything but ``model.classifier`` while a stage trains the head; unfreeze it otherwise."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.head_only = stage.train == "head"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Mark what is trained before the optimizer is built."""
+        model: Any = pl_module.model
+        model.requires_grad_(not self.head_only)
+        model.classifier.requires_grad_(True)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the frozen BatchNorm statistics: Lightning puts the whole module in train mode at every start."""
+        if not self.head_only:
+            return
+        model: Any = pl_module.model
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
