@@ -1,0 +1,44 @@
+# `make` alone lists what there is. Everything installs into .venv first, and again only when its inputs change.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lock clean
+
+# A uv that answers (a pyenv shim may be on the PATH and not work), else one of our own.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## train on synthetic phantoms, export to ONNX and TFLite, verify, evaluate (about 3 minutes)
+	$(PYTHON) -m brainq_torch.fit --resume
+	$(PYTHON) -m export runs/quickstart --force
+	$(PYTHON) -m tools.evaluate runs/quickstart/export/model_fp16.tflite --data runs/quickstart/phantoms
+
+test: $(INSTALLED)  ## lint, types and every test (under 10 minutes on 2 cores)
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest
+
+check: $(INSTALLED)  ## format, lint, types and the fast tests
+	$(PYTHON) -m ruff format
+	$(PYTHON) -m ruff check --fix
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest -m "not slow"
+
+lock: | $(filter .uv/bin/uv,$(UV))  ## pin every package in constraints.txt anew
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.12 \
+		--no-emit-index-url --no-header --no-annotate --upgrade -o constraints.txt
+
+clean:  ## remove what was installed and cached; runs/ stays
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv
+
+$(INSTALLED): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing --python 3.12 .venv
+	$(UV) pip install --quiet --python .venv -e ".[export,timm,medical]" --group dev -c constraints.txt
+	touch $@
