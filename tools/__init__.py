@@ -1,0 +1,1 @@
+"""Thin commands over ``brainq_torch`` and ``export``: ``python -m tools.evaluate``, ``predict``, ``bench``..."""

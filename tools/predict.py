@@ -1,0 +1,186 @@
+"""Name the class of images: ``python -m tools.predict MODEL IMAGE...`` (files, folders, globs)."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from brainq_torch.data.images import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from export.runners import BATCH, Runner, load_runner
+from tools.command import run_command
+
+SOME_UNREAD = 1
+"""Exit code when one image or more could not be read; the others are still answered."""
+
+NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image. probabilities: class name -> softmax of the logits. notes: what was converted."""
+
+    path: str
+    probabilities: dict[str, float]
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> str:
+        """Name of the most probable class."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one JSON line's data."""
+        return {
+            "path": self.path,
+            "class": self.best,
+            "probability": self.probabilities[self.best],
+            "probabilities": self.probabilities,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A name that gave no answer, and why."""
+
+    path: str
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one JSON line's data."""
+        return {"path": self.path, "error": self.error}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.predict",
+        description=__doc__,
+        epilog="Exit code: 0 all images answered; 1 some could not be read, named on stderr; 2 the model is unusable.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="file, folder (searched for images), or glob pattern"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line and image, on stdout")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _predict(options))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    runner = load_runner(options.model, options.threads)
+    if not options.json:
+        print(NOTICE, file=sys.stderr)
+    unread = total = 0
+    for answer in predict_images(runner, find_images(options.images)):
+        total += 1
+        unread += isinstance(answer, Unread)
+        if isinstance(answer, Unread):
+            print(f"not read: {printable(answer.path)}: {answer.error}", file=sys.stderr)
+        if options.json:
+            print(json.dumps(answer.to_json(), allow_nan=False), flush=True)
+        elif isinstance(answer, Prediction):
+            print(format_prediction(answer), flush=True)
+    if unread:
+        print(f"{unread} of {total} could not be read", file=sys.stderr)
+    return SOME_UNREAD if unread else 0
+
+
+def find_images(words: Sequence[str]) -> Iterator[str | Unread]:
+    """Turn files, folders and glob patterns into image paths, each once, in the order of the words.
+
+    Of a folder, at any depth, the files that are images by suffix or content are taken, hidden ones are not.
+    A word that leads to nothing is yielded as Unread.
+    """
+    seen: set[str] = set()
+    for word in words:
+        # A name with brackets in it may exist as it is: only what does not exist is a pattern.
+        matches = [word] if os.path.lexists(word) else sorted(glob.glob(word, recursive=True))
+        if not matches:
+            what = "no file matches this pattern" if glob.has_magic(word) else "does not exist"
+            yield Unread(word, f"{what}; check the path")
+        for match in matches:
+            for found in _in_folder(match) if os.path.isdir(match) else [match]:
+                key = found if isinstance(found, str) else found.path
+                if key not in seen:
+                    seen.add(key)
+                    yield found
+
+
+def predict_images(runner: Runner, paths: Iterator[str | Unread]) -> Iterator[Prediction | Unread]:
+    """Answer every path in order, a batch at a time, so that memory does not grow with the number of images."""
+    for batch in batched(paths, BATCH):
+        read = [path if isinstance(path, Unread) else _read(path, runner) for path in batch]
+        images = [item[0] for item in read if not isinstance(item, Unread)]
+        rows = iter(softmax(runner(np.stack(images)).astype(np.float64), axis=1) if images else ())
+        for path, item in zip(batch, read, strict=True):
+            if isinstance(item, Unread):
+                yield item
+            else:
+                yield Prediction(str(path), dict(zip(runner.classes, map(float, next(rows)), strict=True)), item[1])
+
+
+def format_prediction(prediction: Prediction) -> str:
+    """Return one readable line."""
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    (name, probability), others = ranked[0], ranked[1:]
+    rest = ", ".join(f"{other} {100 * value:.1f} %" for other, value in others)
+    notes = f"  [{'; '.join(prediction.notes)}]" if prediction.notes else ""
+    return f"{printable(prediction.path)}: {name} {100 * probability:.1f} %  ({rest}){notes}"
+
+
+def printable(path: str) -> str:
+    """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _in_folder(folder: str) -> list[str | Unread]:
+    found: list[str | Unread] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and _is_image(path):
+                found.append(path)
+    return found or [Unread(folder, "holds no images; check the folder")]
+
+
+def _is_image(path: str) -> bool:
+    """Tell whether a folder's file is meant as an image; one by name alone is read, and its fault reported then."""
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        return looks_like_image(path)
+    except UnreadableImageError:  # an empty or locked file that no suffix calls an image
+        return False
+
+
+def _read(path: str, runner: Runner) -> tuple[NDArray[np.uint8], tuple[str, ...]] | Unread:
+    try:
+        grey = read_grey(path)
+    except UnreadableImageError as error:
+        return Unread(path, f"{error.reason}; {error.remedy}")
+    return runner.pixels.apply(grey.pixels), grey.notes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
