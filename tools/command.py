@@ -6,34 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from brainq_torch.data.folder import DataFolderError
-from brainq_torch.data.images import UnreadableImageError
-from brainq_torch.data.split import ManifestError
-from brainq_torch.run import RunError
-from export.extra import MissingExtraError
-from export.flatbuffer import FlatbufferError
-from export.metadata import MetadataError
-from export.runners import RunnerError
+WRONG_INPUT = 2
+"""Exit code of an error that a user can cause, as argparse's own."""
+
+_OURS = frozenset({"brainq_torch", "export", "tools"})
 
 
 class CommandError(ValueError):
     """A wrong argument of a command, or arguments that do not fit together."""
-
-
-USER_ERRORS: tuple[type[Exception], ...] = (
-    CommandError,
-    DataFolderError,
-    FlatbufferError,
-    ManifestError,
-    MetadataError,
-    MissingExtraError,
-    RunError,
-    RunnerError,
-    UnreadableImageError,
-    OSError,
-)
-WRONG_INPUT = 2
-"""Exit code of an error that a user can cause, as argparse's own."""
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -43,6 +23,17 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except USER_ERRORS as error:
+    except Exception as error:
+        if not is_user_error(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+
+
+def is_user_error(error: Exception) -> bool:
+    """Tell an error that a user can cause from a bug.
+
+    The project raises exception types of its own for what a user can cause, and the file system raises OSError.
+    They are told by where they are defined: importing them all would load PyTorch before a TFLite file is run.
+    """
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _OURS
