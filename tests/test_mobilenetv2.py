@@ -1,0 +1,45 @@
+import pytest
+import torch
+from torch import nn
+
+from brainq_torch.models import MODELS, build_model
+
+
+def test_parameters_are_the_papers_less_two_input_channels_and_with_four_classes():
+    count = sum(parameter.numel() for parameter in build_model("mobilenetv2").parameters())
+    imagenet, head, new_head, dropped_stem = 3_504_872, 1280 * 1000 + 1000, 1280 * 4 + 4, 2 * 9 * 32
+    assert count == imagenet - head + new_head - dropped_stem
+
+
+def test_no_relu6_is_left_and_every_convolution_is_fused_once():
+    model = build_model("mobilenetv2", width_mult=0.35)
+    modules = dict(model.named_modules())
+    assert not any(isinstance(module, nn.ReLU6) for module in modules.values())
+    fused = [name for group in model.fuse_list() for name in group]
+    assert len(fused) == len(set(fused))
+    convolutions = {name for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    assert {group[0] for group in model.fuse_list()} == convolutions
+    for group in model.fuse_list():
+        kinds = [type(modules[name]) for name in group]
+        assert kinds in ([nn.Conv2d, nn.BatchNorm2d], [nn.Conv2d, nn.BatchNorm2d, nn.ReLU])
+
+
+def test_any_input_size_gives_four_logits():
+    model = build_model("mobilenetv2", width_mult=0.35).eval()
+    assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 4)
+    assert model(torch.zeros(1, 1, 97, 65)).shape == (1, 4)
+
+
+def test_pooling_shares_the_last_activations_scale():
+    model = build_model("mobilenetv2", width_mult=0.35)
+    modules = dict(model.named_modules())
+    ((conv, pool),) = model.shared_activation_groups()
+    assert isinstance(modules[conv], nn.Conv2d)
+    assert isinstance(modules[pool], nn.AdaptiveAvgPool2d)
+
+
+def test_unknown_models_and_arguments_are_refused():
+    with pytest.raises(ValueError, match=f"allowed are .*{min(MODELS)}"):
+        build_model("resnet")
+    with pytest.raises(ValueError, match="does not take"):
+        build_model("mobilenetv2", depth=3)
