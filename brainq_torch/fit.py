@@ -40,6 +40,7 @@ from brainq_torch.run import (
     write_json,
 )
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
+from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import EpochLog, plot_curves, read_log
 from brainq_torch.training.metrics import Metrics, compute_metrics, plot_confusion
 from brainq_torch.training.stages import FreezeBackbone, Stage
@@ -77,6 +78,7 @@ def make_parser() -> ArgumentParser:
     parser.link_arguments("seed", "data.seed")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(CrossEntropy, "loss")
+    parser.add_argument("--distillation", type=Distillation | None, default=None, help="learn from a teacher, too")
     parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other")
     parser.add_argument("--ema_decay", type=float, default=0.0, help="exponential average of the weights; 0 is off")
     parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")
@@ -147,16 +149,21 @@ def _claim(out: Path, parser: ArgumentParser, config: Namespace) -> bool:
             raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
         if (out / CONFIG).is_file():
             _check_same(out, text)
+            _write_config(out, text)
             return not (out / METRICS).exists()
         strangers = [path.name for path in out.iterdir() if path.name != CONFIG + ".partial"]
         if strangers:
             raise RunError(f"{out} is no run folder (no {CONFIG}, but {strangers[:3]}); name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
+    _write_config(out, text)
+    write_json(out / ENVIRONMENT, describe_environment())
+    return True
+
+
+def _write_config(out: Path, text: str) -> None:
     partial = out / (CONFIG + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(out / CONFIG)
-    write_json(out / ENVIRONMENT, describe_environment())
-    return True
 
 
 def _resolved(parser: ArgumentParser, config: Namespace) -> str:
@@ -168,9 +175,10 @@ def _resolved(parser: ArgumentParser, config: Namespace) -> str:
 
 
 def _check_same(out: Path, text: str) -> None:
-    """Refuse to resume with another configuration than the run began with."""
+    """Refuse to resume with another configuration than the run began with; run and images may have moved."""
     before, now = (_flatten(yaml.safe_load(source)) for source in ((out / CONFIG).read_text(encoding="utf-8"), text))
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name) and name != "out"]
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    names = [name for name in names if name not in ("out", "data.root")]
     if names:
         changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
         raise RunError(
@@ -210,7 +218,7 @@ def _train_stage(out: Path, config: Namespace, index: int, model: nn.Module, dat
     data.stage_index = index
     if not done.exists():
         last = folder / "last.ckpt"
-        module = Classifier(model, stage, index, config.loss, config.seed)
+        module = Classifier(model, stage, index, config.loss, config.seed, config.distillation)
         earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
         trainer = L.Trainer(
             **vars(config.trainer),

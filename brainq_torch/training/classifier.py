@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import Batch, ImageDataModule, make_generator
+from brainq_torch.training.distill import Distillation
 from brainq_torch.training.stages import Stage, make_optimizer, make_schedule
 
 
@@ -50,16 +51,23 @@ class Classifier(L.LightningModule):
     """Train ``model`` through one stage.
 
     model: (N, 1, H, W) float32 -> (N, classes) logits, with a ``classifier`` attribute.
-    loss: the training loss; validation always reports plain cross-entropy, so that runs compare.
+    loss: the loss on the labels; validation always reports plain cross-entropy, so that runs compare.
+    distillation: mixes a teacher into the training loss.
     """
 
     def __init__(
-        self, model: nn.Module, stage: Stage, stage_index: int = 0, loss: CrossEntropy | None = None, seed: int = 0
+        self,
+        model: nn.Module,
+        stage: Stage,
+        stage_index: int = 0,
+        loss: CrossEntropy | None = None,
+        seed: int = 0,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.stage, self.stage_index, self.seed = stage, stage_index, seed
-        self.loss_options = loss or CrossEntropy()
+        self.loss_options, self.distillation = loss or CrossEntropy(), distillation
         count = len(CLASSES)
         self.val_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(count, average="micro")
@@ -72,8 +80,9 @@ class Classifier(L.LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Bind the loss to the class counts of the training part."""
-        self.loss = self.loss_options.bind(self.data.class_counts())
+        """Bind the loss to the class counts of the training part, and load the teacher where there is one."""
+        hard = self.loss_options.bind(self.data.class_counts())
+        self.loss = self.distillation.bind(hard, self.model, self.data) if self.distillation else hard
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1, H, W) float32 -> (N, classes) float32 logits."""

@@ -1,0 +1,214 @@
+"""The frozen teacher: trained networks, or their logits from disk, that no optimizer and no checkpoint ever sees."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.datamodule import Batch, ImageDataModule
+from brainq_torch.data.split import read_manifest
+from brainq_torch.run import MANIFEST, check_weights_fit, load_run
+from brainq_torch.training.teacher_logits import TeacherLogits
+
+
+class Outputs(NamedTuple):
+    """What a network says about a batch.
+
+    logits: (N, classes) float32. features: layer name -> (N, C, H, W), for the layers that a term reads.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor]
+
+
+class FrozenTeacher:
+    """Trained networks whose mean logits are the teacher's, on exactly the images that the student sees.
+
+    No ``nn.Module``: whoever holds it does not own its weights, so they reach no optimizer, checkpoint or ``train()``.
+    It stays in eval mode without gradients, follows the images to their device, and is shared by copies.
+
+    models: one or more networks, (N, 1, H, W) -> (N, classes). layers: names of modules whose outputs are wanted too;
+    only with a single network. Raises ValueError without a network, or for layers of several or of unknown name.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], layers: Sequence[str] = ()) -> None:
+        if not models:
+            raise ValueError("a teacher needs one network or more; none was given")
+        if layers and len(models) > 1:
+            raise ValueError(f"feature terms need a teacher of one network; this one has {len(models)}")
+        # channels_last about doubles the speed of convolutions on a CPU
+        frozen = [model.eval().requires_grad_(False).to(memory_format=torch.channels_last) for model in models]
+        self.models: tuple[nn.Module, ...] = tuple(frozen)
+        self._taps = FeatureTaps(self.models[0], layers)
+        self._device: torch.device | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return mean logits and the wanted features. batch.images: (N, 1, H, W) float32, as the student sees them."""
+        if batch.images.device != self._device:
+            self._device = batch.images.device
+            for model in self.models:
+                model.to(self._device)
+        logits = torch.stack([model(batch.images).float() for model in self.models]).mean(dim=0)
+        return Outputs(logits, self._taps.take())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
+        """Share instead of copying: nothing in here changes."""
+        return self
+
+
+class CachedLogits:
+    """Teacher logits read from disk, whatever augmentation the student sees.
+
+    table: (manifest rows, classes) float32.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return the logits of the batch's manifest rows."""
+        return Outputs(self.table[batch.rows.cpu()].to(batch.images.device), {})
+
+
+class FeatureTaps:
+    """Outputs of named layers from a network's latest forward pass; the hooks go when this object goes.
+
+    Raises ValueError for a name the network does not have.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        modules = dict(model.named_modules())
+        unknown = [name for name in layers if name not in modules]
+        if unknown:
+            tops = [name for name in modules if name and name.count(".") <= 1]
+            raise ValueError(f"{type(model).__name__} has no layers {unknown}; it has {', '.join(tops)} and theirs")
+        self._layers = tuple(layers)
+        store: dict[str, Tensor] = {}
+        handles = [modules[name].register_forward_hook(_keep_output(store, name)) for name in dict.fromkeys(layers)]
+        self._store = store
+        weakref.finalize(self, _remove, handles)
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the features and forget them. Raises RuntimeError when a layer has not run since the last call."""
+        absent = [name for name in self._layers if name not in self._store]
+        if absent:
+            raise RuntimeError(f"layers {absent} gave no output; feature terms need a network that is not compiled")
+        features = dict(self._store)
+        self._store.clear()
+        return features
+
+
+TeacherOutputs = Callable[[Batch], Outputs]
+"""A loaded teacher: a batch -> its outputs for that batch."""
+
+
+class Teacher(ABC):
+    """Where a teacher comes from; loaded once, when training starts."""
+
+    @abstractmethod
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> TeacherOutputs:
+        """Load it for a student trained on ``data``. layers: names of the teacher's layers that terms read."""
+
+
+@dataclass(frozen=True)
+class RunTeacher(Teacher):
+    """Finished runs; several are an ensemble, whose logits are averaged.
+
+    runs: run folders. Loading raises RunError for a folder that is no finished run, ValueError when a run was trained
+    on images of another size or fit than the student's.
+    """
+
+    runs: Sequence[str]
+
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> FrozenTeacher:
+        """Load the runs' networks."""
+        loaded = [load_run(folder) for folder in self.runs]
+        for run in loaded:
+            if run.pixels != data.pixels:
+                raise ValueError(
+                    f"teacher {run.folder} was trained on {run.pixels}, the student sees {data.pixels}. Give both "
+                    "the same, or use the teacher's cached logits, which it made at its own size"
+                )
+        return FrozenTeacher([run.model for run in loaded], layers)
+
+
+@dataclass(frozen=True)
+class TimmTeacher(Teacher):
+    """Any timm network, built with one input channel and our classes, with weights trained for them.
+
+    name: for ``timm.create_model``. weights: ``.safetensors`` or ``torch.save``d state dict; input is our pixel scale.
+    Loading raises ValueError without timm, FileNotFoundError without weights, RunError when they do not fit.
+    """
+
+    name: str
+    weights: str
+
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> FrozenTeacher:
+        """Build the network and load its weights, every one of them."""
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise ValueError("a timm teacher needs timm, which is not installed: pip install '.[timm]'") from error
+        model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(CLASSES))
+        state = _read_state(Path(self.weights))
+        check_weights_fit(model, state, f"{self.weights} (timm {self.name})")
+        model.load_state_dict(state)
+        return FrozenTeacher([model], layers)
+
+
+@dataclass(frozen=True)
+class CachedTeacher(Teacher):
+    """Logits made beforehand, by ``teacher_logits.fill``: fast, and out-of-fold where folds made them.
+
+    They belong to the images without augmentation, and stay the same whatever the student sees.
+    file: the file of logits. Loading raises TeacherLogitsError when a training image has none, ValueError when a term
+    wants features.
+    """
+
+    file: str
+
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> CachedLogits:
+        """Look up every training image of the run's manifest."""
+        if layers:
+            raise ValueError(
+                f"{self.file} holds logits only; a term that reads layers {list(layers)} needs a RunTeacher"
+            )
+        rows = read_manifest(data.out / MANIFEST)
+        training = [position for position, row in enumerate(rows) if row.split == "Training"]
+        table = torch.full(
+            (len(rows), len(CLASSES)), torch.nan
+        )  # NaN: a row that is not trained on must not be asked for
+        table[training] = TeacherLogits(Path(self.file)).lookup([rows[position] for position in training])
+        return CachedLogits(table)
+
+
+def _keep_output(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        store[name] = output
+
+    return hook
+
+
+def _remove(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; a timm teacher needs weights trained on the four classes")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

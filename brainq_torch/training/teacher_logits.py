@@ -1,0 +1,194 @@
+"""Teacher logits per image: kept on disk by manifest path, and out-of-fold assignments for teachers that memorise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.folder import load_pixels
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.data.split import ManifestRow, hash_file, manifest_folder
+from brainq_torch.run import CHECKPOINT, load_run
+
+_FORMAT = 1
+
+
+class TeacherLogitsError(ValueError):
+    """A file of teacher logits that cannot be used for the images or the teacher at hand."""
+
+
+class TeacherLogits:
+    """Logits of a teacher for images as they are on disk (no augmentation), one JSON line per image.
+
+    A line holds the manifest's path and SHA-256, the teacher's name, and the logits; float32 values survive the text
+    exactly. Lines are only ever appended, so filling can be killed and continued: a torn last line is dropped.
+
+    file: created by the first ``add``. Raises TeacherLogitsError when it exists and is not ours.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._entries: dict[str, tuple[str, str, list[float]]] = {}
+        if file.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def missing(self, rows: Sequence[ManifestRow], teacher: str) -> list[ManifestRow]:
+        """Return the rows that have no logits yet, in order.
+
+        Raises TeacherLogitsError when a row has logits of another teacher, or of another image under the same path.
+        """
+        return [row for row in rows if not self._holds(row, teacher)]
+
+    def add(self, rows: Sequence[ManifestRow], teacher: str, logits: Tensor) -> None:
+        """Append logits and flush them to disk.
+
+        logits: (len(rows), classes) float32, finite. teacher: names the network that made them; see ``fingerprint``.
+        """
+        if tuple(logits.shape) != (len(rows), len(CLASSES)) or not torch.isfinite(logits).all():
+            raise TeacherLogitsError(
+                f"logits are {tuple(logits.shape)}, finite: {bool(torch.isfinite(logits).all())}; "
+                f"expected ({len(rows)}, {len(CLASSES)}) finite values"
+            )
+        if not self.file.exists():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps({"format": _FORMAT, "classes": CLASSES}) + "\n", encoding="utf-8")
+        with self.file.open("a", encoding="utf-8") as file:
+            for row, values in zip(rows, logits.float().cpu().tolist(), strict=True):
+                entry = {"path": row.path, "sha256": row.sha256, "teacher": teacher, "logits": values}
+                file.write(json.dumps(entry) + "\n")
+                self._entries[row.path] = (row.sha256, teacher, values)
+
+    def lookup(self, rows: Sequence[ManifestRow]) -> Tensor:
+        """Return the rows' logits, (len(rows), classes) float32, whichever teachers made them.
+
+        Raises TeacherLogitsError naming images that have none, or whose file has changed since.
+        """
+        absent = [row.path for row in rows if row.path not in self._entries]
+        if absent:
+            raise TeacherLogitsError(
+                f"{self.file} lacks {len(absent)} of {len(rows)} images, first {absent[0]}; fill it with "
+                "brainq_torch.training.teacher_logits.fill for every training image of this run's manifest"
+            )
+        for row in rows:
+            self._check_image(row)
+        return torch.tensor([self._entries[row.path][2] for row in rows], dtype=torch.float32)
+
+    def _holds(self, row: ManifestRow, teacher: str) -> bool:
+        if row.path not in self._entries:
+            return False
+        self._check_image(row)
+        made_by = self._entries[row.path][1]
+        if made_by != teacher:
+            raise TeacherLogitsError(
+                f"{self.file} has logits of teacher {made_by} for {row.path}, not of {teacher}; use another file"
+            )
+        return True
+
+    def _check_image(self, row: ManifestRow) -> None:
+        if self._entries[row.path][0] != row.sha256:
+            raise TeacherLogitsError(
+                f"{self.file} has logits of another image under {row.path} (SHA-256 differs); use another file"
+            )
+
+    def _read(self) -> None:
+        text = self.file.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:  # killed while writing: cut the torn line off, so that appending starts a new one
+            self.file.write_text(complete, encoding="utf-8")
+        lines = complete.splitlines()
+        try:
+            header = json.loads(lines[0])
+            known = header["format"] == _FORMAT and header["classes"] == list(CLASSES)
+            for line in lines[1:] if known else []:
+                entry = json.loads(line)
+                self._entries[entry["path"]] = (entry["sha256"], entry["teacher"], entry["logits"])
+        except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise TeacherLogitsError(f"{self.file} is no file of teacher logits: {error!r}") from error
+        if not known:
+            raise TeacherLogitsError(f"{self.file} has format and classes {header}; expected {_FORMAT} and {CLASSES}")
+
+
+def fingerprint(runs: Sequence[Path]) -> str:
+    """Name the teacher made of these run folders: 16 hex digits per run, from the SHA-256 of its checkpoint."""
+    return "+".join(hash_file(run / CHECKPOINT)[:16] for run in runs)
+
+
+def fill(
+    logits: TeacherLogits,
+    rows: Sequence[ManifestRow],
+    teacher: str,
+    compute: Callable[[Sequence[ManifestRow]], Tensor],
+    batch_size: int = 64,
+) -> None:
+    """Compute what is missing, with a progress bar; a killed call continues where the last finished batch ended.
+
+    compute: manifest rows -> (N, classes) float32 logits. Raises TeacherLogitsError as ``missing`` and ``add`` do.
+    """
+    todo = logits.missing(rows, teacher)
+    with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="teacher logits", unit="image") as progress:
+        for start in range(0, len(todo), batch_size):
+            part = todo[start : start + batch_size]
+            logits.add(part, teacher, compute(part))
+            progress.update(len(part))
+
+
+def fill_from_runs(logits: TeacherLogits, runs: Sequence[Path], rows: Sequence[ManifestRow], data_root: Path) -> None:
+    """Fill with the mean logits of trained runs, each reading the images at its own size.
+
+    rows: paths are relative to ``data_root``. Raises RunError when a run cannot be loaded, and as ``fill`` does.
+    """
+    teachers = [load_run(run) for run in runs]
+
+    def compute(part: Sequence[ManifestRow]) -> Tensor:
+        folder = manifest_folder(data_root, part)
+        return torch.stack([_infer(run.model, load_pixels(folder, run.pixels)) for run in teachers]).mean(dim=0)
+
+    fill(logits, rows, fingerprint(runs), compute)
+
+
+@torch.no_grad()
+def _infer(model: nn.Module, pixels: NDArray[np.uint8]) -> Tensor:
+    logits: Tensor = model.eval()(torch.from_numpy(scale_pixels(pixels)))
+    return logits.float()
+
+
+def make_fold_manifests(rows: Sequence[ManifestRow], folds: int, seed: int) -> list[list[ManifestRow]]:
+    """Split a run's training images into grouped, stratified folds, one manifest per fold, for out-of-fold teachers.
+
+    A teacher that has memorised its training images gives them one-hot logits, which teach little. So teacher k is
+    trained on manifest k, whose ``Training`` part is every other fold, and then gives logits to fold k, which is
+    that manifest's ``Testing`` part: its metrics are the out-of-fold ones. ``val`` stays; the run's own Testing images
+    are in no manifest. Images of one group stay in one fold; a row without a group is a group of its own.
+
+    Raises ValueError when there are fewer than 2 folds or a class has fewer groups than there are folds.
+    """
+    training = [row for row in rows if row.split == "Training"]
+    groups = [row.group or f"image:{row.path}" for row in training]
+    labels = [row.label for row in training]
+    fewest = min(len({group for group, found in zip(groups, labels, strict=True) if found == name}) for name in CLASSES)
+    if not 2 <= folds <= fewest:
+        raise ValueError(f"folds is {folds}; allowed are 2 to {fewest}, the number of groups in the smallest class")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    fold_of = {
+        training[position].path: fold
+        for fold, (_, held_out) in enumerate(splitter.split(training, labels, groups))
+        for position in held_out
+    }
+    kept = [row for row in rows if row.split != "Testing"]
+    return [
+        [replace(row, split="Testing") if fold_of.get(row.path) == fold else row for row in kept]
+        for fold in range(folds)
+    ]
