@@ -383,7 +383,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_the_largest_allowed_image_is_read_and_one_row_more_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr("brainq_torch.data.images.MAX_PIXELS", 2400)
+    monkeypatch.setattr("brainq_torch.data.greyscale.MAX_PIXELS", 2400)
     assert read_grey(save(tmp_path / "a.png", GREY)).pixels.size == 2400
     path = save(tmp_path / "b.png", Image.new("L", (60, 41)))
     with pytest.raises(UnreadableImageError, match="gigantic dimensions, 60 x 41 pixels"):

@@ -26,7 +26,8 @@ def scan_folder(root: str | os.PathLike[str], verify: bool = True) -> ImageFolde
     """List the images of a data set with label and split.
 
     root: DIR/{Training,Testing}/{class}, DIR/{train,val,test}/{class} or DIR/{class}, whatever names mean these
-    (``classes.py``); a split's own folder is a DIR/{class}.
+    (``classes.py``); a split's own folder is a DIR/{class}. Or the figshare data set's .mat files, flat, whose patient
+    becomes the record's group, as a DICOM file's does.
     verify: decode every image, so that those that cannot be read are named in ``problems`` and left out of ``records``.
     Without it files are only listed, and ``load_pixels`` is the one to meet them.
 
@@ -39,7 +40,7 @@ def scan_folder(root: str | os.PathLike[str], verify: bool = True) -> ImageFolde
     if verify:
         records = _verify(walk, records)
     walk.fatal.extend(_missing_classes(walk, records))
-    folder = ImageFolder(walk.root, tuple(records), sort_problems(walk.problems))
+    folder = ImageFolder(walk.root, tuple(records), sort_problems(list(dict.fromkeys(walk.problems))))
     if walk.fatal:
         raise DataFolderError("\n".join([*walk.fatal, folder.report(), LAYOUTS]))
     return folder
@@ -91,9 +92,8 @@ def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[s
     counts = Counter((record.split, record.label) for record in records)
     return [
         f"{walk.root}{'' if split == 'all' else f', split {split}'}: class {name} is missing or has no readable image."
-        for split in walk.expected_splits
-        for label, name in enumerate(CLASSES)
-        if not counts[split, label]
+        for split, name in walk.expected
+        if not counts[split, CLASSES.index(name)]
     ]
 
 

@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainq_torch.data.classes import CLASSES, class_of_folder, split_of_folder
-from brainq_torch.data.images import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image
+from brainq_torch.data.images import IMAGE_SUFFIXES, Origin, UnreadableImageError, looks_like_image, read_origin
+from brainq_torch.data.pictures import PICTURE_SUFFIXES
 from brainq_torch.data.records import DataFolderError, ImageRecord, Problem, Severity
 
 LAYOUTS = f"""Allowed layouts, where {{class}} is {", ".join(CLASSES)} or a name that means one of them:
   DIR/Training/{{class}}/*.jpg and DIR/Testing/{{class}}/*.jpg
   DIR/train/{{class}}/*.jpg, DIR/val/{{class}}/*.jpg and DIR/test/{{class}}/*.jpg
-  DIR/{{class}}/*.jpg"""
+  DIR/{{class}}/*.jpg
+  DIR/*.mat or DIR/*/*.mat of the figshare brain tumour data set, whose files name their class"""
 
-_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store"})
+_FIGSHARE_CLASSES = ("glioma", "meningioma", "pituitary")
+_FIGSHARE_INDEX = "cvind.mat"
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
 _SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
 _MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"})
 
@@ -27,14 +31,14 @@ class FolderWalk:
     """Everything found below a data folder.
 
     records: files to be read as images, in no particular order. problems: what was named on the way.
-    fatal: why the folder cannot be used at all. expected_splits: the splits of which every class must have an image.
+    fatal: why the folder cannot be used at all. expected: the (split, class) pairs that must have an image.
     """
 
     root: Path
     records: list[ImageRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     fatal: list[str] = field(default_factory=list)
-    expected_splits: list[str] = field(default_factory=list)
+    expected: list[tuple[str, str]] = field(default_factory=list)
     _entered: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def read(self) -> None:
@@ -52,9 +56,9 @@ class FolderWalk:
         elif splits:
             self._read_splits(folders)
         elif classes:
-            self.expected_splits.append("all")
+            self.expected.extend(("all", name) for name in CLASSES)
             self._read_classes(self.root, folders, "all")
-        else:
+        elif not self._read_figshare(folders, files):
             self.fatal.append(self._why_no_layout(folders, files))
         self._name_strays(self.root, files)
 
@@ -73,7 +77,7 @@ class FolderWalk:
             inner, files = self._list(self.root / name)
             self._read_classes(self.root / name, inner, split)
             self._name_strays(self.root / name, files)
-        self.expected_splits.extend(first)
+        self.expected.extend((split, name) for split in first for name in CLASSES)
 
     def _read_classes(self, parent: Path, folders: Sequence[str], split: str) -> None:
         first: dict[str, str] = {}
@@ -90,16 +94,64 @@ class FolderWalk:
     def _read_images(self, folder: Path, class_name: str, split: str) -> None:
         """Collect the images of a class folder and of the folders nested in it."""
         folders, files = self._list(folder)
-        label = CLASSES.index(class_name)
-        self.records.extend(
-            ImageRecord(self._relative(folder / name), label, split) for name in files if self._is_image(folder / name)
-        )
+        for name in files:
+            if self._is_image(folder / name):
+                self._add(folder / name, class_name, split)
         for name in folders:
             if _means_something_else(name, class_name):
                 what = f"folder inside {class_name} whose name means something else, not read"
                 self.name_problem(folder / name, what, "move it to where it belongs", "error")
                 continue
             self._read_images(folder / name, class_name, split)
+
+    def _add(self, path: Path, class_name: str, split: str) -> None:
+        """Add an image of a class folder, with the patient where its file names one; refuse one of another class."""
+        origin = Origin() if path.suffix.lower() in PICTURE_SUFFIXES else self._read_origin(path)
+        if origin is None:
+            return
+        if origin.label is not None and CLASSES[origin.label] != class_name:
+            what = f"says that it is {CLASSES[origin.label]}, but lies in a folder of {class_name}, not read"
+            self.name_problem(path, what, "move it to where it belongs", "error")
+            return
+        self.records.append(ImageRecord(self._relative(path), CLASSES.index(class_name), split, origin.group))
+
+    def _read_figshare(self, folders: Sequence[str], files: Sequence[str]) -> bool:
+        """Read .mat files that name their class themselves, here or one folder down; tell whether there are any."""
+        parts = {self.root / name: self._list(self.root / name) for name in folders}
+        listed = [self.root / name for name in files] + [
+            part / name for part, found in parts.items() for name in found[1]
+        ]
+        paths = [path for path in listed if path.suffix.lower() == ".mat"]
+        for path in paths:
+            self._add_figshare(path)
+        if paths:
+            for part, (deeper, inner) in parts.items():
+                self._name_strays(part, inner)
+                for name in deeper:
+                    self.name_problem(part / name, "folder too deep, not read", "move its .mat files up", "error")
+            self.expected.extend(("all", name) for name in _FIGSHARE_CLASSES)
+            missing = ", ".join(name for name in CLASSES if name not in _FIGSHARE_CLASSES)
+            what = f"figshare .mat files have no class {missing}"
+            self.name_problem(self.root, what, "sort them into class folders and add images of it to train", "warning")
+        return bool(paths)
+
+    def _add_figshare(self, path: Path) -> None:
+        if path.name.lower() == _FIGSHARE_INDEX:
+            self.name_problem(path, "cross-validation index of the data set, ignored", "nothing to do", "note")
+            return
+        origin = self._read_origin(path)
+        if origin is not None and origin.label is None:
+            self.name_problem(path, "names no class, not read", "move it into a class folder", "error")
+        elif origin is not None and origin.label is not None:
+            self.records.append(ImageRecord(self._relative(path), origin.label, "all", origin.group))
+
+    def _read_origin(self, path: Path) -> Origin | None:
+        """Return what a medical file says of itself; name the file, and return None, when it cannot be read."""
+        try:
+            return read_origin(path)
+        except UnreadableImageError as error:
+            self.name_problem(path, error.reason, error.remedy, "error")
+            return None
 
     def _warn_of_nested(self, folder: Path, class_name: str, records: Sequence[ImageRecord]) -> None:
         """Name the images of a class that lie deeper than its folder, once for the class."""
@@ -167,7 +219,10 @@ class FolderWalk:
 
     def _name_strays(self, folder: Path, files: Sequence[str]) -> None:
         """Name the files beside class or split folders: an image there has no class."""
+        named = {record.path for record in self.records} | {problem.path for problem in self.problems}
         for name in files:
+            if self._relative(folder / name) in named:
+                continue
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 what = "image outside any class folder, not read"
                 self.name_problem(folder / name, what, "move it into the folder of its class", "error")

@@ -1,0 +1,104 @@
+"""What every image reader shares: the grey image it returns, the error it raises, and its rules for pixels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+type FilePath = str | os.PathLike[str]
+
+MAX_PIXELS = 40_000_000
+"""Largest width * height that is decoded; Pillow then holds at most two copies of 4 bytes per pixel, 320 MB."""
+
+COPY_AGAIN = "copy or download it again, or remove it"
+"""What to do about a damaged file."""
+
+_SQUARE_TOLERANCE = 0.01
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be read correctly.
+
+    path: the file. reason: what is wrong with it. remedy: what to do about it.
+    """
+
+    def __init__(self, path: FilePath, reason: str, remedy: str) -> None:
+        # All three go to the base class, or the error could not travel between processes (pickle).
+        super().__init__(os.fspath(path), reason, remedy)
+        self.path = os.fspath(path)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Return the error as one sentence."""
+        return f"{self.path}: {self.reason}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class GreyImage:
+    """One decoded image.
+
+    pixels: (h, w) uint8, upright.
+    notes: what was converted on the way, e.g. ``CMYK converted to grey``; none for a plain 8-bit grey picture.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    notes: tuple[str, ...]
+
+
+def rescale_to_uint8(path: FilePath, values: npt.NDArray[Any], what: str) -> tuple[npt.NDArray[np.uint8], str]:
+    """Rescale linearly from the values' own minimum..maximum to 0..255; a constant image becomes black.
+
+    values: (h, w) of any real dtype. what: their name in the note. Returns (h, w) uint8 and the note.
+    Raises UnreadableImageError when a value is not finite.
+    """
+    low, high = float(values.min()), float(values.max())  # a NaN anywhere makes both NaN
+    if not np.isfinite([low, high]).all():
+        remedy = "replace NaN and infinity by numbers and save it again"
+        raise UnreadableImageError(path, "has pixels that are not finite numbers", remedy)
+    if high == low:
+        return np.zeros(values.shape, np.uint8), f"{what}, all equal to {low:g}, shown as black"
+    if not np.isfinite(high - low):
+        raise UnreadableImageError(path, f"has pixels from {low:g} to {high:g}", "rescale it and save it again")
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), 256):  # in bands, so that float64 copies stay small
+        band = values[top : top + 256].astype(np.float64)
+        grey[top : top + 256] = np.rint((band - low) / (high - low) * 255)
+    return grey, f"{what} rescaled from {low:g}..{high:g} to 0..255"
+
+
+def refuse_gigantic(path: FilePath, width: int, height: int) -> None:
+    """Raise UnreadableImageError when an image would not fit into ``MAX_PIXELS``."""
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(path, f"gigantic dimensions, {width} x {height} pixels", shrink_remedy())
+
+
+def shrink_remedy() -> str:
+    """Return what to do about an image that is too large."""
+    return f"resize it to at most {MAX_PIXELS // 1_000_000} megapixels"
+
+
+def make_square(
+    pixels: npt.NDArray[np.uint8], row_spacing_mm: float, column_spacing_mm: float
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Stretch the coarser side so that a pixel is as high as it is wide.
+
+    pixels: (h, w) uint8. row_spacing_mm: from one row to the next. Returns (h', w') uint8 and notes.
+    Spacings that are zero, negative or not finite say nothing and change nothing.
+    """
+    spacings = np.array([row_spacing_mm, column_spacing_mm], np.float64)
+    if not (np.isfinite(spacings).all() and (spacings > 0).all()):
+        return pixels, ["pixel spacing unknown, taken as square"]
+    if abs(spacings[0] / spacings[1] - 1) <= _SQUARE_TOLERANCE:
+        return pixels, []
+    height, width = (round(side) for side in np.array(pixels.shape) * spacings / spacings.min())
+    if height * width > MAX_PIXELS:
+        return pixels, ["pixels far from square, left as they are"]
+    stretched = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    what = f"pixels of {row_spacing_mm:g} x {column_spacing_mm:g} mm stretched to squares"
+    return np.asarray(stretched), [what]
