@@ -54,7 +54,7 @@ def _acquire(image: Field, head: Head, rng: np.random.Generator) -> NDArray[np.u
     curve = between(rng, -0.25, 0.25)
     signal = image * field * between(rng, 0.75, 1.15)
     signal = signal * (1.0 + curve * (1.0 - signal))
-    sigma = between(rng, 0.01, 0.045)
+    sigma = between(rng, 0.01, 0.04)
     real, imaginary = signal + sigma * bell_noise(rng, image.shape), sigma * bell_noise(rng, image.shape)
     magnitude = np.sqrt(real * real + imaginary * imaginary)
     return np.asarray(np.clip(np.floor(magnitude * 255.0 + 0.5), 0, 255)).astype(np.uint8)

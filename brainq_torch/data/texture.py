@@ -68,3 +68,15 @@ def bell_noise(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
     total = rng.integers(0, 65536, size=(4, *shape), dtype=np.uint16).astype(np.float64)
     # Four uniforms of variance 1/12 have deviation sqrt(1/3).
     return (total[0] + total[1] + total[2] + total[3] - 131070.0) * (1.7320508075688772 / 65536.0)
+
+
+def resample(image: Field, rows: Field, columns: Field) -> Field:
+    """Read ``image`` at fractional pixel positions, bilinear; positions outside take the edge's value."""
+    height, width = image.shape
+    rows, columns = np.clip(rows, 0.0, height - 1.001), np.clip(columns, 0.0, width - 1.001)
+    top, left = rows.astype(np.intp), columns.astype(np.intp)
+    down, right = rows - top, columns - left
+    flat, corner = image.ravel(), top * width + left
+    upper = flat[corner] * (1.0 - right) + flat[corner + 1] * right
+    lower = flat[corner + width] * (1.0 - right) + flat[corner + width + 1] * right
+    return np.asarray(upper * (1.0 - down) + lower * down)
