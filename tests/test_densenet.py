@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.models.densenet import DenseNet as TorchvisionDenseNet
 
+from brainq_torch.models import build_model
 from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.quant.lower import lower_batchnorms
 
@@ -40,6 +41,22 @@ def test_weighted_layers_and_parameters(configuration, layers, parameters):
     model = DenseNet(**configuration)
     assert weighted_layers(model) == layers
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "layers"),
+    [("densenet101", {}, 101), ("densenet32", {"dropout": 0.2}, 32), ("densenet", {"block_config": [1, 1]}, 7)],
+)
+def test_configurations_have_names(name, arguments, layers):
+    assert weighted_layers(build_model(name, **arguments)) == layers
+
+
+@pytest.mark.parametrize(("configuration", "smallest"), [(DENSENET_101, 33), (DENSENET_32, 17)])
+def test_smallest_image(configuration, smallest):
+    model = DenseNet(**configuration).to("meta")
+    assert model(torch.empty(2, 1, smallest, smallest, device="meta")).shape == (2, 4)
+    with pytest.raises(RuntimeError, match="too small"):
+        model(torch.empty(2, 1, smallest - 1, smallest - 1, device="meta"))
 
 
 def test_parameter_count_by_hand():

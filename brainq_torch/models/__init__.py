@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.models.mobilenetv2 import MobileNetV2
 
-MODELS: dict[str, type[nn.Module]] = {"mobilenetv2": MobileNetV2}
-"""Name in a configuration or checkpoint -> class. Each has ``classifier`` (the head) and ``fuse_list()``."""
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mobilenetv2": MobileNetV2,
+    "densenet": DenseNet,
+    "densenet101": partial(DenseNet, **DENSENET_101),
+    "densenet32": partial(DenseNet, **DENSENET_32),
+}
+"""Name in a configuration or checkpoint -> constructor. Each has ``classifier`` (the head) and ``fuse_list()``."""
 
 
 def build_model(name: str, **arguments: Any) -> nn.Module:

@@ -62,6 +62,7 @@ class DenseNet(nn.Module):
     Module and parameter names are torchvision's, so published weights need no renaming. Two things differ:
     the stem reads one channel, and its max pooling has no padding by default (a padded one becomes
     PADV2(-inf) in TFLite, which the quantizer refuses), so feature maps of a 224 px image are 55, 27, 13 (and 6) wide.
+    The smallest image is 17 px for three blocks and 33 px for four.
 
     block_config: dense layers per block; any number of blocks.
     growth_rate: channels that a dense layer adds.
