@@ -1,0 +1,197 @@
+"""Turns a run into files that run without PyTorch, and checks each: ``python -m export RUN``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brainq_torch.data.folder import DataFolderError
+from brainq_torch.data.split import hash_file
+from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
+from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
+from export.extra import MissingExtraError
+from export.flatbuffer import FlatbufferError
+from export.metadata import MetadataError, write_metadata
+from export.onnx_graph import OnnxExportError
+from export.parity import FLOAT_MODEL, ArtefactReport, LogitTable, ParityReport, climb
+from export.quantize import QuantizeError
+from export.recipes import (
+    RECIPES,
+    ExportContext,
+    RecipeError,
+    default_recipes,
+    describe_run,
+    float_model,
+    resolve_recipes,
+    versions,
+)
+from export.run_images import ImageSample, RunImages, check_run_images
+from export.runners import RunnerError, TorchRunner
+from export.tflite import ConversionError
+
+PARITY_IMAGES = 256
+"""Images that every export is checked on, 64 of each class: Testing and val ones first."""
+
+THREADS = 1
+USER_ERRORS = (
+    ConversionError, DataFolderError, ExportFolderError, FlatbufferError, MetadataError, MissingExtraError,
+    OnnxExportError, QuantizeError, RecipeError, RunError, RunnerError, OSError,
+)  # fmt: skip
+"""What can go wrong outside this program: reported in a line, without a traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns 0 when every artefact passed, 1 when parity failed (the files stay, marked in parity.json), 2 when nothing
+    could be exported.
+    """
+    options = _parse(arguments)
+    if options.list:
+        _list_recipes()
+        return 0
+    try:
+        run = load_run(options.run)
+        report = export_run(
+            run,
+            options.recipes or default_recipes(run),
+            options.out or run.folder / "export",
+            replace=options.force,
+            data=options.data,
+        )
+    except USER_ERRORS as error:
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        return 2
+    return 0 if report.passed else 1
+
+
+def export_run(
+    run: Run, recipes: Sequence[str], out: Path, replace: bool = False, data: Path | None = None
+) -> ParityReport:
+    """Make the recipes' files in ``out``, compare each, and write ``parity.json`` last.
+
+    data: where the run's images are now, when not where it found them. Progress and the table go to standard output.
+    """
+    names = resolve_recipes(recipes)
+    check_target(out, replace)
+    clock = Clock()
+    with clock.step("images"):
+        images = check_run_images(run, data)
+        sample = images.sample(PARITY_IMAGES, ("Testing", "val", "Training"))
+    for problem in images.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    with write_as_a_whole(out, replace, lambda message: print(f"note: {message}", file=sys.stderr)) as folder:
+        for name in names:
+            _make(name, ExportContext(run, folder, images), clock)
+        with clock.step("parity"):
+            artefacts = _check(run, folder, names, sample)
+        report = ParityReport(artefacts, _about(run, names, images, sample, clock.seconds))
+        write_json(folder / PARITY, report.to_json())
+    _show(report, out, sample)
+    return report
+
+
+class Clock:
+    """Seconds of each step, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def _make(name: str, context: ExportContext, clock: Clock) -> None:
+    """Make one recipe's files and put the metadata in."""
+    recipe = RECIPES[name]
+    print(f"{name}: {', '.join(recipe.files)} ...", flush=True)
+    with clock.step(name):
+        recipe.make(context)
+        metadata = describe_run(context.run, name)
+        for file in recipe.files:
+            write_metadata(context.path(file), metadata)
+    made = ", ".join(f"{context.path(file).stat().st_size:,} bytes" for file in recipe.files)
+    print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
+
+
+def _check(run: Run, folder: Path, names: Sequence[str], sample: ImageSample) -> dict[str, ArtefactReport]:
+    """Climb the parity ladder of the recipes that were made."""
+    print(f"parity: {len(sample.names)} images ...", flush=True)
+    rungs = [rung for name in names for rung in RECIPES[name].rungs]
+    trained = TorchRunner(run.model, run.pixels, run.classes, THREADS)
+    models = {CHECKPOINT: trained}
+    if any(rung.reference == FLOAT_MODEL for rung in rungs):
+        plain = float_model(run)
+        models[FLOAT_MODEL] = trained if plain is run.model else TorchRunner(plain, run.pixels, run.classes, THREADS)
+    return climb(rungs, LogitTable(folder, sample, models, THREADS), sample, run.classes)
+
+
+def _about(
+    run: Run, names: Sequence[str], images: RunImages, sample: ImageSample, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Return what ``parity.json`` says besides the artefacts."""
+    return {
+        "recipes": list(names),
+        "run": {"model": run.model_name, "checkpoint_sha256": hash_file(run.folder / CHECKPOINT)},
+        "images": {**sample.to_json(), "problems": list(images.problems)},
+        "versions": versions(),
+        "threads": THREADS,
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+    }
+
+
+def _show(report: ParityReport, out: Path, sample: ImageSample) -> None:
+    """Print the table and the verdict."""
+    splits = ", ".join(f"{count} {split}" for split, count in sample.to_json()["splits"].items())
+    seconds = ", ".join(f"{step} {value:.1f}" for step, value in report.about["seconds"].items())
+    print(f"\n{report.table()}\n\nimages: {splits}\nseconds: {seconds}")
+    if report.passed:
+        print(f"passed: {out}")
+    else:
+        failed = ", ".join(name for name, artefact in report.artefacts.items() if not artefact.passed)
+        print(f"FAILED: {failed} in {out} must not be used; {PARITY} says why")
+
+
+def _list_recipes() -> None:
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        needs = f" (also makes {', '.join(recipe.needs)})" if recipe.needs else ""
+        print(f"{name.ljust(width)}  {recipe.description}{needs}: {', '.join(recipe.files)}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("run", nargs="?", help="run folder made by python -m brainq_torch.fit")
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", help="what to make; see --list (default: by the run)")
+    parser.add_argument("--out", type=Path, help="folder to make (default: RUN/export)")
+    parser.add_argument("--data", type=Path, help="where the run's images are now, if they moved")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export once the new one is whole")
+    parser.add_argument("--list", action="store_true", help="name the recipes and stop")
+    options = parser.parse_args(arguments)
+    if options.run is None and not options.list:
+        parser.error("RUN is missing; name a run folder, or use --list")
+    return options
+
+
+def _explain(error: Exception) -> str:
+    """Return what to tell the user; a full disk is found wherever in the chain of causes it is."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk is full ({link}); nothing was kept. Free some space and run the same command again"
+        link = link.__cause__ or link.__context__
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
