@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from brainq_torch.data.images import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
-from export.runners import BATCH, Runner, load_runner
+from export.runners import Runner, load_runner
 from tools.command import run_command
 
 SOME_UNREAD = 1
 """Exit code when one image or more could not be read; the others are still answered."""
+
+READ_AT_ONCE = 32
+"""Images decoded before the model runs on them, which bounds memory."""
 
 NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
 
@@ -127,7 +130,7 @@ def find_images(words: Sequence[str]) -> Iterator[str | Unread]:
 
 def predict_images(runner: Runner, paths: Iterator[str | Unread]) -> Iterator[Prediction | Unread]:
     """Answer every path in order, a batch at a time, so that memory does not grow with the number of images."""
-    for batch in batched(paths, BATCH):
+    for batch in batched(paths, READ_AT_ONCE):
         read = [path if isinstance(path, Unread) else _read(path, runner) for path in batch]
         images = [item[0] for item in read if not isinstance(item, Unread)]
         rows = iter(softmax(runner(np.stack(images)).astype(np.float64), axis=1) if images else ())
