@@ -1,0 +1,376 @@
+"""Fuse, fake-quantize, freeze: pure functions around torch.ao's eager mode, and the only file that imports it.
+
+torch marks this API as deprecated in favour of torchao's pt2e flow (https://github.com/pytorch/ao/issues/2259). It
+stays here because fusing by name and modules that can be folded are what carries every learned scale into the files;
+torch is capped below the release that may drop it, and the warning is answered in ``_answered_deprecation``.
+"""
+
+# torch.ao has no types.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic as fused
+import torch.ao.nn.intrinsic.qat as fused_qat
+import torch.ao.nn.qat as qat
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed, which the QDQ export writes
+from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QConfig, QuantStub, fuse_modules_qat
+from torch.ao.quantization import prepare_qat as insert_quantizers
+
+from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
+from brainq_torch.quant.lower import lower_batchnorms
+from brainq_torch.quant.scheme import INPUT_ENCODING, LARGEST_BIAS, Scheme, encode_weight
+
+__all__ = [
+    "DeQuantStub",
+    "FloatFunctional",
+    "Layer",
+    "PrepareError",
+    "QuantStub",
+    "activation_quantizers",
+    "finalize",
+    "freeze_batchnorm",
+    "freeze_observers",
+    "is_fake_quantized",
+    "prepare_qat",
+    "rebuild",
+    "running_order",
+    "scheme_of",
+    "set_activation_ranges",
+    "set_fake_quant",
+    "weighted_layers",
+]
+
+_PROBE_SIZE = 64
+"""Side in pixels of the image that traces which activation feeds which layer; any size the network takes will do."""
+
+
+class PrepareError(ValueError):
+    """A network that cannot be quantized as it is."""
+
+
+class _FoldedConvBn2d(fused_qat.ConvBn2d):
+    """Convolution with BatchNorm that computes what the integer kernel will, once the statistics are frozen.
+
+    torch.ao divides the BatchNorm's factor out of the convolution and applies BatchNorm again: two passes over the
+    activation that cost as much as the convolution, and 0 / 0 where gamma is 0. Folded, there is one convolution.
+    """
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Return weight (O, I, kH, kW) and bias (O,) with the running statistics folded in."""
+        norm: Any = self.bn  # torch types its statistics as optional; fusing requires them
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        return self.weight * factor.reshape(-1, 1, 1, 1), norm.bias + shift * factor
+
+    def _forward(self, image: Tensor) -> Tensor:
+        if self.training and not self.freeze_bn:
+            normalised: Tensor = super()._forward(image)
+            return normalised
+        weight, bias = self.fold()
+        result: Tensor = self._conv_forward(image, self.weight_fake_quant(weight), bias)
+        return result
+
+    def train(self, mode: bool = True) -> _FoldedConvBn2d:
+        """Switch the quantizers too where BatchNorm is frozen: torch.ao leaves every child behind then."""
+        super().train(mode)
+        for child in self.children():
+            if child is not self.bn:
+                child.train(mode)
+        return self
+
+
+class _FoldedConvBnReLU2d(_FoldedConvBn2d):
+    _FLOAT_MODULE = fused.ConvBnReLU2d  # type: ignore[assignment]  # torch.ao types it after the base class
+
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.relu(self._forward(image))
+
+
+_MODULES: dict[type[nn.Module], type[nn.Module]] = {
+    fused.ConvBn2d: _FoldedConvBn2d,
+    fused.ConvBnReLU2d: _FoldedConvBnReLU2d,
+    fused.ConvReLU2d: fused_qat.ConvReLU2d,
+    nn.Conv2d: qat.Conv2d,
+    nn.Linear: qat.Linear,
+}
+"""What a float module becomes while it is fake-quantized."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer as the integer files hold it.
+
+    weight: (O, ...) float32, BatchNorm folded in, not yet rounded. weight_scale: (O,) float32. bias: (O,) float32.
+    source: name of the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
+    """
+
+    name: str
+    module: nn.Module
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    relu: bool
+    source: str
+
+
+def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
+    """Return a fake-quantized copy of a float network, in training mode, ready for fine-tuning.
+
+    BatchNorms that cannot be folded become depthwise convolutions, the modules of ``model.fuse_list()`` become one,
+    each of them, each pooling of ``model.shared_activation_groups()`` and each FloatFunctional gets an activation
+    quantizer, each weight its own. The input's is fixed at scale 1/128, zero point 0.
+    Raises PrepareError when the network does not say how, is quantized already, or holds a module that the integer
+    files cannot carry.
+    """
+    _check_declared(model)
+    prepared: Any = lower_batchnorms(model).train()
+    groups: list[list[str]] = prepared.shared_activation_groups()
+    make_activation = partial(ActivationQuantizer, scheme.range_averaging)
+
+    def make_weight(factory_kwargs: Any = None) -> WeightQuantizer:  # torch.ao's linear passes dtype and device
+        return WeightQuantizer(scheme.largest_weight)
+
+    with _answered_deprecation():
+        prepared = fuse_modules_qat(prepared, prepared.fuse_list())
+        prepared.qconfig = QConfig(activation=make_activation, weight=make_weight)
+        for module in prepared.modules():
+            if isinstance(module, QuantStub):
+                fixed = partial(ActivationQuantizer, scheme.range_averaging, INPUT_ENCODING)
+                module.qconfig = QConfig(activation=fixed, weight=make_weight)
+        insert_quantizers(prepared, mapping=_MODULES, inplace=True)
+    for name, module in prepared.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and not isinstance(_parent(prepared, name), _FoldedConvBn2d):
+            raise PrepareError(f"BatchNorm {name} was not fused; name it behind its convolution in fuse_list()")
+        quantizer = getattr(module, "weight_fake_quant", None)
+        if quantizer is not None:
+            quantizer.size_to(_fold(module)[0])
+    _share(prepared, groups, scheme.range_averaging)
+    prepared.quantization_scheme = scheme
+    _drop_idle(prepared)
+    result: nn.Module = prepared
+    return result
+
+
+def rebuild(model: nn.Module, scheme_json: Mapping[str, Any]) -> nn.Module:
+    """Return the structure that ``prepare_qat`` made, in eval mode, for ``load_state_dict(strict=True)``.
+
+    model: a fresh float network of the same name and arguments. scheme_json: ``Scheme.to_json``'s data.
+    """
+    return prepare_qat(model, Scheme.from_json(dict(scheme_json))).eval()
+
+
+def is_fake_quantized(model: nn.Module) -> bool:
+    """Tell whether ``prepare_qat`` or ``rebuild`` made this network."""
+    return isinstance(getattr(model, "quantization_scheme", None), Scheme)
+
+
+def scheme_of(model: nn.Module) -> Scheme:
+    """Return the scheme of a fake-quantized network. Raises PrepareError for a float one."""
+    scheme = getattr(model, "quantization_scheme", None)
+    if not isinstance(scheme, Scheme):
+        raise PrepareError(f"{type(model).__name__} is a float network; quantize it with prepare_qat first")
+    return scheme
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Return each activation quantizer under the name of the module whose output it rounds, in module order."""
+    scheme_of(model)
+    found = {name: getattr(module, "activation_post_process", None) for name, module in model.named_modules()}
+    return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
+
+
+def freeze_observers(model: nn.Module) -> None:
+    """Keep every activation range as it is. Weight scales go on following the weights until ``finalize``."""
+    for quantizer in activation_quantizers(model).values():
+        quantizer.refresh()
+        quantizer.observe(False)
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Use and keep the running statistics from here, also in training mode.
+
+    The state dict does not hold this switch: call it again on resume.
+    """
+    scheme_of(model)
+    for module in model.modules():
+        if isinstance(module, _FoldedConvBn2d):
+            module.freeze_bn_stats()
+
+
+def set_fake_quant(model: nn.Module, enabled: bool) -> None:
+    """Switch all rounding on or off; off, the network computes what the float one does."""
+    scheme_of(model)
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer | WeightQuantizer):
+            module.quantizing = enabled
+
+
+def set_activation_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Replace activation ranges and the encodings that follow from them.
+
+    ranges: {name in ``activation_quantizers``: (smallest, largest) value}. The input's encoding stays fixed.
+    Raises PrepareError on an unknown name, or a range that is empty or not finite.
+    """
+    quantizers = activation_quantizers(model)
+    for name, (low, high) in ranges.items():
+        if name not in quantizers:
+            raise PrepareError(f"no activation is named {name!r}; there are {', '.join(quantizers)}")
+        if not -torch.inf < low <= high < torch.inf:
+            raise PrepareError(f"the range of {name} is [{low}, {high}]; both ends must be finite and in order")
+        quantizers[name].set_range(low, high)
+    for quantizer in quantizers.values():
+        quantizer.refresh()
+
+
+@torch.no_grad()
+def finalize(model: nn.Module) -> None:
+    """Make a fake-quantized network ready to be saved and exported: nothing in it moves after this. In place.
+
+    Recomputes each weight scale from the final folded weights (design: "one more forward after the last optimizer
+    step", without the images), then raises those of channels so weak that their bias would not fit int32.
+    Raises PrepareError when an activation was never observed, or a weight is not finite.
+    """
+    model.eval()
+    freeze_batchnorm(model)
+    quantizers = activation_quantizers(model)
+    unseen = [name for name, one in quantizers.items() if not one.fixed and _is_unseen(one)]
+    if unseen:
+        raise PrepareError(f"no range was observed or set for {', '.join(unseen)}; train or calibrate first")
+    freeze_observers(model)
+    largest = scheme_of(model).largest_weight
+    for layer in weighted_layers(model):
+        if not (torch.isfinite(layer.weight).all() and torch.isfinite(layer.bias).all()):
+            raise PrepareError(f"layer {layer.name} has weights or biases that are not finite; training diverged")
+        needed = layer.bias.abs() / (quantizers[layer.source].scale * LARGEST_BIAS)
+        quantizer: Any = layer.module.weight_fake_quant
+        quantizer.scale.copy_(torch.maximum(encode_weight(layer.weight, largest), needed))
+        quantizer.observe(False)
+
+
+@torch.no_grad()
+def weighted_layers(model: nn.Module) -> list[Layer]:
+    """Return the network's convolutions and linear layers in the order in which they run."""
+    _, sources = _trace(model)
+    return [_describe(name, model.get_submodule(name), source) for name, source in sources.items()]
+
+
+def running_order(model: nn.Module) -> list[str]:
+    """Return the names of ``activation_quantizers`` in the order in which they run, the input's first."""
+    order, _ = _trace(model)
+    return order
+
+
+def _describe(name: str, module: Any, source: str) -> Layer:
+    weight, bias = _fold(module)
+    relu = isinstance(module, _FoldedConvBnReLU2d | fused_qat.ConvReLU2d)
+    return Layer(name, module, weight.detach(), module.weight_fake_quant.scale, bias.detach(), relu, source)
+
+
+def _fold(module: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(module, _FoldedConvBn2d):
+        return module.fold()
+    bias = module.bias if module.bias is not None else torch.zeros(len(module.weight), device=module.weight.device)
+    return module.weight, bias
+
+
+@torch.no_grad()
+def _trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
+    """Run the network once; return the activations in running order, and {layer: the activation that feeds it}.
+
+    An activation is recognised by its memory, which views such as ``flatten`` share.
+    """
+    producers: dict[int, str] = {}
+    kept: list[Tensor] = []  # alive until the end, so that no memory is used twice
+    order: list[str] = []
+    sources: dict[str, str] = {}
+
+    def note_output(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        kept.append(output)
+        order.append(name)
+        producers[output.untyped_storage().data_ptr()] = name
+
+    def note_input(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        source = producers.get(inputs[0].untyped_storage().data_ptr())
+        if source is None:
+            raise PrepareError(f"what feeds {name} passes no quantizer; make that operation a module of a shared group")
+        sources[name] = source
+
+    hooks = [
+        quantizer.register_forward_hook(partial(note_output, name))
+        for name, quantizer in activation_quantizers(model).items()
+    ]
+    hooks += [
+        module.register_forward_pre_hook(partial(note_input, name))
+        for name, module in model.named_modules()
+        if hasattr(module, "weight_fake_quant")
+    ]
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 1, _PROBE_SIZE, _PROBE_SIZE, device=next(model.parameters()).device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return order, sources
+
+
+def _drop_idle(model: nn.Module) -> None:
+    """Remove the quantizers of modules that never run, such as the adders of blocks without a shortcut."""
+    running = set(running_order(model))
+    for name in activation_quantizers(model).keys() - running:
+        module: Any = model.get_submodule(name)
+        module.activation_post_process = nn.Identity()
+
+
+def _is_unseen(quantizer: ActivationQuantizer) -> bool:
+    return all(bool(torch.isinf(member.low)) for member in quantizer.group)
+
+
+def _share(model: nn.Module, groups: list[list[str]], averaging: float) -> None:
+    """Let the outputs of each group's modules have one encoding; poolings, which have no quantizer yet, get one."""
+    for names in groups:
+        modules: list[Any] = [model.get_submodule(name) for name in names]
+        for module in modules:
+            if not hasattr(module, "activation_post_process"):
+                module.add_module("activation_post_process", ActivationQuantizer(averaging))
+                module.register_forward_hook(_quantize_output)
+        members = [module.activation_post_process for module in modules]
+        for member in members:
+            member.group = members
+
+
+def _quantize_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    result: Tensor = module.activation_post_process(output)
+    return result
+
+
+def _parent(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _check_declared(model: nn.Module) -> None:
+    if is_fake_quantized(model):
+        raise PrepareError(f"{type(model).__name__} is fake-quantized already; prepare the float network it came from")
+    missing = [name for name in ("fuse_list", "shared_activation_groups") if not hasattr(model, name)]
+    if missing or not any(isinstance(module, QuantStub) for module in model.modules()):
+        lacks = " and ".join([f"{name}()" for name in missing] or ["a QuantStub"])
+        raise PrepareError(f"{type(model).__name__} has no {lacks}; mobilenetv2 and the densenets can be quantized")
+
+
+@contextmanager
+def _answered_deprecation() -> Iterator[None]:
+    """Keep torch's deprecation notice out of every command's output: this module's docstring is the answer to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated", category=DeprecationWarning)
+        yield
