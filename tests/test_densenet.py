@@ -8,11 +8,13 @@ from torchvision.models.densenet import DenseNet as TorchvisionDenseNet
 from brainq_torch.models import build_model
 from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.quant.lower import lower_batchnorms
+from brainq_torch.quant.prepare import activation_quantizers, finalize, prepare_qat, set_fake_quant, weighted_layers
+from brainq_torch.quant.scheme import Scheme
 
 TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
 
 
-def weighted_layers(model: nn.Module) -> int:
+def count_weighted_layers(model: nn.Module) -> int:
     return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in model.modules())
 
 
@@ -39,7 +41,7 @@ def images(count: int = 2, size: int = 64, seed: int = 1) -> torch.Tensor:
 )
 def test_weighted_layers_and_parameters(configuration, layers, parameters):
     model = DenseNet(**configuration)
-    assert weighted_layers(model) == layers
+    assert count_weighted_layers(model) == layers
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -48,7 +50,7 @@ def test_weighted_layers_and_parameters(configuration, layers, parameters):
     [("densenet101", {}, 101), ("densenet32", {"dropout": 0.2}, 32), ("densenet", {"block_config": [1, 1]}, 7)],
 )
 def test_configurations_have_names(name, arguments, layers):
-    assert weighted_layers(build_model(name, **arguments)) == layers
+    assert count_weighted_layers(build_model(name, **arguments)) == layers
 
 
 @pytest.mark.parametrize(("configuration", "smallest"), [(DENSENET_101, 33), (DENSENET_32, 17)])
@@ -158,13 +160,32 @@ def test_every_activation_and_batchnorm_of_the_lowered_network_fuses():
 
 
 @torch.no_grad()
-def test_fused_network_is_the_network():
-    from torch.ao.quantization import fuse_modules
+def test_fake_quantized_network_without_rounding_is_the_network():
+    model = randomised(DenseNet(**TINY)).eval()
+    prepared = prepare_qat(model, Scheme()).eval()
+    set_fake_quant(prepared, False)
+    assert (prepared(images()) - model(images())).abs().max().item() <= 1e-5
 
-    lowered = lower_batchnorms(randomised(DenseNet(**TINY)).eval())
-    fused = fuse_modules(lowered, lowered.fuse_list())
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
-    assert (fused(images()) - lowered(images())).abs().max().item() <= 1e-5
+
+@torch.no_grad()
+def test_one_scale_runs_through_each_block():
+    torch.manual_seed(0)
+    prepared = prepare_qat(randomised(DenseNet(**TINY)), Scheme())
+    for seed in range(3):
+        prepared(images(seed=seed))
+    finalize(prepared)
+    quantizers = activation_quantizers(prepared)
+    encodings = [[quantizers[name].encoding for name in names] for names in DenseNet(**TINY).shared_activation_groups()]
+    assert all(len(set(group)) == 1 for group in encodings)
+    assert len({group[0] for group in encodings}) == 4  # three blocks and the head, each with its own
+    # Every layer reads a tensor with a known scale, and a depthwise weight is exact: one weight per channel, on 127.
+    layers = weighted_layers(prepared)
+    # Seven dense layers of three (norm1 is one), two transitions of two, stem, norm5, linear.
+    assert len(layers) == 7 * 3 + 2 * 2 + 3
+    for layer in layers:
+        if layer.weight[0].numel() == 1:
+            exact = layer.weight_scale.reshape(-1, 1, 1, 1) * 127 * layer.weight.sign()
+            torch.testing.assert_close(exact, layer.weight, atol=0, rtol=1e-6)
 
 
 def test_shared_groups_hold_every_concatenation_member_once():

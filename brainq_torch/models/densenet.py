@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import DeQuantStub, QuantStub
+
+from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
 
 DENSENET_101: Final[dict[str, Any]] = {"block_config": (6, 12, 20, 10), "growth_rate": 32, "stem_channels": 64}
 """The teacher: 1 stem + 2 * 48 dense + 3 transitions + 1 linear = 101 weighted layers."""
