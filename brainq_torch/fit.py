@@ -87,7 +87,7 @@ def make_parser() -> ArgumentParser:
     managed = {"callbacks", "logger", "max_epochs", "min_epochs", "default_root_dir", "use_distributed_sampler",
                "num_sanity_val_steps", "enable_checkpointing", "plugins", "barebones", "model_registry"}  # fmt: skip
     parser.add_class_arguments(L.Trainer, "trainer", skip=managed, instantiate=False)
-    parser.set_defaults({"trainer.accelerator": "auto", "trainer.devices": 1})
+    parser.set_defaults({"trainer.devices": 1, "trainer.log_every_n_steps": 1})
     return parser
 
 
@@ -124,7 +124,7 @@ def fit(parser: ArgumentParser, config: Namespace) -> None:
     if not _claim(out, parser, config):
         print(f"{out} is complete; nothing to resume")
         return
-    config = parser.instantiate_classes(config)
+    config = parser.instantiate(config)
     if not config.stages:
         raise ValueError("no stages to train; give --config with a list of stages")
     data: ImageDataModule = config.data

@@ -183,6 +183,7 @@ class ImageDataModule(L.LightningDataModule):
             self.datasets[split],
             self.batch_size,
             sampler=sampler,
+            drop_last=shuffle and len(sampler) % self.batch_size == 1,  # BatchNorm cannot train on a single image
             num_workers=self.workers,
             collate_fn=_keep,
             persistent_workers=self.workers > 0,

@@ -88,10 +88,11 @@ class FreezeBackbone(Callback):
         model.classifier.requires_grad_(True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the frozen BatchNorm statistics: Lightning puts the whole module in train mode at every start."""
+        """Put the network in train mode (Lightning keeps what a stage before left), but for frozen BatchNorm."""
+        model: Any = pl_module.model
+        model.train()
         if not self.head_only:
             return
-        model: Any = pl_module.model
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -1,0 +1,50 @@
+"""Fixtures that several test files share: a tiny data set and one finished tiny run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainq_torch.data.phantom import write_phantoms
+from brainq_torch.fit import main
+
+TINY = [
+    "--config", "configs/quickstart.yaml", "--data.size=32", "--data.batch_size=8", "--model.arguments.width_mult=0.35",
+    "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
+]  # fmt: skip
+"""The quickstart, small enough to run in a test."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny tensors are fastest on one thread, and tests share the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """Training/ and Testing/ with 8 and 3 phantoms per class, 32 pixels."""
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(root, 8, 3, seed=0, size=32)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, phantoms) -> Path:
+    """A finished run of the tiny network: two stages of one epoch. Read only: copy it before changing it."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    stages = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 1}]"
+    assert main([*TINY, f"--data.root={phantoms}", f"--out={out}", f"--stages={stages}"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory, tiny_run) -> Path:
+    """The tiny run exported with the recipes fp32 and fp16. Read only: copy it before changing it."""
+    from export.__main__ import main as export_main
+
+    out = tmp_path_factory.mktemp("exports") / "tiny"
+    assert export_main([str(tiny_run), "--out", str(out), "--recipes", "fp32", "fp16"]) == 0
+    return out

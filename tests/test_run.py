@@ -1,0 +1,82 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainq_torch.models import build_model
+from brainq_torch.run import CHECKPOINT, RunError, load_run, read_checkpoint, save_checkpoint
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def test_a_run_comes_back_whole(tiny_run, phantoms):
+    run = load_run(tiny_run)
+    assert run.pixels == PixelSpec(32)
+    assert run.classes == CLASSES
+    assert run.model_arguments == {"width_mult": 0.35}
+    assert run.data_root == phantoms
+    assert {row.split for row in run.manifest()} == {"Training", "val", "Testing"}
+    assert not run.model.training
+    assert run.quantization is None
+
+
+def test_weights_are_saved_to_the_bit(tmp_path):
+    model = build_model("mobilenetv2", width_mult=0.35)
+    save_checkpoint(tmp_path / CHECKPOINT, model, "mobilenetv2", {"width_mult": 0.35}, PixelSpec(64), CLASSES)
+    state = read_checkpoint(tmp_path / CHECKPOINT)["state_dict"]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_truncated_checkpoint_is_refused(run):
+    whole = (run / CHECKPOINT).read_bytes()
+    (run / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"model\.ckpt is truncated"):
+        load_run(run)
+
+
+class _Intruder:
+    def __reduce__(self):
+        return (Path.touch, (Path("intruder_was_here"),))
+
+
+def test_code_in_a_checkpoint_is_not_run(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "model": _Intruder()}, run / CHECKPOINT)
+    with pytest.raises(RunError, match="was not loaded"):
+        load_run(run)
+    assert not Path("intruder_was_here").exists()
+
+
+def test_weights_of_another_architecture_are_refused(run):
+    checkpoint = read_checkpoint(run / CHECKPOINT)
+    checkpoint["model"]["arguments"] = {"width_mult": 1.0}
+    torch.save(checkpoint, run / CHECKPOINT)
+    with pytest.raises(RunError, match=r"another architecture .* instead of"):
+        load_run(run)
+
+
+def test_other_files_are_refused(run):
+    torch.save({"weights": torch.zeros(1)}, run / CHECKPOINT)
+    with pytest.raises(RunError, match="not a brainq_torch checkpoint"):
+        load_run(run)
+    (run / CHECKPOINT).unlink()
+    with pytest.raises(RunError, match="not finished.*--resume"):
+        load_run(run)
+    (run / "config.yaml").unlink()
+    with pytest.raises(RunError, match="no config"):
+        load_run(run)
+    with pytest.raises(RunError, match="is no folder"):
+        load_run(run / "nowhere")
+
+
+def test_a_newer_format_is_refused(run):
+    torch.save(read_checkpoint(run / CHECKPOINT) | {"format": 99}, run / CHECKPOINT)
+    with pytest.raises(RunError, match="format 99"):
+        load_run(run)
