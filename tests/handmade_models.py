@@ -89,8 +89,11 @@ def weights(shape, seed):
     return values, integers, scale
 
 
-def write_float_tflite(path, normalise=False, nchw=False, side=SIDE):
-    """conv - mean - dense in float32. normalise: its input times a constant first. nchw: transposed first."""
+def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False):
+    """conv - mean - dense in float32. normalise: its input times a constant first. nchw: transposed first.
+
+    half: float16 activations, which no CPU kernel takes.
+    """
     build = TFLiteBuilder()
     shape = (1, 1, side, side) if nchw else (1, side, side, 1)
     image = value = build.tensor("image", shape)
@@ -105,9 +108,14 @@ def write_float_tflite(path, normalise=False, nchw=False, side=SIDE):
         value = scaled
     kernel = build.tensor("kernel", (CHANNELS, 3, 3, 1), data=weights((CHANNELS, 3, 3, 1), 0)[0])
     bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
-    half = build.tensor("features", (1, side // 2, side // 2, CHANNELS))
-    build.op("CONV_2D", [value, kernel, bias], [half], conv_options())
-    return _finish_float(build, path, image, half)
+    features = build.tensor("features", (1, side // 2, side // 2, CHANNELS))
+    build.op("CONV_2D", [value, kernel, bias], [features], conv_options())
+    if half:
+        for tensor in build.graph.tensors:
+            tensor.type = schema.TensorType.FLOAT16
+        for buffer in build.model.buffers[1:]:
+            buffer.data = np.frombuffer(buffer.data, np.float32).astype(np.float16).view(np.uint8)
+    return _finish_float(build, path, image, features)
 
 
 def _finish_float(build, path, image, features):
@@ -144,7 +152,13 @@ def write_int8_tflite(
     feature_scale=0.1,
     dead_channel=False,
     dead_features=False,
-    logit_scale=0.05,
+    logit_scale=0.1,
+    bias_kind="INT32",
+    bias_factor=1.0,
+    requantize=False,
+    weight_factor=1.0,
+    weight_zero=0,
+    int4=False,
 ):
     """conv - mean - dense in int8, sound unless a fault is asked for."""
     build = TFLiteBuilder()
@@ -163,10 +177,14 @@ def write_int8_tflite(
     if dead_channel:
         integers[2] = 0
     scale = scale if per_channel else scale.max()
-    kernel = build.tensor("kernel", integers.shape, "INT8", scale, data=integers)
+    integers = np.clip(np.rint(integers * weight_factor), -127, 127).astype(np.int8)
+    kernel = build.tensor("kernel", integers.shape, "INT8", scale, weight_zero, data=integers)
     offset = np.full(CHANNELS, -1000 if dead_features else 0.5, np.float32)
     steps = np.rint(offset / (input_scale * scale)).astype(np.int32)
-    bias = build.tensor("bias", (CHANNELS,), "INT32", input_scale * scale, data=steps)
+    if bias_kind == "FLOAT32":
+        bias = build.tensor("bias", (CHANNELS,), data=offset)
+    else:
+        bias = build.tensor("bias", (CHANNELS,), "INT32", bias_factor * input_scale * scale, data=steps)
     side = SIDE // 2
     features = build.tensor("features", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
     build.op("CONV_2D", [image, kernel, bias], [features], conv_options())
@@ -175,6 +193,10 @@ def write_int8_tflite(
         turned = build.tensor("turned", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
         build.op("TRANSPOSE", [features, order], [turned], schema.TransposeOptionsT())
         features = turned
+    if requantize:
+        again = build.tensor("requantized", (1, side, side, CHANNELS), "INT8", feature_scale * 1.5, -128)
+        build.op("QUANTIZE", [features], [again], schema.QuantizeOptionsT())
+        feature_scale, features = feature_scale * 1.5, again
     if island:
         real = build.tensor("real", (1, side, side, CHANNELS))
         build.op("DEQUANTIZE", [features], [real], schema.DequantizeOptionsT())
@@ -187,7 +209,12 @@ def write_int8_tflite(
     build.op("MEAN", [features, axes], [pooled], reducer_options())
     _, integers, scale = weights((4, CHANNELS), 1)
     scale = scale if per_channel else scale.max()
-    dense = build.tensor("dense", (4, CHANNELS), "INT8", scale, data=integers)
+    if int4:
+        integers, scale = np.rint(integers / (127 / 7)).astype(np.int8), scale * (127 / 7)
+        pairs = (integers.reshape(-1, 2) & 15).astype(np.uint8)
+        dense = build.tensor("dense", (4, CHANNELS), "INT4", scale, data=pairs[:, 0] | pairs[:, 1] << 4)
+    else:
+        dense = build.tensor("dense", (4, CHANNELS), "INT8", scale, data=integers)
     bias = build.tensor("dense_bias", (4,), "INT32", feature_scale * scale, data=np.zeros(4, np.int32))
     logits = build.tensor("logits_int8" if float_io else "logits", (1, 4), "INT8", logit_scale, 0)
     build.op("FULLY_CONNECTED", [pooled, dense, bias], [logits], schema.FullyConnectedOptionsT())
@@ -235,3 +262,51 @@ def _write_onnx(path, nodes, image, logits, constants):
 def set_onnx_metadata(model, data):
     """Put a metadata entry of any content into a loaded ONNX model."""
     helper.set_model_props(model, {"brainq": json.dumps(data)})
+
+
+def write_qdq_onnx(path, per_channel=True, stored_as_float=False, island=False, feature_scale=0.1, input_scale=1 / 128):
+    """conv - relu - mean - dense, each in QuantizeLinear and DequantizeLinear, sound unless a fault is asked for."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ("batch", 1, SIDE, SIDE))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", 4))
+    nodes, constants = [], []
+
+    def constant(name, values):
+        constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def fake_quantize(value, scale, zero):
+        ends = [constant(f"{value}_scale", np.float32(scale)), constant(f"{value}_zero", np.int8(zero))]
+        nodes.append(helper.make_node("QuantizeLinear", [value, *ends], [f"{value}_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{value}_q", *ends], [f"{value}_dq"]))
+        return f"{value}_dq"
+
+    def weight(name, shape, seed):
+        real, integers, scale = weights(shape, seed)
+        zeros = np.zeros(shape[0], np.int8)
+        if not per_channel:
+            scale, zeros = scale.max(), np.int8(0)
+        ends = [constant(f"{name}_scale", scale), constant(f"{name}_zero", zeros)]
+        stored = constant(name, real if stored_as_float else integers)
+        if stored_as_float:
+            nodes.append(helper.make_node("QuantizeLinear", [stored, *ends], [f"{name}_q"], axis=0))
+            stored = f"{name}_q"
+        nodes.append(helper.make_node("DequantizeLinear", [stored, *ends], [f"{name}_dq"], axis=0))
+        return f"{name}_dq"
+
+    value = fake_quantize("image", input_scale, 0)
+    pads = {"strides": [2, 2], "pads": [0, 0, 1, 1]}
+    nodes.append(helper.make_node("Conv", [value, weight("kernel", (CHANNELS, 1, 3, 3), 0)], ["convolved"], **pads))
+    nodes.append(helper.make_node("Relu", ["convolved"], ["features"]))
+    value = fake_quantize("features", feature_scale, -128)
+    if island:
+        nodes.append(helper.make_node("Sigmoid", [value], ["between"]))
+        nodes.append(helper.make_node("Sqrt", ["between"], ["smooth"]))
+        value = fake_quantize("smooth", 1 / 256, -128)
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["pooled"]))
+    value = fake_quantize("pooled", feature_scale, -128)
+    nodes.append(helper.make_node("Flatten", [value], ["flat"]))
+    nodes.append(helper.make_node("Gemm", ["flat", weight("dense", (4, CHANNELS), 1)], ["answer"], transB=1))
+    ends = [constant("answer_scale", np.float32(0.1)), constant("answer_zero", np.int8(0))]
+    nodes.append(helper.make_node("QuantizeLinear", ["answer", *ends], ["answer_q"]))
+    nodes.append(helper.make_node("DequantizeLinear", ["answer_q", *ends], ["logits"]))
+    return _write_onnx(path, nodes, image, logits, constants)

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.folder import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import make_manifest, write_manifest
 from brainq_torch.models import build_model
@@ -158,10 +160,6 @@ def test_models_of_two_sizes_are_compared(data, fake, capsys):
 
 
 def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fake, tmp_path, capsys):
-    from dataclasses import replace
-
-    from brainq_torch.data.folder import scan_folder
-
     records = scan_folder(data).select("Training").records
     chosen = [replace(record, split="val") if record.path.endswith("0.png") else record for record in records]
     manifest = tmp_path / "manifest.csv"

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: logits (N, C) as the file gives them, or why there are none. ranges: by tensor, of a plain run."""
+    """What a run gave: logits (N, C) in the file's own type, or an error. ranges: by tensor, of a plain run."""
 
     logits: NDArray[Any] | None
     error: str
@@ -104,17 +104,21 @@ def _run_tflite(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDA
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     ranges: dict[str, Range] = defaultdict(Range)
+    details = interpreter.get_tensor_details() if plain else []
+    shared = Counter(tensor["name"] for tensor in details)
     logits = []
     for image in images:
         interpreter.set_tensor(source["index"], _feed(image, source["shape"], source["dtype"], source["quantization"]))
         interpreter.invoke()
         logits.append(interpreter.get_tensor(target["index"])[0])
-        for tensor in interpreter.get_tensor_details() if plain else ():
+        for tensor in details:
             # Some tensors (scratch space, what a kernel folded away) have no values to read.
             with contextlib.suppress(ValueError):
                 values = interpreter.get_tensor(tensor["index"])
                 if values.size and values.dtype.kind in "iuf":
-                    ranges[tensor["name"]].add(values)
+                    # As model_graph names them: with the number where a name is not unique.
+                    name = tensor["name"] if shared[tensor["name"]] == 1 else f"{tensor['name']}#{tensor['index']}"
+                    ranges[name].add(values)
     return np.stack(logits), ranges
 
 
