@@ -51,8 +51,9 @@ def cast_to_float16(source: Path, target: Path) -> None:
 
 def _halve(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     largest = float(np.abs(values).max())
-    if not largest <= np.finfo(np.float16).max:
-        raise QuantizeError(f"{name} holds {largest:g}; float16 ends at {np.finfo(np.float16).max:g}")
+    limit = float(np.finfo(np.float16).max)
+    if not largest <= limit:
+        raise QuantizeError(f"{name} holds {largest:g}; float16 ends at {limit:g}")
     return values.astype("<f2")
 
 

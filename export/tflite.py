@@ -32,6 +32,7 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
         write_single_batch(onnx_path, fixed)
         _run_onnx2tf(fixed, Path(folder))
         model = read_model(Path(folder, "model_float32.tflite"))
+    _refuse_placeholders(model, onnx_path)
     _forbid_reduced_precision(model)
     _allow_any_batch(model)
     write_model(model, out_path)
@@ -73,6 +74,13 @@ def _run_onnx2tf(onnx_path: Path, folder: Path) -> None:
             f"onnx2tf made no float32 file (exit code {code}). The end of what it printed:\n"
             + "\n".join(lines[-_LOG_LINES_SHOWN:])
         )
+
+
+def _refuse_placeholders(model: Any, onnx_path: Path) -> None:
+    """Refuse what onnx2tf writes, without a word, for an operator it cannot translate: one that no runtime has."""
+    names = [code.customCode.decode() for code in model.operatorCodes if code.customCode]
+    if names:
+        raise ConversionError(f"onnx2tf cannot translate operators of {onnx_path.name}; it wrote {', '.join(names)}")
 
 
 def _forbid_reduced_precision(model: Any) -> None:
