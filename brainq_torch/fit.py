@@ -27,6 +27,7 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.split import ManifestError
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError, load_pretrained
+from brainq_torch.quant.prepare import finalize
 from brainq_torch.run import (
     CHECKPOINT,
     CONFIG,
@@ -43,6 +44,7 @@ from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingD
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import EpochLog, plot_curves, read_log
 from brainq_torch.training.metrics import Metrics, compute_metrics, plot_confusion
+from brainq_torch.training.qat import Qat, QatSchedule, choose, load_ptq, start_ptq
 from brainq_torch.training.stages import FreezeBackbone, Stage
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -80,6 +82,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(CrossEntropy, "loss")
     parser.add_argument("--distillation", type=Distillation | None, default=None, help="learn from a teacher, too")
     parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other")
+    parser.add_argument("--qat", type=Qat | None, default=None, help="fine-tune fake-quantized, from --init's weights")
     parser.add_argument("--ema_decay", type=float, default=0.0, help="exponential average of the weights; 0 is off")
     parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")
     parser.add_argument("--channels_last", type=bool, default=True, help="NHWC memory layout in training")
@@ -127,8 +130,12 @@ def fit(parser: ArgumentParser, config: Namespace) -> None:
     config = parser.instantiate(config)
     if not config.stages:
         raise ValueError("no stages to train; give --config with a list of stages")
+    if config.qat and config.ema_decay:
+        raise ValueError("qat needs ema_decay 0: an average of quantization scales is the scale of no weights")
     data: ImageDataModule = config.data
     model = _start_model(config)
+    if config.qat:
+        model = start_ptq(config.qat, model, data, config.seed)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if config.compile:
@@ -223,7 +230,7 @@ def _train_stage(out: Path, config: Namespace, index: int, model: nn.Module, dat
         trainer = L.Trainer(
             **vars(config.trainer),
             max_epochs=stage.epochs,
-            callbacks=_callbacks(folder, stage, EpochLog(out / LOG, stage.name, earlier), config.ema_decay),
+            callbacks=_callbacks(config, index, folder, EpochLog(out / LOG, stage.name, earlier)),
             logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
             use_distributed_sampler=False,  # the data module's sampler is reproducible already
             num_sanity_val_steps=0,
@@ -242,10 +249,13 @@ def _train_stage(out: Path, config: Namespace, index: int, model: nn.Module, dat
     model.load_state_dict({name.removeprefix("model."): value for name, value in best.items()})
 
 
-def _callbacks(folder: Path, stage: Stage, log: EpochLog, ema_decay: float) -> list[Callback]:
+def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> list[Callback]:
+    stage: Stage = config.stages[index]
     callbacks: list[Callback] = [FreezeBackbone(stage), log]
-    if ema_decay and stage.train == "all":
-        callbacks.append(EMAWeightAveraging(decay=ema_decay))
+    if config.qat:
+        callbacks.append(QatSchedule(config.qat, sum(earlier.epochs for earlier in config.stages[:index])))
+    if config.ema_decay and stage.train == "all":
+        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if stage.stop_after:
         callbacks.append(EarlyStopping("val_loss", patience=stage.stop_after, check_on_train_epoch_end=True))
     best = ModelCheckpoint(folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False)
@@ -262,6 +272,9 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
     data.prepare_data()
     data.setup("fit")
     model = model.float().eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    more: dict[str, Any] = {}
+    if config.qat:
+        model, more["qat"] = _finish_qat(config, model, data)
     measured = {
         split: compute_metrics(*predict(model, data.datasets[split], data.batch_size))
         for split in ("val", "Testing")
@@ -269,13 +282,32 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
     }
     first = "Testing" if "Testing" in measured else "val"
     options: ModelOptions = config.model
-    save_checkpoint(out / CHECKPOINT, model, options.name, options.arguments, data.pixels, CLASSES)
+    scheme = config.qat.scheme.to_json() if config.qat else None
+    save_checkpoint(out / CHECKPOINT, model, options.name, options.arguments, data.pixels, CLASSES, scheme)
     plot_curves(read_log(out / LOG), out / "learning_curves.png")
     plot_confusion(measured[first], out / "confusion.png")
     splits = {split: metrics.to_json() for split, metrics in measured.items()}
-    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits})
+    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits} | more)
     data.cache.unlink()
     print(_summary(out, measured, phantom=data.root == "phantom"))
+
+
+def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the better of the trained and the merely calibrated network, and what both and the float one scored."""
+    finalize(model)
+    start = _start_model(config).eval()
+    networks = {"float": start, "ptq": load_ptq(config.qat, start, data), "qat": model}
+    predicted = {name: predict(network, data.datasets["val"], data.batch_size) for name, network in networks.items()}
+    labels = predicted["qat"][1]
+    accuracy = {name: float((logits.argmax(1) == labels).mean()) for name, (logits, _) in predicted.items()}
+    kept = choose(labels, predicted["ptq"][0], predicted["qat"][0])
+    scores = ", ".join(f"{name} {score:.2%}" for name, score in accuracy.items())
+    print(f"validation accuracy: {scores}")
+    if kept == "ptq":
+        print("training did not help: the calibrated network is kept. Try a lower rate or more epochs")
+    elif accuracy["qat"] < accuracy["float"]:
+        print("the INT8 network stays below the float one on validation")
+    return networks[kept], {"kept": kept, "val_accuracy": accuracy}
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ __all__ = [
     "PrepareError",
     "QuantStub",
     "activation_quantizers",
+    "check_finalized",
     "finalize",
     "freeze_batchnorm",
     "freeze_observers",
@@ -48,6 +49,7 @@ __all__ = [
     "scheme_of",
     "set_activation_ranges",
     "set_fake_quant",
+    "unfreeze",
     "weighted_layers",
 ]
 
@@ -112,6 +114,7 @@ class Layer:
     """One convolution or linear layer as the integer files hold it.
 
     weight: (O, ...) float32, BatchNorm folded in, not yet rounded. weight_scale: (O,) float32. bias: (O,) float32.
+    largest: largest weight integer.
     source: name of the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
     """
 
@@ -119,6 +122,7 @@ class Layer:
     module: nn.Module
     weight: Tensor
     weight_scale: Tensor
+    largest: int
     bias: Tensor
     relu: bool
     source: str
@@ -190,6 +194,19 @@ def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
     return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
 
 
+def check_finalized(model: nn.Module) -> None:
+    """Raise PrepareError for a float network, or a fake-quantized one that can still move: call ``finalize`` on it."""
+    scheme_of(model)
+    moving = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, ActivationQuantizer | WeightQuantizer) and module.observing
+    ]
+    if model.training or moving:
+        what = f"{len(moving)} quantizers still observe ({', '.join(moving[:3])})" if moving else "it is in training mode"
+        raise PrepareError(f"the network is not finalized: {what}; call brainq_torch.quant.prepare.finalize(model)")
+
+
 def freeze_observers(model: nn.Module) -> None:
     """Keep every activation range as it is. Weight scales go on following the weights until ``finalize``."""
     for quantizer in activation_quantizers(model).values():
@@ -206,6 +223,15 @@ def freeze_batchnorm(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _FoldedConvBn2d):
             module.freeze_bn_stats()
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let ranges and weight scales follow again, after ``finalize``: fine-tuning may start from a calibrated network."""
+    for quantizer in activation_quantizers(model).values():
+        quantizer.observe(not quantizer.fixed)
+    for layer in weighted_layers(model):
+        quantizer_of_weight: Any = layer.module.weight_fake_quant
+        quantizer_of_weight.observe(True)
 
 
 def set_fake_quant(model: nn.Module, enabled: bool) -> None:
@@ -248,13 +274,12 @@ def finalize(model: nn.Module) -> None:
     if unseen:
         raise PrepareError(f"no range was observed or set for {', '.join(unseen)}; train or calibrate first")
     freeze_observers(model)
-    largest = scheme_of(model).largest_weight
     for layer in weighted_layers(model):
         if not (torch.isfinite(layer.weight).all() and torch.isfinite(layer.bias).all()):
             raise PrepareError(f"layer {layer.name} has weights or biases that are not finite; training diverged")
         needed = layer.bias.abs() / (quantizers[layer.source].scale * LARGEST_BIAS)
         quantizer: Any = layer.module.weight_fake_quant
-        quantizer.scale.copy_(torch.maximum(encode_weight(layer.weight, largest), needed))
+        quantizer.scale.copy_(torch.maximum(encode_weight(layer.weight, layer.largest), needed))
         quantizer.observe(False)
 
 
@@ -273,8 +298,9 @@ def running_order(model: nn.Module) -> list[str]:
 
 def _describe(name: str, module: Any, source: str) -> Layer:
     weight, bias = _fold(module)
+    quantizer = module.weight_fake_quant
     relu = isinstance(module, _FoldedConvBnReLU2d | fused_qat.ConvReLU2d)
-    return Layer(name, module, weight.detach(), module.weight_fake_quant.scale, bias.detach(), relu, source)
+    return Layer(name, module, weight.detach(), quantizer.scale, quantizer.largest, bias.detach(), relu, source)
 
 
 def _fold(module: Any) -> tuple[Tensor, Tensor]:

@@ -96,3 +96,13 @@ def quantize_weight(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
     """Round weights to integers. weight: (C, ...) float32, scale: (C,) float32. Returns (C, ...) int8."""
     steps = torch.round(weight / scale.reshape(-1, *[1] * (weight.dim() - 1)))
     return steps.clamp(-largest, largest).to(torch.int8)
+
+
+def quantize_bias(bias: Tensor, input_scale: float, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Round biases to the integers that the accumulator adds.
+
+    bias, weight_scale: (C,) float32. Returns (C,) int32 and its scale, input scale x weight scale, (C,) float32.
+    """
+    scale = weight_scale * torch.tensor(input_scale, dtype=torch.float32)
+    # float64: an int32 does not fit in float32's 24 bits.
+    return torch.round(bias.double() / scale.double()).to(torch.int32), scale

@@ -1,0 +1,215 @@
+"""Post-training quantization: choose each activation's range from a few un-augmented training images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.data.split import ManifestRow
+from brainq_torch.quant.prepare import (
+    activation_quantizers,
+    finalize,
+    prepare_qat,
+    set_activation_ranges,
+    set_fake_quant,
+)
+from brainq_torch.quant.scheme import Scheme, encode_range
+
+Method = Literal["min_max", "percentile", "mse", "entropy"]
+
+_BINS = 2048
+_PERCENTILE = 99.99
+"""Share of an activation's values, in percent, that the percentile method keeps between its two ends."""
+_CANDIDATES = np.linspace(0.3, 1.0, 71)
+"""Shares of the full range that the MSE and entropy methods try."""
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Which images a calibration saw. sha256: over the lines ``sha256 path`` of its rows, so that it can be repeated."""
+
+    rows: tuple[ManifestRow, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ValueHistogram:
+    """Values of one activation over all images. counts: (2048,) float64 in equal bins from low to high."""
+
+    low: float
+    high: float
+    counts: np.ndarray
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Middle of each bin, (2048,) float64."""
+        edges = np.linspace(self.low, self.high, _BINS + 1)
+        middles: np.ndarray = (edges[:-1] + edges[1:]) / 2
+        return middles
+
+
+def select_calibration_images(rows: Sequence[ManifestRow], count: int, seed: int) -> CalibrationImages:
+    """Draw ``count`` training images, as many of each class as can be had, without replacement, in seeded order.
+
+    Raises ValueError when there are fewer training images than asked for.
+    """
+    by_class = {name: [row for row in rows if row.split == "Training" and row.label == name] for name in CLASSES}
+    available = sum(map(len, by_class.values()))
+    if not 0 < count <= available:
+        raise ValueError(f"{count} calibration images were asked for; the run has {available} training images")
+    rng = np.random.default_rng(seed)
+    queues = [[members[i] for i in rng.permutation(len(members))] for members in by_class.values()]
+    chosen: list[ManifestRow] = []
+    while len(chosen) < count:
+        for queue in queues:
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop())
+    lines = "".join(f"{row.sha256} {row.path}\n" for row in chosen)
+    return CalibrationImages(tuple(chosen), hashlib.sha256(lines.encode()).hexdigest())
+
+
+def quantize_post_training(
+    model: nn.Module, pixels: np.ndarray, scheme: Scheme = Scheme(), method: Method = "percentile"  # noqa: B008 - frozen
+) -> nn.Module:
+    """Return a fake-quantized, calibrated, finalized copy of a float network.
+
+    pixels: (N, H, W) uint8.
+    """
+    prepared = prepare_qat(model, scheme).eval()
+    calibrate(prepared, pixels, method)
+    return prepared
+
+
+def calibrate(prepared: nn.Module, pixels: np.ndarray, method: Method = "percentile", batch_size: int = 32) -> None:
+    """Set every activation range from images, then finalize the network. In place.
+
+    prepared: of ``prepare_qat``. pixels: (N, H, W) uint8. method: ``min_max`` keeps every value; ``percentile`` clips
+    0.01 % of them; ``mse`` clips where the squared rounding error is least (Banner et al. 2019, arXiv:1810.05723);
+    ``entropy`` where the clipped distribution stays closest to the original (Migacz 2017, TensorRT, slides 22-38).
+    Raises ValueError without images or for an unknown method.
+    """
+    if method not in _CHOOSERS:
+        raise ValueError(f"unknown calibration method {method!r}; allowed are {', '.join(_CHOOSERS)}")
+    if len(pixels) == 0:
+        raise ValueError("no images to calibrate with; at least one is needed, a few hundred are usual")
+    batches = [torch.from_numpy(scale_pixels(pixels[i : i + batch_size])) for i in range(0, len(pixels), batch_size)]
+    histograms = collect_histograms(prepared, batches)
+    choose = _CHOOSERS[method]
+    set_activation_ranges(prepared, {name: choose(histogram) for name, histogram in histograms.items()})
+    finalize(prepared)
+
+
+@torch.no_grad()
+def collect_histograms(prepared: nn.Module, batches: Sequence[Tensor]) -> dict[str, ValueHistogram]:
+    """Histogram every activation of the un-rounded network, in two passes: first the ends, then the bins.
+
+    batches: each (N, 1, H, W) float32. Returns {activation: its histogram}; the fixed input is left out.
+    """
+    ends: dict[str, tuple[float, float]] = {}
+    counts: dict[str, Tensor] = {}
+
+    def note_ends(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        low, high = (end.item() for end in torch.aminmax(inputs[0]))
+        before = ends.get(name, (low, high))
+        ends[name] = min(low, before[0]), max(high, before[1])
+
+    def note_counts(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found = torch.histc(inputs[0].float(), _BINS, *ends[name]).double()
+        counts[name] = counts[name] + found if name in counts else found
+
+    training = prepared.training
+    prepared.eval()
+    set_fake_quant(prepared, False)
+    try:
+        for note in (note_ends, note_counts):
+            _run_noting(prepared, batches, note)
+    finally:
+        set_fake_quant(prepared, True)
+        prepared.train(training)
+    return {name: ValueHistogram(*ends[name], counts[name].numpy()) for name in ends}
+
+
+def _run_noting(prepared: nn.Module, batches: Sequence[Tensor], note: Callable[..., Any]) -> None:
+    moving = {name: one for name, one in activation_quantizers(prepared).items() if not one.fixed}
+    hooks = [one.register_forward_pre_hook(partial(note, name)) for name, one in moving.items()]
+    try:
+        for batch in batches:
+            prepared(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _choose_min_max(histogram: ValueHistogram) -> tuple[float, float]:
+    return histogram.low, histogram.high
+
+
+def _choose_percentile(histogram: ValueHistogram) -> tuple[float, float]:
+    """Clip half of what may be lost at each end; an end that is zero (ReLU) stays."""
+    share = np.cumsum(histogram.counts) / histogram.counts.sum()
+    tail = (100 - _PERCENTILE) / 100
+    edges = np.linspace(histogram.low, histogram.high, _BINS + 1)
+    low = edges[int(np.searchsorted(share, tail / 2, side="right"))] if histogram.low < 0 else histogram.low
+    high = edges[min(_BINS, int(np.searchsorted(share, 1 - tail / 2)) + 1)]
+    return float(low), float(high)
+
+
+def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
+    values, weights = histogram.centres, histogram.counts
+
+    def error(candidate: tuple[float, float]) -> float:
+        return float(np.sum(weights * (_round_to_grid(values, *candidate) - values) ** 2))
+
+    return min(_candidates(histogram), key=error)
+
+
+def _choose_entropy(histogram: ValueHistogram) -> tuple[float, float]:
+    """Least KL divergence between what is inside the clip (the outside piled on its ends) and its rounded self."""
+
+    def divergence(candidate: tuple[float, float]) -> float:
+        low, high = candidate
+        values = histogram.centres.clip(low, high)
+        inside = (histogram.centres >= low) & (histogram.centres <= high)
+        bins = np.unique(_round_to_grid(values, low, high), return_inverse=True)[1]
+        kept = np.where(inside, histogram.counts, 0.0)
+        occupied = np.bincount(bins, (kept > 0).astype(float))
+        level = np.bincount(bins, kept) / np.maximum(occupied, 1)
+        model = np.where(kept > 0, level[bins], 0.0)
+        piled = kept.copy()
+        first, last = np.flatnonzero(inside)[[0, -1]]
+        piled[first] += histogram.counts[:first].sum()
+        piled[last] += histogram.counts[last + 1 :].sum()
+        p, q = piled / piled.sum(), model / max(model.sum(), 1e-12)
+        used = p > 0
+        return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-12))))
+
+    return min(_candidates(histogram), key=divergence)
+
+
+def _candidates(histogram: ValueHistogram) -> list[tuple[float, float]]:
+    return [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
+
+
+def _round_to_grid(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Quantize and de-quantize with the encoding that the range gets. values: (K,) float64."""
+    scale, zero_point = (float(part) for part in encode_range(torch.tensor(low), torch.tensor(high)))
+    rounded: np.ndarray = (np.round(values / scale) + zero_point).clip(-128, 127)
+    result: np.ndarray = (rounded - zero_point) * scale
+    return result
+
+
+_CHOOSERS: dict[str, Callable[[ValueHistogram], tuple[float, float]]] = {
+    "min_max": _choose_min_max,
+    "percentile": _choose_percentile,
+    "mse": _choose_mse,
+    "entropy": _choose_entropy,
+}

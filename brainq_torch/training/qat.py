@@ -1,0 +1,105 @@
+"""Quantization-aware training: where it starts, when it freezes, and whether it was worth it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from torch.nn import functional
+
+from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.folder import load_pixels
+from brainq_torch.data.split import manifest_folder, read_manifest
+from brainq_torch.quant.calibrate import Method, quantize_post_training, select_calibration_images
+from brainq_torch.quant.prepare import freeze_batchnorm, freeze_observers, prepare_qat, rebuild, unfreeze
+from brainq_torch.quant.scheme import Scheme
+from brainq_torch.run import MANIFEST
+
+
+@dataclass(frozen=True)
+class Qat:
+    """Fine-tune a fake-quantized network (Jacob et al. 2018, arXiv:1712.05877, section 3).
+
+    It starts from plain post-training quantization: ranges calibrated on un-augmented training images.
+
+    observer_epochs: epochs in which activation ranges still follow the data, counted over all stages.
+    batchnorm_epochs: epochs in which BatchNorm uses and updates batch statistics; 0 trains what will be deployed.
+    calibration_images: class-balanced training images for the start.
+    method: how a range is chosen from them.
+    scheme: bit widths.
+    """
+
+    observer_epochs: int = 1
+    batchnorm_epochs: int = 0
+    calibration_images: int = 256
+    method: Method = "percentile"
+    scheme: Scheme = Scheme()  # noqa: RUF009 - frozen
+
+
+def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule, seed: int) -> nn.Module:
+    """Return the fake-quantized copy of a float network that plain post-training quantization gives, ready to train.
+
+    Its weights are kept in ``checkpoints/ptq.pt``: they are what the training is measured against at the end, and what
+    a resumed run starts from. Other processes than the first get the structure alone; DDP sends them the values.
+    """
+    if rank_zero_only.rank != 0:
+        return prepare_qat(model, options.scheme)
+    kept = data.out / "checkpoints" / "ptq.pt"
+    if not kept.exists():
+        data.prepare_data()
+        rows = select_calibration_images(read_manifest(data.out / MANIFEST), options.calibration_images, seed).rows
+        pixels = load_pixels(manifest_folder(data.folder, rows), data.pixels)
+        quantized = quantize_post_training(model, pixels, options.scheme, options.method)
+        kept.parent.mkdir(exist_ok=True)
+        partial = kept.with_name(kept.name + ".partial")
+        torch.save(quantized.state_dict(), partial)
+        os.replace(partial, kept)
+    quantized = load_ptq(options, model, data)
+    unfreeze(quantized)
+    return quantized
+
+
+def load_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module:
+    """Return the finalized network that ``start_ptq`` kept. model: a float network of the same architecture."""
+    quantized = rebuild(model, options.scheme.to_json())
+    quantized.load_state_dict(torch.load(data.out / "checkpoints" / "ptq.pt", weights_only=True))
+    return quantized
+
+
+def choose(labels: np.ndarray, ptq: np.ndarray, qat: np.ndarray) -> Literal["ptq", "qat"]:
+    """Name the better network on validation images: more right, or as many right with the lower cross-entropy.
+
+    labels: (N,) int64. ptq, qat: logits, (N, classes) float32.
+    """
+
+    def rank(logits: np.ndarray) -> tuple[int, float]:
+        loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+        return int((logits.argmax(1) == labels).sum()), -loss.item()
+
+    return "qat" if rank(qat) >= rank(ptq) else "ptq"
+
+
+class QatSchedule(Callback):
+    """Freeze observers and BatchNorm when their epochs are over, also after a resume.
+
+    epochs_before: epochs of the stages before this one.
+    """
+
+    def __init__(self, options: Qat, epochs_before: int) -> None:
+        self.options, self.epochs_before = options, epochs_before
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Freeze what is due; both are idempotent."""
+        model: Any = pl_module.model
+        epoch = self.epochs_before + trainer.current_epoch
+        if epoch >= self.options.observer_epochs:
+            freeze_observers(model)
+        if epoch >= self.options.batchnorm_epochs:
+            freeze_batchnorm(model)

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from brainq_torch.fit import main, make_parser
+from conftest import TINY
+
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+
+
+def test_every_configuration_is_known():
+    assert {path.name for path in CONFIGS} == {"quickstart.yaml", "mobilenetv2.yaml", "mobilenetv2_qat.yaml"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_header_and_length(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    header = [line for line in lines if line.startswith("#")]
+    assert any("python -m brainq_torch.fit" in line for line in header)
+    assert any("minute" in line for line in header)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_parses_against_the_signatures(path):
+    config = make_parser().parse_args(["--config", str(path)])
+    assert config.stages
+    assert Path(config.out).parent == Path("runs")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_trains_a_step(path, phantoms, tmp_path, tiny_run):
+    """Its own stages, losses and precision, on the tiny network and data, one batch an epoch."""
+    words = [word for word in TINY if word not in ("--config", "configs/quickstart.yaml")]
+    start = [f"--init={tiny_run}"] if "qat" in path.stem else ["--model.pretrained=none"]
+    more = [f"--data.root={phantoms}", f"--out={tmp_path / 'run'}", "--trainer.limit_train_batches=1"]
+    assert main(["--config", str(path), *words, *start, *more]) == 0
+    assert (tmp_path / "run" / "metrics.json").exists()

@@ -1,0 +1,102 @@
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from brainq_torch.data import datamodule
+from brainq_torch.data.augment import Augmentation
+from brainq_torch.data.datamodule import ImageDataModule, make_generator
+from brainq_torch.data.images import read_grey
+from brainq_torch.data.split import read_manifest
+
+
+class _Recorder(L.LightningModule):
+    """Trains nothing; keeps every batch it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained, self.validated = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.trained.append((self.current_epoch, batch))
+        return self.weight * 0
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _data(phantoms, out, **options):
+    out.mkdir(exist_ok=True)
+    return ImageDataModule(str(out), root=str(phantoms), size=32, batch_size=8, **options)
+
+
+def _record(data, epochs=1):
+    recorder = _Recorder()
+    trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0)  # fmt: skip
+    trainer.fit(recorder, datamodule=data)
+    return recorder
+
+
+def test_each_image_is_seen_once_an_epoch_and_in_another_order(phantoms, tmp_path):
+    recorder = _record(_data(phantoms, tmp_path / "run"), epochs=2)
+    orders = [torch.cat([b.rows for epoch, b in recorder.trained if epoch == wanted]).tolist() for wanted in (0, 1)]
+    rows = read_manifest(tmp_path / "run" / "manifest.csv")
+    training = [i for i, row in enumerate(rows) if row.split == "Training"]
+    # one image left over is dropped from an epoch: BatchNorm cannot train on a batch of one
+    assert len(training) % 8 == 1
+    for order in orders:
+        assert len(set(order)) == len(order) == len(training) - 1
+        assert set(order) < set(training)
+    assert orders[0] != orders[1]
+
+
+def test_validation_images_are_not_changed(phantoms, tmp_path):
+    data = _data(phantoms, tmp_path / "run", augmentation=Augmentation(flip=1))
+    batch = _record(data).validated[0]
+    rows = read_manifest(tmp_path / "run" / "manifest.csv")
+    first = read_grey(phantoms / rows[int(batch.rows[0])].path).pixels
+    assert np.array_equal(batch.images[0, 0].numpy() * 128 + 128, first)
+
+
+def test_training_images_are_changed_reproducibly(phantoms, tmp_path):
+    one, other = (_record(_data(phantoms, tmp_path / name, seed=3)).trained for name in ("one", "other"))
+    assert all(torch.equal(a.images, b.images) for (_, a), (_, b) in zip(one, other, strict=True))
+    plain = _record(_data(phantoms, tmp_path / "plain", seed=3, augmentation=Augmentation(0, 0, 0, 0, 0, 0))).trained
+    assert not torch.equal(plain[0][1].images, one[0][1].images)
+
+
+def test_no_image_is_decoded_twice(phantoms, tmp_path, monkeypatch):
+    calls = []
+    original = datamodule.load_pixels
+    monkeypatch.setattr(datamodule, "load_pixels", lambda *words: calls.append(words) or original(*words))
+    _record(_data(phantoms, tmp_path / "run"), epochs=3)
+    _record(_data(phantoms, tmp_path / "run"))
+    assert len(calls) == 1
+
+
+def test_a_cache_of_another_size_is_refused(phantoms, tmp_path):
+    data = _data(phantoms, tmp_path / "run")
+    data.prepare_data()
+    np.save(data.cache, np.zeros((3, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match="delete it and resume"):
+        data.setup("fit")
+
+
+def test_phantom_root_makes_its_own_images(tmp_path):
+    (tmp_path / "run").mkdir()
+    data = ImageDataModule(str(tmp_path / "run"), size=32, phantoms_per_class=6)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.class_counts().sum() + len(data.datasets["val"]) == 24
+    assert len(data.datasets["Testing"]) == 8
+
+
+def test_generators_differ_by_place_alone():
+    draws = {tuple(torch.rand(3, generator=make_generator([0, stage, epoch])).tolist()) for stage in (0, 1) for epoch in (0, 1)}
+    assert len(draws) == 4
+    assert torch.equal(torch.rand(3, generator=make_generator([1, 2])), torch.rand(3, generator=make_generator([1, 2])))
