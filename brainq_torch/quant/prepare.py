@@ -29,7 +29,7 @@ from torch.ao.quantization import prepare_qat as insert_quantizers
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.lower import lower_batchnorms
-from brainq_torch.quant.scheme import INPUT_ENCODING, LARGEST_BIAS, Scheme, encode_weight
+from brainq_torch.quant.scheme import INPUT_ENCODING, LARGEST_BIAS, Scheme, encode_weight, quantize_bias
 
 __all__ = [
     "DeQuantStub",
@@ -203,7 +203,9 @@ def check_finalized(model: nn.Module) -> None:
         if isinstance(module, ActivationQuantizer | WeightQuantizer) and module.observing
     ]
     if model.training or moving:
-        what = f"{len(moving)} quantizers still observe ({', '.join(moving[:3])})" if moving else "it is in training mode"
+        what = (
+            f"{len(moving)} quantizers still observe ({', '.join(moving[:3])})" if moving else "it is in training mode"
+        )
         raise PrepareError(f"the network is not finalized: {what}; call brainq_torch.quant.prepare.finalize(model)")
 
 
@@ -263,8 +265,9 @@ def set_activation_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, fl
 def finalize(model: nn.Module) -> None:
     """Make a fake-quantized network ready to be saved and exported: nothing in it moves after this. In place.
 
-    Recomputes each weight scale from the final folded weights (design: "one more forward after the last optimizer
-    step", without the images), then raises those of channels so weak that their bias would not fit int32.
+    Recomputes each weight scale from the final folded weights (as one more forward after the last optimizer step
+    would), raises those of channels so weak that their bias would not fit int32, and rounds the biases to the int32
+    grid that the files hold them on: what the network computes in torch is then what the integers compute.
     Raises PrepareError when an activation was never observed, or a weight is not finite.
     """
     model.eval()
@@ -281,6 +284,7 @@ def finalize(model: nn.Module) -> None:
         quantizer: Any = layer.module.weight_fake_quant
         quantizer.scale.copy_(torch.maximum(encode_weight(layer.weight, layer.largest), needed))
         quantizer.observe(False)
+        _round_bias(layer, quantizers[layer.source].encoding.scale)
 
 
 @torch.no_grad()
@@ -294,6 +298,17 @@ def running_order(model: nn.Module) -> list[str]:
     """Return the names of ``activation_quantizers`` in the order in which they run, the input's first."""
     order, _ = _trace(model)
     return order
+
+
+def _round_bias(layer: Layer, input_scale: float) -> None:
+    """Move a layer's bias to the nearest multiple of input scale x weight scale; of BatchNorm, its shift."""
+    module: Any = layer.module
+    steps, scale = quantize_bias(layer.bias, input_scale, module.weight_fake_quant.scale)
+    change = steps * scale - layer.bias
+    if isinstance(module, _FoldedConvBn2d):
+        module.bn.bias.add_(change)
+    elif module.bias is not None:
+        module.bias.add_(change)
 
 
 def _describe(name: str, module: Any, source: str) -> Layer:
