@@ -180,8 +180,8 @@ def test_one_scale_runs_through_each_block():
     assert len({group[0] for group in encodings}) == 4  # three blocks and the head, each with its own
     # Every layer reads a tensor with a known scale, and a depthwise weight is exact: one weight per channel, on 127.
     layers = weighted_layers(prepared)
-    # Seven dense layers of three (norm1 is one), two transitions of two, stem, norm5, linear.
-    assert len(layers) == 7 * 3 + 2 * 2 + 3
+    # Seven dense layers of three (norm1 is one), two transitions of three (norm, conv, pool), stem, norm5, linear.
+    assert len(layers) == 7 * 3 + 2 * 3 + 3
     for layer in layers:
         if layer.weight[0].numel() == 1:
             exact = layer.weight_scale.reshape(-1, 1, 1, 1) * 127 * layer.weight.sign()
@@ -195,7 +195,7 @@ def test_shared_groups_hold_every_concatenation_member_once():
     assert len(names) == len(set(names))
     assert all(model.get_submodule(name) is not None for name in names)
     assert groups[1] == [
-        "features.transition1.conv", "features.transition1.pool",
+        "features.transition1.pool",
         "features.denseblock2.denselayer1.conv2", "features.denseblock2.denselayer1.cat",
         "features.denseblock2.denselayer2.conv2", "features.denseblock2.denselayer2.cat",
         "features.denseblock2.denselayer3.conv2", "features.denseblock2.denselayer3.cat",

@@ -6,7 +6,7 @@ from torch import nn
 
 from brainq_torch.models.densenet import DENSENET_32, DenseNet
 from brainq_torch.models.mobilenetv2 import MobileNetV2
-from brainq_torch.quant.lower import lower_batchnorms
+from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
 
 TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
 
@@ -81,3 +81,20 @@ def test_nothing_to_lower_in_mobilenetv2():
     lowered = lower_batchnorms(model)
     assert lowered is not model
     assert list(lowered.state_dict()) == list(model.state_dict())
+
+
+@torch.no_grad()
+def test_average_pools_become_convolutions_with_the_same_function():
+    model = randomised(DenseNet(**TINY)).eval()
+    lowered = lower_average_pools(model)
+    pools = [lowered.features.transition1.pool, lowered.features.transition2.pool]
+    assert all(isinstance(pool, nn.Conv2d) and (pool.weight == 0.25).all() for pool in pools)
+    assert not any(parameter.requires_grad for pool in pools for parameter in pool.parameters())
+    assert (lowered(images()) - model(images())).abs().max().item() <= 1e-5
+    assert isinstance(model.features.transition1.pool, nn.AvgPool2d)
+    assert not lowered.training
+
+
+def test_padded_average_pools_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AvgPool2d(3, padding=1), nn.AvgPool2d(2, ceil_mode=True))
+    assert [type(part) for part in lower_average_pools(model)] == [nn.Conv2d, nn.AvgPool2d, nn.AvgPool2d]

@@ -141,11 +141,11 @@ class DenseNet(nn.Module):
 
         One group per dense block: what feeds it, the convolutions whose outputs are appended, the concatenations;
         one for the head. With one scale CONCATENATION is a copy, and a pooling has the same scale on both sides, as
-        TFLite demands. A name is that of the fused module (``features.conv0`` stands for conv0-norm0-relu0). The
-        first name of a group is the module to read the scale from before sharing; poolings come directly after it.
+        TFLite demands. A name is that of the fused module (``features.conv0`` stands for conv0-norm0-relu0). A
+        transition's average pooling becomes a convolution (``quant/lower.py``), so what feeds it keeps its own scale.
         """
         feeds = [["features.conv0", "features.pool0"]]
-        feeds += [[f"{name}.conv", f"{name}.pool"] for name in self._transition_names()]
+        feeds += [[f"{name}.pool"] for name in self._transition_names()]
         groups = []
         for number, feed in enumerate(feeds, start=1):
             layers = [name for name in self._layer_names() if name.startswith(f"features.denseblock{number}.")]

@@ -35,7 +35,7 @@ _CANDIDATES = np.linspace(0.3, 1.0, 71)
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Which images a calibration saw. sha256: over the lines ``sha256 path`` of its rows, so that it can be repeated."""
+    """Which images a calibration saw. sha256: over the lines ``sha256 path`` of its rows: what it can be repeated by."""
 
     rows: tuple[ManifestRow, ...]
     sha256: str
@@ -78,7 +78,10 @@ def select_calibration_images(rows: Sequence[ManifestRow], count: int, seed: int
 
 
 def quantize_post_training(
-    model: nn.Module, pixels: np.ndarray, scheme: Scheme = Scheme(), method: Method = "percentile"  # noqa: B008 - frozen
+    model: nn.Module,
+    pixels: np.ndarray,
+    scheme: Scheme = Scheme(),
+    method: Method = "percentile",  # noqa: B008 - frozen
 ) -> nn.Module:
     """Return a fake-quantized, calibrated, finalized copy of a float network.
 

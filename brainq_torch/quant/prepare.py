@@ -28,7 +28,7 @@ from torch.ao.quantization import DeQuantStub, QConfig, QuantStub, fuse_modules_
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
-from brainq_torch.quant.lower import lower_batchnorms
+from brainq_torch.quant.lower import PROBE_SIZE, lower_average_pools, lower_batchnorms
 from brainq_torch.quant.scheme import INPUT_ENCODING, LARGEST_BIAS, Scheme, encode_weight, quantize_bias
 
 __all__ = [
@@ -52,9 +52,6 @@ __all__ = [
     "unfreeze",
     "weighted_layers",
 ]
-
-_PROBE_SIZE = 64
-"""Side in pixels of the image that traces which activation feeds which layer; any size the network takes will do."""
 
 
 class PrepareError(ValueError):
@@ -131,14 +128,15 @@ class Layer:
 def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     """Return a fake-quantized copy of a float network, in training mode, ready for fine-tuning.
 
-    BatchNorms that cannot be folded become depthwise convolutions, the modules of ``model.fuse_list()`` become one,
-    each of them, each pooling of ``model.shared_activation_groups()`` and each FloatFunctional gets an activation
-    quantizer, each weight its own. The input's is fixed at scale 1/128, zero point 0.
+    BatchNorms that cannot be folded and average poolings become depthwise convolutions, the modules of
+    ``model.fuse_list()`` become one, each of them, each pooling of ``model.shared_activation_groups()`` and each
+    FloatFunctional gets an activation quantizer, each weight its own. The input's is fixed at scale 1/128, zero
+    point 0.
     Raises PrepareError when the network does not say how, is quantized already, or holds a module that the integer
     files cannot carry.
     """
     _check_declared(model)
-    prepared: Any = lower_batchnorms(model).train()
+    prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
     groups: list[list[str]] = prepared.shared_activation_groups()
     make_activation = partial(ActivationQuantizer, scheme.range_averaging)
 
@@ -228,7 +226,7 @@ def freeze_batchnorm(model: nn.Module) -> None:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Let ranges and weight scales follow again, after ``finalize``: fine-tuning may start from a calibrated network."""
+    """Let ranges and weight scales follow again after ``finalize``: fine-tuning may start from a calibrated network."""
     for quantizer in activation_quantizers(model).values():
         quantizer.observe(not quantizer.fixed)
     for layer in weighted_layers(model):
@@ -358,7 +356,7 @@ def _trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
     ]
     training = model.training
     try:
-        model.eval()(torch.zeros(1, 1, _PROBE_SIZE, _PROBE_SIZE, device=next(model.parameters()).device))
+        model.eval()(torch.zeros(1, 1, PROBE_SIZE, PROBE_SIZE, device=next(model.parameters()).device))
     finally:
         model.train(training)
         for hook in hooks:
