@@ -32,7 +32,7 @@ def test_it_parses_against_the_signatures(path):
 def test_it_trains_a_step(path, phantoms, tmp_path, tiny_run):
     """Its own stages, losses and precision, on the tiny network and data, one batch an epoch."""
     words = [word for word in TINY if word not in ("--config", "configs/quickstart.yaml")]
-    start = [f"--init={tiny_run}"] if "qat" in path.stem else ["--model.pretrained=none"]
+    start = [f"--init={tiny_run}", "--qat.calibration_images=8"] if "qat" in path.stem else ["--model.pretrained=none"]
     more = [f"--data.root={phantoms}", f"--out={tmp_path / 'run'}", "--trainer.limit_train_batches=1"]
     assert main(["--config", str(path), *words, *start, *more]) == 0
     assert (tmp_path / "run" / "metrics.json").exists()
