@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from torch import nn
 
 from brainq_torch.data.classes import CLASSES
@@ -137,19 +138,23 @@ def fit(parser: ArgumentParser, config: Namespace) -> None:
     if config.qat:
         model = start_ptq(config.qat, model, data, config.seed)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        model = model.to(memory_format=torch.channels_last)
     if config.compile:
         model.compile()
     for index in range(len(config.stages)):
         _train_stage(out, config, index, model, data)
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         _finish(out, config, model, data)
+
+
+def _is_first_process() -> bool:
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # set when Lightning is imported
 
 
 def _claim(out: Path, parser: ArgumentParser, config: Namespace) -> bool:
     """Make the run folder, or check that the one there is this run. Returns False when it is complete."""
     text = _resolved(parser, config)
-    if rank_zero_only.rank != 0:
+    if not _is_first_process():
         return not (out / METRICS).exists()
     if out.exists() and any(out.iterdir()):
         if not config.resume:
@@ -189,7 +194,7 @@ def _check_same(out: Path, text: str) -> None:
     if names:
         changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
         raise RunError(
-            f"{out} was begun with another configuration ({changes}). Resume it without --config and with no other flags, "
+            f"{out} was begun with another configuration ({changes}). Resume it without --config or other flags, "
             "or train into another --out"
         )
 
@@ -258,7 +263,9 @@ def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> li
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if stage.stop_after:
         callbacks.append(EarlyStopping("val_loss", patience=stage.stop_after, check_on_train_epoch_end=True))
-    best = ModelCheckpoint(folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False
+    )
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     return [*callbacks, best, last]
 
@@ -311,7 +318,7 @@ def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> t
 
 
 @torch.no_grad()
-def predict(model: nn.Module, dataset: PixelDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: nn.Module, dataset: PixelDataset, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return logits (N, classes) float32 and labels (N,) int64 of un-augmented images, in order."""
     starts = range(0, len(dataset), batch_size)
     batches = [dataset.pixels[dataset.rows[start : start + batch_size]] for start in starts]

@@ -107,7 +107,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not a brainq_torch checkpoint: it lacks {sorted(missing)}")
     if checkpoint["format"] != CHECKPOINT_FORMAT:
         raise RunError(f"{path} has format {checkpoint['format']}; this version reads format {CHECKPOINT_FORMAT}")
-    return checkpoint
+    result: dict[str, Any] = checkpoint
+    return result
 
 
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
@@ -137,7 +138,9 @@ def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> 
         if name in state and state[name].shape != target[name].shape
     ]
     if faults:
-        raise RunError(f"{what} holds weights of another architecture ({len(faults)} differences): {'; '.join(faults[:4])}")
+        raise RunError(
+            f"{what} holds weights of another architecture ({len(faults)} differences): {'; '.join(faults[:4])}"
+        )
 
 
 def load_run(folder: str | Path) -> Run:

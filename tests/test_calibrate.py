@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.phantom import phantom_images
+from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.split import ManifestRow
 from brainq_torch.models import build_model
 from brainq_torch.quant.calibrate import (
@@ -18,7 +18,12 @@ from brainq_torch.quant.calibrate import (
 from brainq_torch.quant.prepare import activation_quantizers, check_finalized, prepare_qat, unfreeze
 from brainq_torch.quant.scheme import Scheme
 
-ROWS = [ManifestRow(f"{name}/{i}.png", name, split, "", f"{i:x}") for name in CLASSES for split in ("Training", "val") for i in range(10)]
+ROWS = [
+    ManifestRow(f"{name}/{i}.png", name, split, "", f"{i:x}")
+    for name in CLASSES
+    for split in ("Training", "val")
+    for i in range(10)
+]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,9 @@ def test_histograms_count_every_value(float_model, pixels):
 
 
 # entropy clips hard: it minds how values are distributed, not how far the clipped ones move
-@pytest.mark.parametrize(("method", "least"), [("min_max", 0.97), ("percentile", 0.97), ("mse", 0.97), ("entropy", 0.8)])
+@pytest.mark.parametrize(
+    ("method", "least"), [("min_max", 0.97), ("percentile", 0.97), ("mse", 0.97), ("entropy", 0.8)]
+)
 def test_calibrated_network_is_finalized_and_near_the_float_one(float_model, pixels, method, least):
     quantized = quantize_post_training(float_model, pixels, method=method)
     check_finalized(quantized)

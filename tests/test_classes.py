@@ -28,7 +28,14 @@ def test_every_class_is_its_own_alias():
 
 @pytest.mark.parametrize(
     ("folder", "split"),
-    [("Training", "Training"), ("train", "Training"), ("val", "val"), ("Testing", "Testing"), ("test", "Testing"), ("x", None)],
+    [
+        ("Training", "Training"),
+        ("train", "Training"),
+        ("val", "val"),
+        ("Testing", "Testing"),
+        ("test", "Testing"),
+        ("x", None),
+    ],
 )
 def test_folder_names_mean_splits(folder, split):
     assert split_of_folder(folder) == split

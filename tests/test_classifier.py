@@ -22,7 +22,9 @@ def test_balanced_weights_are_scikit_learns():
     loss = CrossEntropy(class_weights="balanced").bind(counts)(LOGITS, BATCH)
     weights = 100 / (4 * counts)
     each = functional.cross_entropy(LOGITS, BATCH.labels, reduction="none")
-    assert loss.item() == pytest.approx(((weights[0] * each[0] + weights[2] * each[1]) / (weights[0] + weights[2])).item())
+    assert loss.item() == pytest.approx(
+        ((weights[0] * each[0] + weights[2] * each[1]) / (weights[0] + weights[2])).item()
+    )
 
 
 def test_label_smoothing_spreads_the_target():

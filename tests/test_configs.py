@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 from brainq_torch.fit import main, make_parser
-from conftest import TINY
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 

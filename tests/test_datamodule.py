@@ -36,8 +36,10 @@ def _data(phantoms, out, **options):
 
 def _record(data, epochs=1):
     recorder = _Recorder()
-    trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0)  # fmt: skip
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", use_distributed_sampler=False, num_sanity_val_steps=0, **quiet
+    )
     trainer.fit(recorder, datamodule=data)
     return recorder
 
@@ -97,6 +99,10 @@ def test_phantom_root_makes_its_own_images(tmp_path):
 
 
 def test_generators_differ_by_place_alone():
-    draws = {tuple(torch.rand(3, generator=make_generator([0, stage, epoch])).tolist()) for stage in (0, 1) for epoch in (0, 1)}
+    draws = {
+        tuple(torch.rand(3, generator=make_generator([0, stage, epoch])).tolist())
+        for stage in (0, 1)
+        for epoch in (0, 1)
+    }
     assert len(draws) == 4
     assert torch.equal(torch.rand(3, generator=make_generator([1, 2])), torch.rand(3, generator=make_generator([1, 2])))

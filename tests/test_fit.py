@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import TINY
 
 from brainq_torch import fit
 from brainq_torch.data.split import ManifestError
 from brainq_torch.fit import main
 from brainq_torch.run import read_checkpoint
 from brainq_torch.training.log import read_log
-from conftest import TINY
 
 TWO_STAGES = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 2, schedule: plateau, stop_after: 5}]"
 
@@ -89,7 +89,9 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["manifest", "pixels", "first best", "first last", "stage done", "finish"])
-def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(moment, phantoms, uninterrupted, tmp_path, monkeypatch):
+def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
+    moment, phantoms, uninterrupted, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
 
     def die_after(owner, name, reached):

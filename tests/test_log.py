@@ -1,6 +1,9 @@
 from brainq_torch.training.log import COLUMNS, EpochLog, plot_curves, read_log, write_log
 
-ROWS = [dict.fromkeys(COLUMNS, 0.5) | {"stage": stage, "epoch": float(epoch)} for stage, epoch in [("head", 0), ("all", 0), ("all", 1)]]
+ROWS = [
+    dict.fromkeys(COLUMNS, 0.5) | {"stage": stage, "epoch": float(epoch)}
+    for stage, epoch in [("head", 0), ("all", 0), ("all", 1)]
+]
 
 
 def test_log_round_trip(tmp_path):

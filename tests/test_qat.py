@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 from brainq_torch import fit
 from brainq_torch.fit import main
@@ -10,7 +11,6 @@ from brainq_torch.quant.prepare import check_finalized, is_fake_quantized
 from brainq_torch.run import load_run, read_checkpoint
 from brainq_torch.training.log import read_log
 from brainq_torch.training.qat import choose
-from conftest import TINY
 
 QAT = '--qat={"calibration_images": 8, "observer_epochs": 1}'
 LABELS = np.array([0, 1, 2])
@@ -45,9 +45,15 @@ def test_what_was_kept_and_why_is_recorded(qat_run):
 def test_ranges_move_in_the_first_epoch_and_then_stay(qat_run):
     start = torch.load(qat_run / "checkpoints" / "ptq.pt", weights_only=True)
     last = torch.load(qat_run / "checkpoints" / "1-qat" / "last.ckpt", weights_only=True)
-    moved = [name for name, value in start.items() if name.endswith(".high") and not torch.equal(value, last["state_dict"][f"model.{name}"])]
+    moved = [
+        name
+        for name, value in start.items()
+        if name.endswith(".high") and not torch.equal(value, last["state_dict"][f"model.{name}"])
+    ]
     assert moved
-    switches = [value for name, value in last["state_dict"].items() if name.endswith("activation_post_process.observer_enabled")]
+    switches = [
+        value for name, value in last["state_dict"].items() if name.endswith("activation_post_process.observer_enabled")
+    ]
     assert not any(switches)
 
 
@@ -81,7 +87,13 @@ def test_averaged_weights_are_refused(tiny_run, phantoms, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("ptq", "qat", "kept"),
-    [(WRONG, RIGHT, "qat"), (RIGHT, WRONG, "ptq"), (RIGHT * 2, RIGHT, "ptq"), (RIGHT, RIGHT * 2, "qat"), (RIGHT, RIGHT, "qat")],
+    [
+        (WRONG, RIGHT, "qat"),
+        (RIGHT, WRONG, "ptq"),
+        (RIGHT * 2, RIGHT, "ptq"),
+        (RIGHT, RIGHT * 2, "qat"),
+        (RIGHT, RIGHT, "qat"),
+    ],
 )
 def test_the_better_network_is_kept(ptq, qat, kept):
     assert choose(LABELS, ptq, qat) == kept
@@ -92,5 +104,8 @@ def test_training_that_does_not_help_keeps_the_calibrated_network(tiny_run, phan
     out = tmp_path / "run"
     assert main(_words(tiny_run, phantoms, out)) == 0
     assert "the calibrated network is kept" in capsys.readouterr().out
-    kept, start = read_checkpoint(out / "model.ckpt")["state_dict"], torch.load(out / "checkpoints" / "ptq.pt", weights_only=True)
+    kept, start = (
+        read_checkpoint(out / "model.ckpt")["state_dict"],
+        torch.load(out / "checkpoints" / "ptq.pt", weights_only=True),
+    )
     assert all(torch.equal(kept[name], start[name]) for name in start)

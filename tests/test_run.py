@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT, RunError, load_run, read_checkpoint, save_checkpoint
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models import build_model
+from brainq_torch.run import CHECKPOINT, RunError, load_run, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_other_files_are_refused(run):
     with pytest.raises(RunError, match="not a brainq_torch checkpoint"):
         load_run(run)
     (run / CHECKPOINT).unlink()
-    with pytest.raises(RunError, match="not finished.*--resume"):
+    with pytest.raises(RunError, match=r"not finished.*--resume"):
         load_run(run)
     (run / "config.yaml").unlink()
     with pytest.raises(RunError, match="no config"):

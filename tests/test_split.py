@@ -28,7 +28,12 @@ def test_split_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize(
     ("labels", "fraction", "match"),
-    [(LABELS, 1.0, "fraction is 1.0"), (LABELS, 0, "fraction is 0"), ([0, 0, 1], 0.5, "meningioma has a single"), ([0, 0, 1, 1], 0.1, "cannot be split")],
+    [
+        (LABELS, 1.0, "fraction is 1.0"),
+        (LABELS, 0, "fraction is 0"),
+        ([0, 0, 1], 0.5, "meningioma has a single"),
+        ([0, 0, 1, 1], 0.1, "cannot be split"),
+    ],
 )
 def test_impossible_splits_are_refused(labels, fraction, match):
     with pytest.raises(ValueError, match=match):

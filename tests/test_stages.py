@@ -19,7 +19,10 @@ def test_head_stage_trains_the_head_alone_and_keeps_batchnorm():
     callback = FreezeBackbone(Stage("head", 1, train="head"))
     callback.setup(None, module, "fit")
     callback.on_train_epoch_start(None, module)
-    assert {name for name, p in module.model.named_parameters() if p.requires_grad} == {"classifier.1.weight", "classifier.1.bias"}
+    assert {name for name, p in module.model.named_parameters() if p.requires_grad} == {
+        "classifier.1.weight",
+        "classifier.1.bias",
+    }
     before = {name: value.clone() for name, value in module.model.features.state_dict().items()}
     optimizer = make_optimizer(callback_stage := Stage("head", 1, train="head", rate=0.1), module.model)
     assert callback_stage.rate == optimizer.param_groups[0]["lr"]
@@ -79,7 +82,12 @@ def test_plateau_divides_by_five_when_validation_stalls():
 
 @pytest.mark.parametrize(
     ("values", "match"),
-    [({"epochs": 0}, "0 epochs"), ({"rate": 0.0}, "rate 0.0"), ({"name": "../up"}, "becomes a folder"), ({"name": ""}, "becomes a folder")],
+    [
+        ({"epochs": 0}, "0 epochs"),
+        ({"rate": 0.0}, "rate 0.0"),
+        ({"name": "../up"}, "becomes a folder"),
+        ({"name": ""}, "becomes a folder"),
+    ],
 )
 def test_impossible_stages_are_refused(values, match):
     with pytest.raises(ValueError, match=match):

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -44,7 +45,7 @@ class PixelDataset(Dataset[Batch]):
     pixels: (M, H, W) uint8, all images of the run. rows: which of them belong here. labels: (M,) int64.
     """
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         self.pixels, self.labels, self.rows = pixels, labels, rows
 
     def __len__(self) -> int:
@@ -161,11 +162,11 @@ class ImageDataModule(L.LightningDataModule):
         return torch.bincount(torch.from_numpy(dataset.labels[dataset.rows]), minlength=len(CLASSES))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches; the order depends on the seed, the stage and the epoch alone."""
+        """Return shuffled batches; the order depends on the seed, the stage and the epoch alone."""
         return self._loader("Training", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Validation batches in manifest order."""
+        """Return validation batches in manifest order."""
         return self._loader("val", shuffle=False)
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader[Batch]:
@@ -185,12 +186,12 @@ class ImageDataModule(L.LightningDataModule):
             sampler=sampler,
             drop_last=shuffle and len(sampler) % self.batch_size == 1,  # BatchNorm cannot train on a single image
             num_workers=self.workers,
-            collate_fn=_keep,
+            collate_fn=_keep,  # type: ignore[arg-type]  # torch types __getitem__, not __getitems__
             persistent_workers=self.workers > 0,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Scale the pixels, and change them when training. The draw depends on seed, stage, epoch, batch and process."""
+        """Scale the pixels; change them when training, by a draw from seed, stage, epoch, batch and process."""
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("attach the data module to a Trainer first")

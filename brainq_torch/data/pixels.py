@@ -1,4 +1,4 @@
-"""PixelSpec: how a grey image becomes the network's input, the same in training, calibration, every runner and the bundle."""
+"""PixelSpec: how a grey image becomes the network's input, alike in training, calibration, runners and the bundle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 MIDDLE_GREY = 128
@@ -29,7 +30,7 @@ class PixelSpec:
         if self.fit not in ("stretch", "pad"):
             raise ValueError(f"fit is {self.fit!r}; allowed are 'stretch' and 'pad'")
 
-    def apply(self, grey: np.ndarray) -> np.ndarray:
+    def apply(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize one grey image with Pillow's antialiased bilinear filter.
 
         grey: (h, w) uint8 of any size. Returns (size, size) uint8.
@@ -59,9 +60,10 @@ class PixelSpec:
         return cls(**data)
 
 
-def scale_pixels(pixels: np.ndarray) -> np.ndarray:
+def scale_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Scale uint8 grey images to the network's input.
 
     pixels: (N, H, W) uint8. Returns (N, 1, H, W) float32, (pixel - 128) / 128, in [-1, 0.9921875].
     """
-    return ((pixels.astype(np.float32) - MIDDLE_GREY) / MIDDLE_GREY)[:, None]
+    centred = pixels.astype(np.float32) - np.float32(MIDDLE_GREY)
+    return (centred / np.float32(MIDDLE_GREY))[:, None]

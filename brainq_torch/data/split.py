@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from brainq_torch.data.classes import CLASSES
@@ -24,7 +25,7 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One image of a run: path relative to the data root, class name, ``Training``/``val``/``Testing``, group, SHA-256."""
+    """One image of a run: path below the data root, class name, ``Training``/``val``/``Testing``, group, SHA-256."""
 
     path: str
     label: str
@@ -33,7 +34,7 @@ class ManifestRow:
     sha256: str
 
 
-def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> np.ndarray:
+def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> NDArray[np.bool_]:
     """Choose validation images, the same share of every class.
 
     labels: N class indices. fraction: share to validate on, in (0, 1). Returns (N,) bool, True for validation.
@@ -55,7 +56,7 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> np.nd
     return mask
 
 
-def assign_splits(records: Sequence[ImageRecord], validation: np.ndarray | None) -> list[ImageRecord]:
+def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] | None) -> list[ImageRecord]:
     """Give every image the part it plays in a run: ``Training``, ``val`` or ``Testing``.
 
     validation: (N,) bool over the non-Testing records in order, or None where the folder brings its own ``val``.
@@ -143,6 +144,6 @@ def verify_manifest(root: Path, rows: Sequence[ManifestRow]) -> None:
         shown = ", ".join(faults[:5])
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ManifestError(
-            f"{len(faults)} of {len(rows)} images under {root} are no longer those of the run's manifest: {shown}{more}. "
+            f"{len(faults)} of {len(rows)} images under {root} are not those of the run's manifest: {shown}{more}. "
             "Restore them, name the right folder with --data.root, or train a new run"
         )

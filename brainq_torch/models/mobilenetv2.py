@@ -8,7 +8,7 @@ from torchvision.models.quantization.mobilenetv2 import QuantizableInvertedResid
 from torchvision.ops.misc import Conv2dNormActivation
 
 
-class MobileNetV2(QuantizableMobileNetV2):
+class MobileNetV2(QuantizableMobileNetV2):  # type: ignore[misc]  # torchvision publishes no types
     """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), quantizable, one input channel.
 
     Input (N, 1, H, W) float32, (pixel - 128) / 128; output (N, class_count) float32 logits.

@@ -1,4 +1,4 @@
-"""Published weights into our networks: an explicit key map, a shape check, the RGB normalisation folded into the stem."""
+"""Published weights into our networks: explicit keys, a shape check, the RGB normalisation folded into the stem."""
 
 from __future__ import annotations
 

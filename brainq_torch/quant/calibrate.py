@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.classes import CLASSES
@@ -35,7 +36,7 @@ _CANDIDATES = np.linspace(0.3, 1.0, 71)
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Which images a calibration saw. sha256: over the lines ``sha256 path`` of its rows: what it can be repeated by."""
+    """Which images a calibration saw. sha256: over the lines ``sha256 path`` of its rows."""
 
     rows: tuple[ManifestRow, ...]
     sha256: str
@@ -47,13 +48,13 @@ class ValueHistogram:
 
     low: float
     high: float
-    counts: np.ndarray
+    counts: NDArray[Any]
 
     @property
-    def centres(self) -> np.ndarray:
+    def centres(self) -> NDArray[Any]:
         """Middle of each bin, (2048,) float64."""
         edges = np.linspace(self.low, self.high, _BINS + 1)
-        middles: np.ndarray = (edges[:-1] + edges[1:]) / 2
+        middles: NDArray[Any] = (edges[:-1] + edges[1:]) / 2
         return middles
 
 
@@ -79,9 +80,9 @@ def select_calibration_images(rows: Sequence[ManifestRow], count: int, seed: int
 
 def quantize_post_training(
     model: nn.Module,
-    pixels: np.ndarray,
-    scheme: Scheme = Scheme(),
-    method: Method = "percentile",  # noqa: B008 - frozen
+    pixels: NDArray[Any],
+    scheme: Scheme = Scheme(),  # noqa: B008  # frozen
+    method: Method = "percentile",
 ) -> nn.Module:
     """Return a fake-quantized, calibrated, finalized copy of a float network.
 
@@ -92,7 +93,7 @@ def quantize_post_training(
     return prepared
 
 
-def calibrate(prepared: nn.Module, pixels: np.ndarray, method: Method = "percentile", batch_size: int = 32) -> None:
+def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "percentile", batch_size: int = 32) -> None:
     """Set every activation range from images, then finalize the network. In place.
 
     prepared: of ``prepare_qat``. pixels: (N, H, W) uint8. method: ``min_max`` keeps every value; ``percentile`` clips
@@ -202,11 +203,11 @@ def _candidates(histogram: ValueHistogram) -> list[tuple[float, float]]:
     return [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
 
 
-def _round_to_grid(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def _round_to_grid(values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
     """Quantize and de-quantize with the encoding that the range gets. values: (K,) float64."""
     scale, zero_point = (float(part) for part in encode_range(torch.tensor(low), torch.tensor(high)))
-    rounded: np.ndarray = (np.round(values / scale) + zero_point).clip(-128, 127)
-    result: np.ndarray = (rounded - zero_point) * scale
+    rounded: NDArray[Any] = (np.round(values / scale) + zero_point).clip(-128, 127)
+    result: NDArray[Any] = (rounded - zero_point) * scale
     return result
 
 

@@ -1,4 +1,4 @@
-"""The LightningModule: one network, one stage, one loss. Float, QAT and distillation differ in the parts it is given."""
+"""The LightningModule: one network, one stage, one loss. Float, QAT and distillation give it different parts."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ class Classifier(L.LightningModule):
         loss = self.loss(self(batch.images), batch)
         if not torch.isfinite(loss):
             raise TrainingDivergedError(
-                f"the loss became {loss.item()} in stage {self.stage.name!r}, epoch {self.current_epoch}, step {batch_idx}. "
+                f"the loss became {loss.item()} in stage {self.stage.name!r}, epoch {self.current_epoch}, "
+                f"step {batch_idx}. "
                 f"The last good weights are kept. Lower the stage's rate (now {self.stage.rate}) or add warmup_steps, "
                 "and train again into another --out"
             )

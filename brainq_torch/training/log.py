@@ -40,7 +40,9 @@ class EpochLog(Callback):
         self._epoch_start = self._batch_end = self._train_end = time.perf_counter()
         self._images, self._data_seconds = 0, 0.0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Everything since the last step ended was spent on data."""
         self._data_seconds += time.perf_counter() - self._batch_end
         self._images += len(batch.labels) * trainer.world_size
@@ -109,7 +111,9 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         axes, (("train_loss", "val_loss"), ("val_accuracy", "val_macro_f1"), ("rate",)), strict=True
     ):
         for name in names:
-            axis.plot(epochs, [float(row[name]) for row in rows], marker=marker, markersize=3, label=name.replace("_", " "))
+            axis.plot(
+                epochs, [float(row[name]) for row in rows], marker=marker, markersize=3, label=name.replace("_", " ")
+            )
         starts = [i for i in range(1, len(rows)) if rows[i]["stage"] != rows[i - 1]["stage"]]
         for start in starts:
             axis.axvline(start + 0.5, color="0.75", linewidth=1)

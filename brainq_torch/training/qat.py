@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -49,7 +49,7 @@ def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule, seed: int) 
     Its weights are kept in ``checkpoints/ptq.pt``: they are what the training is measured against at the end, and what
     a resumed run starts from. Other processes than the first get the structure alone; DDP sends them the values.
     """
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set when Lightning is imported
         return prepare_qat(model, options.scheme)
     kept = data.out / "checkpoints" / "ptq.pt"
     if not kept.exists():
@@ -73,13 +73,13 @@ def load_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module
     return quantized
 
 
-def choose(labels: np.ndarray, ptq: np.ndarray, qat: np.ndarray) -> Literal["ptq", "qat"]:
+def choose(labels: NDArray[Any], ptq: NDArray[Any], qat: NDArray[Any]) -> Literal["ptq", "qat"]:
     """Name the better network on validation images: more right, or as many right with the lower cross-entropy.
 
     labels: (N,) int64. ptq, qat: logits, (N, classes) float32.
     """
 
-    def rank(logits: np.ndarray) -> tuple[int, float]:
+    def rank(logits: NDArray[Any]) -> tuple[int, float]:
         loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
         return int((logits.argmax(1) == labels).sum()), -loss.item()
 
