@@ -14,9 +14,9 @@ from brainq_torch.data.texture import Field, between, blend, cover, ellipse, rot
 PLANES: tuple[str, ...] = ("axial", "coronal", "sagittal")
 
 _TISSUES: dict[Weighting, dict[str, float]] = {
-    "T1": {"fat": 0.78, "bone": 0.07, "fluid": 0.09, "grey": 0.34, "white": 0.47, "muscle": 0.28, "vessel": 0.80},
-    "T2": {"fat": 0.50, "bone": 0.05, "fluid": 0.85, "grey": 0.48, "white": 0.34, "muscle": 0.20, "vessel": 0.12},
-    "FLAIR": {"fat": 0.55, "bone": 0.05, "fluid": 0.09, "grey": 0.48, "white": 0.38, "muscle": 0.26, "vessel": 0.62},
+    "T1": {"fat": 0.62, "bone": 0.06, "fluid": 0.08, "grey": 0.26, "white": 0.35, "muscle": 0.20, "vessel": 0.70},
+    "T2": {"fat": 0.42, "bone": 0.05, "fluid": 0.75, "grey": 0.38, "white": 0.28, "muscle": 0.16, "vessel": 0.10},
+    "FLAIR": {"fat": 0.46, "bone": 0.05, "fluid": 0.08, "grey": 0.38, "white": 0.31, "muscle": 0.20, "vessel": 0.55},
 }
 _AIR = 0.02
 
@@ -48,7 +48,7 @@ class _Anatomy:
 
 
 class _Canvas:
-    """The image drawn so far, and the head coordinates of its pixels: turned, scaled, shifted, warped and maybe mirrored."""
+    """The image drawn so far, and its pixels' head coordinates: turned, scaled, shifted, warped and maybe mirrored."""
 
     def __init__(self, size: int, weighting: Weighting, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -162,9 +162,7 @@ def _draw_cortex(canvas: _Canvas, brain: Field, centre: Point) -> None:
     ribbon = np.maximum(1.0 - smoothstep(brain * 10.0), folds)
     canvas.image = blend(canvas.image, inside * ribbon, canvas.grey["grey"])
     width = between(canvas.rng, 0.10, 0.24)
-    canvas.image = blend(
-        canvas.image, 0.9 * inside * shallow * (1.0 - smoothstep(ridge / width)), canvas.grey["fluid"]
-    )
+    canvas.image = blend(canvas.image, 0.9 * inside * shallow * (1.0 - smoothstep(ridge / width)), canvas.grey["fluid"])
 
 
 def _draw_vessels(canvas: _Canvas, brain: Field) -> None:
@@ -208,7 +206,7 @@ def _draw_axial(canvas: _Canvas) -> _Anatomy:
         _draw_ventricles(canvas, between(rng, 0.7, 1.3), list(horns))
         canvas.dab("fluid", (0.0, 0.03), (between(rng, 0.015, 0.035), 0.12))
     canvas.dab("vessel", (0.0, 0.90), (0.05, 0.035))
-    return _Anatomy(brain, np.abs(x) > 0.08, (0.0, -0.13), 0.125)
+    return _Anatomy(brain, np.abs(x) > 0.08, (0.0, -0.13), 0.16)
 
 
 def _draw_orbits(canvas: _Canvas, brain: Field) -> Field:
@@ -254,7 +252,8 @@ def _draw_coronal(canvas: _Canvas) -> _Anatomy:
     _draw_cortex(canvas, brain, (0.0, 0.0))
     fissure = np.minimum(np.minimum(0.016 - np.abs(x), -0.3 - y), brain + 0.03)
     canvas.paint(fissure, canvas.grey["fluid"], 0.8)
-    canvas.paint(np.minimum(0.03 - np.abs(canvas.oval((0.0, -0.30), (0.20, 0.10)) - 0.03), -0.32 - y), canvas.grey["white"])
+    arch = canvas.oval((0.0, -0.30), (0.20, 0.10))
+    canvas.paint(np.minimum(0.03 - np.abs(arch - 0.03), -0.32 - y), canvas.grey["white"])
     canvas.pair("grey", (0.20, -0.02), (0.11, 0.12))
     canvas.pair("fluid", (0.48, 0.05), (0.15, 0.025), 0.2, 0.8)
     _draw_ventricles(canvas, between(rng, 0.7, 1.3), [((0.09, -0.20), (0.04, 0.11), -0.25)])
@@ -264,11 +263,11 @@ def _draw_coronal(canvas: _Canvas) -> _Anatomy:
     canvas.pair("vessel", (0.13, 0.20), (0.03, 0.035))
     canvas.dab("air", (0.0, 0.36), (between(rng, 0.12, 0.18), 0.10))
     canvas.dab("vessel", (0.0, -0.86), (0.05, 0.035))
-    return _Anatomy(brain, (y < 0.05) & (np.abs(x) > 0.05), (0.0, 0.13), 0.155)
+    return _Anatomy(brain, (y < 0.05) & (np.abs(x) > 0.05), (0.0, 0.13), 0.19)
 
 
 def _draw_sagittal(canvas: _Canvas) -> _Anatomy:
-    """Draw a sagittal slice near the midline, face to the left: corpus callosum, brain stem, cerebellum, sella, spine."""
+    """Draw a sagittal slice near the midline: corpus callosum, brain stem, cerebellum, sella, face, spine."""
     x, y, rng = canvas.x, canvas.y, canvas.rng
     dome = canvas.oval((0.04, -0.17), (0.94, 0.76))
     _draw_face_and_neck(canvas, dome)
@@ -290,7 +289,7 @@ def _draw_sagittal(canvas: _Canvas) -> _Anatomy:
     canvas.dab("fluid", (-0.15, 0.13), (0.08, 0.04))
     canvas.dab("grey", (-0.17, 0.20), (0.05, 0.03))
     canvas.dab("fat", (-0.08, 0.38), (0.05, 0.15), -0.2, 0.8)
-    return _Anatomy(np.maximum(brain, hind), (y < 0.02) | (x > 0.40), (-0.17, 0.17), 0.155)
+    return _Anatomy(np.maximum(brain, hind), (y < 0.02) | (x > 0.40), (-0.17, 0.17), 0.19)
 
 
 def _draw_face_and_neck(canvas: _Canvas, dome: Field) -> None:

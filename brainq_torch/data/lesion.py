@@ -8,16 +8,26 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.texture import Field, bell_noise, between, blend, cover, resample, rotation, smooth_noise, smoothstep
+from brainq_torch.data.texture import (
+    Field,
+    bell_noise,
+    between,
+    blend,
+    cover,
+    resample,
+    rotation,
+    smooth_noise,
+    smoothstep,
+)
 
 Weighting = Literal["T1", "T2", "FLAIR"]
 """How the scan is weighted; T1 means T1 with contrast agent, as nearly all tumour scans are."""
 
 _SKULL_SHARE = 0.2
-"""Scalp, skull and fluid above the brain, as a share of the depth of the head's middle; for heads without a brain mask."""
+"""Thickness of what lies above the brain, as a share of the head's greatest depth, where no brain mask is known."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +56,28 @@ class _Grey:
     core: float
     around: float
 
-    def scaled(self, factor: float) -> _Grey:
-        return _Grey(self.mass * factor, self.core * factor, self.around * factor)
+    def levels(self, median: float, contrast: float) -> _Grey:
+        """Turn multiples into levels of an image; ``contrast`` 0 makes all of them the median."""
+        return _Grey(*(median * (1.0 + contrast * (ratio - 1.0)) for ratio in (self.mass, self.core, self.around)))
 
 
-# The usual reading: with contrast agent a glioma's rim, a meningioma and an adenoma enhance; dead tissue and oedema are dark on T1,
-# bright on T2; FLAIR darkens free fluid but not oedema.
+# The usual reading: with contrast agent a glioma's rim, a meningioma and an adenoma enhance; dead tissue and oedema are
+# dark on T1, bright on T2; FLAIR darkens free fluid but not oedema.
 _GREYS: dict[Weighting, dict[str, _Grey]] = {
     "T1": {
-        "glioma": _Grey(1.85, 0.45, 0.68),
-        "meningioma": _Grey(1.80, 1.70, 0.55),
-        "pituitary": _Grey(1.75, 1.60, 0.60),
+        "glioma": _Grey(2.30, 0.35, 0.65),
+        "meningioma": _Grey(2.30, 2.15, 0.50),
+        "pituitary": _Grey(2.30, 2.10, 0.55),
     },
     "T2": {
-        "glioma": _Grey(0.70, 1.85, 1.60),
-        "meningioma": _Grey(1.60, 1.50, 1.90),
-        "pituitary": _Grey(1.55, 1.70, 0.90),
+        "glioma": _Grey(0.70, 2.30, 1.80),
+        "meningioma": _Grey(2.00, 1.90, 2.30),
+        "pituitary": _Grey(2.00, 2.20, 0.70),
     },
     "FLAIR": {
-        "glioma": _Grey(1.75, 0.55, 1.40),
-        "meningioma": _Grey(1.70, 1.60, 0.60),
-        "pituitary": _Grey(1.65, 1.75, 0.70),
+        "glioma": _Grey(2.20, 0.45, 1.55),
+        "meningioma": _Grey(2.10, 2.00, 0.50),
+        "pituitary": _Grey(2.10, 2.20, 0.60),
     },
 }
 
@@ -74,7 +85,8 @@ _GREYS: dict[Weighting, dict[str, _Grey]] = {
 def estimate_site(head: NDArray[np.bool_]) -> LesionSite:
     """Guess the site from a head mask alone: brain lies deeper than scalp and skull, the sella near the head's middle.
 
-    Fair for axial slices, where the sella is central; where a brain mask or the sella is known, build the LesionSite from them.
+    Fair for axial slices, where the sella is central; build the LesionSite from a brain mask or a known sella where
+    there is one.
     head: (h, w) bool, true on the whole head. Raises ValueError on a mask too small to hold a brain.
     """
     depth = ndimage.distance_transform_edt(head)
@@ -92,21 +104,32 @@ def estimate_site(head: NDArray[np.bool_]) -> LesionSite:
 
 
 def paint_lesion(
-    image: Field, site: LesionSite, label: int, weighting: Weighting, rng: np.random.Generator
+    image: Field,
+    site: LesionSite,
+    label: int,
+    weighting: Weighting,
+    rng: np.random.Generator,
+    contrast: float = 1.0,
 ) -> tuple[Field, Field]:
     """Paint the lesion of class ``label`` (an index into ``CLASSES``) on a copy of a head.
 
-    The tissue around gives way to the mass; noise as strong as the image's own goes on inside it; grey levels follow the brain's median.
-    image: (h, w) float64 grey in [0, 1]. Returns the new image, in [0, 1], and the lesion's coverage in [0, 1], (h, w) float64,
-    oedema not counted; zero everywhere for ``notumor``, whose image comes back as it is.
+    The tissue around gives way to the mass; grey levels follow the brain's median; noise as strong as the image's own
+    goes on inside the mass. image: (h, w) float64 grey in [0, 1]. contrast: how far the lesion stands out from the
+    brain, as a share of the phantoms'; for another size give a site with another ``half_head`` and ``sella_radius``.
+
+    Returns the new image, in [0, 1], and the lesion's coverage in [0, 1], (h, w) float64, oedema not counted: zero
+    everywhere for ``notumor``, whose image comes back as it is. Raises ValueError where shapes differ or there is no
+    brain.
     """
     if image.shape != site.depth.shape:
         raise ValueError(f"the image is {image.shape}, its site {site.depth.shape}; both must have one shape")
+    if not (site.depth > 0.0).any() or not site.dura.any():
+        raise ValueError("the site has no brain (depth > 0) or no dura; give the site of a slice that shows the brain")
     name = CLASSES[label]
     if name not in _PAINTERS:
         return image.copy(), np.zeros_like(image)
-    base = float(np.median(image[site.depth > 0.0]))
-    grey = _GREYS[weighting][name].scaled(base * between(rng, 0.92, 1.12))
+    median = float(np.median(image[site.depth > 0.0]))
+    grey = _GREYS[weighting][name].levels(median, contrast * between(rng, 0.9, 1.15))
     painted, mass = _PAINTERS[name](image, site, grey, rng)
     noise = _noise_deviation(image, site) * bell_noise(rng, image.shape)
     return np.clip(painted + mass * noise, 0.0, 1.0), mass
@@ -118,7 +141,7 @@ def _noise_deviation(image: Field, site: LesionSite) -> float:
     rows = wide[:-2] + wide[1:-1] + wide[2:]
     residual = np.abs(image - (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9.0)[site.depth > 0.0]
     quarter = float(np.partition(residual, residual.size // 4)[residual.size // 4])
-    # A normal variable stays within 0.3186 deviations a quarter of the time; taking the 3 x 3 mean off leaves sqrt(8/9) of it.
+    # A normal variable stays within 0.3186 deviations a quarter of the time; without its 3 x 3 mean, sqrt(8/9) of it.
     return quarter / (0.3186 * 0.9428)
 
 
@@ -138,7 +161,7 @@ def _blob(
     small = min(radii)
     cells = max(3, round(0.9 * max(site.depth.shape) / small))
     wobble = smooth_noise(rng, site.depth.shape, cells) + 0.5 * smooth_noise(rng, site.depth.shape, 2 * cells)
-    return (1.0 + rough * wobble - np.sqrt(along * along + across * across)) * small
+    return np.asarray((1.0 + rough * wobble - np.sqrt(along * along + across * across)) * small)
 
 
 def _push_aside(image: Field, site: LesionSite, centre: tuple[float, float], radius: float, share: float) -> Field:
@@ -166,8 +189,8 @@ def _uneven(value: float, amount: float, site: LesionSite, rng: np.random.Genera
 
 
 def _paint_glioma(image: Field, site: LesionSite, grey: _Grey, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Draw an irregular mass inside the brain: enhancing rim of uneven width, dead core, finger-like oedema around it."""
-    radius = site.half_head * between(rng, 0.18, 0.29)
+    """Draw an irregular mass in the brain: enhancing rim of uneven width, dead core, finger-like oedema around it."""
+    radius = site.half_head * between(rng, 0.20, 0.32)
     centre = _pick(site.depth >= min(0.9 * radius, 0.7 * float(site.depth.max())), rng)
     inside = cover(site.depth - 1.0, 1.5)
     radii = radius * between(rng, 0.95, 1.3), radius * between(rng, 0.75, 1.0)
@@ -183,8 +206,8 @@ def _paint_glioma(image: Field, site: LesionSite, grey: _Grey, rng: np.random.Ge
 
 
 def _paint_meningioma(image: Field, site: LesionSite, grey: _Grey, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Draw a smooth, even, round mass with a broad base and a tail on the dura, and a thin cleft of fluid towards the brain."""
-    radius = site.half_head * between(rng, 0.20, 0.30)
+    """Draw a smooth, round mass with broad base and tail on the dura, and a thin cleft of fluid towards the brain."""
+    radius = site.half_head * between(rng, 0.22, 0.32)
     row, column = _pick(site.dura, rng)
     rows, columns = np.nonzero(site.depth > 0.0)
     inward = (float(np.median(rows)) - row, float(np.median(columns)) - column)
@@ -202,7 +225,7 @@ def _paint_meningioma(image: Field, site: LesionSite, grey: _Grey, rng: np.rando
 
 
 def _paint_pituitary(image: Field, site: LesionSite, grey: _Grey, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Draw a smooth midline mass rising out of the sella, often waisted like a snowman, with a little fluid around it."""
+    """Draw a smooth midline mass rising out of the sella, often waisted like a snowman, a little fluid around it."""
     radius = site.sella_radius * between(rng, 0.8, 1.25)
     row, column = site.sella
     distance = _blob(site, (row, column), (radius, radius * between(rng, 0.85, 1.1)), 0.08, rng)

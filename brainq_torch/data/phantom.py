@@ -1,11 +1,12 @@
 """The built-in data set: synthetic four-class brain MRI phantoms, drawn from integer seeds, no download.
 
-The same bytes on every machine (see ``texture.py``). Plane, weighting, pose, noise and distractors are drawn without looking at
-the class, so nothing but the lesion tells it.
+The same bytes on every machine (see ``texture.py``). Plane, weighting, pose, noise and distractors are drawn without
+looking at the class, so nothing but the lesion tells it.
 """
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -31,8 +32,9 @@ _WEIGHTINGS: tuple[Weighting, ...] = ("T1", "T1", "T2", "FLAIR")
 def render_phantom(label: int, index: int, seed: int = 0, size: int = 128) -> NDArray[np.uint8]:
     """Render one phantom.
 
-    label: index into ``CLASSES``. index: number of the image within its class; also picks the plane, index modulo 3. size: side in
-    pixels, 32 to 1024. Returns (size, size) uint8. Raises ValueError on arguments out of range.
+    label: index into ``CLASSES``. index: number of the image within its class, which also picks the plane: index modulo
+    3 into ``PLANES``. size: side in pixels, 32 to 1024. Returns (size, size) uint8. Raises ValueError on arguments out
+    of range.
     """
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"label is {label}; allowed are 0 to {len(CLASSES) - 1}, the indices into {CLASSES}")
@@ -52,9 +54,9 @@ def _acquire(image: Field, head: Head, rng: np.random.Generator) -> NDArray[np.u
     """Add what a scanner adds: bias field, contrast curve, gain, Rician noise; then round to uint8."""
     field = 1.0 + between(rng, 0.05, 0.25) * smooth_noise(rng, image.shape, 2)
     curve = between(rng, -0.25, 0.25)
-    signal = image * field * between(rng, 0.75, 1.15)
+    signal = image * field * between(rng, 0.9, 1.25)
     signal = signal * (1.0 + curve * (1.0 - signal))
-    sigma = between(rng, 0.01, 0.04)
+    sigma = between(rng, 0.01, 0.03)
     real, imaginary = signal + sigma * bell_noise(rng, image.shape), sigma * bell_noise(rng, image.shape)
     magnitude = np.sqrt(real * real + imaginary * imaginary)
     return np.asarray(np.clip(np.floor(magnitude * 255.0 + 0.5), 0, 255)).astype(np.uint8)
@@ -63,22 +65,26 @@ def _acquire(image: Field, head: Head, rng: np.random.Generator) -> NDArray[np.u
 def phantom_images(count: int, size: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Render a class-balanced set in memory, for parity and calibration where there are no data.
 
-    Labels go 0, 1, 2, 3, 0, ... Returns pixels (count, size, size) uint8 and labels (count,) int64. None of them is in the folders
-    that ``write_phantoms`` writes.
+    Labels go 0, 1, 2, 3, 0, ... Returns pixels (count, size, size) uint8 and labels (count,) int64. None of them is in
+    the folders that ``write_phantoms`` writes.
     """
     if count < 1:
         raise ValueError(f"count is {count}; at least 1 image is needed")
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
     numbers = _FIRST_INDEX_IN_MEMORY + np.arange(count) // len(CLASSES)
-    pixels = [render_phantom(int(label), int(number), seed, size) for label, number in zip(labels, numbers, strict=True)]
+    pixels = [
+        render_phantom(int(label), int(number), seed, size) for label, number in zip(labels, numbers, strict=True)
+    ]
     return np.stack(pixels), labels
 
 
-def write_phantoms(root: Path | str, per_class_training: int, per_class_testing: int, seed: int = 0, size: int = 128) -> None:
+def write_phantoms(
+    root: Path | str, per_class_training: int, per_class_testing: int, seed: int = 0, size: int = 128
+) -> None:
     """Write ``root/{Training,Testing}/{class}/*.png``.
 
-    A folder that already holds exactly these files is left as it is. Raises FileExistsError when it holds anything else. The folder
-    appears only when it is whole.
+    The folder appears only when it is whole. One that already holds exactly these files is left as it is. Raises
+    FileExistsError when it holds anything else.
     """
     root = Path(root)
     counts = {"Training": per_class_training, "Testing": per_class_testing}
@@ -94,6 +100,8 @@ def write_phantoms(root: Path | str, per_class_training: int, per_class_testing:
         _check_written(root, files, seed, size)
         return
     partial = root.with_name(root.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # left by a writer that was killed
     for path, (label, index) in files.items():
         target = partial / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,16 +121,16 @@ def _check_written(root: Path, files: dict[str, tuple[int, int]], seed: int, siz
     ]
     if wrong:
         raise FileExistsError(
-            f"{root} already holds something else than these phantoms (first difference: {wrong[0]}, {len(wrong)} in all); "
-            "give another folder, or remove this one first"
+            f"{root} already holds something else than these phantoms (first difference: {wrong[0]}, {len(wrong)} in "
+            "all); give another folder, or remove this one first"
         )
 
 
 def encode_png(grey: NDArray[np.uint8]) -> bytes:
     """Encode (h, w) uint8 as an uncompressed grey PNG that says it is synthetic.
 
-    Written by hand because compressed bytes differ between zlib builds, and a manifest's hashes must not. PNG: W3C, third edition, 5
-    and 11; stored deflate blocks: RFC 1951, 3.2.4.
+    Written by hand because compressed bytes differ between zlib builds, and a manifest's hashes must not.
+    PNG: https://www.w3.org/TR/png-3/, 5 and 11; stored deflate blocks: RFC 1951, 3.2.4; their frame: RFC 1950.
     """
     height, width = grey.shape
     raw = np.pad(grey, ((0, 0), (1, 0))).tobytes()  # filter type 0 before every row

@@ -1,16 +1,18 @@
 """Drawing on float images with arithmetic that gives the same bytes on every machine.
 
-Only operations that IEEE 754 rounds exactly are used (+, -, *, /, sqrt, comparisons), one numpy call per operation: no sin, exp or
-power, whose last bit depends on the processor; no matrix product or FFT, whose order of summation does; and no
-``Generator.uniform`` or ``normal``, which a compiler may fuse.
+Only operations that IEEE 754 rounds exactly are used (+, -, *, /, sqrt, comparisons), one numpy call per operation:
+no sin, exp or power, whose last bit depends on the processor; no matrix product or FFT, whose order of summation does;
+and no ``Generator.uniform`` or ``normal``, whose arithmetic a compiler may fuse.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float64]
+Field = NDArray[np.floating[Any]]
 """(h, w) float64."""
 
 
@@ -44,7 +46,7 @@ def rotation(half_tangent: float) -> tuple[float, float]:
 def ellipse(
     x: Field, y: Field, centre: tuple[float, float], radii: tuple[float, float], half_tangent: float = 0.0
 ) -> Field:
-    """Return roughly the distance to an ellipse's edge, positive inside; ``half_tangent`` tilts it (see ``rotation``)."""
+    """Return roughly the distance to the edge of an ellipse, positive inside; for its tilt see ``rotation``."""
     cosine, sine = rotation(half_tangent)
     right, down = x - centre[0], y - centre[1]
     along = (right * cosine + down * sine) / radii[0]
@@ -52,8 +54,8 @@ def ellipse(
     return (1.0 - np.sqrt(along * along + across * across)) * min(radii)
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> Field:
-    """Draw smooth value noise in [-1, 1]: random values on a ``cells`` x ``cells`` lattice at a random offset, interpolated."""
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Field:
+    """Draw smooth value noise in [-1, 1]: random values on a lattice of ``cells`` x ``cells``, interpolated."""
     lattice = 2.0 * rng.random((cells + 2, cells + 2)) - 1.0
     rows = np.arange(shape[0]) * (cells / shape[0]) + float(rng.random())
     columns = np.arange(shape[1]) * (cells / shape[1]) + float(rng.random())
@@ -63,18 +65,19 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -
     return np.asarray(bands[:, left] * (1.0 - right) + bands[:, left + 1] * right)
 
 
-def bell_noise(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
-    """Draw independent, nearly normal noise of mean 0 and deviation 1: the sum of four 16-bit integers, exact in float64."""
+def bell_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Field:
+    """Draw independent, nearly normal noise of mean 0 and deviation 1: sums of four 16-bit integers, so exact."""
     total = rng.integers(0, 65536, size=(4, *shape), dtype=np.uint16).astype(np.float64)
     # Four uniforms of variance 1/12 have deviation sqrt(1/3).
-    return (total[0] + total[1] + total[2] + total[3] - 131070.0) * (1.7320508075688772 / 65536.0)
+    return np.asarray(total[0] + total[1] + total[2] + total[3] - 131070.0) * (1.7320508075688772 / 65536.0)
 
 
 def resample(image: Field, rows: Field, columns: Field) -> Field:
     """Read ``image`` at fractional pixel positions, bilinear; positions outside take the edge's value."""
     height, width = image.shape
-    rows, columns = np.clip(rows, 0.0, height - 1.001), np.clip(columns, 0.0, width - 1.001)
-    top, left = rows.astype(np.intp), columns.astype(np.intp)
+    rows, columns = np.clip(rows, 0.0, height - 1), np.clip(columns, 0.0, width - 1)
+    top = np.minimum(rows.astype(np.intp), height - 2)
+    left = np.minimum(columns.astype(np.intp), width - 2)
     down, right = rows - top, columns - left
     flat, corner = image.ravel(), top * width + left
     upper = flat[corner] * (1.0 - right) + flat[corner + 1] * right
