@@ -65,8 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             replace=options.force,
             data=options.data,
         )
-    except USER_ERRORS as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
+    except Exception as error:
+        full = _find_full_disk(error)
+        if full is None and not isinstance(error, USER_ERRORS):
+            raise
+        advice = f"the disk is full ({full}); nothing was kept. Free some space and run the same command again"
+        print(f"error: {error if full is None else advice}", file=sys.stderr)
         return 2
     return 0 if report.passed else 1
 
@@ -183,14 +187,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _explain(error: Exception) -> str:
-    """Return what to tell the user; a full disk is found wherever in the chain of causes it is."""
+def _find_full_disk(error: BaseException) -> OSError | None:
+    """Return the full disk among an error's causes: the libraries wrap it in errors of their own."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk is full ({link}); nothing was kept. Free some space and run the same command again"
+            return link
         link = link.__cause__ or link.__context__
-    return str(error)
+    return None
 
 
 if __name__ == "__main__":

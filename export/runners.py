@@ -6,17 +6,17 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
-from brainq_torch.run import load_run
 from export.extra import import_extra
 from export.metadata import FileMetadata, MetadataError, read_metadata
+
+if TYPE_CHECKING:  # loading PyTorch takes seconds and 900 MB, and an exported file does not need it
+    from torch import nn
 
 BATCH = 4
 """Images per call of the network: at 224 pixels PyTorch needs half the time per image with 4 that it needs with 32,
@@ -27,8 +27,12 @@ class RunnerError(ValueError):
     """A model that cannot be run, or images that it cannot be fed."""
 
 
+UINT8_SHIFT = 128
+"""What a uint8 integer and its zero point are more than the int8 ones of the same real value."""
+
+
 class Scale(NamedTuple):
-    """Affine quantization of one tensor: real = scale * (integer - zero_point). Its least significant bit is scale."""
+    """Affine int8 quantization of a tensor: real = scale * (integer - zero_point); one LSB is ``scale``."""
 
     scale: float
     zero_point: int
@@ -49,7 +53,7 @@ class Runner(Protocol):
         ...
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """Map (N, size, size) uint8 grey images to the file's own (N, C) integer logits.
+        """Map (N, size, size) uint8 grey images to the file's own (N, C) integer logits, as int8 where they are uint8.
 
         Raises RunnerError for a model whose logits are float.
         """
@@ -71,6 +75,8 @@ def load_runner(
     if not path.exists():
         raise RunnerError(f"{path} does not exist; give a run folder, an .onnx or a .tflite file")
     if path.is_dir():
+        from brainq_torch.run import load_run
+
         run = load_run(path)
         _check_claims(path, FileMetadata(run.classes, run.pixels, {}), pixels, classes)
         return TorchRunner(run.model, run.pixels, run.classes, threads)
@@ -88,13 +94,17 @@ class TorchRunner:
     def __init__(self, model: nn.Module, pixels: PixelSpec, classes: tuple[str, ...], threads: int = 1) -> None:
         if model.training:
             raise RunnerError("the model is in training mode: BatchNorm and dropout would answer as such; call .eval()")
+        import torch
+
         # A copy, because channels last (a third faster) is a layout that must not reach the exporter.
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         self.pixels, self.classes = pixels, classes
         self._threads = threads
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``."""
+        import torch
+
         with torch.inference_mode(), _torch_threads(self._threads):
             batches = [
                 self.model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in _batches(images, self.pixels)
@@ -171,21 +181,22 @@ class TFLiteRunner:
         sides = (self.pixels.size, self.pixels.size, 1)
         _check_shapes(path, tuple(map(int, self._input["shape"][1:])), sides, self._output["shape"][-1], self.classes)
         self._input_scale = _tensor_scale(path, self._input)
-        self.logit_scale = _tensor_scale(path, self._output)
+        self._shift = UINT8_SHIFT if self._output["dtype"] == np.uint8 else 0
+        scale = _tensor_scale(path, self._output)
+        self.logit_scale = None if scale is None else scale._replace(zero_point=scale.zero_point - self._shift)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``; integer logits are dequantized."""
-        logits = self._invoke(images)
         if self.logit_scale is None:
-            return logits
+            return self._invoke(images)
         scale, zero_point = self.logit_scale
-        return (logits.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+        return (self.raw(images).astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """See ``Runner``."""
         if self.logit_scale is None:
             raise RunnerError("this TFLite file has float logits; only an integer file has integer ones")
-        return self._invoke(images)
+        return (self._invoke(images).astype(np.int16) - self._shift).astype(np.int8)
 
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Return the logits in the file's own type."""
@@ -272,8 +283,9 @@ def _onnx_logit_scale(path: Path) -> Scale | None:
     missing = [name for name in node.input[1:] if name not in constants]
     if missing:
         raise RunnerError(f"{path}: the scale of the logits is computed ({missing}); a constant is needed")
-    zero_point = int(constants[node.input[2]].item()) if len(node.input) > 2 else 0
-    return Scale(float(constants[node.input[1]].item()), zero_point)
+    zero_point = constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)  # the operator's own default
+    shift = UINT8_SHIFT if zero_point.dtype == np.uint8 else 0
+    return Scale(float(constants[node.input[1]].item()), int(zero_point.item()) - shift)
 
 
 def _tensor_scale(path: Path, details: dict[str, Any]) -> Scale | None:
@@ -292,6 +304,8 @@ def _tensor_scale(path: Path, details: dict[str, Any]) -> Scale | None:
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
     """Set torch's threads for one call, and put back what the process had."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -7,7 +7,6 @@ import torch
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.models import build_model
 from brainq_torch.run import load_run
-from export.metadata import read_onnx, write_onnx
 from export.onnx_graph import export_float_onnx, strip_traces
 
 SIZE = 32
@@ -48,13 +47,6 @@ def test_says_nothing_about_the_machine_that_made_it(tiny_export):
     content = (tiny_export / "model_fp32.onnx").read_bytes()
     for trace in (b"site-packages", b"stack_trace", b"brainq_torch/models", b".py"):
         assert trace not in content
-
-
-def test_the_same_run_gives_the_same_bytes(tiny_run, tiny_export, tmp_path):
-    run = load_run(tiny_run)
-    export_float_onnx(run.model, run.pixels, tmp_path / "again.onnx")
-    write_onnx(tmp_path / "again.onnx", read_onnx(tiny_export / "model_fp32.onnx"))
-    assert (tmp_path / "again.onnx").read_bytes() == (tiny_export / "model_fp32.onnx").read_bytes()
 
 
 def test_refuses_a_model_in_training_mode(tmp_path):

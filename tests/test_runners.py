@@ -107,8 +107,9 @@ def test_a_file_with_int8_weights_and_float_logits_has_no_integer_ones(tmp_path)
     assert runner.logit_scale is None
 
 
-def test_a_qdq_file_gives_its_integer_logits(tmp_path):
-    path = write_qdq_onnx(tmp_path / "model.onnx", scale=0.02, zero_point=-3)
+@pytest.mark.parametrize("zero_point", [np.int8(-3), np.uint8(125)])
+def test_a_qdq_file_gives_its_integer_logits_as_int8(tmp_path, zero_point):
+    path = write_qdq_onnx(tmp_path / "model.onnx", 0.02, zero_point)
     runner = OnnxRunner(path, FileMetadata(CLASSES, SPEC, {}), optimised=False)
     images = random_images(5)
     expected = np.clip(np.rint(scale_pixels(images).mean((2, 3)) / np.float32(0.02)) - 3, -128, 127)
@@ -121,7 +122,7 @@ def write_qdq_onnx(path, scale, zero_point):
     make = onnx.helper
     constants = [
         onnx.numpy_helper.from_array(np.float32(scale), "scale"),
-        onnx.numpy_helper.from_array(np.int8(zero_point), "zero"),
+        onnx.numpy_helper.from_array(zero_point, "zero"),
         onnx.numpy_helper.from_array(np.array([2, 3]), "axes"),
     ]
     nodes = [

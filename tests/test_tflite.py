@@ -9,7 +9,6 @@ from ai_edge_litert.interpreter import Interpreter
 from brainq_torch.data.pixels import scale_pixels
 from export import tflite
 from export.flatbuffer import constant, operator_name, read_model
-from export.metadata import read_tflite, write_tflite
 from export.tflite import ConversionError, convert_float, write_single_batch
 
 SIZE = 32
@@ -70,13 +69,6 @@ def test_carries_the_onnx_weights_unchanged(tiny_export, model):
     # The layout differs (OIHW, OHWI), so each constant is compared as a sorted multiset of its values.
     expected = sorted(np.sort(w.ravel()).tobytes() for w in weights if w.dtype == np.float32)
     assert sorted(np.sort(values).tobytes() for values in ours if values is not None) == expected
-
-
-def test_the_same_onnx_file_gives_the_same_bytes(tiny_export, tmp_path):
-    convert_float(tiny_export / "model_fp32.onnx", tmp_path / "again.tflite")
-    write_tflite(tmp_path / "again.tflite", read_tflite(tiny_export / "model_fp32.tflite"))
-    assert (tmp_path / "again.tflite").read_bytes() == (tiny_export / "model_fp32.tflite").read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["again.tflite"]
 
 
 def test_single_batch_has_no_shape_arithmetic(tiny_export, tmp_path):
