@@ -195,7 +195,7 @@ def test_shared_groups_hold_every_concatenation_member_once():
     assert len(names) == len(set(names))
     assert all(model.get_submodule(name) is not None for name in names)
     assert groups[1] == [
-        "features.transition1.pool",
+        "features.transition1.conv",
         "features.denseblock2.denselayer1.conv2", "features.denseblock2.denselayer1.cat",
         "features.denseblock2.denselayer2.conv2", "features.denseblock2.denselayer2.cat",
         "features.denseblock2.denselayer3.conv2", "features.denseblock2.denselayer3.cat",
