@@ -152,7 +152,7 @@ def write_int8_tflite(
     feature_scale=0.1,
     dead_channel=False,
     dead_features=False,
-    logit_scale=0.1,
+    logit_scale=0.05,
     bias_kind="INT32",
     bias_factor=1.0,
     requantize=False,

@@ -158,7 +158,7 @@ def test_weights_outside_the_file_are_noted(tmp_path):
 
 
 def test_a_healthy_file_runs_both_ways(tmp_path, capsys):
-    path = sign(write_int8_tflite(tmp_path / "int8.tflite"))
+    path = sign(write_int8_tflite(tmp_path / "int8.tflite", logit_scale=0.1))
     target = tmp_path / "d.json"
     assert doctor.main([str(path), "--json", str(target)]) == 0
     out = capsys.readouterr().out
@@ -220,20 +220,32 @@ def test_a_relus_zeros_are_not_clipping(tmp_path):
 
 
 def test_real_images_are_taken_when_named(tmp_path, phantoms, capsys):
-    path = sign(write_int8_tflite(tmp_path / "m.tflite"))
+    path = sign(write_int8_tflite(tmp_path / "m.tflite", logit_scale=0.1))
     assert doctor.main([str(path), "--data", str(phantoms)]) == 0
     assert f"on 16 images of {phantoms}" in capsys.readouterr().out
 
 
 def test_engines_that_disagree_are_named():
-    outcomes = [Outcome(np.array([[1, 2], [5, 3]]), "", {}), Outcome(np.array([[1, 2], [3, 5]]), "", {})]
-    (finding,) = doctor._compare_runs(("with XNNPACK", "without XNNPACK"), *outcomes)
+    names = ("with XNNPACK", "without XNNPACK")
+    one, other = Outcome(np.array([[1, 2], [5, 3]]), "", {}), Outcome(np.array([[1, 2], [3, 5]]), "", {})
+    (finding,) = doctor._compare_runs(names, one, other, 1.9)
     assert (finding.code, finding.severity) == ("engines_differ", "warning")
-    assert "at most 2, 1 images change class" in finding.what
-    (finding,) = doctor._compare_runs(("a", "b"), outcomes[0], outcomes[0])
-    assert finding.code == "engines_agree"
-    (finding,) = doctor._compare_runs(("a", "b"), Outcome(np.array([[np.nan, 2]]), "", {}), outcomes[0])
+    assert "at most 2, 1 images change class (tolerated: 1.9)" in finding.what
+    (near_tie,) = doctor._compare_runs(names, one, other, 2.0)
+    assert (near_tie.code, near_tie.severity) == ("engines_agree", "ok")
+    assert "1 images change class" in near_tie.what
+    (finding,) = doctor._compare_runs(names, Outcome(np.array([[np.nan, 2]]), "", {}), one, 1.0)
     assert finding.code == "not_finite"
+
+
+def test_tolerance_is_in_the_logits_own_unit(tmp_path):
+    assert doctor._tolerance(read_graph(write_int8_tflite(tmp_path / "a.tflite"))) == 4.0
+    for path in (
+        write_int8_tflite(tmp_path / "b.tflite", float_io=True, logit_scale=0.1),
+        write_qdq_onnx(tmp_path / "c.onnx"),
+    ):
+        assert doctor._tolerance(read_graph(path)) == pytest.approx(0.4, rel=1e-4)
+    assert doctor._tolerance(read_graph(write_float_tflite(tmp_path / "d.tflite"))) == 1e-3
 
 
 def test_an_engine_that_crashes_does_not_take_the_doctor_with_it(tmp_path, monkeypatch):

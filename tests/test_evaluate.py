@@ -1,7 +1,7 @@
 import json
 import os
 import pickle
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from brainq_torch.models import build_model
 from brainq_torch.run import save_checkpoint
 from tools import evaluate
 
-ROOT = Path(__file__).parent.parent
 KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes"}
 GREYS = (20, 80, 140, 200)
 """Grey of each class's flat images, which the fake model tells apart."""
@@ -213,15 +212,14 @@ def write_run(folder, classes=CLASSES):
     return folder
 
 
-def test_a_real_run_folder_from_the_command_line(data, tmp_path):
-    """The only test that starts a process: the module runs by its name and finds a run folder's network."""
-    run = write_run(tmp_path / "run")
+def test_a_real_run_folder_from_the_command_line(data, tmp_path, monkeypatch):
+    """Run as ``python -m`` does, but in this process: importing PyTorch again would take longer than the rest."""
     target = tmp_path / "m.json"
-    result = subprocess.run(
-        [sys.executable, "-m", "tools.evaluate", str(run), "--data", str(data), "--json", str(target)],
-        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    words = [str(write_run(tmp_path / "run")), "--data", str(data), "--json", str(target)]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+    monkeypatch.delitem(sys.modules, "tools.evaluate")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("tools.evaluate", run_name="__main__")
     assert json.loads(target.read_text())["n"] == 20
 
 

@@ -22,11 +22,14 @@ from tools.doctor_checks import Finding, check_graph, describe_kind
 from tools.doctor_probe import MODES, Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
 from tools.evaluate import decode_images
-from tools.model_graph import INTEGERS, ModelGraph, Tensor, read_graph
+from tools.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, read_graph
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""
 PROBE_IMAGES = 16
+TOLERATED_LSB = 4.0
+"""Steps of integer logits by which two engines may differ: the parity ladder's limit for two engines."""
+TOLERATED_FLOAT = 1e-3
 CLAIMS = {
     "fp32": ("float32",),
     "fp16": ("float32 with float16 weights",),
@@ -217,12 +220,23 @@ def _examine_run(path: Path, graph: ModelGraph, metadata: FileMetadata | None, d
             findings.append(Finding("does_not_run", "fault", f"does not run {name}: {outcome.error}", remedy))
         else:
             findings.append(Finding("runs", "ok", f"runs {name} on {len(images)} {source}"))
-    findings += _compare_runs(names, default, plain)
+    findings += _compare_runs(names, default, plain, _tolerance(graph))
     ranges: dict[str, Range] = plain.ranges
     return findings + check_ranges(graph, ranges, f"{len(images)} {source}")
 
 
-def _compare_runs(names: tuple[str, str], default: Outcome, plain: Outcome) -> list[Finding]:
+def _tolerance(graph: ModelGraph) -> float:
+    """Return by how much two engines' logits may differ, in the logits' own unit."""
+    name = graph.outputs[0]
+    maker = graph.producers()[name]
+    if graph.tensors[name].kind in INTEGERS:
+        return TOLERATED_LSB
+    scales = graph.tensors[maker.inputs[0]].scales if maker.operator == DEQUANTIZE else None
+    return TOLERATED_FLOAT if scales is None else TOLERATED_LSB * float(scales[0]) * (1 + 1e-5)
+
+
+def _compare_runs(names: tuple[str, str], default: Outcome, plain: Outcome, tolerance: float) -> list[Finding]:
+    """Compare the logits. A class that changes within the tolerance is a near tie, told but no fault of an engine."""
     if default.logits is None or plain.logits is None:
         return []
     if not np.isfinite(default.logits).all():
@@ -230,9 +244,9 @@ def _compare_runs(names: tuple[str, str], default: Outcome, plain: Outcome) -> l
     differing = int((default.logits.argmax(1) != plain.logits.argmax(1)).sum())
     largest = float(np.abs(default.logits - plain.logits).max())
     what = f"{names[0]} and {names[1]}: logits differ by at most {largest:.4g}, {differing} images change class"
-    if differing:
+    if largest > tolerance:
         remedy = "compare both on real images with tools.evaluate before either is trusted"
-        return [Finding("engines_differ", "warning", what, remedy)]
+        return [Finding("engines_differ", "warning", f"{what} (tolerated: {tolerance:.4g})", remedy)]
     return [Finding("engines_agree", "ok", what)]
 
 
