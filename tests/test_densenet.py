@@ -178,14 +178,14 @@ def test_one_scale_runs_through_each_block():
     encodings = [[quantizers[name].encoding for name in names] for names in DenseNet(**TINY).shared_activation_groups()]
     assert all(len(set(group)) == 1 for group in encodings)
     assert len({group[0] for group in encodings}) == 4  # three blocks and the head, each with its own
-    # Every layer reads a tensor with a known scale, and a depthwise weight is exact: one weight per channel, on 127.
+    # Seven dense layers of three (norm1 is one), two transitions of three (norm, pool, conv), stem, norm5, linear.
     layers = weighted_layers(prepared)
-    # Seven dense layers of three (norm1 is one), two transitions of three (norm, conv, pool), stem, norm5, linear.
     assert len(layers) == 7 * 3 + 2 * 3 + 3
-    for layer in layers:
-        if layer.weight[0].numel() == 1:
-            exact = layer.weight_scale.reshape(-1, 1, 1, 1) * 127 * layer.weight.sign()
-            torch.testing.assert_close(exact, layer.weight, atol=0, rtol=1e-6)
+    # A lowered BatchNorm uses the whole integer range in every channel: it has one weight per channel.
+    lowered = [layer for layer in layers if layer.weight[0].numel() == 1]
+    assert len(lowered) == 7 + 2 + 1
+    for layer in lowered:
+        assert (layer.weight.flatten() / layer.weight_scale).abs().round().min() >= 120
 
 
 def test_shared_groups_hold_every_concatenation_member_once():
