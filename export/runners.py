@@ -215,7 +215,8 @@ class TFLiteRunner:
         kind = self._input["dtype"]
         limits = np.iinfo(kind)
         steps = np.rint(scaled / np.float32(self._input_scale.scale)) + self._input_scale.zero_point
-        return np.clip(steps, limits.min, limits.max).astype(kind)
+        integers: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(kind)
+        return integers
 
 
 def _describe(path: Path, pixels: PixelSpec | None, classes: tuple[str, ...] | None) -> FileMetadata:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import h5py  # type: ignore[import-untyped]  # h5py ships no types
+import h5py
 import numpy as np
 import numpy.typing as npt
 
