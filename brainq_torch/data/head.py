@@ -150,7 +150,8 @@ def _draw_cortex(canvas: _Canvas, brain: Field, centre: Point) -> None:
     # A stand-in for the angle that needs no arctangent: it runs once around the square |x| + |y| = 1 from -1 to 3.
     turn = right / (np.abs(right) + np.abs(down) + 1e-6)
     turn = np.where(down >= 0, turn, 2.0 - turn)
-    waves = between(canvas.rng, 4.5, 6.5) * (turn + 0.22 * canvas.noise(7) + 0.12 * canvas.noise(15))
+    # A whole number of waves, or there is a seam where the turn ends.
+    waves = 0.25 * int(canvas.rng.integers(18, 27)) * (turn + 0.22 * canvas.noise(7) + 0.12 * canvas.noise(15))
     radial = np.abs(waves - np.floor(waves) - 0.5) * 2.0
     winding = 1.8 * np.abs(canvas.noise(10) + 0.4 * canvas.noise(20))
     ridge = np.minimum(radial, winding)
@@ -206,7 +207,7 @@ def _draw_axial(canvas: _Canvas) -> _Anatomy:
         _draw_ventricles(canvas, between(rng, 0.7, 1.3), list(horns))
         canvas.dab("fluid", (0.0, 0.03), (between(rng, 0.015, 0.035), 0.12))
     canvas.dab("vessel", (0.0, 0.90), (0.05, 0.035))
-    return _Anatomy(brain, np.abs(x) > 0.08, (0.0, -0.13), 0.16)
+    return _Anatomy(brain, np.abs(x) > 0.08, (0.0, -0.13), 0.145)
 
 
 def _draw_orbits(canvas: _Canvas, brain: Field) -> Field:
@@ -263,7 +264,7 @@ def _draw_coronal(canvas: _Canvas) -> _Anatomy:
     canvas.pair("vessel", (0.13, 0.20), (0.03, 0.035))
     canvas.dab("air", (0.0, 0.36), (between(rng, 0.12, 0.18), 0.10))
     canvas.dab("vessel", (0.0, -0.86), (0.05, 0.035))
-    return _Anatomy(brain, (y < 0.05) & (np.abs(x) > 0.05), (0.0, 0.13), 0.19)
+    return _Anatomy(brain, (y < 0.05) & (np.abs(x) > 0.05), (0.0, 0.13), 0.175)
 
 
 def _draw_sagittal(canvas: _Canvas) -> _Anatomy:
@@ -289,7 +290,7 @@ def _draw_sagittal(canvas: _Canvas) -> _Anatomy:
     canvas.dab("fluid", (-0.15, 0.13), (0.08, 0.04))
     canvas.dab("grey", (-0.17, 0.20), (0.05, 0.03))
     canvas.dab("fat", (-0.08, 0.38), (0.05, 0.15), -0.2, 0.8)
-    return _Anatomy(np.maximum(brain, hind), (y < 0.02) | (x > 0.40), (-0.17, 0.17), 0.19)
+    return _Anatomy(np.maximum(brain, hind), (y < 0.02) | (x > 0.40), (-0.17, 0.17), 0.175)
 
 
 def _draw_face_and_neck(canvas: _Canvas, dome: Field) -> None:
