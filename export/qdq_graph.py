@@ -16,6 +16,9 @@ from brainq_torch.quant.scheme import Encoding, quantize_bias, quantize_weight
 from export.extra import import_extra
 from export.onnx_graph import OUTPUT, OnnxExportError, trace_onnx
 
+STORED = "/uint8"
+"""Ending of the name under which an activation is stored as integers."""
+
 UINT8_SHIFT = 128
 """Activations are uint8 in the QDQ file: its integer plus its zero point are both 128 more than in int8.
 
@@ -137,7 +140,7 @@ def _name_activations(graph: Any, model: nn.Module) -> None:
         _add_constant(graph, scale, np.float32(encoding.scale))
         _add_constant(graph, zero_point, np.uint8(encoding.zero_point + UINT8_SHIFT))
         node.input[1:] = back.input[1:] = [scale, zero_point]
-        renamed |= {node.output[0]: f"{name}/uint8", back.output[0]: name}
+        renamed |= {node.output[0]: name + STORED, back.output[0]: name}
     _rename(graph, {old: new for old, new in renamed.items() if old != OUTPUT})
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from brainq_torch.quant.scheme import Encoding
+from export.encodings import LayerIntegers
+from export.extra import import_extra
 from export.flatbuffer import constant, read_model, schema, write_model
 
 
@@ -73,3 +77,69 @@ def _dequantize(opcode: int, source: int, target: int) -> Any:
     operator.builtinOptionsType = generated.BuiltinOptions.DequantizeOptions
     operator.builtinOptions = generated.DequantizeOptionsT()
     return operator
+
+
+def quantize_static(
+    source: Path,
+    target: Path,
+    activations: Mapping[str, Encoding],
+    layers: Mapping[str, LayerIntegers],
+    float_ends: bool = False,
+) -> None:
+    """Write a float32 TFLite file with int8 activations and weights and int32 biases, all given.
+
+    ai-edge-quantizer works out which tensor of which operation is quantized how, from the ranges of the activations;
+    the parameters it then derives are replaced by the given ones, so that nothing depends on its finding the same
+    scale again from a rounded range.
+    activations: {name of a computed tensor: its encoding}, the input and the output among them.
+    layers: {name of a weight's or bias's layer: integers in TFLite's layout}; the tensors are ``name.weight``,
+    ``name.bias``. float_ends: take float32 and give float32, quantizing inside.
+    Raises QuantizeError when a tensor of the file gets no integers.
+    """
+    generator, modifier = (import_extra(f"ai_edge_quantizer.{part}") for part in ("params_generator", "model_modifier"))
+    float_model = import_extra("ai_edge_quantizer.utils.tfl_flatbuffer_utils").read_model(str(source))
+    ranges = {
+        name: {"min": np.float32(scale * (-128 - zero_point)), "max": np.float32(scale * (127 - zero_point))}
+        for name, (scale, zero_point) in activations.items()
+    }
+    parameters = generator.ParamsGenerator(float_model).generate_quantization_parameters(
+        _static_recipe(float_ends), ranges
+    )
+    given = _given_parameters(activations, layers)
+    for name, tensor in parameters.items():
+        for side in [tensor.producer, *(tensor.consumers or [])]:
+            if side is None or side.parameters is None:
+                continue
+            if name not in given:
+                raise QuantizeError(f"{source}: tensor {name} would be quantized, but no integers are given for it")
+            object.__setattr__(side, "parameters", given[name])  # a frozen dataclass of its own making
+    target.write_bytes(modifier.ModelModifier(float_model).modify_model(parameters))
+
+
+def _static_recipe(float_ends: bool) -> Any:
+    """Return ai-edge-quantizer's recipe: int8 everything, per channel; the ends as asked."""
+    names = import_extra("ai_edge_quantizer.qtyping").TFLOperationName
+    manager = import_extra("ai_edge_quantizer.recipe_manager").RecipeManager()
+    manager.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    if float_ends:
+        algorithm = import_extra("ai_edge_quantizer.algorithm_manager").AlgorithmName.NO_QUANTIZE
+        for end in (names.INPUT, names.OUTPUT):
+            manager.add_quantization_config(".*", end, algorithm_key=algorithm)
+    return manager
+
+
+def _given_parameters(activations: Mapping[str, Encoding], layers: Mapping[str, LayerIntegers]) -> dict[str, Any]:
+    """Put encodings and integers into ai-edge-quantizer's own form, by tensor name."""
+    form = import_extra("ai_edge_quantizer.qtyping").UniformQuantParams
+    given = {
+        name: form(8, None, np.array([scale], np.float32), np.array([zero_point], np.int64), symmetric=False)
+        for name, (scale, zero_point) in activations.items()
+    }
+    for name, layer in layers.items():
+        for part, integers, scale, axis, bits in (
+            ("weight", layer.weight, layer.weight_scale, layer.axis, 8),
+            ("bias", layer.bias, layer.bias_scale, 0, 32),
+        ):
+            zeros = np.zeros(len(scale), np.int64)
+            given[f"{name}.{part}"] = form(bits, axis, scale, zeros, symmetric=True, quantized_data=integers)
+    return given

@@ -33,7 +33,9 @@ def test_any_input_size_gives_four_logits():
 def test_pooling_shares_the_last_activations_scale():
     model = build_model("mobilenetv2", width_mult=0.35)
     modules = dict(model.named_modules())
-    ((conv, pool),) = model.shared_activation_groups()
+    *chains, (conv, pool) = model.shared_activation_groups()
+    assert chains[0] == ["features.2.conv.2", "features.3.conv.2", "features.3.skip_add"]
+    assert sum(name.endswith("skip_add") for chain in chains for name in chain) == 10
     assert isinstance(modules[conv], nn.Conv2d)
     assert isinstance(modules[pool], nn.AdaptiveAvgPool2d)
 

@@ -48,5 +48,17 @@ class MobileNetV2(QuantizableMobileNetV2):  # type: ignore[misc]  # torchvision 
         return groups
 
     def shared_activation_groups(self) -> list[list[str]]:
-        """Name the modules whose outputs share one scale: the pooling keeps its input's."""
-        return [[f"features.{len(self.features) - 1}.0", "pool"]]
+        """Name the modules whose outputs share one scale.
+
+        A chain of shortcuts does, so that adding is adding integers, with nothing to round; the pooling keeps its
+        input's.
+        """
+        chains: list[list[str]] = []
+        for position, block in enumerate(self.features):
+            if isinstance(block, QuantizableInvertedResidual):
+                projection = f"features.{position}.conv.{len(block.conv) - 2}"
+                if block.use_res_connect:
+                    chains[-1] += [projection, f"features.{position}.skip_add"]
+                else:
+                    chains.append([projection])
+        return [*(chain for chain in chains if len(chain) > 1), [f"features.{len(self.features) - 1}.0", "pool"]]

@@ -20,6 +20,7 @@ from brainq_torch.quant.prepare import (
     activation_quantizers,
     finalize,
     prepare_qat,
+    scheme_of,
     set_activation_ranges,
     set_fake_quant,
 )
@@ -44,11 +45,15 @@ class CalibrationImages:
 
 @dataclass(frozen=True)
 class ValueHistogram:
-    """Values of one activation over all images. counts: (2048,) float64 in equal bins from low to high."""
+    """Values of one activation over all images.
+
+    counts: (2048,) float64 in equal bins from low to high. exact: its scale will be a power of two (``encode_range``).
+    """
 
     low: float
     high: float
     counts: NDArray[Any]
+    exact: bool = False
 
     @property
     def centres(self) -> NDArray[Any]:
@@ -130,6 +135,7 @@ def collect_histograms(prepared: nn.Module, batches: Sequence[Tensor]) -> dict[s
         found = torch.histc(inputs[0].float(), _BINS, *ends[name]).double()
         counts[name] = counts[name] + found if name in counts else found
 
+    exact = scheme_of(prepared).exact_scales
     training = prepared.training
     prepared.eval()
     set_fake_quant(prepared, False)
@@ -139,7 +145,7 @@ def collect_histograms(prepared: nn.Module, batches: Sequence[Tensor]) -> dict[s
     finally:
         set_fake_quant(prepared, True)
         prepared.train(training)
-    return {name: ValueHistogram(*ends[name], counts[name].numpy()) for name in ends}
+    return {name: ValueHistogram(*ends[name], counts[name].numpy(), exact) for name in ends}
 
 
 def _run_noting(prepared: nn.Module, batches: Sequence[Tensor], note: Callable[..., Any]) -> None:
@@ -171,7 +177,7 @@ def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
     values, weights = histogram.centres, histogram.counts
 
     def error(candidate: tuple[float, float]) -> float:
-        return float(np.sum(weights * (_round_to_grid(values, *candidate) - values) ** 2))
+        return float(np.sum(weights * (_round_to_grid(values, *candidate, histogram.exact) - values) ** 2))
 
     return min(_candidates(histogram), key=error)
 
@@ -183,7 +189,7 @@ def _choose_entropy(histogram: ValueHistogram) -> tuple[float, float]:
         low, high = candidate
         values = histogram.centres.clip(low, high)
         inside = (histogram.centres >= low) & (histogram.centres <= high)
-        bins = np.unique(_round_to_grid(values, low, high), return_inverse=True)[1]
+        bins = np.unique(_round_to_grid(values, low, high, histogram.exact), return_inverse=True)[1]
         kept = np.where(inside, histogram.counts, 0.0)
         occupied = np.bincount(bins, (kept > 0).astype(float))
         level = np.bincount(bins, kept) / np.maximum(occupied, 1)
@@ -203,9 +209,9 @@ def _candidates(histogram: ValueHistogram) -> list[tuple[float, float]]:
     return [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
 
 
-def _round_to_grid(values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+def _round_to_grid(values: NDArray[Any], low: float, high: float, exact: bool) -> NDArray[Any]:
     """Quantize and de-quantize with the encoding that the range gets. values: (K,) float64."""
-    scale, zero_point = (float(part) for part in encode_range(torch.tensor(low), torch.tensor(high)))
+    scale, zero_point = (float(part) for part in encode_range(torch.tensor(low), torch.tensor(high), exact))
     rounded: NDArray[Any] = (np.round(values / scale) + zero_point).clip(-128, 127)
     result: NDArray[Any] = (rounded - zero_point) * scale
     return result

@@ -25,24 +25,27 @@ class _StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, real: Tensor, scale: float, lowest: int, highest: int) -> Tensor:
+    def forward(ctx: Any, real: Tensor, scale: float, lowest: int, highest: int, margin: float) -> Tensor:
         ctx.save_for_backward(real)  # kept by the operation before it anyway: no more memory
-        ctx.limits = (lowest - 0.5) * scale, (highest + 0.5) * scale
+        ctx.limits = (lowest - margin) * scale, (highest + margin) * scale
         return (real / scale).round_().clamp_(lowest, highest).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (real,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradients[0], real, *ctx.limits), None, None, None
+        return torch.ops.aten.hardtanh_backward(gradients[0], real, *ctx.limits), None, None, None, None
 
 
-def fake_quantize(real: Tensor, scale: float, zero_point: int, lowest: int, highest: int) -> Tensor:
+def fake_quantize(
+    real: Tensor, scale: float, zero_point: int, lowest: int, highest: int, margin: float = 0.5
+) -> Tensor:
     """Return scale * (clamp(round(real / scale) + zero_point) - zero_point), differentiable (straight-through).
 
-    real: any shape, float32. Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
+    real: any shape, float32. margin: how many steps beyond the last integer a value still gets a gradient.
+    Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
     """
     # Clipping before the shift gives the same, and leaves the shift out.
-    result: Tensor = _StraightThrough.apply(real, scale, lowest - zero_point, highest - zero_point)
+    result: Tensor = _StraightThrough.apply(real, scale, lowest - zero_point, highest - zero_point, margin)
     return result
 
 
@@ -70,6 +73,7 @@ class ActivationQuantizer(_Switchable):
     """Quantize an activation, affine per tensor, to a range that follows it while training.
 
     averaging: weight of the newest batch in the moving average of its smallest and largest value.
+    exact: the scale is a power of two (``scheme.encode_range``).
     fixed: an encoding that never moves, for the network's input.
     group: every quantizer that shares this one's encoding, itself included; the encoding spans all their ranges.
     """
@@ -79,9 +83,9 @@ class ActivationQuantizer(_Switchable):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, averaging: float, fixed: Encoding | None = None) -> None:
+    def __init__(self, averaging: float, exact: bool, fixed: Encoding | None = None) -> None:
         super().__init__()
-        self.averaging = averaging
+        self.averaging, self.exact = averaging, exact
         self.register_buffer("low", torch.tensor(torch.inf))
         self.register_buffer("high", torch.tensor(-torch.inf))
         start = fixed or Encoding(1.0, 0)
@@ -116,7 +120,7 @@ class ActivationQuantizer(_Switchable):
             return
         low = torch.stack([member.low for member in self.group]).amin()
         high = torch.stack([member.high for member in self.group]).amax()
-        scale, zero_point = encode_range(low, high)
+        scale, zero_point = encode_range(low, high, self.exact)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
@@ -132,25 +136,42 @@ class ActivationQuantizer(_Switchable):
 class WeightQuantizer(_Switchable):
     """Quantize a weight, symmetric per output channel, always to the range of the weight at hand.
 
-    channels: output channels. largest: largest integer, 127 for 8 bits.
+    largest: largest integer, 127 for 8 bits. exact: the scale has 7 significant bits (``scheme.encode_weight``).
     """
 
     scale: Tensor
+    bias_scale: Tensor
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, exact: bool) -> None:
         super().__init__()
-        self.largest = largest
+        self.largest, self.exact = largest, exact
         self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("bias_scale", torch.ones(1))
 
     def size_to(self, weight: Tensor) -> None:
         """Give the scale one entry per output channel of this weight."""
-        self.scale = encode_weight(weight.detach(), self.largest)
+        self.scale = self._encode(weight)
+        self.bias_scale = torch.ones_like(self.scale)
+
+    def settle(self, scale: Tensor, bias_scale: Tensor) -> None:
+        """Keep these scales from here: the weight's, and the one that the layer's bias is rounded to. (C,) float32."""
+        self.scale.copy_(scale)
+        self.bias_scale.copy_(bias_scale)
+        self.observe(False)
+
+    def round_bias(self, bias: Tensor) -> Tensor:
+        """Return the bias as the integer files hold it, once ``settle`` was called; until then as it is."""
+        return bias if self.observing else torch.round(bias / self.bias_scale) * self.bias_scale
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight rounded to its grid."""
         if self.observing:
-            self.scale.copy_(encode_weight(weight.detach(), self.largest))
+            self.scale.copy_(self._encode(weight))
         if not self.quantizing:
             return weight
         scale = self.scale.reshape(-1, *[1] * (weight.dim() - 1))
-        return fake_quantize(weight / scale, 1.0, 0, -self.largest, self.largest) * scale
+        # Rounding the scale down may put a channel's largest weights two steps outside: they must go on learning.
+        return fake_quantize(weight / scale, 1.0, 0, -self.largest, self.largest, margin=2.5) * scale
+
+    def _encode(self, weight: Tensor) -> Tensor:
+        return encode_weight(weight.detach(), self.largest, self.exact)

@@ -11,7 +11,7 @@ torch is capped below the release that may drop it, and the warning is answered 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from torch.ao.quantization import prepare_qat as insert_quantizers
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.lower import PROBE_SIZE, lower_average_pools, lower_batchnorms
-from brainq_torch.quant.scheme import INPUT_ENCODING, LARGEST_BIAS, Scheme, encode_weight, quantize_bias
+from brainq_torch.quant.scheme import INPUT_ENCODING, Scheme, encode_weight, quantize_bias, raise_for_bias
 
 __all__ = [
     "DeQuantStub",
@@ -77,7 +77,8 @@ class _FoldedConvBn2d(fused_qat.ConvBn2d):
             normalised: Tensor = super()._forward(image)
             return normalised
         weight, bias = self.fold()
-        result: Tensor = self._conv_forward(image, self.weight_fake_quant(weight), bias)
+        quantizer: Any = self.weight_fake_quant
+        result: Tensor = self._conv_forward(image, quantizer(weight), quantizer.round_bias(bias))
         return result
 
     def train(self, mode: bool = True) -> _FoldedConvBn2d:
@@ -138,18 +139,17 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     _check_declared(model)
     prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
     groups: list[list[str]] = prepared.shared_activation_groups()
-    make_activation = partial(ActivationQuantizer, scheme.range_averaging)
+    make_activation = partial(ActivationQuantizer, scheme.range_averaging, scheme.exact_scales)
 
     def make_weight(factory_kwargs: Any = None) -> WeightQuantizer:  # torch.ao's linear passes dtype and device
-        return WeightQuantizer(scheme.largest_weight)
+        return WeightQuantizer(scheme.largest_weight, scheme.exact_scales)
 
     with _answered_deprecation():
         prepared = fuse_modules_qat(prepared, prepared.fuse_list())
         prepared.qconfig = QConfig(activation=make_activation, weight=make_weight)
         for module in prepared.modules():
             if isinstance(module, QuantStub):
-                fixed = partial(ActivationQuantizer, scheme.range_averaging, INPUT_ENCODING)
-                module.qconfig = QConfig(activation=fixed, weight=make_weight)
+                module.qconfig = QConfig(activation=partial(make_activation, fixed=INPUT_ENCODING), weight=make_weight)
         insert_quantizers(prepared, mapping=_MODULES, inplace=True)
     for name, module in prepared.named_modules():
         if isinstance(module, nn.BatchNorm2d) and not isinstance(_parent(prepared, name), _FoldedConvBn2d):
@@ -157,7 +157,7 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             quantizer.size_to(_fold(module)[0])
-    _share(prepared, groups, scheme.range_averaging)
+    _share(prepared, groups, make_activation)
     prepared.quantization_scheme = scheme
     _drop_idle(prepared)
     result: nn.Module = prepared
@@ -275,14 +275,18 @@ def finalize(model: nn.Module) -> None:
     if unseen:
         raise PrepareError(f"no range was observed or set for {', '.join(unseen)}; train or calibrate first")
     freeze_observers(model)
+    scheme = scheme_of(model)
     for layer in weighted_layers(model):
         if not (torch.isfinite(layer.weight).all() and torch.isfinite(layer.bias).all()):
             raise PrepareError(f"layer {layer.name} has weights or biases that are not finite; training diverged")
-        needed = layer.bias.abs() / (quantizers[layer.source].scale * LARGEST_BIAS)
-        quantizer: Any = layer.module.weight_fake_quant
-        quantizer.scale.copy_(torch.maximum(encode_weight(layer.weight, layer.largest), needed))
-        quantizer.observe(False)
-        _round_bias(layer, quantizers[layer.source].encoding.scale)
+        input_scale = quantizers[layer.source].encoding.scale
+        own = encode_weight(layer.weight, layer.largest, scheme.exact_scales)
+        scale = raise_for_bias(own, layer.bias, input_scale, scheme.largest_bias)
+        steps, bias_scale = quantize_bias(layer.bias, input_scale, scale)
+        module: Any = layer.module
+        module.weight_fake_quant.settle(scale, bias_scale)
+        if not isinstance(module, _FoldedConvBn2d) and module.bias is not None:
+            module.bias.copy_(steps * bias_scale)  # a folded bias is rounded whenever it is computed
 
 
 @torch.no_grad()
@@ -296,17 +300,6 @@ def running_order(model: nn.Module) -> list[str]:
     """Return the names of ``activation_quantizers`` in the order in which they run, the input's first."""
     order, _ = _trace(model)
     return order
-
-
-def _round_bias(layer: Layer, input_scale: float) -> None:
-    """Move a layer's bias to the nearest multiple of input scale x weight scale; of BatchNorm, its shift."""
-    module: Any = layer.module
-    steps, scale = quantize_bias(layer.bias, input_scale, module.weight_fake_quant.scale)
-    change = steps * scale - layer.bias
-    if isinstance(module, _FoldedConvBn2d):
-        module.bn.bias.add_(change)
-    elif module.bias is not None:
-        module.bias.add_(change)
 
 
 def _describe(name: str, module: Any, source: str) -> Layer:
@@ -376,13 +369,13 @@ def _is_unseen(quantizer: ActivationQuantizer) -> bool:
     return all(bool(torch.isinf(member.low)) for member in quantizer.group)
 
 
-def _share(model: nn.Module, groups: list[list[str]], averaging: float) -> None:
+def _share(model: nn.Module, groups: list[list[str]], make_activation: Callable[[], ActivationQuantizer]) -> None:
     """Let the outputs of each group's modules have one encoding; poolings, which have no quantizer yet, get one."""
     for names in groups:
         modules: list[Any] = [model.get_submodule(name) for name in names]
         for module in modules:
             if not hasattr(module, "activation_post_process"):
-                module.add_module("activation_post_process", ActivationQuantizer(averaging))
+                module.add_module("activation_post_process", make_activation())
                 module.register_forward_hook(_quantize_output)
         members = [module.activation_post_process for module in modules]
         for member in members:
