@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from brainq_torch.run import (
     CONFIG,
     ENVIRONMENT,
     LOG,
+    MANIFEST,
     METRICS,
     RunError,
     describe_environment,
@@ -53,6 +55,9 @@ USER_ERRORS = (
     DataFolderError, ManifestError, PretrainedError, RunError, TrainingDivergedError, UnreadableImageError, OSError,
 )  # fmt: skip
 """What a user can cause: reported in a line, without a traceback."""
+
+_FULL_DISK_BYTES = 16 << 20
+"""Less than this and a failed write is put down to the disk."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     parser = make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    config = parser.parse_args(_with_config(words))
     try:
-        config = parser.parse_args(_with_config(words))
         fit(parser, config)
     except (*USER_ERRORS, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_explain(error, Path(config.out))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _explain(error: Exception, out: Path) -> str:
+    """Return the error's message; a full disk comes in many wordings, so it is recognised by the space left."""
+    if isinstance(error, OSError) and out.is_dir() and shutil.disk_usage(out).free < _FULL_DISK_BYTES:
+        return f"the disk is full ({error}); free some space, then: python -m brainq_torch.fit --resume --out {out}"
+    return str(error)
 
 
 def _with_config(words: list[str]) -> list[str]:
@@ -128,7 +140,16 @@ def fit(parser: ArgumentParser, config: Namespace) -> None:
     if not _claim(out, parser, config):
         print(f"{out} is complete; nothing to resume")
         return
-    config = parser.instantiate(config)
+    try:
+        _fit_claimed(out, parser.instantiate(config))
+    except Exception:
+        # Nothing but the configuration is there yet: the corrected command must not find a folder in its way.
+        if _is_first_process() and not (out / MANIFEST).exists():
+            shutil.rmtree(out)
+        raise
+
+
+def _fit_claimed(out: Path, config: Namespace) -> None:
     if not config.stages:
         raise ValueError("no stages to train; give --config with a list of stages")
     if config.qat and config.ema_decay:

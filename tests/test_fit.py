@@ -220,6 +220,26 @@ def test_a_missing_class_is_named(tmp_path, capsys):
     assert "glioma" in capsys.readouterr().err
 
 
+def test_a_run_that_never_began_leaves_no_folder_in_the_way(phantoms, tmp_path):
+    out = tmp_path / "run"
+    assert main([*_words(phantoms, out), "--model.pretrained=nowhere.pth"]) == 1
+    assert main([*_words(tmp_path / "nowhere", out)]) == 1
+    assert not out.exists()
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+
+    def full(*_):
+        raise OSError("6553600 requested and 2928512 written")  # numpy's words
+
+    monkeypatch.setattr(fit.EpochLog, "on_train_epoch_end", full)
+    monkeypatch.setattr(fit.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 4096}))
+    assert main(_words(phantoms, out)) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert (out / "manifest.csv").exists()
+
+
 def test_init_starts_from_another_runs_weights(uninterrupted, phantoms, tmp_path):
     stages = "[{name: all, epochs: 1, rate: 1e-12, optimizer: sgd}]"
     assert main(_words(phantoms, tmp_path / "run", f"--init={uninterrupted}", stages=stages)) == 0
