@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -20,7 +19,6 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.metadata import FileMetadata, write_metadata
 from tools import doctor, doctor_probe
-from tools.doctor_checks import check_graph
 from tools.doctor_probe import Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
 from tools.model_graph import read_graph
@@ -114,14 +112,17 @@ def test_the_recipe_in_the_file_counts_as_well_as_its_name(tmp_path):
 
 
 def test_saturated_weights_are_counted_by_channel(tmp_path):
-    # Twenty times too large and clipped: most of 72 weights a channel lie at the limit. Nine would be too few to judge.
-    path = write_int8_tflite(tmp_path / "m.tflite", weight_factor=20.0)
-    graph = read_graph(path)
-    assert "saturated_weights" not in codes(doctor.diagnose(sign(path), run=False))
-    wide = np.repeat(graph.tensors["kernel"].values, 8, axis=3)
-    tensors = graph.tensors | {"kernel": replace(graph.tensors["kernel"], values=wide)}
-    findings = {finding.code: finding for finding in check_graph(replace(graph, tensors=tensors), "int8", True)}
-    assert findings["saturated_weights"].what.endswith(f"at the limit: {CHANNELS}")
+    path = sign(write_int8_tflite(tmp_path / "m.tflite", weight_factor=20.0))
+    (finding,) = [found for found in doctor.diagnose(path, run=False).findings if found.code == "saturated_weights"]
+    assert finding.what.endswith(f"at the limit: {CHANNELS}")
+    assert finding.where == (f"kernel ({CHANNELS})",)
+
+
+def test_reading_a_shape_is_no_island(tmp_path):
+    model = onnx.load(write_qdq_onnx(tmp_path / "m.onnx"))
+    model.graph.node.insert(0, onnx.helper.make_node("Shape", ["image"], ["sides"]))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert codes(doctor.diagnose(sign(tmp_path / "m.onnx"), run=False)) == set()
 
 
 def test_islands_and_inner_conversions_are_located(tmp_path):

@@ -17,8 +17,9 @@ _CARRIERS = frozenset({QUANTIZE, DEQUANTIZE, "TRANSPOSE", "RESHAPE", "PAD", "CAS
 """What may stand between the input and a normalisation without changing what it is."""
 _RUN_TIME = frozenset({"DYNAMICQUANTIZELINEAR"})
 _FEW_LEVELS = 32
-_MANY_AT_LIMIT = 0.05
-_ENOUGH_WEIGHTS = 32
+_MANY_AT_LIMIT = 0.1
+_ENOUGH_AT_LIMIT = 4
+"""A right scale puts one weight of a channel at the limit, by rounding two or three."""
 
 
 @dataclass(frozen=True)
@@ -153,15 +154,13 @@ def _check_islands(graph: ModelGraph) -> list[Finding]:
     """Find float operators within an integer file; QUANTIZE at the input and DEQUANTIZE at the output are its edges."""
     islands, inner = [], []
     for node in graph.nodes:
-        kinds = {tensor.kind for tensor in graph.computed_inputs(node)}
-        kinds |= {graph.tensors[name].kind for name in node.outputs}
-        if not kinds & FLOATS:
-            continue
+        # By what it gives: an operator that reads floats for their shape or their largest computes nothing in float.
+        gives_float = any(graph.tensors[name].kind in FLOATS for name in node.outputs)
         if node.operator == DEQUANTIZE:
             inner += [] if set(node.outputs) <= set(graph.outputs) else [node.name]
         elif node.operator == QUANTIZE:
             inner += [] if set(node.inputs) & set(graph.inputs) else [node.name]
-        else:
+        elif gives_float:
             islands.append(f"{node.operator} {node.name}")
     if not islands and not inner:
         return []
@@ -227,7 +226,7 @@ def _check_weights(graph: ModelGraph) -> list[Finding]:
          "the scale is too small: derive it from the largest weight of the channel"),
         ("coarse_weights", [w for w in own_scale if w.kind == "int8"], lambda w: _coarse(channels[w.name]),
          f"output channels whose largest weight is below {_FEW_LEVELS} of 127",
-         "the scale is too large: derive it from the largest weight of the channel"),
+         "the channel is nearly dead, or its scale is too large: derive it from the largest weight"),
         ("asymmetric_weights", quantized, lambda w: int(np.count_nonzero(np.asarray(w.zero_points))),
          "channels with a zero point that is not 0", "quantize weights symmetrically; kernels are made for that"),
     ]  # fmt: skip
@@ -259,12 +258,13 @@ def _coarse(rows: NDArray[np.int64]) -> int:
 
 def _saturated(rows: NDArray[np.int64], kind: str) -> int:
     """Count channels with many weights at the limit; one weight there is what a right scale gives."""
-    limit = 7 if kind == "int4" else 127
-    if rows.shape[1] < _ENOUGH_WEIGHTS or kind not in ("int4", "int8"):
+    if kind not in ("int4", "int8"):
         return 0
+    limit = 7 if kind == "int4" else 127
     # On a 4-bit grid a normal distribution alone puts some weights on 7.
     allowed = _MANY_AT_LIMIT * (1 if kind == "int8" else 4)
-    return int(((np.abs(rows) >= limit).mean(1) > allowed).sum())
+    at_limit = np.abs(rows) >= limit
+    return int(((at_limit.sum(1) >= _ENOUGH_AT_LIMIT) & (at_limit.mean(1) > allowed)).sum())
 
 
 def _check_biases(graph: ModelGraph) -> list[Finding]:
