@@ -17,7 +17,14 @@ from PIL import Image
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.copies import COPY, EQUAL, ORIENTATIONS, SCAN, Links, find_links, orient
 from brainq_torch.data.folder import ImageFolder, load_pixels, scan_folder
-from brainq_torch.data.leakage import LeakCheck, check_leak, grouped_split, nearest_neighbour_accuracy, share_group
+from brainq_torch.data.leakage import (
+    LeakCheck,
+    check_leak,
+    grouped_split,
+    nearest_neighbour_accuracy,
+    share_group,
+    shrink_for_neighbours,
+)
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.run import write_json
 from tools.audit_page import render_page
@@ -82,7 +89,8 @@ class Audit:
         lines = [f"{split}: {check.verdict}" for split, check in self.checks.items()]
         lines = lines or ["the data set has one split only: nothing can leak yet; divide it by the groups"]
         if self.conflicts:
-            lines.append(f"{len(self.conflicts)} pictures stand under more than one label")
+            count = len(self.conflicts)
+            lines.append(f"{count} {'picture stands' if count == 1 else 'pictures stand'} under more than one label")
         return lines
 
     def duplicates(self) -> dict[str, Any]:
@@ -192,7 +200,8 @@ def find_matches(
         members = np.flatnonzero((groups == groups[image]) & source)
         views = np.stack([orient(small[members], turn) for turn in range(len(ORIENTATIONS))])
         scores = np.einsum("tmij,ij->tm", views, small[image])
-        turn, member = np.unravel_index(scores.argmax(), scores.shape)
+        upright = scores[0].max() >= _NEAR_EQUAL  # told first: it needs no turning to be memorised
+        turn, member = np.unravel_index((scores[:1] if upright else scores).argmax(), scores.shape)
         matches.append(Match(int(image), int(members[member]), int(turn), float(scores[turn, member])))
     return matches
 
@@ -226,7 +235,7 @@ def _grouped_neighbour(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], groups: NDArray[np.int64], usable: NDArray[np.bool_]
 ) -> float | None:
     """Return 1-NN accuracy on a fifth of the usable images, no group divided, or None where no such part exists."""
-    pixels, labels, groups = pixels[usable], labels[usable], groups[usable]
+    pixels, labels, groups = shrink_for_neighbours(pixels)[usable], labels[usable], groups[usable]
     if any(len(np.unique(groups[labels == label])) < 2 for label in np.unique(labels)):
         return None
     part = grouped_split(labels, groups, 0.2, seed=0)

@@ -105,7 +105,8 @@ def _leaks(found: Audit, pixels: NDArray[np.uint8]) -> Iterable[str]:
 def _conflicts(found: Audit, pixels: NDArray[np.uint8]) -> Iterable[str]:
     if not found.conflicts:
         return
-    yield f"<h2>{len(found.conflicts)} pictures under more than one label</h2>"
+    count = len(found.conflicts)
+    yield f"<h2>{count} picture{'' if count == 1 else 's'} under more than one label</h2>"
     for group in found.conflicts[:_CONFLICTS]:
         seen = {int(found.labels[image]): image for image in reversed(group)}
         yield _strip(_single(found, pixels, image) for image in seen.values())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -79,7 +79,7 @@ def _probe(
     guesses = np.empty_like(labels)
     table = features.astype(np.float64)
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, labels, groups):
-        model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=10.0, class_weight="balanced"))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=300))
         guesses[test] = model.fit(table[train], labels[train]).predict(table[test])
     present = np.unique(labels)
     recalls = recall_score(labels, guesses, labels=present, average=None, zero_division=0.0)
@@ -99,8 +99,8 @@ def _ring(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _poses(thumbnails: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cluster thumbnails whatever their way up: k-means over correlation, the best of 8 orientations for each image.
 
-    Returns (N,) cluster and (N,) turn relative to the cluster's mean. A cluster's own way up is arbitrary: turns
-    compare within one cluster only.
+    Returns (N,) cluster and (N,) turn. The clusters' means are turned to look like that of the largest one: turns
+    compare between clusters as far as these look alike.
     """
     views = np.stack([orient(thumbnails, turn).reshape(len(thumbnails), -1) for turn in range(len(ORIENTATIONS))])
     rows = views.astype(np.float32) - views.mean(axis=2, keepdims=True, dtype=np.float32)
@@ -115,4 +115,17 @@ def _poses(thumbnails: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.int64],
             members = np.flatnonzero(pose == cluster)
             mean = rows[turn[members], members].sum(axis=0)
             means[cluster] = mean / (np.linalg.norm(mean) + 1e-6)
-    return pose, turn
+    return pose, _one_way_up(means, pose, turn)
+
+
+def _one_way_up(means: NDArray[np.float32], pose: NDArray[np.int64], turn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Refer the turns to the largest cluster's mean instead of each to its own cluster's."""
+    squares = means.reshape(-1, _THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+    largest = squares[np.bincount(pose).argmax()]
+    numbered = np.arange(4).reshape(2, 2)  # no symmetry: its 8 orientations differ
+    ways = [orient(numbered, way).tobytes() for way in range(len(ORIENTATIONS))]
+    further = [int(np.argmax([(orient(mean, way) * largest).sum() for way in range(len(ways))])) for mean in squares]
+    together = [
+        [ways.index(orient(orient(numbered, way), more).tobytes()) for way in range(len(ways))] for more in further
+    ]
+    return np.array(together)[pose, turn]

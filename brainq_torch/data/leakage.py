@@ -110,15 +110,16 @@ def nearest_neighbour_accuracy(
             f"a nearest neighbour needs images on both sides; got {len(train_pixels)} training and {len(test_pixels)} "
             "test images"
         )
+    train, test = (shrink_for_neighbours(part).reshape(len(part), -1) for part in (train_pixels, test_pixels))
     model = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
-    model.fit(_neighbour_features(train_pixels), train_labels)
-    return float(np.mean(model.predict(_neighbour_features(test_pixels)) == test_labels))
+    model.fit(train.astype(np.float32), train_labels)
+    return float(np.mean(model.predict(test.astype(np.float32)) == test_labels))
 
 
-def _neighbour_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def shrink_for_neighbours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize (N, H, W) images to (N, 32, 32), the size at which neighbours are compared; no change if they have it."""
     size = (_NEIGHBOUR_SIDE, _NEIGHBOUR_SIDE)
-    small = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in pixels]
-    return np.stack(small).reshape(len(pixels), -1).astype(np.float32)
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in pixels])
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,10 @@ def check_leak(
         )
     equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
     unseen = in_test & ~related
+    small = shrink_for_neighbours(pixels)  # before they are divided: a part of the full-size images is a copy of them
 
     def neighbour(part: NDArray[np.bool_]) -> float:
-        return nearest_neighbour_accuracy(pixels[in_train], labels[in_train], pixels[part], labels[part])
+        return nearest_neighbour_accuracy(small[in_train], labels[in_train], small[part], labels[part])
 
     return LeakCheck(
         test_count=int(in_test.sum()),
