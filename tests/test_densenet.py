@@ -188,7 +188,7 @@ def test_one_scale_runs_through_each_block():
         integers = quantize_weight(layer.weight, layer.weight_scale, 127)
         assert integers.abs().min() >= 64
         written = integers * layer.weight_scale.reshape(-1, 1, 1, 1)
-        torch.testing.assert_close(written, layer.weight, atol=0, rtol=1e-3)
+        torch.testing.assert_close(written, layer.weight, atol=0, rtol=2e-3)
 
 
 def test_shared_groups_hold_every_concatenation_member_once():

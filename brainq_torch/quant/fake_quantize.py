@@ -25,27 +25,24 @@ class _StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, real: Tensor, scale: float, lowest: int, highest: int, margin: float) -> Tensor:
+    def forward(ctx: Any, real: Tensor, scale: float, lowest: int, highest: int) -> Tensor:
         ctx.save_for_backward(real)  # kept by the operation before it anyway: no more memory
-        ctx.limits = (lowest - margin) * scale, (highest + margin) * scale
+        ctx.limits = (lowest - 0.5) * scale, (highest + 0.5) * scale
         return (real / scale).round_().clamp_(lowest, highest).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (real,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradients[0], real, *ctx.limits), None, None, None, None
+        return torch.ops.aten.hardtanh_backward(gradients[0], real, *ctx.limits), None, None, None
 
 
-def fake_quantize(
-    real: Tensor, scale: float, zero_point: int, lowest: int, highest: int, margin: float = 0.5
-) -> Tensor:
+def fake_quantize(real: Tensor, scale: float, zero_point: int, lowest: int, highest: int) -> Tensor:
     """Return scale * (clamp(round(real / scale) + zero_point) - zero_point), differentiable (straight-through).
 
-    real: any shape, float32. margin: how many steps beyond the last integer a value still gets a gradient.
-    Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
+    real: any shape, float32. Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
     """
     # Clipping before the shift gives the same, and leaves the shift out.
-    result: Tensor = _StraightThrough.apply(real, scale, lowest - zero_point, highest - zero_point, margin)
+    result: Tensor = _StraightThrough.apply(real, scale, lowest - zero_point, highest - zero_point)
     return result
 
 
@@ -136,7 +133,7 @@ class ActivationQuantizer(_Switchable):
 class WeightQuantizer(_Switchable):
     """Quantize a weight, symmetric per output channel, always to the range of the weight at hand.
 
-    largest: largest integer, 127 for 8 bits. exact: the scale has 7 significant bits (``scheme.encode_weight``).
+    largest: largest integer, 127 for 8 bits. exact: the scale has 6 significant bits (``scheme.encode_weight``).
     """
 
     scale: Tensor
@@ -170,8 +167,7 @@ class WeightQuantizer(_Switchable):
         if not self.quantizing:
             return weight
         scale = self.scale.reshape(-1, *[1] * (weight.dim() - 1))
-        # Rounding the scale down may put a channel's largest weights two steps outside: they must go on learning.
-        return fake_quantize(weight / scale, 1.0, 0, -self.largest, self.largest, margin=2.5) * scale
+        return fake_quantize(weight / scale, 1.0, 0, -self.largest, self.largest) * scale
 
     def _encode(self, weight: Tensor) -> Tensor:
         return encode_weight(weight.detach(), self.largest, self.exact)

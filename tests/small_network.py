@@ -1,0 +1,66 @@
+"""A network small enough to be converted in seconds, with every construct that the integer files must carry."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from brainq_torch.data.phantom import phantom_images
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
+
+SIDE = 32
+COUNT = 24
+
+
+class SmallNetwork(nn.Module):
+    """Convolutions of every kind, a shortcut, a BatchNorm before its convolution, poolings, a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.depth = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.point = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
+        self.add = FloatFunctional()
+        self.norm, self.relu = nn.BatchNorm2d(8), nn.ReLU()
+        self.down = nn.AvgPool2d(2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(8, 4)
+
+    def forward(self, image):
+        stem = self.stem(self.quant(image))
+        added = self.add.add(stem, self.point(self.depth(stem)))
+        pooled = self.pool(self.down(self.relu(self.norm(added))))
+        return self.dequant(self.classifier(torch.flatten(pooled, 1)))
+
+    def fuse_list(self):
+        groups = [[f"{name}.{part}" for part in range(3)] for name in ("stem", "depth")]
+        groups.append(["point.0", "point.1"])
+        return groups + ([["norm", "relu"]] if isinstance(self.norm, nn.Conv2d) else [])
+
+    def shared_activation_groups(self):
+        return [["stem.0", "point.0", "add"], ["down", "pool"]]
+
+
+def small_network(seed=0):
+    """Return a float network in eval mode that phantoms have shaped: statistics that fit, logits that differ."""
+    torch.manual_seed(seed)
+    model = SmallNetwork().train()
+    pixels, labels = phantom_images(COUNT, SIDE)
+    images, targets = torch.from_numpy(scale_pixels(pixels)), torch.from_numpy(labels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def small_images(count=COUNT, seed=1):
+    """Return (count, 32, 32) uint8 phantoms that the network was not shaped on."""
+    return phantom_images(count, SIDE, seed)[0]
+
+
+def as_input(pixels):
+    """Return the network's input of uint8 images."""
+    return torch.from_numpy(scale_pixels(np.ascontiguousarray(pixels)))
