@@ -309,15 +309,15 @@ def _audit(options: argparse.Namespace) -> int:
     folder = scan_folder(options.data)
     pixels = load_pixels(folder, AUDIT_PIXELS)
     found = audit(folder, pixels)
-    print(format_audit(found))
-    if folder.problems:
-        print(folder.report())
     if options.json:
         write_json(options.json, found.to_json())
     if options.groups:
         write_groups(options.groups, found)
     if options.html:
         options.html.write_text(render_page(found, pixels), encoding="utf-8")
+    print(format_audit(found))
+    if folder.problems:
+        print(folder.report())
     return LEAK if options.fail_on_leak and found.leaks else 0
 
 

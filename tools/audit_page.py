@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SIDE = 96  # pixels of a thumbnail
 _QUALITY = 55
-_PAIRS, _CONFLICTS, _MEMBERS = 12, 12, 16  # pictures shown; with the means at most 120 of about 3 kB each
+_PAIRS, _CONFLICTS, _MEMBERS = 12, 12, 16  # pictures shown; with the means at most 130 of about 3 kB each
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1a1a1a;background:#fff}
@@ -28,7 +28,7 @@ h1{font-size:1.5rem;margin-bottom:.2rem} h2{font-size:1.1rem;margin:2rem 0 .4rem
 .verdict{padding:.6rem 1rem;margin:.3rem 0;border-left:5px solid #2a7d46;background:#eef7f0}
 .verdict.bad{border-color:#b3261e;background:#fbeeed}
 table{border-collapse:collapse;margin:.5rem 0} td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left} .note{color:#555;max-width:50rem}
+td:first-child,th:first-child,.text td:nth-child(2){text-align:left} .note{color:#555;max-width:50rem}
 .strip{display:flex;flex-wrap:wrap;gap:.8rem} figure{margin:0;width:206px} figure.one{width:100px}
 figure img{width:96px;height:96px;background:#000;margin-right:4px} figcaption{font-size:11px;color:#444;
 overflow-wrap:anywhere}
@@ -88,8 +88,9 @@ def _leaks(found: Audit, pixels: NDArray[np.uint8]) -> Iterable[str]:
             ],
         )
         matches = found.matches[split]
-        chosen = _spread(sorted(matches, key=lambda match: -match.correlation))
-        yield f"<h3>{len(chosen)} of {len(matches)} pairs, from the most alike to the least</h3>"
+        ordered = sorted(matches, key=lambda match: -match.correlation)
+        chosen = [*_spread(ordered[:-_PAIRS], _PAIRS), *ordered[-_PAIRS:]]
+        yield f"<h3>{len(chosen)} of {len(matches)} pairs: a cross-section, then the {_PAIRS} least alike</h3>"
         yield "<p class='note'>Left the held-out image, right its training copy, turned alike.</p>"
         yield _strip(_pair(found, pixels, match) for match in chosen)
         yield "<h3>How the held-out copies are turned against their training copy</h3>"
@@ -151,6 +152,7 @@ def _shortcuts(found: Audit, pixels: NDArray[np.uint8]) -> Iterable[str]:
         "<p class='note'>Linear classifiers, cross-validated with groups kept whole. Balanced accuracy; chance is "
         f"{1 / len(present):.0%}. Per class: recall.</p>"
     )
+    yield "<div class=text>"
     yield _table(
         ["probe", "sees", "balanced accuracy", *present],
         [
@@ -158,6 +160,7 @@ def _shortcuts(found: Audit, pixels: NDArray[np.uint8]) -> Iterable[str]:
             for probe in found.probes
         ],
     )
+    yield "</div>"
     if found.grouped_neighbour is not None:
         yield (
             "<p class='note'>1-nearest-neighbour on a grouped validation part: "
