@@ -179,7 +179,7 @@ def test_frame_noise_and_contrast_do_not_tell_the_class(sets):
 @pytest.mark.slow
 def test_a_small_network_learns_what_the_nearest_neighbour_cannot():
     """MobileNetV2 from scratch, the recipe of the quickstart cut to about half a minute on one core."""
-    per_class, size, batch, epochs = 200, 64, 8, 8
+    per_class, size, batch, epochs = 300, 64, 16, 9
     images = [
         [PixelSpec(size).apply(render_phantom(label, first + number)) for number in range(count) for label in range(4)]
         for first, count in ((0, per_class), (100_000_000, 50))
