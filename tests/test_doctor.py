@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.metadata import FileMetadata, write_metadata
 from tools import doctor, doctor_probe
+from tools.doctor_checks import check_graph
 from tools.doctor_probe import Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
 from tools.model_graph import read_graph
@@ -112,10 +114,14 @@ def test_the_recipe_in_the_file_counts_as_well_as_its_name(tmp_path):
 
 
 def test_saturated_weights_are_counted_by_channel(tmp_path):
-    path = sign(write_int8_tflite(tmp_path / "m.tflite", weight_factor=20.0))
-    (finding,) = [found for found in doctor.diagnose(path, run=False).findings if found.code == "saturated_weights"]
-    assert finding.what.endswith(f"at the limit: {CHANNELS}")
-    assert finding.where == (f"kernel ({CHANNELS})",)
+    # Twenty times too large and clipped: most of 72 weights a channel lie at the limit. Nine would be too few to judge.
+    graph = read_graph(write_int8_tflite(tmp_path / "m.tflite", weight_factor=20.0))
+    assert "saturated_weights" not in {finding.code for finding in check_graph(graph, "int8", ours=True)}
+    wide = np.repeat(graph.tensors["kernel"].values, 8, axis=3)
+    tensors = graph.tensors | {"kernel": replace(graph.tensors["kernel"], values=wide)}
+    findings = {finding.code: finding for finding in check_graph(replace(graph, tensors=tensors), "int8", ours=True)}
+    assert findings["saturated_weights"].what.endswith(f"at the limit: {CHANNELS}")
+    assert findings["saturated_weights"].where == (f"kernel ({CHANNELS})",)
 
 
 def test_reading_a_shape_is_no_island(tmp_path):

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from tools.bench_worker import SUFFIXES
-from tools.command import CommandError, run_command
+from tools.command import CommandError, run_command, write_report
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
@@ -85,10 +85,7 @@ def _bench(options: argparse.Namespace) -> int:
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
     if options.json:
-        target = Path(options.json)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_report(options.json, result.to_json())
     return 0
 
 

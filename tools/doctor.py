@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from brainq_torch.data.folder import scan_folder
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.run import write_json
 from export.metadata import FileMetadata, MetadataError, read_metadata
-from tools.command import CommandError, run_command
+from tools.command import CommandError, run_command, write_report
 from tools.doctor_checks import Finding, check_graph, describe_kind
 from tools.doctor_probe import MODES, Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
-from tools.evaluate import decode_images
 from tools.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, read_graph
 
 UNHEALTHY = 1
@@ -92,7 +90,7 @@ def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
     print(format_diagnosis(diagnosis))
     if options.json:
-        write_json(Path(options.json), diagnosis.to_json())
+        write_report(options.json, diagnosis.to_json())
     return 0 if diagnosis.healthy else UNHEALTHY
 
 
@@ -261,6 +259,8 @@ def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str |
         )
     if data is None:
         return phantom_images(PROBE_IMAGES, sides[0])[0], "synthetic phantoms"
+    from tools.evaluate import decode_images  # brings PyTorch, for the metrics beside it
+
     folder = scan_folder(data, verify=False)
     # Evenly over the paths, which are sorted by class.
     chosen = np.linspace(0, len(folder.records) - 1, PROBE_IMAGES).astype(int)

@@ -18,8 +18,8 @@ _CARRIERS = frozenset({QUANTIZE, DEQUANTIZE, "TRANSPOSE", "RESHAPE", "PAD", "CAS
 _RUN_TIME = frozenset({"DYNAMICQUANTIZELINEAR"})
 _FEW_LEVELS = 32
 _MANY_AT_LIMIT = 0.1
-_ENOUGH_AT_LIMIT = 4
-"""A right scale puts one weight of a channel at the limit, by rounding two or three."""
+_ENOUGH_WEIGHTS = 32
+"""Weights of a channel from which on their share at the limit says something: nine alike are no fault."""
 
 
 @dataclass(frozen=True)
@@ -258,13 +258,12 @@ def _coarse(rows: NDArray[np.int64]) -> int:
 
 def _saturated(rows: NDArray[np.int64], kind: str) -> int:
     """Count channels with many weights at the limit; one weight there is what a right scale gives."""
-    if kind not in ("int4", "int8"):
+    if kind not in ("int4", "int8") or rows.shape[1] < _ENOUGH_WEIGHTS:
         return 0
     limit = 7 if kind == "int4" else 127
     # On a 4-bit grid a normal distribution alone puts some weights on 7.
     allowed = _MANY_AT_LIMIT * (1 if kind == "int8" else 4)
-    at_limit = np.abs(rows) >= limit
-    return int(((at_limit.sum(1) >= _ENOUGH_AT_LIMIT) & (at_limit.mean(1) > allowed)).sum())
+    return int(((np.abs(rows) >= limit).mean(1) > allowed).sum())
 
 
 def _check_biases(graph: ModelGraph) -> list[Finding]:

@@ -20,7 +20,6 @@ from brainq_torch.data.images import UnreadableImageError, read_grey
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.records import sort_problems
 from brainq_torch.data.split import ManifestError, manifest_folder, read_manifest, verify_manifest
-from brainq_torch.run import write_json
 from brainq_torch.training.metrics import (
     Comparison,
     Interval,
@@ -30,7 +29,7 @@ from brainq_torch.training.metrics import (
     plot_confusion,
 )
 from export.runners import Runner, load_runner
-from tools.command import CommandError, run_command
+from tools.command import CommandError, run_command, write_report
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
@@ -104,7 +103,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print("\n" + format_comparison(options.model, options.compare, comparison, first.folder))
         report["compare"] = {"model": options.compare, **comparison.to_json(), "metrics": second.metrics.to_json()}
     if options.json:
-        write_json(Path(options.json), report)
+        write_report(options.json, report)
     if options.plot:
         plot_confusion(first.metrics, options.plot)
     return 0
