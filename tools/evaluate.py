@@ -168,8 +168,9 @@ def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, 
             grey = read_grey(folder.root / record.path)
         except UnreadableImageError as error:
             return None, [Problem(record.path, error.reason, error.remedy, "error")]
-        notes = [Problem(record.path, note, "nothing to do if that is right", "note") for note in grey.notes]
-        return pixels.apply(grey.pixels), notes
+        image, fitted = pixels.apply_with_notes(grey.pixels)
+        said = (*grey.notes, *fitted)
+        return image, [Problem(record.path, note, "nothing to do if that is right", "note") for note in said]
 
     with ThreadPoolExecutor(_DECODERS) as pool:
         decoded = list(pool.map(decode, folder.records))

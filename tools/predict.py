@@ -182,7 +182,8 @@ def _read(path: str, runner: Runner) -> tuple[NDArray[np.uint8], tuple[str, ...]
         grey = read_grey(path)
     except UnreadableImageError as error:
         return Unread(path, f"{error.reason}; {error.remedy}")
-    return runner.pixels.apply(grey.pixels), grey.notes
+    image, notes = runner.pixels.apply_with_notes(grey.pixels)
+    return image, (*grey.notes, *notes)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
         root: str = "phantom",
         size: int = 224,
-        fit: Literal["stretch", "pad"] = "stretch",
+        fit: Literal["stretch", "pad", "head"] = "stretch",
         split: Literal["stratified"] = "stratified",
         val_fraction: float = 0.2,
         batch_size: int = 32,

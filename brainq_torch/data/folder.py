@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,13 +51,17 @@ def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]
     """Decode and resize every image of the folder once, in a few threads.
 
     Returns (N, size, size) uint8 in record order: N * size * size bytes of memory (5708 images of 224 pixels: 286 MB).
-    Raises DataFolderError that names every image that cannot be read.
+    Says on stderr in how many of them ``fit: head`` found no head. Raises DataFolderError that names every image that
+    cannot be read.
     """
+    notes: Counter[str] = Counter()
     cache = np.empty((len(folder.records), pixels.size, pixels.size), np.uint8)
 
     def load(index: int) -> UnreadableImageError | None:
         try:
-            cache[index] = pixels.apply(read_grey(folder.root / folder.records[index].path).pixels)
+            grey = read_grey(folder.root / folder.records[index].path).pixels
+            cache[index], said = pixels.apply_with_notes(grey)
+            notes.update(said)
         except UnreadableImageError as error:
             return error
         return None
@@ -65,6 +70,8 @@ def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]
     if errors:
         lines = [f"{len(errors)} of {len(folder.records)} images cannot be read:", *(f"  {error}" for error in errors)]
         raise DataFolderError("\n".join(lines))
+    for note, count in notes.items():
+        print(f"{count} of {len(folder.records)} images: {note}", file=sys.stderr)
     return cache
 
 

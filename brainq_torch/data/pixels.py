@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from brainq_torch.data.head_crop import NO_HEAD, find_head
+
 MIDDLE_GREY = 128
 """The network's zero: input is (pixel - 128) / 128, so that int8 input (scale 1/128, zero point 0) loses nothing."""
 
@@ -18,28 +20,40 @@ class PixelSpec:
     """Size and fit of the network's input.
 
     size: side of the square input in pixels.
-    fit: ``stretch`` resizes both sides to ``size``; ``pad`` keeps the aspect ratio and centres the image on black.
+    fit: ``stretch`` resizes both sides to ``size``; ``pad`` keeps the aspect ratio and centres the image on black;
+    ``head`` does so with the part of the image that the head fills (``head_crop.py``).
     """
 
     size: int = 224
-    fit: Literal["stretch", "pad"] = "stretch"
+    fit: Literal["stretch", "pad", "head"] = "stretch"
 
     def __post_init__(self) -> None:
         if not 32 <= self.size <= 1024:
             raise ValueError(f"size is {self.size} pixels; allowed are 32 to 1024")
-        if self.fit not in ("stretch", "pad"):
-            raise ValueError(f"fit is {self.fit!r}; allowed are 'stretch' and 'pad'")
+        if self.fit not in ("stretch", "pad", "head"):
+            raise ValueError(f"fit is {self.fit!r}; allowed are 'stretch', 'pad' and 'head'")
 
     def apply(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize one grey image with Pillow's antialiased bilinear filter.
 
         grey: (h, w) uint8 of any size. Returns (size, size) uint8.
         """
+        return self.apply_with_notes(grey)[0]
+
+    def apply_with_notes(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """Do as ``apply``, and say what did not go as it should: an image in which no head was found."""
         if grey.dtype != np.uint8 or grey.ndim != 2:
             raise ValueError(f"a grey image is (h, w) uint8; got {grey.shape} {grey.dtype}")
         image = Image.fromarray(grey)
         if self.fit == "stretch":
-            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR)), ()
+        if self.fit == "pad":
+            return self._pad(image), ()
+        head = find_head(grey)
+        return (self._pad(image), (NO_HEAD,)) if head is None else (self._pad(image.crop(head)), ())
+
+    def _pad(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize the longer side to ``size`` and centre the image on black."""
         scale = self.size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         canvas = Image.new("L", (self.size, self.size))
