@@ -26,7 +26,7 @@ from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
 from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.images import UnreadableImageError
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestError
+from brainq_torch.data.split import ManifestError, read_manifest
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError, load_pretrained
 from brainq_torch.quant.prepare import finalize
@@ -43,10 +43,11 @@ from brainq_torch.run import (
     save_checkpoint,
     write_json,
 )
+from brainq_torch.training.belief import measure_belief, summarise
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import EpochLog, plot_curves, read_log
-from brainq_torch.training.metrics import Metrics, compute_metrics, plot_confusion
+from brainq_torch.training.metrics import compute_metrics, plot_confusion
 from brainq_torch.training.qat import Qat, QatSchedule, choose, load_ptq, start_ptq
 from brainq_torch.training.stages import FreezeBackbone, Stage
 
@@ -210,7 +211,8 @@ def _resolved(parser: ArgumentParser, config: Namespace) -> str:
 def _check_same(out: Path, text: str) -> None:
     """Refuse to resume with another configuration than the run began with; run and images may have moved."""
     before, now = (_flatten(yaml.safe_load(source)) for source in ((out / CONFIG).read_text(encoding="utf-8"), text))
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    # An option that is off ("") may be newer than the run.
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name, "") != now.get(name, "")]
     names = [name for name in names if name not in ("out", "data.root")]
     if names:
         changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
@@ -303,11 +305,13 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
     more: dict[str, Any] = {}
     if config.qat:
         model, more["qat"] = _finish_qat(config, model, data)
-    measured = {
-        split: compute_metrics(*predict(model, data.datasets[split], data.batch_size))
+    predicted = {
+        split: predict(model, data.datasets[split], data.batch_size)
         for split in ("val", "Testing")
         if len(data.datasets[split])
     }
+    measured = {split: compute_metrics(*found) for split, found in predicted.items()}
+    belief = measure_belief(read_manifest(out / MANIFEST), predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     options: ModelOptions = config.model
     scheme = config.qat.scheme.to_json() if config.qat else None
@@ -315,9 +319,9 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
     plot_curves(read_log(out / LOG), out / "learning_curves.png")
     plot_confusion(measured[first], out / "confusion.png")
     splits = {split: metrics.to_json() for split, metrics in measured.items()}
-    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits} | more)
-    data.cache.unlink()
-    print(_summary(out, measured, phantom=data.root == "phantom"))
+    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits} | belief.to_json() | more)
+    data.discard()
+    print("\n".join([*summarise(out, measured, belief, data.root == "phantom"), f"  next: python -m export {out}"]))
 
 
 def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> tuple[nn.Module, dict[str, Any]]:
@@ -345,17 +349,6 @@ def predict(model: nn.Module, dataset: PixelDataset, batch_size: int) -> tuple[N
     batches = [dataset.pixels[dataset.rows[start : start + batch_size]] for start in starts]
     logits = [model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in batches]
     return np.concatenate(logits), dataset.labels[dataset.rows]
-
-
-def _summary(out: Path, measured: dict[str, Metrics], phantom: bool) -> str:
-    lines = [f"{out}{' (synthetic phantoms, not patients)' if phantom else ''}"]
-    for split, metrics in measured.items():
-        low, high = metrics.intervals["accuracy"]
-        lines.append(
-            f"  {split}: accuracy {metrics.accuracy:.2%} [{low:.2%}, {high:.2%}], macro F1 {metrics.macro_f1:.4f}, "
-            f"ECE {metrics.ece:.4f}, {metrics.n} images"
-        )
-    return "\n".join([*lines, f"  next: python -m export {out}"])
 
 
 if __name__ == "__main__":

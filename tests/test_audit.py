@@ -66,7 +66,7 @@ def report(leaky, tmp_path_factory):
 def test_the_verdict_comes_first_and_counts_what_was_planted(leaky, capsys):
     assert audit.main([str(leaky), "--fail-on-leak"]) == audit.LEAK
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Testing: the test set leaks: 4 of 16 test images (25.0%) are copies of training images"
+    assert lines[0] == "Testing: the test set leaks: 4 of 16 images (25.0%) are copies of training images"
     assert lines[1] == "1 picture stands under more than one label"
     assert any("label conflict: Training/meningioma/conflict.png, Training/pituitary/p4.png" in line for line in lines)
 
@@ -74,7 +74,7 @@ def test_the_verdict_comes_first_and_counts_what_was_planted(leaky, capsys):
 def test_a_clean_set_passes(clean, capsys):
     # The negative control: the same images without the planted ones.
     assert audit.main([str(clean), "--fail-on-leak"]) == 0
-    assert capsys.readouterr().out.startswith("Testing: no test image is a copy of a training image")
+    assert capsys.readouterr().out.startswith("Testing: no image of the test set is a copy of a training image")
 
 
 def test_json_names_every_leak_with_its_source_and_orientation(report):
@@ -126,7 +126,7 @@ def test_the_page_stands_alone_and_is_small(report):
     assert len(page.encode()) < 1_000_000
     assert not re.search(r'(src|href)="(?!data:image/jpeg;base64,)', page)  # nothing is fetched
     assert "<script" not in page
-    assert "4 of 16 test images" in page
+    assert "4 of 16 images" in page
     for text in ("Testing/notumor/turned.png", "1 picture under more than one label", "linear", "Not a medical device"):
         assert text.lower() in page.lower()
 
@@ -169,7 +169,7 @@ def test_validation_is_checked_against_training_only(tmp_path):
         tmp_path, "valid", 0, "other", render_phantom(0, 200, size=64)
     )  # a copy of a test image: test leaks, val does not
     folder = scan_folder(tmp_path)
-    found = audit.audit(folder, load_pixels(folder, audit.AUDIT_PIXELS))
+    found = audit.audit(folder, load_pixels(folder, audit.SEARCH_PIXELS))
     assert found.checks["val"].copy_count == 1
     assert found.checks["Testing"].copy_count == 1
     assert [folder.records[match.source].path for match in found.matches["Testing"]] == ["valid/glioma/other.png"]
@@ -198,7 +198,7 @@ def test_the_command_runs(clean):
     command = [sys.executable, "-m", "tools.audit", str(clean)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Testing: no test image is a copy")
+    assert done.stdout.startswith("Testing: no image of the test set is a copy")
 
 
 def probe(pixels, labels):

@@ -45,7 +45,7 @@ def _record(data, epochs=1):
 
 
 def test_each_image_is_seen_once_an_epoch_and_in_another_order(phantoms, tmp_path):
-    recorder = _record(_data(phantoms, tmp_path / "run"), epochs=2)
+    recorder = _record(_data(phantoms, tmp_path / "run", split="stratified"), epochs=2)
     orders = [torch.cat([b.rows for epoch, b in recorder.trained if epoch == wanted]).tolist() for wanted in (0, 1)]
     rows = read_manifest(tmp_path / "run" / "manifest.csv")
     training = [i for i, row in enumerate(rows) if row.split == "Training"]

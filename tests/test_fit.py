@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY
 
 from brainq_torch import fit
-from brainq_torch.data.split import ManifestError
+from brainq_torch.data.split import ManifestError, read_manifest, write_manifest
 from brainq_torch.fit import main
 from brainq_torch.run import read_checkpoint
 from brainq_torch.training.log import read_log
@@ -59,6 +59,43 @@ def test_metrics_have_the_promised_keys(uninterrupted):
     assert metrics["splits"].keys() == {"val", "Testing"}
     assert metrics["splits"]["Testing"]["accuracy"] == metrics["accuracy"]
     assert sum(map(sum, metrics["confusion"])) == 12
+
+
+def test_metrics_say_how_far_they_can_be_believed(uninterrupted):
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert {split: (check["copy_count"], check["leaks"]) for split, check in metrics["leakage"].items()} == {
+        "val": (0, False),
+        "Testing": (0, False),
+    }
+    assert 0 < metrics["leakage"]["Testing"]["nearest_neighbour"] < 1
+    assert all(row.group for row in read_manifest(uninterrupted / "manifest.csv"))
+
+
+def test_a_resume_searches_for_no_copies_again(phantoms, uninterrupted, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(fit, "_train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
+    monkeypatch.setattr(fit, "_start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
+    with pytest.raises(_Killed):
+        main(_words(phantoms, out))
+    monkeypatch.undo()
+    monkeypatch.setattr("brainq_torch.data.groups.find_links", None)
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert _same_weights(uninterrupted, out)
+
+
+def test_a_run_can_take_over_the_splits_of_another(phantoms, uninterrupted, tmp_path, capsys):
+    rows = read_manifest(uninterrupted / "manifest.csv")
+    kept = [row for row in rows if row.split != "Testing"]
+    write_manifest(tmp_path / "splits.csv", kept)
+    assert main(_words(phantoms, tmp_path / "run", f"--data.manifest={tmp_path / 'splits.csv'}")) == 0
+    assert read_manifest(tmp_path / "run" / "manifest.csv") == kept
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["split"], metrics["leakage"].keys()) == ("val", {"val"})
+    assert "val (grouped): accuracy" in capsys.readouterr().out
+    assert main(_words(phantoms, tmp_path / "other", "--data.manifest=nowhere.csv")) == 1
+    assert "nowhere.csv is missing" in capsys.readouterr().err
+    assert main(_words(phantoms, tmp_path / "other", "--data.manifest=x.csv", "--data.group_pattern=x")) == 1
+    assert "leave out data.groups" in capsys.readouterr().err
 
 
 def test_log_has_a_line_per_epoch(uninterrupted):
@@ -218,6 +255,19 @@ def test_a_missing_class_is_named(tmp_path, capsys):
         image.unlink()
     assert main(_words(tmp_path / "data", tmp_path / "run")) == 1
     assert "glioma" in capsys.readouterr().err
+
+
+def test_an_option_newer_than_the_run_does_not_stop_a_resume(uninterrupted, tmp_path):
+    config = yaml.safe_load((uninterrupted / "config.yaml").read_text())
+    parser = fit.make_parser()
+    text = fit._resolved(parser, parser.parse_args(["--config", str(uninterrupted / "config.yaml")]))
+    del config["data"]["manifest"], config["data"]["groups"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    fit._check_same(tmp_path, text)
+    del config["data"]["batch_size"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(fit.RunError, match=r"data\.batch_size: None -> 8"):
+        fit._check_same(tmp_path, text)
 
 
 def test_a_run_that_never_began_leaves_no_folder_in_the_way(phantoms, tmp_path):

@@ -202,7 +202,7 @@ def test_check_leak_counts_what_was_planted(phantoms):
     check = check_leak(planted, kinds, ~test, test, find_links(planted))
     assert (check.test_count, check.equal_count, check.copy_count, check.related_count) == (17, 2, 7, 7)
     assert check.leaks
-    assert check.lines()[0].startswith("warning: the test set leaks: 7 of 17 test images (41.2%)")
+    assert check.lines()[0].startswith("warning: the test set leaks: 7 of 17 images (41.2%)")
     assert check.to_json()["leaks"] is True
 
 
@@ -212,7 +212,7 @@ def test_check_leak_of_a_clean_set_and_of_one_that_is_all_seen(phantoms):
     clean = check_leak(pixels, labels, ~test, test, find_links(pixels))
     assert not clean.leaks
     assert clean.nearest_neighbour_unseen == clean.nearest_neighbour
-    assert clean.lines()[0].startswith("no test image is a copy")
+    assert clean.lines()[0].startswith("no image of the test set is a copy")
 
     both, twice = np.concatenate([pixels, pixels]), np.concatenate([labels, labels])
     test = np.arange(80) >= 40

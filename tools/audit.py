@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.copies import COPY, EQUAL, ORIENTATIONS, SCAN, Links, find_links, orient
+from brainq_torch.data.copies import COPY, EQUAL, ORIENTATIONS, SCAN, Links, orient
 from brainq_torch.data.folder import ImageFolder, load_pixels, scan_folder
+from brainq_torch.data.groups import SEARCH_PIXELS, find_all_links
 from brainq_torch.data.leakage import (
+    SOURCES,
     LeakCheck,
-    check_leak,
+    check_splits,
     grouped_split,
     nearest_neighbour_accuracy,
     share_group,
     shrink_for_neighbours,
 )
-from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.run import write_json
 from tools.audit_page import render_page
 from tools.command import CommandError, run_command
@@ -34,11 +35,9 @@ from tools.shortcuts import Probe, run_probes
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
 
-AUDIT_PIXELS = PixelSpec(size=224)
 _NEAR_EQUAL = 0.99  # correlation at 32 x 32, same field of view; the real data have a gap from 0.98 to 0.998
 _MATCH_SIDE = 32
 _LINKED = {EQUAL: "pixel_equal", COPY: "copies", SCAN: "related"}
-_SOURCES = {"val": ("Training",), "Testing": ("Training", "val")}
 
 
 @dataclass(frozen=True)
@@ -162,14 +161,9 @@ def audit(folder: ImageFolder, pixels: NDArray[np.uint8]) -> Audit:
     """
     labels = np.array([record.label for record in folder.records])
     splits = np.array([record.split for record in folder.records])
-    links = find_links(pixels)
-    checks: dict[str, LeakCheck] = {}
-    matches: dict[str, list[Match]] = {}
-    for split, sources in _SOURCES.items():
-        held_out, source = splits == split, np.isin(splits, sources)
-        if held_out.any() and source.any():
-            checks[split] = check_leak(pixels, labels, source, held_out, links)
-            matches[split] = find_matches(pixels, links, held_out, source)
+    links = find_all_links(folder.records, pixels)
+    checks = check_splits(pixels, labels, splits, links)
+    matches = {split: find_matches(pixels, links, splits == split, np.isin(splits, SOURCES[split])) for split in checks}
     groups = links.groups(SCAN)
     return Audit(
         folder,
@@ -307,7 +301,7 @@ def _audit(options: argparse.Namespace) -> int:
         if target.is_dir() or not target.absolute().parent.is_dir():
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
     folder = scan_folder(options.data)
-    pixels = load_pixels(folder, AUDIT_PIXELS)
+    pixels = load_pixels(folder, SEARCH_PIXELS)
     found = audit(folder, pixels)
     if options.json:
         write_json(options.json, found.to_json())

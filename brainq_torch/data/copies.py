@@ -67,6 +67,8 @@ class Links:
     first, second: (M,) int64 positions, first < second. kind: (M,) int64, EQUAL, COPY or SCAN.
     turn: (M,) int64, ``orient(first, turn)`` looks like second.
     overall, windows: (M,) float32, see Limits; 1 for EQUAL. count: number of images.
+    searched: False where the user or the files say what belongs together (SCAN), and only pixel-equal images were
+    looked for.
     """
 
     count: int
@@ -76,6 +78,7 @@ class Links:
     turn: _Ints
     overall: _Floats
     windows: _Floats
+    searched: bool = True
 
     def groups(self, weakest: int) -> _Ints:
         """Return (count,) group numbers, in order of first image, joining links of kind ``weakest`` and stronger."""
@@ -121,6 +124,24 @@ def find_links(pixels: _Pixels) -> Links:
         np.concatenate([ones.astype(np.float32), pairs.overall[held]]),
         np.concatenate([ones.astype(np.float32), pairs.windows[held]]),
     )
+
+
+def link_given(pixels: _Pixels, groups: _Ints) -> Links:
+    """Link the images of each given group, without a search, and the pixel-equal ones of all.
+
+    pixels: (N, H, W) uint8. groups: (N,) int64.
+    """
+    if len(pixels) != len(groups):
+        raise ValueError(f"there are {len(pixels)} images and {len(groups)} groups; there must be a group per image")
+    distinct, representative = _distinct(pixels)
+    repeated = np.setdiff1d(np.arange(len(pixels)), distinct)
+    order = np.argsort(groups, kind="stable")
+    neighbours = groups[order[:-1]] == groups[order[1:]]
+    first = np.concatenate([representative[repeated], order[:-1][neighbours]])
+    second = np.concatenate([repeated, order[1:][neighbours]])
+    kind = np.where(np.arange(len(first)) < len(repeated), EQUAL, SCAN)
+    alike = np.ones(len(first), np.float32)
+    return Links(len(pixels), first, second, kind, np.zeros_like(kind), alike, alike, searched=False)
 
 
 def _distinct(pixels: _Pixels) -> tuple[_Ints, _Ints]:

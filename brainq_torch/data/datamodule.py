@@ -16,19 +16,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from brainq_torch.data.augment import Augmentation
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.draw import Draw, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.folder import load_pixels, scan_folder
+from brainq_torch.data.groups import EACH_ITS_OWN
+from brainq_torch.data.leakage import LeakCheck, read_leakage
 from brainq_torch.data.phantom import write_phantoms
 from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
-from brainq_torch.data.split import (
-    assign_splits,
-    make_manifest,
-    manifest_folder,
-    read_manifest,
-    stratified_split,
-    verify_manifest,
-    write_manifest,
-)
-from brainq_torch.run import MANIFEST, PHANTOMS
+from brainq_torch.data.split import manifest_folder, read_manifest, verify_manifest, write_manifest
+from brainq_torch.run import MANIFEST, PHANTOMS, write_json
 
 
 class Batch(NamedTuple):
@@ -69,8 +64,13 @@ class ImageDataModule(L.LightningDataModule):
     out: the run folder. seed: of the split, the order and the augmentation.
     root: folder with class folders, or with Training and Testing above them; ``phantom`` writes synthetic images.
     size, fit: the PixelSpec.
-    split: how the validation part is drawn when the folder has none of its own.
+    split: how the validation part is drawn when the folder has none of its own: ``grouped`` keeps copies, slices of one
+    head and images of one patient together, ``stratified`` does not.
     val_fraction: share of the training images to validate on.
+    groups, group_pattern: what belongs together: a CSV with columns path and group, or a regular expression whose first
+    parenthesis is the group in a path. Without them: the patients of DICOM and figshare files, else what a search for
+    copies finds.
+    manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
     batch_size: images per step and process.
     augmentation: changes of training images.
     phantoms_per_class: synthetic training images per class for root ``phantom``; a third as many are made for testing.
@@ -84,17 +84,25 @@ class ImageDataModule(L.LightningDataModule):
         root: str = "phantom",
         size: int = 224,
         fit: Literal["stretch", "pad", "head"] = "stretch",
-        split: Literal["stratified"] = "stratified",
+        split: Literal["grouped", "stratified"] = "grouped",
         val_fraction: float = 0.2,
+        groups: str = "",
+        group_pattern: str = "",
+        manifest: str = "",
         batch_size: int = 32,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
         phantoms_per_class: int = 150,
         workers: int = 0,
     ) -> None:
         super().__init__()
-        self.out, self.seed, self.root, self.split = Path(out), seed, root, split
+        if manifest and (groups or group_pattern):
+            raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
+        self.out, self.seed, self.root, self.manifest = Path(out), seed, root, manifest
         self.pixels = PixelSpec(size, fit)
-        self.val_fraction, self.batch_size, self.workers = val_fraction, batch_size, workers
+        if root == "phantom" and not (groups or group_pattern):
+            group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
+        self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
+        self.batch_size, self.workers = batch_size, workers
         self.augmentation, self.phantoms_per_class = augmentation, phantoms_per_class
         self.stage_index = 0
 
@@ -108,10 +116,25 @@ class ImageDataModule(L.LightningDataModule):
         """The decoded images, (N, size, size) uint8 in manifest order."""
         return self.out / "pixels.npy"
 
+    @property
+    def leakage(self) -> dict[str, LeakCheck]:
+        """How far each held-out split leaks, as ``prepare_data`` found it."""
+        return read_leakage(self._leakage)
+
+    @property
+    def _leakage(self) -> Path:
+        return self.out / "leakage.json"
+
+    def discard(self) -> None:
+        """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
+        self.cache.unlink()
+        self._leakage.unlink()
+
     def prepare_data(self) -> None:
         """Write the manifest and decode the images, once, on the first process only.
 
-        Raises DataFolderError when the folder cannot be used, ManifestError when a resumed run's images have changed.
+        Raises DataFolderError when the folder cannot be used, GroupError when the groups asked for do not fit it,
+        ManifestError when a resumed run's images have changed or do not fit the manifest asked for.
         """
         manifest = self.out / MANIFEST
         if self.root == "phantom" and not self.folder.exists():
@@ -123,6 +146,8 @@ class ImageDataModule(L.LightningDataModule):
             os.replace(partial, self.folder)
         if manifest.exists():
             verify_manifest(self.folder, read_manifest(manifest))
+            if not self._leakage.exists():  # a run that an earlier version began
+                self._write_leakage(check_rows(self.folder, read_manifest(manifest)))
         else:
             self._draw_splits(manifest)
         if not self.cache.exists():
@@ -132,17 +157,20 @@ class ImageDataModule(L.LightningDataModule):
             os.replace(partial, self.cache)
 
     def _draw_splits(self, manifest: Path) -> None:
-        found = scan_folder(self.folder)
-        print(found.report(), flush=True)
-        if any(record.split == "val" for record in found.records):
-            validation = None
+        """Write the leak check, then the manifest: where that is, the other is, and is its own."""
+        if self.manifest:
+            drawn = adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest))
         else:
-            labels = [record.label for record in found.records if record.split != "Testing"]
-            validation = stratified_split(labels, self.val_fraction, self.seed)
-        rows = make_manifest(self.folder, assign_splits(found.records, validation))
+            found = scan_folder(self.folder)
+            print(found.report(), flush=True)
+            drawn = self.plan.draw(found)
+        self._write_leakage(drawn)
         partial = manifest.with_name(manifest.name + ".partial")
-        write_manifest(partial, rows)
+        write_manifest(partial, drawn.rows)
         os.replace(partial, manifest)
+
+    def _write_leakage(self, drawn: Draw) -> None:
+        write_json(self._leakage, {split: check.to_json() for split, check in drawn.leakage.items()})
 
     def setup(self, stage: str) -> None:
         """Map the decoded images and list the rows of each split."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.copies import COPY, EQUAL, SCAN, Links, find_links
 
+SOURCES = {"val": ("Training",), "Testing": ("Training", "val")}
+"""Held-out split -> the splits that a model measured on it has seen."""
+
+_NAMES = {"val": "validation part", "Testing": "test set"}
 _NEIGHBOUR_SIDE = 32
 
 
@@ -130,6 +136,8 @@ class LeakCheck:
     cropped or re-windowed. related_count: with neighbouring slices of one head as well.
     nearest_neighbour: 1-NN accuracy on the whole test set; nearest_neighbour_unseen: on the images that are not related
     to any training image, None where there are none. majority: accuracy of always naming training's largest class.
+    searched: False where groups were given instead of searched for: copies are then the pixel-equal images alone, and
+    related images those of a group that training has, too. name: what the images are called.
     """
 
     test_count: int
@@ -139,34 +147,41 @@ class LeakCheck:
     nearest_neighbour: float
     nearest_neighbour_unseen: float | None
     majority: float
+    searched: bool = True
+    name: str = "test set"
 
     @property
     def leaks(self) -> bool:
-        """Whether any test image is a copy of a training image."""
-        return self.copy_count > 0
+        """Whether any test image is a copy of a training image, or is of a given group that training has, too."""
+        return (self.copy_count if self.searched else self.related_count) > 0
 
     @property
     def verdict(self) -> str:
         """Return one plain sentence."""
-        if not self.leaks:
-            more = self.related_count
-            return (
-                f"no test image is a copy of a training image ({more} of {self.test_count} may be neighbouring slices)"
-            )
-        return (
-            f"the test set leaks: {self.copy_count} of {self.test_count} test images "
-            f"({self.copy_count / self.test_count:.1%}) are copies of training images"
-        )
+        if not self.searched:
+            count, what = self.related_count, "are of groups that training images are of, too"
+        else:
+            count, what = self.copy_count, "are copies of training images"
+        share = f"{count} of {self.test_count} images ({count / self.test_count:.1%}) {what}"
+        if self.leaks:
+            return f"the {self.name} leaks: {share}"
+        if not self.searched:
+            return f"no image of the {self.name} is of a group that a training image is of, too"
+        more = f"{self.related_count} of {self.test_count} may be neighbouring slices"
+        return f"no image of the {self.name} is a copy of a training image ({more})"
 
     def lines(self) -> list[str]:
         """Return the verdict and the figures behind it, to be printed."""
         unseen = self.nearest_neighbour_unseen
         rest = self.test_count - self.related_count
+        counts = f"pixel-equal {self.equal_count}, with mirrored, turned, cropped and re-windowed copies "
+        counts += f"{self.copy_count}, with neighbouring slices {self.related_count}"
+        if not self.searched:
+            counts = f"pixel-equal {self.equal_count}; other copies were not looked for, as groups were given"
         return [
             ("warning: " if self.leaks else "") + self.verdict,
-            f"  pixel-equal {self.equal_count}, with mirrored, turned, cropped and re-windowed copies "
-            f"{self.copy_count}, with neighbouring slices {self.related_count}",
-            f"  a nearest neighbour on 32 x 32 pixels scores {self.nearest_neighbour:.1%} on the whole test set, "
+            *([f"  {counts}"] if self.related_count else []),
+            f"  a nearest neighbour on 32 x 32 pixels scores {self.nearest_neighbour:.1%} on the whole {self.name}, "
             + ("no image of it is unseen" if unseen is None else f"{unseen:.1%} on the {rest} unseen images of it")
             + f"; always naming the largest class {self.majority:.1%}",
         ]
@@ -182,8 +197,9 @@ def check_leak(
     in_train: NDArray[np.bool_],
     in_test: NDArray[np.bool_],
     links: Links,
+    name: str = "test set",
 ) -> LeakCheck:
-    """Measure how far a test set leaks.
+    """Measure how far a test set leaks. name: what the report calls it.
 
     pixels: (N, H, W) uint8. labels: (N,) int64. in_train, in_test: (N,) bool, neither empty, no image in both.
     links: what ``find_links`` found on the same pixels.
@@ -212,4 +228,32 @@ def check_leak(
         nearest_neighbour=neighbour(in_test),
         nearest_neighbour_unseen=neighbour(unseen) if unseen.any() else None,
         majority=float(np.mean(labels[in_test] == np.bincount(labels[in_train]).argmax())),
+        searched=links.searched,
+        name=name,
     )
+
+
+def check_splits(
+    pixels: NDArray[np.uint8], labels: NDArray[np.int64], splits: NDArray[np.str_], links: Links
+) -> dict[str, LeakCheck]:
+    """Measure how far each held-out split leaks: ``val`` from Training, ``Testing`` from both.
+
+    pixels: (N, H, W) uint8. labels: (N,) int64. splits: (N,) split names. Splits without images, or without any to
+    train on, are left out.
+    """
+    checks = {}
+    for split, sources in SOURCES.items():
+        held_out, source = splits == split, np.isin(splits, sources)
+        if held_out.any() and source.any():
+            checks[split] = check_leak(pixels, labels, source, held_out, links, _NAMES[split])
+    return checks
+
+
+def read_leakage(path: Path) -> dict[str, LeakCheck]:
+    """Read a JSON object of split -> ``LeakCheck.to_json``."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    names = {field.name for field in fields(LeakCheck)}
+    return {
+        split: LeakCheck(**{name: value for name, value in check.items() if name in names})
+        for split, check in data.items()
+    }
