@@ -116,12 +116,15 @@ def test_large_scans_give_the_same_box(heads):
     assert np.abs(again - box).max() <= 0.02 * len(grey)
 
 
+ASIDE = np.random.default_rng(0).integers(160, 190, (200, 200), dtype=np.uint8)
+ASIDE[:70, :60] = 40
 NOTHING = {
     "black": np.zeros((100, 120), np.uint8),
     "white": np.full((100, 120), 255, np.uint8),
     "noise": np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8),
     "a line": np.pad(np.full((1, 150), 255, np.uint8), ((80, 90), (20, 20))),
     "a bar": np.pad(np.full((6, 150), 255, np.uint8), ((80, 90), (20, 20))),
+    "no background": ASIDE,
     "one row": np.full((1, 4000), 9, np.uint8),
     "one pixel": np.zeros((1, 1), np.uint8),
     "two dots": np.pad(np.eye(2, dtype=np.uint8) * 255, 60),

@@ -53,7 +53,7 @@ def find_head(grey: NDArray[np.uint8]) -> Box | None:
     grey: (h, w) uint8 of any size. Plain borders are peeled off first, so that they change nothing. Head is what stands
     out from the background, the grey level of the corners, by a quarter of its own median: a threshold that follows
     the picture's brightness, and does not depend on how much background there is. Lines one cell wide, letters and
-    whatever stands apart from the largest area do not count.
+    whatever stands apart from the largest area do not count; nor does an area that is not in the middle.
     """
     frame = Image.fromarray(grey)
     factor = -(-max(frame.size) // _COARSE_SIDE)
@@ -65,7 +65,11 @@ def find_head(grey: NDArray[np.uint8]) -> Box | None:
     cell = -(-max(inside.shape) // _GRID_SIDE)
     grid = np.asarray(Image.fromarray(inside).reduce(cell))
     head = _find_cells(grid)
-    if min(head.right - head.left, head.bottom - head.top) * _THIN_PARTS < max(grid.shape):
+    height, width = grid.shape
+    is_thin = min(head.right - head.left, head.bottom - head.top) * _THIN_PARTS < max(height, width)
+    # In a picture without background any dark or bright part may stand out, but seldom the middle.
+    is_aside = not (head.left <= width // 2 < head.right and head.top <= height // 2 < head.bottom)
+    if is_thin or is_aside:
         return None
     box = Box(
         factor * (core.left + cell * head.left),
