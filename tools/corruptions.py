@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from scipy import ndimage
 STRENGTHS = (1, 2, 3)
 
 Grey = NDArray[np.uint8]
-_Real = NDArray[np.float64]
+_Real = NDArray[np.floating[Any]]
 _REFERENCE_SIDE = 224
 
 
@@ -101,8 +102,9 @@ def _resolution(grey: Grey, level: int, rng: np.random.Generator) -> Grey:
     """Shrink to 112, 72 or 48 pixels, and back."""
     image = Image.fromarray(grey)
     share = (112, 72, 48)[level] / max(image.size)
-    small = tuple(max(1, round(share * side)) for side in image.size)
-    return np.asarray(image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BILINEAR))
+    width, height = (max(1, round(share * side)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
 
 
 def _zoom(grey: Grey, level: int, rng: np.random.Generator) -> Grey:

@@ -54,7 +54,7 @@ def _draw_panel(axes: Axes, title: str, values: NDArray[np.float64], colours: st
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
+            red, green, blue, _ = image.to_rgba(np.array(value))
             colour = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=8)
     for line in (0.5, len(CORRUPTIONS) + 0.5, len(CORRUPTIONS) + 1.5, len(CORRUPTIONS) + len(CLASSES) + 1.5):
