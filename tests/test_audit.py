@@ -131,6 +131,19 @@ def test_the_page_stands_alone_and_is_small(report):
         assert text.lower() in page.lower()
 
 
+def test_coloured_marks_are_counted_per_class(clean, tmp_path, capsys):
+    root = tmp_path / "set"
+    write_set(root, training=2, testing=1)
+    for path in (root / "Training" / "notumor").glob("*.png"):
+        marked = Image.open(path).convert("RGB")
+        marked.paste((255, 40, 0), (10, 10, 40, 30))
+        marked.save(path)
+    assert audit.main([str(root), "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["coloured"] == {"notumor": 2}
+    assert "coloured marks, which tell the class where classes differ: on 2 of notumor" in capsys.readouterr().out
+    assert "2 images have coloured marks: notumor 2" in (tmp_path / "a.html").read_text()
+
+
 def test_paths_are_escaped_on_the_page(clean, tmp_path):
     root = tmp_path / "set"
     write_set(root, training=2, testing=1)

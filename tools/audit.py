@@ -27,6 +27,7 @@ from brainq_torch.data.leakage import (
     share_group,
     shrink_for_neighbours,
 )
+from brainq_torch.data.pictures import COLOURED
 from brainq_torch.run import write_json
 from tools.audit_page import render_page
 from tools.command import CommandError, run_command
@@ -87,10 +88,25 @@ class Audit:
         """Return one plain sentence per finding that changes what a figure means."""
         lines = [f"{split}: {check.verdict}" for split, check in self.checks.items()]
         lines = lines or ["the data set has one split only: nothing can leak yet; divide it by the groups"]
+        coloured = self.coloured()
+        if coloured and len(set(self._coloured_share().values())) > 1:
+            where = ", ".join(f"{count} of {name}" for name, count in coloured.items())
+            lines.append(f"coloured marks, which tell the class where classes differ: on {where}")
         if self.conflicts:
             count = len(self.conflicts)
             lines.append(f"{count} {'picture stands' if count == 1 else 'pictures stand'} under more than one label")
         return lines
+
+    def coloured(self) -> dict[str, int]:
+        """Count the images with coloured pixels (arrows, overlays, photographs) of each class that has any."""
+        paths = {problem.path for problem in self.folder.problems if problem.what == COLOURED}
+        counts = Counter(CLASSES[record.label] for record in self.folder.records if record.path in paths)
+        return {name: counts[name] for name in CLASSES if counts[name]}
+
+    def _coloured_share(self) -> dict[str, float]:
+        sizes = np.bincount(self.labels, minlength=len(CLASSES))
+        found = self.coloured()
+        return {name: found.get(name, 0) / size for name, size in zip(CLASSES, sizes.tolist(), strict=True) if size}
 
     def duplicates(self) -> dict[str, Any]:
         """Count groups and images at every strength of link."""
@@ -129,6 +145,7 @@ class Audit:
                 for group in self.conflicts
             ],
             "grouped_nearest_neighbour": self.grouped_neighbour,
+            "coloured": self.coloured(),
             "shortcuts": [probe.to_json() for probe in self.probes],
             "problems": [asdict(problem) for problem in self.folder.problems],
             "leaked": {

@@ -14,6 +14,7 @@ from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.copies import COPY, ORIENTATIONS, SCAN, orient
+from brainq_torch.data.pictures import COLOURED
 
 if TYPE_CHECKING:
     from tools.audit import Audit, Match
@@ -144,6 +145,15 @@ def _shortcuts(found: Audit, pixels: NDArray[np.uint8]) -> Iterable[str]:
         for label, name in enumerate(CLASSES)
         if (found.labels == label).any()
     )
+    coloured = [
+        image
+        for image, record in enumerate(found.folder.records)
+        if record.path in {problem.path for problem in found.folder.problems if problem.what == COLOURED}
+    ]
+    if coloured:
+        counts = ", ".join(f"{name} {count}" for name, count in found.coloured().items())
+        yield f"<h3>{len(coloured)} images have coloured marks: {escape(counts)}</h3>"
+        yield _strip(_single(found, pixels, image) for image in _spread(coloured))
     if not found.probes:
         yield "<p class='note'>Too few groups per class for probes.</p>"
         return

@@ -17,6 +17,9 @@ from brainq_torch.data.greyscale import (
     shrink_remedy,
 )
 
+COLOURED = "coloured pixels converted to grey"
+"""The note of a picture that is not grey throughout."""
+
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -189,4 +192,4 @@ def _colour_notes(image: Image.Image) -> list[str]:
     darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
     spread = ImageChops.subtract(brightest, darkest).histogram()
     fraction = sum(spread[_COLOUR_SPREAD + 1 :]) / (image.width * image.height)
-    return ["coloured pixels converted to grey"] if fraction > _COLOUR_FRACTION else []
+    return [COLOURED] if fraction > _COLOUR_FRACTION else []
