@@ -27,6 +27,7 @@ from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.images import UnreadableImageError
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.split import ManifestError, read_manifest
+from brainq_torch.data.typicality import fit_typicality
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError, load_pretrained
 from brainq_torch.quant.prepare import finalize
@@ -43,6 +44,7 @@ from brainq_torch.run import (
     save_checkpoint,
     write_json,
 )
+from brainq_torch.training.abstention import Abstention, fit_abstention, measure
 from brainq_torch.training.belief import measure_belief, summarise
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -56,6 +58,9 @@ USER_ERRORS = (
     DataFolderError, ManifestError, PretrainedError, RunError, TrainingDivergedError, UnreadableImageError, OSError,
 )  # fmt: skip
 """What a user can cause: reported in a line, without a traceback."""
+
+TYPICAL_IMAGES = 500
+"""About so many training images show what images look like."""
 
 _FULL_DISK_BYTES = 16 << 20
 """Less than this and a failed write is put down to the disk."""
@@ -311,17 +316,29 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
         if len(data.datasets[split])
     }
     measured = {split: compute_metrics(*found) for split, found in predicted.items()}
+    abstention = _learn_abstention(data, *predicted["val"])
+    more["abstention"] = {"temperature": abstention.temperature, "threshold": abstention.threshold} | {
+        split: measure(abstention.judge(logits, data.datasets[split].images()), labels)
+        for split, (logits, labels) in predicted.items()
+    }
     belief = measure_belief(read_manifest(out / MANIFEST), predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     options: ModelOptions = config.model
     scheme = config.qat.scheme.to_json() if config.qat else None
-    save_checkpoint(out / CHECKPOINT, model, options.name, options.arguments, data.pixels, CLASSES, scheme)
+    save_checkpoint(out / CHECKPOINT, model, options.name, options.arguments, data.pixels, CLASSES, scheme, abstention)
     plot_curves(read_log(out / LOG), out / "learning_curves.png")
     plot_confusion(measured[first], out / "confusion.png")
     splits = {split: metrics.to_json() for split, metrics in measured.items()}
     write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits} | belief.to_json() | more)
     data.discard()
     print("\n".join([*summarise(out, measured, belief, data.root == "phantom"), f"  next: python -m export {out}"]))
+
+
+def _learn_abstention(data: ImageDataModule, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Abstention:
+    """Learn when not to answer. logits, labels: of the validation part."""
+    train = data.datasets["Training"]
+    typicality = fit_typicality(train.images(step=max(1, len(train) // TYPICAL_IMAGES)))
+    return fit_abstention(logits, labels, data.datasets["val"].images(), typicality)
 
 
 def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> tuple[nn.Module, dict[str, Any]]:

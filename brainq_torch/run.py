@@ -20,6 +20,7 @@ from brainq_torch import __version__
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.models import build_model
+from brainq_torch.training.abstention import Abstention
 
 CHECKPOINT = "model.ckpt"
 CONFIG = "config.yaml"
@@ -43,6 +44,7 @@ class Run:
     """A trained network with everything needed to use it.
 
     model is in eval mode: float, or fake-quantized when ``quantization`` holds the scheme it was trained with.
+    abstention: when it does not answer; None in runs of an earlier version.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Run:
     classes: tuple[str, ...]
     config: dict[str, Any]
     quantization: dict[str, Any] | None
+    abstention: Abstention | None
 
     @property
     def data_root(self) -> Path:
@@ -73,6 +76,7 @@ def save_checkpoint(
     pixels: PixelSpec,
     classes: tuple[str, ...],
     quantization: dict[str, Any] | None = None,
+    abstention: Abstention | None = None,
 ) -> None:
     """Write ``model.ckpt``: plain data and tensors only, complete or not at all (written beside, then renamed)."""
     checkpoint = {
@@ -82,6 +86,7 @@ def save_checkpoint(
         "classes": list(classes),
         "state_dict": {name: value.detach().cpu().clone() for name, value in model.state_dict().items()},
         "quantization": quantization,
+        "abstention": abstention.to_json() if abstention else None,
     }
     partial = path.with_name(path.name + ".partial")
     torch.save(checkpoint, partial)
@@ -172,7 +177,16 @@ def load_run(folder: str | Path) -> Run:
         classes=tuple(checkpoint["classes"]),
         config=config,
         quantization=checkpoint["quantization"],
+        abstention=_read_abstention(checkpoint.get("abstention"), folder / CHECKPOINT),
     )
+
+
+def _read_abstention(data: Any, path: Path) -> Abstention | None:
+    """Rebuild what an earlier version's checkpoint lacks."""
+    try:
+        return Abstention.from_json(data) if data is not None else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} says in a way that is not ours when not to answer: {error!r}") from error
 
 
 def write_json(path: Path, data: Any) -> None:

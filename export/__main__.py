@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
 from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.split import hash_file
 from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
+from export.abstention import ValidationPart
 from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
 from export.extra import MissingExtraError
 from export.flatbuffer import FlatbufferError
@@ -88,11 +90,12 @@ def export_run(
     with clock.step("images"):
         images = check_run_images(run, data)
         sample = images.sample(PARITY_IMAGES, ("Testing", "val", "Training"))
+        validation = ValidationPart.of(run, images)
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     with write_as_a_whole(out, replace, lambda message: print(f"note: {message}", file=sys.stderr)) as folder:
         for name in names:
-            _make(name, ExportContext(run, folder, images), clock)
+            _make(name, ExportContext(run, folder, images), clock, validation)
         with clock.step("parity"):
             artefacts = _check(run, folder, names, sample)
         report = ParityReport(artefacts, _about(run, names, images, sample, clock.seconds))
@@ -115,7 +118,7 @@ class Clock:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def _make(name: str, context: ExportContext, clock: Clock) -> None:
+def _make(name: str, context: ExportContext, clock: Clock, validation: ValidationPart) -> None:
     """Make one recipe's files and put the metadata in."""
     recipe = RECIPES[name]
     print(f"{name}: {', '.join(recipe.files)} ...", flush=True)
@@ -123,7 +126,8 @@ def _make(name: str, context: ExportContext, clock: Clock) -> None:
         recipe.make(context)
         metadata = describe_run(context.run, name)
         for file in recipe.files:
-            write_metadata(context.path(file), metadata)
+            path = context.path(file)
+            write_metadata(path, replace_fields(metadata, abstention=validation.fit(path)))
     made = ", ".join(f"{context.path(file).stat().st_size:,} bytes" for file in recipe.files)
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.training.abstention import Abstention
 from export.extra import import_extra
 from export.flatbuffer import FlatbufferError, add_buffer, read_model, schema, write_model
 
@@ -30,20 +31,24 @@ class FileMetadata:
     """What a runner needs to feed a file and to name its answers, and what shows where the file came from.
 
     classes: in logit order. pixels: how an image becomes the input. provenance: plain data, no times and no paths, so
-    that the same run exported twice gives the same bytes.
+    that the same run exported twice gives the same bytes. abstention: when the file does not answer; None where that is
+    not known.
     """
 
     classes: tuple[str, ...]
     pixels: PixelSpec
     provenance: dict[str, Any]
+    abstention: Abstention | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
+        more = {"abstention": self.abstention.to_json()} if self.abstention else {}
         return {
             "format": METADATA_FORMAT,
             "classes": list(self.classes),
             "pixels": self.pixels.to_json(),
             "provenance": self.provenance,
+            **more,
         }
 
     @classmethod
@@ -65,7 +70,11 @@ class FileMetadata:
             pixels = PixelSpec.from_json(data["pixels"])
         except (TypeError, ValueError) as error:
             raise MetadataError(f"{source}: pixels are {data['pixels']!r}: {error}") from error
-        return cls(tuple(classes), pixels, data["provenance"])
+        try:
+            abstention = Abstention.from_json(data["abstention"]) if "abstention" in data else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise MetadataError(f"{source}: abstention is not as this version writes it: {error!r}") from error
+        return cls(tuple(classes), pixels, data["provenance"], abstention)
 
 
 def write_onnx(path: Path, metadata: FileMetadata) -> None:

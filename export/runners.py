@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.training.abstention import Abstention
 from export.extra import import_extra
 from export.metadata import FileMetadata, MetadataError, read_metadata
 
@@ -42,11 +43,13 @@ class Runner(Protocol):
     """A model ready to run.
 
     logit_scale: quantization of the logits where they are integers inside the file, else None.
+    abstention: when the model does not answer, None where it does not say.
     """
 
     pixels: PixelSpec
     classes: tuple[str, ...]
     logit_scale: Scale | None
+    abstention: Abstention | None
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map (N, size, size) uint8 grey images to (N, C) float32 logits. N may be anything, 0 included."""
@@ -79,7 +82,7 @@ def load_runner(
 
         run = load_run(path)
         _check_claims(path, FileMetadata(run.classes, run.pixels, {}), pixels, classes)
-        return TorchRunner(run.model, run.pixels, run.classes, threads)
+        return TorchRunner(run.model, run.pixels, run.classes, threads, run.abstention)
     runners: dict[str, type[OnnxRunner | TFLiteRunner]] = {".onnx": OnnxRunner, ".tflite": TFLiteRunner}
     if path.suffix not in runners:
         raise RunnerError(f"{path} ends in {path.suffix!r}; give a run folder or a file ending in {sorted(runners)}")
@@ -91,14 +94,21 @@ class TorchRunner:
 
     logit_scale: Scale | None = None
 
-    def __init__(self, model: nn.Module, pixels: PixelSpec, classes: tuple[str, ...], threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pixels: PixelSpec,
+        classes: tuple[str, ...],
+        threads: int = 1,
+        abstention: Abstention | None = None,
+    ) -> None:
         if model.training:
             raise RunnerError("the model is in training mode: BatchNorm and dropout would answer as such; call .eval()")
         import torch
 
         # A copy, because channels last (a third faster) is a layout that must not reach the exporter.
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        self.pixels, self.classes = pixels, classes
+        self.pixels, self.classes, self.abstention = pixels, classes, abstention
         self._threads = threads
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -134,7 +144,7 @@ class OnnxRunner:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise RunnerError(f"{path} cannot be run by ONNX Runtime: {error}") from error
-        self.pixels, self.classes = metadata.pixels, metadata.classes
+        self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
@@ -173,7 +183,7 @@ class TFLiteRunner:
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
-        self.pixels, self.classes = metadata.pixels, metadata.classes
+        self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")

@@ -14,7 +14,7 @@ from conftest import TINY
 from brainq_torch import fit
 from brainq_torch.data.split import ManifestError, read_manifest, write_manifest
 from brainq_torch.fit import main
-from brainq_torch.run import read_checkpoint
+from brainq_torch.run import load_run, read_checkpoint
 from brainq_torch.training.log import read_log
 
 TWO_STAGES = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 2, schedule: plateau, stop_after: 5}]"
@@ -69,6 +69,15 @@ def test_metrics_say_how_far_they_can_be_believed(uninterrupted):
     }
     assert 0 < metrics["leakage"]["Testing"]["nearest_neighbour"] < 1
     assert all(row.group for row in read_manifest(uninterrupted / "manifest.csv"))
+
+
+def test_a_run_knows_when_not_to_answer(uninterrupted):
+    kept = load_run(uninterrupted).abstention
+    measured = json.loads((uninterrupted / "metrics.json").read_text())["abstention"]
+    assert (measured["temperature"], measured["threshold"]) == (kept.temperature, kept.threshold)
+    assert kept.fitted_on == measured["val"]["n"] == 8
+    assert measured["val"]["coverage"] >= 0.75
+    assert measured["Testing"]["n"] == 12
 
 
 def test_a_resume_searches_for_no_copies_again(phantoms, uninterrupted, tmp_path, monkeypatch):

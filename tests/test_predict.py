@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.typicality import fit_typicality
+from brainq_torch.training.abstention import fit_abstention
 from tools import predict
 from tools.command import CommandError, run_command
 
@@ -61,6 +65,29 @@ def test_json_lines_have_class_and_exact_probability(runner, images, capsys):
     assert row["probability"] == row["probabilities"]["glioma"] == pytest.approx(10 / 13, abs=1e-6)
     assert list(row["probabilities"]) == list(CLASSES)
     assert math.isclose(sum(row["probabilities"].values()), 1.0)
+
+
+def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, capsys):
+    heads, labels = phantom_images(64, 32)
+    logits = runner(heads)
+    abstention = fit_abstention(logits, labels, heads, fit_typicality(heads))
+    runner.abstention = replace(abstention, temperature=2.0, threshold=0.9)
+    Image.fromarray(heads[0]).save(images / "head.png")
+    assert predict.main(["model", str(images / "a b.png"), str(images / "head.png"), "--json"]) == 0
+    flat, head = lines(capsys)
+    # A flat picture is no head, however sure the network is; a head is answered when the network is sure enough.
+    assert (flat["class"], flat["abstained"]) == ("uncertain", "unlike the images it was trained on")
+    assert flat["outlier"] > 1 >= head["outlier"]
+    assert flat["probability"] == flat["probabilities"][flat["best"]]
+    grey = heads[0].mean()
+    expected = (grey + 1) ** 0.5 / ((grey + 1) ** 0.5 + 3)  # at temperature 2
+    assert head["probability"] == pytest.approx(expected, rel=1e-5)
+    assert (head["class"], head["best"], head["abstained"]) == ("uncertain", "glioma", "not sure enough")
+    runner.abstention = replace(abstention, temperature=2.0, threshold=0.1)
+    assert predict.main(["model", str(images / "a b.png"), str(images / "head.png")]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert "a b.png: uncertain, unlike the images it was trained on  (glioma" in text[0]
+    assert "head.png: glioma" in text[1]
 
 
 def test_text_names_class_probability_and_the_notice(runner, images, capsys):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from brainq_torch.data.images import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.training.abstention import UNCERTAIN
 from export.runners import Runner, load_runner
 from tools.command import run_command
 
@@ -32,11 +33,18 @@ NOTICE = "For research only, not a medical device. Probabilities are the network
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image. probabilities: class name -> softmax of the logits. notes: what was converted."""
+    """The answer for one image.
+
+    probabilities: class name -> softmax of the logits, calibrated where the model says how. notes: what was converted.
+    abstained: None where the model says nothing about when not to answer; else why there is no answer, "" where it is
+    given. outlier: above 1 for a picture that is none of the kind that the model was trained on.
+    """
 
     path: str
     probabilities: dict[str, float]
     notes: tuple[str, ...]
+    abstained: str | None = None
+    outlier: float = 0.0
 
     @property
     def best(self) -> str:
@@ -44,13 +52,15 @@ class Prediction:
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
     def to_json(self) -> dict[str, Any]:
-        """Return one JSON line's data."""
+        """Return one JSON line's data; ``probability`` is that of the most probable class, answered or not."""
+        abstention = {"best": self.best, "abstained": self.abstained, "outlier": self.outlier}
         return {
             "path": self.path,
-            "class": self.best,
+            "class": UNCERTAIN if self.abstained else self.best,
             "probability": self.probabilities[self.best],
             "probabilities": self.probabilities,
             "notes": list(self.notes),
+            **(abstention if self.abstained is not None else {}),
         }
 
 
@@ -132,13 +142,28 @@ def predict_images(runner: Runner, paths: Iterator[str | Unread]) -> Iterator[Pr
     """Answer every path in order, a batch at a time, so that memory does not grow with the number of images."""
     for batch in batched(paths, READ_AT_ONCE):
         read = [path if isinstance(path, Unread) else _read(path, runner) for path in batch]
-        images = [item[0] for item in read if not isinstance(item, Unread)]
-        rows = iter(softmax(runner(np.stack(images)).astype(np.float64), axis=1) if images else ())
+        answers = iter(_answer(runner, [item[0] for item in read if not isinstance(item, Unread)]))
         for path, item in zip(batch, read, strict=True):
             if isinstance(item, Unread):
                 yield item
             else:
-                yield Prediction(str(path), dict(zip(runner.classes, map(float, next(rows)), strict=True)), item[1])
+                row, abstained, outlier = next(answers)
+                probabilities = dict(zip(runner.classes, map(float, row), strict=True))
+                yield Prediction(str(path), probabilities, item[1], abstained, outlier)
+
+
+def _answer(runner: Runner, images: list[NDArray[np.uint8]]) -> list[tuple[NDArray[np.float64], str | None, float]]:
+    """Return probabilities, why the model does not answer, and the outlier score of each image."""
+    if not images:
+        return []
+    pixels = np.stack(images)
+    logits = runner(pixels)
+    abstention = getattr(runner, "abstention", None)  # a runner of one's own need not have it
+    if abstention is None:
+        return [(row, None, 0.0) for row in softmax(logits.astype(np.float64), axis=1)]
+    judged = abstention.judge(logits, pixels)
+    rows = zip(judged.probabilities, judged.outlier.tolist(), strict=True)
+    return [(row, judged.reason(number), outlier) for number, (row, outlier) in enumerate(rows)]
 
 
 def format_prediction(prediction: Prediction) -> str:
@@ -147,7 +172,10 @@ def format_prediction(prediction: Prediction) -> str:
     (name, probability), others = ranked[0], ranked[1:]
     rest = ", ".join(f"{other} {100 * value:.1f} %" for other, value in others)
     notes = f"  [{'; '.join(prediction.notes)}]" if prediction.notes else ""
-    return f"{printable(prediction.path)}: {name} {100 * probability:.1f} %  ({rest}){notes}"
+    best = f"{name} {100 * probability:.1f} %"
+    if prediction.abstained:
+        return f"{printable(prediction.path)}: {UNCERTAIN}, {prediction.abstained}  ({best}, {rest}){notes}"
+    return f"{printable(prediction.path)}: {best}  ({rest}){notes}"
 
 
 def printable(path: str) -> str:

@@ -46,6 +46,10 @@ class PixelDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def images(self, step: int = 1) -> NDArray[np.uint8]:
+        """Return every ``step``-th image, (N, H, W) uint8."""
+        return np.asarray(self.pixels[self.rows[::step]])
+
     def __getitems__(self, positions: list[int]) -> Batch:
         """Fetch a whole batch in one indexing operation (torch's batched-fetch protocol)."""
         rows = self.rows[positions]
