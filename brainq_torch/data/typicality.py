@@ -89,38 +89,36 @@ def _roughness(image: NDArray[np.float64]) -> float:
 class Typicality:
     """What the training images look like.
 
-    middle: (K,) mean statistics. whitening: (K, K); the distance of an image is the length of
-    ``whitening @ (statistics - middle)``, divided by sqrt(K): about 1 for a typical image.
+    middle: K mean statistics. whitening: the K rows of a lower triangular matrix; the distance of an image is the
+    length of ``whitening @ (statistics - middle)``, divided by sqrt(K): about 1 for a typical image.
     """
 
-    middle: NDArray[np.float64]
-    whitening: NDArray[np.float64]
+    middle: tuple[float, ...]
+    whitening: tuple[tuple[float, ...], ...]
 
     def distance(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return (N,) how unlike the training images (N, s, s) uint8 images are."""
-        away = (describe(images) - self.middle) @ self.whitening.T
+        matrix = np.zeros((len(self.middle), len(self.middle)))
+        for end, row in enumerate(self.whitening):
+            matrix[end, : end + 1] = row
+        away = (describe(images) - np.array(self.middle)) @ matrix.T
         return np.asarray(np.sqrt((away * away).mean(axis=1)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        rows = [[float(f"{value:.{_DIGITS}g}") for value in row[: end + 1]] for end, row in enumerate(self.whitening)]
-        return {"middle": [float(f"{value:.{_DIGITS}g}") for value in self.middle], "whitening": rows}
+        return {"middle": list(self.middle), "whitening": [list(row) for row in self.whitening]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Typicality:
         """Rebuild from ``to_json``'s data."""
-        middle = np.array(data["middle"], np.float64)
-        whitening = np.zeros((len(middle), len(middle)))
-        for end, row in enumerate(data["whitening"]):
-            whitening[end, : end + 1] = row
-        return cls(middle, whitening)
+        return cls(tuple(map(float, data["middle"])), tuple(tuple(map(float, row)) for row in data["whitening"]))
 
 
 def fit_typicality(images: NDArray[np.uint8]) -> Typicality:
     """Learn what images look like.
 
-    images: (N, s, s) uint8, N at least 2. The whitening is lower triangular: the inverse Cholesky factor of the
-    statistics' covariance, shrunk towards its diagonal.
+    images: (N, s, s) uint8, N at least 2. The whitening is the inverse Cholesky factor of the statistics' covariance,
+    shrunk towards its diagonal.
     """
     if len(images) < 2:
         raise ValueError(f"there are {len(images)} images to learn from; at least 2 are needed")
@@ -128,5 +126,11 @@ def fit_typicality(images: NDArray[np.uint8]) -> Typicality:
     covariance = np.cov(statistics, rowvar=False)
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
     covariance += 1e-6 * np.eye(len(covariance))  # a statistic that never varies
-    fitted = Typicality(statistics.mean(axis=0), np.linalg.inv(np.linalg.cholesky(covariance)))
-    return Typicality.from_json(fitted.to_json())  # the very numbers that a file carries
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+    rows = [_round(row[: end + 1]) for end, row in enumerate(whitening)]
+    return Typicality(_round(statistics.mean(axis=0)), tuple(rows))
+
+
+def _round(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Round to the digits that a file carries, so that it judges as the network did."""
+    return tuple(float(f"{value:.{_DIGITS}g}") for value in values)

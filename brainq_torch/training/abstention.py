@@ -199,7 +199,9 @@ def _energy(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 def _fit_scale(scores: NDArray[np.float64]) -> Scale:
     median, inside = np.quantile(scores, [0.5, _INSIDE])
-    return Scale(_round(float(median)), _round(max(float(inside), float(median) + 1e-3)))  # equal scores still need a scale
+    return Scale(
+        _round(float(median)), _round(max(float(inside), float(median) + 1e-3))
+    )  # equal scores still need a scale
 
 
 def _round(value: float) -> float:
