@@ -17,6 +17,8 @@ from brainq_torch.data.split import hash_file
 from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
 from export.abstention import ValidationPart
 from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
+from export.bundle import make_bundle
+from export.bundle_predict import BundleError
 from export.extra import MissingExtraError
 from export.flatbuffer import FlatbufferError
 from export.metadata import MetadataError, write_metadata
@@ -42,7 +44,7 @@ PARITY_IMAGES = 256
 
 THREADS = 1
 USER_ERRORS = (
-    ConversionError, DataFolderError, ExportFolderError, FlatbufferError, MetadataError, MissingExtraError,
+    BundleError, ConversionError, DataFolderError, ExportFolderError, FlatbufferError, MetadataError, MissingExtraError,
     OnnxExportError, QuantizeError, RecipeError, RunError, RunnerError, OSError,
 )  # fmt: skip
 """What can go wrong outside this program: reported in a line, without a traceback."""
@@ -60,13 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         run = load_run(options.run)
+        exported = options.out or run.folder / "export"
+        if options.bundle and (exported / PARITY).is_file() and not options.recipes:
+            return _bundle(run, exported, options)
         report = export_run(
             run,
             options.recipes or default_recipes(run),
-            options.out or run.folder / "export",
+            exported,
             replace=options.force,
             data=options.data,
         )
+        if options.bundle and report.passed:
+            return _bundle(run, exported, options)
     except Exception as error:
         full = _find_full_disk(error)
         if full is None and not isinstance(error, USER_ERRORS):
@@ -102,6 +109,13 @@ def export_run(
         write_json(folder / PARITY, report.to_json())
     _show(report, out, sample)
     return report
+
+
+def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
+    """Make the bundle from the exported files."""
+    files = make_bundle(run, exported, options.bundle, options.bundle_file, options.force)
+    print(f"bundle: {options.bundle}, {len(files)} files; python {options.bundle / 'predict.py'} --verify replays it")
+    return 0
 
 
 class Clock:
@@ -184,6 +198,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder to make (default: RUN/export)")
     parser.add_argument("--data", type=Path, help="where the run's images are now, if they moved")
     parser.add_argument("--force", action="store_true", help="replace an earlier export once the new one is whole")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="make the folder for a clinic, exporting first if need be"
+    )
+    parser.add_argument(
+        "--bundle-file", metavar="FILE", help="which TFLite file (default: int8, fp16, fp32: first there)"
+    )
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")
     options = parser.parse_args(arguments)
     if options.run is None and not options.list:

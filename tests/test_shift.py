@@ -9,7 +9,8 @@ from brainq_torch.data.folder import scan_folder
 from brainq_torch.data.phantom import phantom_images, write_phantoms
 from brainq_torch.data.pixels import PixelSpec
 from tools.corruptions import CORRUPTIONS, STRENGTHS, corrupt, seeded
-from tools.shift import CLEAN, LESIONS, NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, draw_balanced, main, measure
+from tools.shift import draw_balanced, main, measure
+from tools.shift_scores import CLEAN, LESIONS, NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.stand_ins import head_mask, lesioned, restyle
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp, softmax
 
 from brainq_torch.data.typicality import Typicality
 
@@ -94,7 +92,7 @@ class Abstention:
 
         logits: (N, C). images: the (N, s, s) uint8 pixels they were computed from.
         """
-        probabilities = softmax(logits.astype(np.float64) / self.temperature, axis=1)
+        probabilities = _softmax(logits.astype(np.float64) / self.temperature)
         distance = self.typicality.distance(images) if len(images) else np.empty(0)
         outlier = (self.energy.place(_energy(logits)) + self.distance.place(distance)) / self.limit
         return Judgement(probabilities, outlier, probabilities.max(axis=1) >= self.threshold)
@@ -135,7 +133,7 @@ def fit_abstention(
     if not len(logits) == len(labels) == len(images) > 0:
         raise ValueError(f"{len(logits)} logits, {len(labels)} labels and {len(images)} images; one of each is needed")
     temperature = fit_temperature(logits, labels)
-    probabilities = softmax(logits.astype(np.float64) / temperature, axis=1)
+    probabilities = _softmax(logits.astype(np.float64) / temperature)
     threshold = fit_threshold(probabilities.max(axis=1), logits.argmax(axis=1) == labels)
     scores = _energy(logits), typicality.distance(images)
     energy, distance = map(_fit_scale, scores)
@@ -146,6 +144,8 @@ def fit_abstention(
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """Return the temperature at which the labels are likeliest, between 0.05 and 20."""
+    from scipy.optimize import minimize_scalar  # the clinic's bundle judges with this file, and has no SciPy
+    from scipy.special import log_softmax
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
@@ -193,8 +193,15 @@ def measure(judgement: Judgement, labels: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
 def _energy(logits: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(-logsumexp(logits.astype(np.float64), axis=1))
+    """Return -log(sum(exp(logits))), (N,)."""
+    largest = logits.max(axis=1).astype(np.float64)
+    return np.asarray(-largest - np.log(np.exp(logits - largest[:, None]).sum(axis=1)))
 
 
 def _fit_scale(scores: NDArray[np.float64]) -> Scale:

@@ -1,0 +1,192 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.data.images import read_grey
+from brainq_torch.data.phantom import render_phantom
+from brainq_torch.run import load_run
+from export.__main__ import main as export_main
+from export.artefact_folder import PARITY
+from export.bundle import SOURCES, make_bundle
+from export.bundle_predict import GOLDEN, SUMS, BundleError, check_files, main
+from export.runners import load_runner
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, tiny_run, tiny_export):
+    """The tiny run's bundle. Read only: copy it before changing it."""
+    target = tmp_path_factory.mktemp("bundles") / "clinic"
+    make_bundle(load_run(tiny_run), tiny_export, target)
+    return target
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "copy")
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def predict(folder, *words):
+    """Run the bundle's own predict.py with no other code of ours to be found."""
+    command = [sys.executable, "-P", str(folder / "predict.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+
+
+def test_a_bundle_holds_what_it_says(bundle, tiny_export):
+    names = set(files(bundle))
+    golden = {
+        f"golden/{name}_{size}.png" for name in ("glioma", "meningioma", "notumor", "pituitary") for size in (224, 300)
+    }
+    assert names == {
+        "LICENSE", "MODEL_CARD.md", "SHA256SUMS", "bundle.json", "golden.json", "labels.txt", "model_fp16.tflite",
+        "pixels.json", "predict.py", "requirements.txt", *golden, *(f"brainq_torch/{name}" for name in SOURCES),
+    }  # fmt: skip
+    assert (bundle / "model_fp16.tflite").read_bytes() == (tiny_export / "model_fp16.tflite").read_bytes()
+    assert (bundle / "labels.txt").read_text() == "glioma\nmeningioma\nnotumor\npituitary\n"
+
+
+def test_the_sources_are_the_projects_own_bytes(bundle):
+    for name in ("data/pixels.py", "data/head_crop.py", "data/images.py"):
+        with open(f"brainq_torch/{name}", "rb") as file:
+            assert (bundle / "brainq_torch" / name).read_bytes() == file.read()
+
+
+def test_made_twice_it_is_the_same_bytes(bundle, tiny_run, tiny_export, tmp_path):
+    make_bundle(load_run(tiny_run), tiny_export, tmp_path / "again")
+    assert files(tmp_path / "again") == files(bundle)
+
+
+def test_it_answers_alone_without_pytorch_and_as_the_runner_does(bundle, tmp_path, tiny_export):
+    (tmp_path / "scans").mkdir()
+    for label in range(4):
+        Image.fromarray(render_phantom(label, 7, size=100)).save(tmp_path / "scans" / f"{label}.png")
+    (tmp_path / "scans" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    before = files(bundle)
+    run = predict(bundle, tmp_path / "scans", "--json")
+    assert run.returncode == 1, run.stderr  # one of five is unreadable, the others are answered
+    answers = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [answer["path"].split("/")[-1] for answer in answers] == ["0.png", "1.png", "2.png", "3.png", "broken.png"]
+    assert "error" in answers[-1]
+    runner = load_runner(tiny_export / "model_fp16.tflite")
+    pixels = np.stack([runner.pixels.apply(read_grey(answer["path"]).pixels) for answer in answers[:4]])
+    assert np.array_equal(np.float32([answer["logits"] for answer in answers[:4]]), runner(pixels))
+    assert files(bundle) == before  # no __pycache__, nothing written
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import predict\n"
+        "predict.main(['--verify']); print([m for m in ('torch', 'scipy', 'lightning', 'sklearn') if m in sys.modules])"
+    )
+    clean = subprocess.run(
+        [sys.executable, "-BPc", code, str(bundle)], capture_output=True, text=True, cwd="/", check=True
+    )
+    assert clean.stdout.splitlines() == ["verified: 8 golden images, 8 of them equal to the last bit", "[]"]
+
+
+def change_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+SWAPPED = "meningioma\nglioma\nnotumor\npituitary\n"
+TAMPERINGS = {
+    "model_fp16.tflite has changed": lambda folder: change_a_byte(folder / "model_fp16.tflite"),
+    "labels.txt has changed": lambda folder: (folder / "labels.txt").write_text(
+        "meningioma\nglioma\nnotumor\npituitary\n"
+    ),
+    "pixels.json is missing": lambda folder: (folder / "pixels.json").unlink(),
+    "brainq_torch/data/pixels.py has changed": lambda folder: change_a_byte(folder / "brainq_torch/data/pixels.py"),
+    "numpy.py does not belong here": lambda folder: (folder / "numpy.py").write_text(""),
+    "SHA256SUMS cannot be read": lambda folder: (folder / SUMS).unlink(),
+    "model_fp16.tflite is not listed": lambda folder: (folder / SUMS).write_text(
+        "\n".join(line for line in (folder / SUMS).read_text().splitlines() if "tflite" not in line)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", TAMPERINGS)
+def test_a_tampered_bundle_is_refused(copy, message, capsys):
+    check_files(copy)  # control: as it was made, it is not
+    TAMPERINGS[message](copy)
+    assert main(["scan.png"], copy) == 2
+    assert message in capsys.readouterr().err
+
+
+def sign_again(folder, name):
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    lines = [line for line in (folder / SUMS).read_text().splitlines() if not line.endswith(f"  {name}")]
+    (folder / SUMS).write_text("\n".join([*lines, f"{digest}  {name}"]) + "\n")
+
+
+def test_golden_images_catch_what_checksums_made_anew_do_not(copy, capsys):
+    assert main(["--verify"], copy) == 0
+    (copy / "labels.txt").write_text("meningioma\nglioma\npituitary\nnotumor\n")
+    sign_again(copy, "labels.txt")
+    assert main(["--verify"], copy) == 2
+    assert "must be" in capsys.readouterr().err
+    shutil.copy(copy / "golden" / "glioma_300.png", copy / "golden" / "notumor_224.png")
+    sign_again(copy, "golden/notumor_224.png")
+    assert main(["--verify"], copy) == 2
+    assert "its pixels differ" in capsys.readouterr().err
+
+
+def test_golden_logits_are_compared(copy, capsys):
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["golden/glioma_224.png"]["logits"][0] += 0.01
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    sign_again(copy, GOLDEN)
+    assert main(["--verify"], copy) == 2
+    assert "logits differ by 0.01" in capsys.readouterr().err
+
+
+def test_the_card_says_what_was_measured_and_what_was_not(bundle, tiny_run):
+    card = (bundle / "MODEL_CARD.md").read_text()
+    accuracy = json.loads((tiny_run / "metrics.json").read_text())["accuracy"]
+    assert "**Not a medical device.**" in card
+    assert f"accuracy {100 * accuracy:.2f} %" in card
+    assert card.count("**NOT DONE**") >= 8
+    assert str(tiny_run.parent) not in card
+
+
+def test_the_command_bundles_the_export_that_is_there(tiny_run, tiny_export, tmp_path, capsys):
+    words = [str(tiny_run), "--out", str(tiny_export), "--bundle", str(tmp_path / "clinic")]
+    assert export_main([*words, "--bundle-file", "model_fp32.tflite"]) == 0
+    assert main(["--verify"], tmp_path / "clinic") == 0
+    assert export_main(words) == 2
+    assert "exists; name another folder" in capsys.readouterr().err
+    assert export_main([*words, "--force"]) == 0
+    assert (tmp_path / "clinic" / "model_fp16.tflite").is_file()
+
+
+def spoil_parity(folder, change):
+    parity = json.loads((folder / PARITY).read_text())
+    change(parity["artefacts"])
+    (folder / PARITY).write_text(json.dumps(parity))
+
+
+def test_what_did_not_pass_is_not_bundled(tiny_run, tiny_export, tmp_path):
+    run, exported = load_run(tiny_run), shutil.copytree(tiny_export, tmp_path / "export")
+    with pytest.raises(BundleError, match=r"model_w4\.tflite is not there; allowed are model_"):
+        make_bundle(run, exported, tmp_path / "b", "model_w4.tflite")
+    spoil_parity(exported, lambda artefacts: artefacts["model_fp16.tflite"].update(passed=False))
+    with pytest.raises(BundleError, match=r"model_fp16\.tflite failed parity"):
+        make_bundle(run, exported, tmp_path / "b", "model_fp16.tflite")
+    change_a_byte(exported / "model_fp32.tflite")
+    with pytest.raises(BundleError, match="is not the file"):
+        make_bundle(run, exported, tmp_path / "b")
+    (exported / PARITY).unlink()
+    with pytest.raises(BundleError, match="is no export"):
+        make_bundle(run, exported, tmp_path / "b")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        make_bundle(run, tiny_export, tmp_path / "mine", replace=True)
+    assert not (tmp_path / "b").exists()
