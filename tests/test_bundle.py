@@ -16,6 +16,7 @@ from export.artefact_folder import PARITY
 from export.bundle import SOURCES, make_bundle
 from export.bundle_predict import GOLDEN, SUMS, BundleError, check_files, main
 from export.runners import load_runner
+from tools.predict import predict_images
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,14 @@ def test_it_answers_alone_without_pytorch_and_as_the_runner_does(bundle, tmp_pat
     runner = load_runner(tiny_export / "model_fp16.tflite")
     pixels = np.stack([runner.pixels.apply(read_grey(answer["path"]).pixels) for answer in answers[:4]])
     assert np.array_equal(np.float32([answer["logits"] for answer in answers[:4]]), runner(pixels))
+    paths = [answer["path"] for answer in answers[:4]]
+    for answer, expected in zip(answers, predict_images(runner, iter(paths)), strict=False):
+        wanted = expected.to_json()
+        assert {key: answer[key] for key in ("class", "best", "abstained", "notes")} == {
+            key: wanted[key] for key in ("class", "best", "abstained", "notes")
+        }
+        assert answer["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-9)
+        assert answer["outlier"] == pytest.approx(wanted["outlier"], rel=1e-9)
     assert files(bundle) == before  # no __pycache__, nothing written
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import predict\n"
