@@ -169,7 +169,7 @@ def _checklist(run: Run, metadata: FileMetadata) -> str:
         ("Registration and protocol", NOT_DONE),
         ("Involvement of patients and the public", NOT_DONE),
     ]
-    lines = ["## Checklist", "", "| item | answer |", "|---|---|"]
+    lines = ["## Checklist (after CLAIM and TRIPOD+AI)", "", "| item | answer |", "|---|---|"]
     return "\n".join([*lines, *(f"| {item} | {answer} |" for item, answer in items)])
 
 

@@ -43,17 +43,16 @@ def check_files(folder: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{SUMS} cannot be read ({error}); copy the whole folder again") from error
     sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines if "  " in line)}
-    missing = sorted(name for name in {*sums, ABOUT, LABELS, PIXELS, GOLDEN, "predict.py"} if name not in sums)
-    wrong = [f"{name} is not listed in {SUMS}" for name in missing]
+    # A file such as numpy.py would be run in place of the package.
+    code = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".py", ".tflite")}
+    needed = code | {ABOUT, LABELS, PIXELS, GOLDEN, "predict.py"}
+    wrong = [f"{name} is not listed in {SUMS}" for name in sorted(needed - set(sums))]
     for name, digest in sorted(sums.items()):
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             wrong.append(f"{name} has changed")
-    # A file such as numpy.py would be run in place of the package.
-    added = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")} - set(sums)
-    wrong += [f"{name} does not belong here" for name in sorted(added)]
     if wrong:
         raise BundleError(f"this folder was damaged or changed: {'; '.join(wrong)}. Copy the whole folder again")
 

@@ -113,7 +113,7 @@ TAMPERINGS = {
     ),
     "pixels.json is missing": lambda folder: (folder / "pixels.json").unlink(),
     "brainq_torch/data/pixels.py has changed": lambda folder: change_a_byte(folder / "brainq_torch/data/pixels.py"),
-    "numpy.py does not belong here": lambda folder: (folder / "numpy.py").write_text(""),
+    "numpy.py is not listed": lambda folder: (folder / "numpy.py").write_text(""),
     "SHA256SUMS cannot be read": lambda folder: (folder / SUMS).unlink(),
     "model_fp16.tflite is not listed": lambda folder: (folder / SUMS).write_text(
         "\n".join(line for line in (folder / SUMS).read_text().splitlines() if "tflite" not in line)
