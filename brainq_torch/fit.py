@@ -45,7 +45,7 @@ from brainq_torch.run import (
     write_json,
 )
 from brainq_torch.training.abstention import Abstention, fit_abstention, measure
-from brainq_torch.training.belief import measure_belief, summarise
+from brainq_torch.training.belief import find_unseen, measure_belief, summarise
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import EpochLog, plot_curves, read_log
@@ -59,8 +59,9 @@ USER_ERRORS = (
 )  # fmt: skip
 """What a user can cause: reported in a line, without a traceback."""
 
-TYPICAL_IMAGES = 500
-"""About so many training images show what images look like."""
+TYPICAL_IMAGES, UNSEEN_IMAGES = 500, 100
+"""About so many training images show what images look like; so many unseen validation images, where a split is not
+grouped, are enough to learn from them alone when not to answer."""
 
 _FULL_DISK_BYTES = 16 << 20
 """Less than this and a failed write is put down to the disk."""
@@ -316,12 +317,13 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
         if len(data.datasets[split])
     }
     measured = {split: compute_metrics(*found) for split, found in predicted.items()}
-    abstention = _learn_abstention(data, *predicted["val"])
+    rows = read_manifest(out / MANIFEST)
+    abstention = _learn_abstention(data, *predicted["val"], find_unseen(rows, "val"))
     more["abstention"] = {"temperature": abstention.temperature, "threshold": abstention.threshold} | {
         split: measure(abstention.judge(logits, data.datasets[split].images()), labels)
         for split, (logits, labels) in predicted.items()
     }
-    belief = measure_belief(read_manifest(out / MANIFEST), predicted, data.leakage)
+    belief = measure_belief(rows, predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     options: ModelOptions = config.model
     scheme = config.qat.scheme.to_json() if config.qat else None
@@ -334,11 +336,14 @@ def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModul
     print("\n".join([*summarise(out, measured, belief, data.root == "phantom"), f"  next: python -m export {out}"]))
 
 
-def _learn_abstention(data: ImageDataModule, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Abstention:
-    """Learn when not to answer. logits, labels: of the validation part."""
+def _learn_abstention(
+    data: ImageDataModule, logits: NDArray[np.float32], labels: NDArray[np.int64], unseen: NDArray[np.bool_]
+) -> Abstention:
+    """Learn when not to answer, from the unseen validation images where they are enough. logits, labels: of all."""
+    used = unseen if unseen.sum() >= UNSEEN_IMAGES else np.ones_like(unseen)
     train = data.datasets["Training"]
     typicality = fit_typicality(train.images(step=max(1, len(train) // TYPICAL_IMAGES)))
-    return fit_abstention(logits, labels, data.datasets["val"].images(), typicality)
+    return fit_abstention(logits[used], labels[used], data.datasets["val"].images()[used], typicality)
 
 
 def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> tuple[nn.Module, dict[str, Any]]:

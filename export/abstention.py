@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brainq_torch.data.typicality import Typicality, fit_typicality
 from brainq_torch.run import Run
 from brainq_torch.training.abstention import Abstention, fit_abstention
+from brainq_torch.training.belief import find_unseen
 from export.run_images import ImageSample, RunImages
 from export.runners import RunnerError, load_runner
 
@@ -29,6 +30,7 @@ class ValidationPart:
     @classmethod
     def of(cls, run: Run, images: RunImages) -> ValidationPart:
         """Take the run's validation images; from a run of an earlier version, learn what its images look like."""
+        images = _leave_out_seen(images)
         counts = {split: sum(row.split == split for row in images.rows) for split in ("Training", "val")}
         needed = min(_FEWEST, run.abstention.fitted_on if run.abstention else _FEWEST)
         if counts["val"] < needed or (run.abstention is None and counts["Training"] < _FEWEST):
@@ -48,3 +50,12 @@ class ValidationPart:
         except RunnerError:  # the parity ladder says what is wrong with the file
             return self.run.abstention
         return fit_abstention(logits, self.sample.labels, self.sample.pixels, self.typicality)
+
+
+def _leave_out_seen(images: RunImages) -> RunImages:
+    """Drop the validation images of whose group training has some, where enough others are left."""
+    validated = [row for row in images.rows if row.split == "val"]
+    seen = {row.path for row, fresh in zip(validated, find_unseen(images.rows, "val"), strict=True) if not fresh}
+    if len(validated) - len(seen) < _FEWEST:
+        return images
+    return replace(images, rows=tuple(row for row in images.rows if row.path not in seen))

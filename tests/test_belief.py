@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from brainq_torch.data.leakage import LeakCheck
 from brainq_torch.data.split import ManifestRow
-from brainq_torch.training.belief import measure_belief, summarise
+from brainq_torch.training.belief import find_unseen, measure_belief, summarise
 from brainq_torch.training.metrics import compute_metrics
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
@@ -27,6 +29,9 @@ def test_the_unseen_images_are_those_whose_group_training_lacks():
     belief = measure_belief(manifest, {"val": (logits, labels), "Testing": (logits, labels)}, leakage)
     assert belief.unseen.keys() == {"Testing"}  # all of val is unseen: its accuracy says it already
     assert (belief.unseen["Testing"].n, belief.unseen["Testing"].accuracy) == (3, pytest.approx(2 / 3))
+    assert find_unseen(manifest, "Testing").tolist() == [False] * 5 + [True] * 3
+    without = [replace(row, group="") for row in manifest]
+    assert find_unseen(without, "val").all()  # an image without a group is its own
     data = belief.to_json()
     assert data["leakage"]["Testing"]["leaks"] is True
     assert data["unseen"]["Testing"]["n"] == 3

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from brainq_torch.run import load_run
-from export.abstention import ValidationPart
+from export.abstention import ValidationPart, _leave_out_seen
 from export.metadata import MetadataError, read_metadata, read_onnx, write_metadata
 from export.run_images import check_run_images
 from export.runners import load_runner
@@ -50,6 +50,17 @@ def test_a_run_of_an_earlier_version_learns_from_its_images(run):
     part = ValidationPart.of(earlier, many)
     assert part.typicality is not None
     assert len(part.sample.labels) > 100
+
+
+def test_validation_images_that_training_has_copies_of_are_left_out(run):
+    images = check_run_images(run)
+    training, validated = ([row for row in images.rows if row.split == split] for split in ("Training", "val"))
+    copies = [dataclasses.replace(row, path=f"copy of {row.path}", group=training[0].group) for row in validated]
+    fresh = [dataclasses.replace(row, path=f"{number} {row.path}") for number in range(20) for row in validated]
+    many = dataclasses.replace(images, rows=(*training, *copies, *fresh))
+    assert {row.path for row in _leave_out_seen(many).rows} == {row.path for row in (*training, *fresh)}
+    few = dataclasses.replace(images, rows=(*training, *copies, *validated))
+    assert _leave_out_seen(few) is few  # 8 images would be too few to learn from
 
 
 def test_a_damaged_entry_is_named(run, tiny_export, tmp_path):

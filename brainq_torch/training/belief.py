@@ -52,17 +52,25 @@ def measure_belief(
 
     rows: the run's manifest. predicted: per split, logits (N, classes) and labels (N,) in manifest order.
     """
-    splits = np.array([row.split for row in rows])
-    groups = np.unique([row.group for row in rows], return_inverse=True)[1]
     unseen = {}
     for split, (logits, labels) in predicted.items():
-        held_out = splits == split
-        fresh = ~share_group(groups, held_out, np.isin(splits, SOURCES[split]))[held_out]
+        fresh = find_unseen(rows, split)
         count, right = int(fresh.sum()), int((logits.argmax(1) == labels)[fresh].sum())
         if 0 < count < len(fresh):
             low, high = binomtest(right, count).proportion_ci(LEVEL, method="wilson")
             unseen[split] = Unseen(count, right / count, (float(low), float(high)))
     return Belief(leakage, unseen)
+
+
+def find_unseen(rows: Sequence[ManifestRow], split: str) -> NDArray[np.bool_]:
+    """Return, for each image of a held-out split in manifest order, whether training has none of its group.
+
+    An image without a group is its own.
+    """
+    splits = np.array([row.split for row in rows])
+    groups = np.unique([row.group or f"\0{row.path}" for row in rows], return_inverse=True)[1]
+    held_out = splits == split
+    return np.asarray(~share_group(groups, held_out, np.isin(splits, SOURCES[split]))[held_out])
 
 
 def summarise(out: Path, measured: Mapping[str, Metrics], belief: Belief, phantom: bool) -> list[str]:
