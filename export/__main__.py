@@ -10,15 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.split import hash_file
+from brainq_torch.quant.calibrate import Method
+from brainq_torch.quant.prepare import PrepareError
 from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
 from export.abstention import ValidationPart
 from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
 from export.bundle import make_bundle
 from export.bundle_predict import BundleError
+from export.encodings import EncodingError
 from export.extra import MissingExtraError
 from export.flatbuffer import FlatbufferError
 from export.metadata import MetadataError, write_metadata
@@ -31,11 +34,11 @@ from export.recipes import (
     RecipeError,
     default_recipes,
     describe_run,
-    float_model,
+    find_float_model,
     resolve_recipes,
     versions,
 )
-from export.run_images import ImageSample, RunImages, check_run_images
+from export.run_images import ImageSample, check_run_images
 from export.runners import RunnerError, TorchRunner
 from export.tflite import ConversionError
 
@@ -44,8 +47,8 @@ PARITY_IMAGES = 256
 
 THREADS = 1
 USER_ERRORS = (
-    BundleError, ConversionError, DataFolderError, ExportFolderError, FlatbufferError, MetadataError, MissingExtraError,
-    OnnxExportError, QuantizeError, RecipeError, RunError, RunnerError, OSError,
+    BundleError, ConversionError, DataFolderError, EncodingError, ExportFolderError, FlatbufferError, MetadataError,
+    MissingExtraError, OnnxExportError, PrepareError, QuantizeError, RecipeError, RunError, RunnerError, OSError,
 )  # fmt: skip
 """What can go wrong outside this program: reported in a line, without a traceback."""
 
@@ -71,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exported,
             replace=options.force,
             data=options.data,
+            calibration_images=options.calibration_images,
+            calibration_method=options.calibration,
         )
         if options.bundle and report.passed:
             return _bundle(run, exported, options)
@@ -85,11 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export_run(
-    run: Run, recipes: Sequence[str], out: Path, replace: bool = False, data: Path | None = None
+    run: Run,
+    recipes: Sequence[str],
+    out: Path,
+    replace: bool = False,
+    data: Path | None = None,
+    calibration_images: int = 128,
+    calibration_method: Method = "percentile",
 ) -> ParityReport:
     """Make the recipes' files in ``out``, compare each, and write ``parity.json`` last.
 
-    data: where the run's images are now, when not where it found them. Progress and the table go to standard output.
+    data: where the run's images are now, when not where it found them. calibration_images, calibration_method: how
+    ranges are chosen where training did not. Progress and the table go to standard output.
     """
     names = resolve_recipes(recipes)
     check_target(out, replace)
@@ -101,11 +113,17 @@ def export_run(
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     with write_as_a_whole(out, replace, lambda message: print(f"note: {message}", file=sys.stderr)) as folder:
+        context = ExportContext(run, folder, images, calibration_images, calibration_method)
+        plain, origin = find_float_model(run)
+        if plain is None:
+            print(f"warning: float model to compare with: {origin}", file=sys.stderr)
+        else:
+            context.networks[FLOAT_MODEL] = plain
         for name in names:
-            _make(name, ExportContext(run, folder, images), clock, validation)
+            _make(name, context, clock, validation)
         with clock.step("parity"):
-            artefacts = _check(run, folder, names, sample)
-        report = ParityReport(artefacts, _about(run, names, images, sample, clock.seconds))
+            artefacts = _check(context, names, sample)
+        report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
         write_json(folder / PARITY, report.to_json())
     _show(report, out, sample)
     return report
@@ -138,7 +156,7 @@ def _make(name: str, context: ExportContext, clock: Clock, validation: Validatio
     print(f"{name}: {', '.join(recipe.files)} ...", flush=True)
     with clock.step(name):
         recipe.make(context)
-        metadata = describe_run(context.run, name)
+        metadata = describe_run(context.run, name, context.provenance.get(name))
         for file in recipe.files:
             path = context.path(file)
             write_metadata(path, replace_fields(metadata, abstention=validation.fit(path)))
@@ -146,26 +164,32 @@ def _make(name: str, context: ExportContext, clock: Clock, validation: Validatio
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
 
 
-def _check(run: Run, folder: Path, names: Sequence[str], sample: ImageSample) -> dict[str, ArtefactReport]:
-    """Climb the parity ladder of the recipes that were made."""
+def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) -> dict[str, ArtefactReport]:
+    """Climb the parity ladder of the recipes that were made; where a rung breaks, say where the files part."""
     print(f"parity: {len(sample.names)} images ...", flush=True)
+    run = context.run
     rungs = [rung for name in names for rung in RECIPES[name].rungs]
-    trained = TorchRunner(run.model, run.pixels, run.classes, THREADS)
-    models = {CHECKPOINT: trained}
-    if any(rung.reference == FLOAT_MODEL for rung in rungs):
-        plain = float_model(run)
-        models[FLOAT_MODEL] = trained if plain is run.model else TorchRunner(plain, run.pixels, run.classes, THREADS)
-    return climb(rungs, LogitTable(folder, sample, models, THREADS), sample, run.classes)
+    models = {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
+    reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
+    for recipe in (RECIPES[name] for name in names):
+        if recipe.explain is None or all(reports[file].passed for file in recipe.files):
+            continue
+        where = recipe.explain(context, sample)
+        for file in recipe.files:
+            if not reports[file].passed and where:
+                reports[file] = replace_fields(reports[file], error=f"{reports[file].error}; {where}")
+    return reports
 
 
 def _about(
-    run: Run, names: Sequence[str], images: RunImages, sample: ImageSample, seconds: dict[str, float]
+    context: ExportContext, names: Sequence[str], sample: ImageSample, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Return what ``parity.json`` says besides the artefacts."""
     return {
         "recipes": list(names),
-        "run": {"model": run.model_name, "checkpoint_sha256": hash_file(run.folder / CHECKPOINT)},
-        "images": {**sample.to_json(), "problems": list(images.problems)},
+        "run": {"model": context.run.model_name, "checkpoint_sha256": hash_file(context.run.folder / CHECKPOINT)},
+        "images": {**sample.to_json(), "problems": list(context.images.problems)},
+        "calibrated_on": context.calibrated_on,
         "versions": versions(),
         "threads": THREADS,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
@@ -197,6 +221,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="what to make; see --list (default: by the run)")
     parser.add_argument("--out", type=Path, help="folder to make (default: RUN/export)")
     parser.add_argument("--data", type=Path, help="where the run's images are now, if they moved")
+    parser.add_argument(
+        "--calibration",
+        choices=get_args(Method),
+        default="percentile",
+        help="how int8 ranges are chosen where training did not (default: percentile)",
+    )
+    parser.add_argument(
+        "--calibration-images", type=int, default=128, metavar="N", help="training images to choose them from (128)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier export once the new one is whole")
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="make the folder for a clinic, exporting first if need be"
@@ -208,6 +241,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.run is None and not options.list:
         parser.error("RUN is missing; name a run folder, or use --list")
+    if options.calibration_images < 1:
+        parser.error(f"--calibration-images is {options.calibration_images}; at least 1 is needed")
     return options
 
 

@@ -128,7 +128,8 @@ def name_tensors(onnx_path: Path, tflite_path: Path, encodings: Encodings, image
     """Give the tensors of a float TFLite file the names of the activations they hold, found by value. In place.
 
     The converter's own account of which tensor is which mis-names some. Both files run one image; a tensor holds the
-    activation whose values it has. A further tensor with the same values (after RESHAPE) is called ``name#2``.
+    activation whose values it has, the first in running order that no tensor before it holds: where the image has
+    shrunk to one pixel, a pooling has its input's values. A further tensor (after RESHAPE) is called ``name#2``.
     onnx_path: of ``strip_quantization``. image: (1, 1, H, W) float32.
     Raises EncodingError when a tensor holds no activation, or may hold two with different encodings.
     """
@@ -144,7 +145,8 @@ def name_tensors(onnx_path: Path, tflite_path: Path, encodings: Encodings, image
                 names[index] = names[operator.inputs[0]]
             else:
                 label = graph.tensors[index].name.decode()
-                names[index] = _match(label, found[index], expected, encodings.activations)
+                fitting = _match(label, found[index], expected, encodings.activations)
+                names[index] = next((name for name in fitting if name not in names.values()), fitting[0])
     missing = [name for name in encodings.activations if name not in names.values()]
     if missing:
         raise EncodingError(f"{tflite_path} has no tensor that holds {', '.join(missing)}")
@@ -343,18 +345,18 @@ def _channels_last(values: Array) -> Array:
     return flat
 
 
-def _match(label: str, values: Array, expected: Mapping[str, Array], activations: Mapping[str, Encoding]) -> str:
-    """Return the activation that has these values."""
+def _match(label: str, values: Array, expected: Mapping[str, Array], activations: Mapping[str, Encoding]) -> list[str]:
+    """Return the activations that have these values, in running order; they have one encoding."""
     same_size = {name: other for name, other in expected.items() if other.size == values.size}
     distances = {
         name: float(np.abs(values - other).max() / max(np.abs(other).max(), 1e-30)) for name, other in same_size.items()
     }
-    close = sorted((distance, name) for name, distance in distances.items() if distance <= _CLOSE)
+    close = [name for name, distance in distances.items() if distance <= _CLOSE]
     if not close:
         nearest = min(distances, key=lambda name: distances[name], default=None)
         near = f"; nearest is {nearest}, {distances[nearest]:.2g} of its range away" if nearest else ""
         raise EncodingError(f"tensor {label} of the TFLite file holds none of the network's activations{near}")
-    if len({activations[name] for _, name in close}) > 1:
-        names = ", ".join(name for _, name in close)
+    if len({activations[name] for name in close}) > 1:
+        names = ", ".join(close)
         raise EncodingError(f"tensor {label} of the TFLite file may be any of {names}, whose encodings differ")
-    return close[0][1]
+    return close

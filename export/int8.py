@@ -1,14 +1,21 @@
-"""The INT8 recipes: a network's integers as QDQ ONNX and as TFLite, the same in both."""
+"""The INT8 recipes: a network's integers as QDQ ONNX and as TFLite, the same in both; and two rivals."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.prepare import scheme_of
+from brainq_torch.quant.scheme import Scheme
+from export.divergence import find_divergences
 from export.encodings import (
     activation_of,
     check_encodings,
@@ -19,8 +26,50 @@ from export.encodings import (
     weighted_operators,
 )
 from export.flatbuffer import constant, operator_name, read_model
-from export.quantize import quantize_static
-from export.tflite import convert_float
+from export.parity import FAKE_QUANTIZED
+from export.qdq_graph import export_qdq_onnx
+from export.quantize import quantize_dynamic, quantize_static
+from export.tflite import convert_float, convert_int8_tensorflow
+
+if TYPE_CHECKING:
+    from export.recipes import ExportContext
+    from export.run_images import ImageSample
+
+ONNX_INT8 = "model_int8.onnx"
+TFLITE_INT8 = "model_int8.tflite"
+TFLITE_INT8_TF = "model_int8_tf.tflite"
+TFLITE_DYNAMIC_INT8 = "model_dynamic_int8.tflite"
+
+_IMAGES_TO_EXPLAIN = 4
+
+
+def make_int8(context: ExportContext) -> None:
+    """Write the QDQ file and the INT8 TFLite file: of what training learned, or calibrated on training images."""
+    network, origin = _quantize(context)
+    context.networks[FAKE_QUANTIZED] = network
+    context.provenance["int8"] = {"scheme": scheme_of(network).to_json(), **origin}
+    export_qdq_onnx(network, context.run.pixels, context.path(ONNX_INT8))
+    convert_int8(context.path(ONNX_INT8), context.path(TFLITE_INT8), context.run.pixels)
+
+
+def explain_int8(context: ExportContext, sample: ImageSample) -> str | None:
+    """Name the first layers where PyTorch, the QDQ file and the TFLite file part, or return None where they do not."""
+    network, images = context.networks[FAKE_QUANTIZED], sample.pixels[:_IMAGES_TO_EXPLAIN]
+    found = find_divergences(network, context.path(ONNX_INT8), context.path(TFLITE_INT8), images)
+    return "; ".join(map(str, found)) or None
+
+
+def make_int8_tf(context: ExportContext) -> None:
+    """Write INT8 TFLite as the paper does: TensorFlow's converter, which calibrates on images of its own account."""
+    sample = context.calibration(context.calibration_images)
+    context.provenance["int8_tf"] = {"calibration": describe_calibration(sample, "TensorFlow's own")}
+    onnx_path = context.path("model_fp32.onnx")
+    convert_int8_tensorflow(onnx_path, context.path(TFLITE_INT8_TF), scale_pixels(sample.pixels).transpose(0, 2, 3, 1))
+
+
+def make_dynamic_int8(context: ExportContext) -> None:
+    """Write TFLite with int8 weights and float activations that the runtime quantizes anew for every image."""
+    quantize_dynamic(context.path("model_fp32.tflite"), context.path(TFLITE_DYNAMIC_INT8))
 
 
 def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: bool = False) -> None:
@@ -49,3 +98,24 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: 
         }
         quantize_static(plain, out_path, activations, layers, float_ends)
     check_encodings(out_path, encodings, float_ends)
+
+
+def describe_calibration(sample: ImageSample, method: str) -> dict[str, Any]:
+    """Return what a calibration can be repeated by. sha256: over every image's name and pixels, in order."""
+    digest = hashlib.sha256()
+    for name, pixels in zip(sample.names, sample.pixels, strict=True):
+        digest.update(name.encode() + b"\n" + pixels.tobytes())
+    about = sample.to_json()
+    return {"method": method, "count": about["count"], "splits": about["splits"], "sha256": digest.hexdigest()}
+
+
+def _quantize(context: ExportContext) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the fake-quantized network, finalized, and where its scales come from."""
+    run = context.run
+    if run.quantization is not None:
+        return run.model, {"scales": "learned in training"}
+    sample = context.calibration(context.calibration_images)
+    method = context.calibration_method
+    context.calibrated_on[ONNX_INT8] = list(sample.names)
+    network = quantize_post_training(run.model, sample.pixels, Scheme(), method)
+    return network, {"scales": "calibrated after training", "calibration": describe_calibration(sample, method)}

@@ -11,19 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.data.split import hash_file
-from brainq_torch.run import CHECKPOINT
 from brainq_torch.training.metrics import compare_predictions
 from export.metadata import MetadataError, read_metadata
 from export.run_images import ImageSample
 from export.runners import OnnxRunner, Runner, RunnerError, Scale, load_runner
 
 FLOAT_MODEL = "float model"
-"""Reference of a rung: the run's network in PyTorch without fake quantization. CHECKPOINT is the network as trained."""
+"""Reference of a rung: the run's network in PyTorch without fake quantization, or the one that it was trained from."""
+
+FAKE_QUANTIZED = "fake-quantized model"
+"""Reference of a rung: the network in PyTorch that holds the integers of the INT8 files."""
 
 RESAMPLES = 1000
 """Bootstrap resamples of the recall differences."""
 
-_UNMEASURED: dict[str, Any] = dict.fromkeys(("top1_agreement", "max_abs_diff", "max_lsb", "mean_lsb"))
+_UNMEASURED: dict[str, Any] = dict.fromkeys(("top1_agreement", "max_abs_diff", "max_lsb", "mean_lsb", "bit_equal"))
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class Limits:
     """What a comparison must keep; None is measured but not limited.
 
     max_abs_diff: largest difference of two logits. top1_agreement: smallest share of images in the same class.
-    max_lsb, mean_lsb: logit difference in steps of the artefact's own logit scale.
+    max_lsb, mean_lsb: logit difference in steps of the artefact's own logit scale. float_agreement: smallest share of
+    images in the class that the float model gives them, whatever the reference is.
     """
 
     max_abs_diff: float | None = None
     top1_agreement: float | None = None
     max_lsb: float | None = None
     mean_lsb: float | None = None
+    float_agreement: float | None = None
 
     def to_json(self) -> dict[str, float]:
         """Return the limits that are set."""
@@ -48,7 +52,7 @@ class Limits:
 class Rung:
     """One comparison that an artefact must pass.
 
-    artefact: file name. reference: another file's name, FLOAT_MODEL or CHECKPOINT.
+    artefact: file name. reference: another file's name, FLOAT_MODEL or FAKE_QUANTIZED.
     optimised: False runs ONNX files of this pair without ONNX Runtime's optimisations.
     """
 
@@ -70,9 +74,10 @@ class Logits:
 class ArtefactReport:
     """One artefact's comparison with its reference. Measurements are None where they could not be made.
 
-    max_lsb, mean_lsb: None for float logits. flips: images whose class changed. ties: images whose largest logit is
-    shared by classes in either model (argmax then takes the first, which counts as its answer). error: why the
-    artefact could not be measured, or None. against_checkpoint: the paired comparison with the network as trained.
+    max_lsb, mean_lsb, bit_equal: None for float logits; bit_equal is the share of logits that are the same integer.
+    flips: images whose class changed. ties: images whose largest logit is shared by classes in either model (argmax
+    then takes the first, which counts as its answer). error: why the artefact could not be measured or is refused, or
+    None. against_float: the paired comparison with the float model, None where there is none to be had.
     """
 
     size_bytes: int
@@ -84,10 +89,11 @@ class ArtefactReport:
     mean_lsb: float | None
     limits: Limits
     passed: bool
+    bit_equal: float | None = None
     flips: tuple[dict[str, Any], ...] = ()
     ties: tuple[dict[str, Any], ...] = ()
     error: str | None = None
-    against_checkpoint: dict[str, Any] | None = None
+    against_float: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for ``parity.json``."""
@@ -99,12 +105,13 @@ class ArtefactReport:
             "max_abs_diff": self.max_abs_diff,
             "max_lsb": self.max_lsb,
             "mean_lsb": self.mean_lsb,
+            "bit_equal": self.bit_equal,
             "limits": self.limits.to_json(),
             "passed": self.passed,
             "flips": list(self.flips),
             "ties": list(self.ties),
             "error": self.error,
-            "against_checkpoint": self.against_checkpoint,
+            "against_float": self.against_float,
         }
 
 
@@ -127,7 +134,8 @@ class ParityReport:
 
     def table(self) -> str:
         """Return the artefacts as aligned text, one line each, then flips, ties and errors."""
-        head = ("artefact", "bytes", "compared with", "top-1", "max diff", "LSB max", "LSB mean", "limits", "")
+        measured = ("top-1", "max diff", "LSB max", "LSB mean", "like float")
+        head = ("artefact", "bytes", "compared with", *measured, "limits", "")
         rows = [head, *(_row(name, report) for name, report in self.artefacts.items())]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = [
@@ -154,26 +162,30 @@ class ParityReport:
 class LogitTable:
     """The logits of every model of an export on the same images, each computed once.
 
-    folder: where the artefacts are. models: the run's networks in PyTorch, by FLOAT_MODEL and CHECKPOINT; one object
-    under both names is run once.
+    folder: where the artefacts are. models: the run's networks in PyTorch, by FLOAT_MODEL and FAKE_QUANTIZED, as far
+    as there are such.
     """
 
     def __init__(self, folder: Path, sample: ImageSample, models: Mapping[str, Runner], threads: int) -> None:
         self.folder = folder
         self._sample, self._models, self._threads = sample, models, threads
-        self._known: dict[tuple[int | str, bool], Logits] = {}
+        self._known: dict[tuple[str, bool], Logits] = {}
 
     def of(self, name: str, optimised: bool = True) -> Logits:
-        """Return a model's logits. name: a file of the folder, FLOAT_MODEL or CHECKPOINT.
+        """Return a model's logits. name: a file of the folder, FLOAT_MODEL or FAKE_QUANTIZED.
 
         Raises RunnerError or MetadataError when a file cannot be run.
         """
         model = self._models.get(name)
-        key = (name if model is None else id(model), optimised or model is not None)
+        key = (name, optimised or model is not None)
         if key not in self._known:
             runner = self._load(name, optimised) if model is None else model
             self._known[key] = Logits(runner(self._sample.pixels), runner.logit_scale)
         return self._known[key]
+
+    def of_float(self) -> Logits | None:
+        """Return the float model's logits, or None where the export has none."""
+        return self.of(FLOAT_MODEL) if FLOAT_MODEL in self._models else None
 
     def _load(self, name: str, optimised: bool) -> Runner:
         path = self.folder / name
@@ -192,7 +204,7 @@ def climb(
 def judge(reference: Logits, logits: Logits, limits: Limits) -> dict[str, Any]:
     """Measure the difference of two models' logits and hold it against the limits.
 
-    Returns top1_agreement, max_abs_diff, max_lsb, mean_lsb, passed and error, as in ArtefactReport.
+    Returns top1_agreement, max_abs_diff, max_lsb, mean_lsb, bit_equal, passed and error, as in ArtefactReport.
     """
     a, b = reference.values.astype(np.float64), logits.values.astype(np.float64)
     if a.shape != b.shape or not a.size:
@@ -223,33 +235,49 @@ def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[s
     except (RunnerError, MetadataError) as error:
         return ArtefactReport(**identity, **_UNMEASURED, limits=rung.limits, passed=False, error=str(error))
     verdict = judge(reference, logits, rung.limits)
+    against_float = _compare(table.of_float(), logits, sample, classes)
+    limit = rung.limits.float_agreement
+    if limit is not None and against_float is not None and not against_float["agreement"] >= limit:
+        verdict = _refuse(verdict, f"gives {against_float['agreement']:.4f} of the images the float model's class, "
+                                   f"below {limit:g}")  # fmt: skip
     if claimed != classes:
-        verdict |= {"passed": False, "error": f"names the classes {claimed}, the run {classes}"}
+        verdict = _refuse(verdict, f"names the classes {claimed}, the run {classes}")
     return ArtefactReport(
         **identity,
         **verdict,
         limits=rung.limits,
         flips=_find_flips(reference.values, logits.values, sample, classes),
         ties=_find_ties(reference.values, logits.values, sample, classes),
-        against_checkpoint=_compare(table.of(CHECKPOINT), logits, sample, classes),
+        against_float=against_float,
     )
+
+
+def _refuse(verdict: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Add a reason to those for which an artefact fails."""
+    return {**verdict, "passed": False, "error": "; ".join(filter(None, (verdict["error"], reason)))}
 
 
 def _lsb(reference: Logits, logits: Logits) -> dict[str, float | None]:
     """Return the difference in steps of the artefact's logit scale; exact integers where both sides have that scale."""
     if logits.scale is None:
-        return {"max_lsb": None, "mean_lsb": None}
+        return {"max_lsb": None, "mean_lsb": None, "bit_equal": None}
     step = logits.scale.scale
     a, b = reference.values.astype(np.float64) / step, np.rint(logits.values.astype(np.float64) / step)
     difference = np.abs((np.rint(a) if reference.scale == logits.scale else a) - b)
-    return {"max_lsb": float(difference.max()), "mean_lsb": float(difference.mean())}
+    return {
+        "max_lsb": float(difference.max()),
+        "mean_lsb": float(difference.mean()),
+        "bit_equal": float((np.rint(a) == b).mean()),
+    }
 
 
 def _faults(measured: dict[str, float | None], limits: Limits) -> list[str]:
     """Name every limit that is not kept. What is limited but has no value fails: it was not measured."""
     faults = []
-    for name, limit in limits.to_json().items():
-        value = measured[name]
+    for name, value in measured.items():
+        limit: float | None = getattr(limits, name, None)
+        if limit is None:
+            continue
         if value is None:
             faults.append(f"{name} is limited to {limit:g} but the file's logits are not integers")
         elif name == "top1_agreement" and not value >= limit:
@@ -296,12 +324,12 @@ def _find_ties(
 
 
 def _compare(
-    checkpoint: Logits, logits: Logits, sample: ImageSample, classes: tuple[str, ...]
+    plain: Logits | None, logits: Logits, sample: ImageSample, classes: tuple[str, ...]
 ) -> dict[str, Any] | None:
-    """Return McNemar's test and the recall differences against the network as trained; its flips are the report's."""
-    if not _comparable(checkpoint.values, logits.values):
+    """Return McNemar's test, flips and the recall differences against the float model."""
+    if plain is None or not _comparable(plain.values, logits.values):
         return None
-    comparison = compare_predictions(checkpoint.values, logits.values, sample.labels, classes, RESAMPLES).to_json()
+    comparison = compare_predictions(plain.values, logits.values, sample.labels, classes, RESAMPLES).to_json()
     comparison["flips"] = [{**flip, "image": sample.names[flip.pop("index")]} for flip in comparison["flips"]]
     return comparison
 
@@ -315,10 +343,12 @@ def _row(name: str, report: ArtefactReport) -> tuple[str, ...]:
     measured = (report.max_abs_diff, report.max_lsb, report.mean_lsb)
     cells = ["-" if value is None else f"{value:.2g}" for value in measured]
     limits = ", ".join(
-        f"{key} {'>=' if key == 'top1_agreement' else '<='} {value:g}" for key, value in report.limits.to_json().items()
+        f"{key} {'>=' if key.endswith('agreement') else '<='} {value:g}"
+        for key, value in report.limits.to_json().items()
     )
     verdict = "passed" if report.passed else "FAILED"
-    return (name, f"{report.size_bytes:,}", report.reference, agreement, *cells, limits or "none", verdict)
+    like_float = "-" if report.against_float is None else f"{100 * report.against_float['agreement']:.2f} %"
+    return (name, f"{report.size_bytes:,}", report.reference, agreement, *cells, like_float, limits or "none", verdict)
 
 
 def _describe_tie(tie: dict[str, Any]) -> str:

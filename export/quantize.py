@@ -102,9 +102,10 @@ def quantize_static(
         name: {"min": np.float32(scale * (-128 - zero_point)), "max": np.float32(scale * (127 - zero_point))}
         for name, (scale, zero_point) in activations.items()
     }
-    parameters = generator.ParamsGenerator(float_model).generate_quantization_parameters(
-        _static_recipe(float_ends), ranges
-    )
+    with np.errstate(invalid="ignore"):  # biases beyond int32 on its own scales, which are replaced below
+        parameters = generator.ParamsGenerator(float_model).generate_quantization_parameters(
+            _static_recipe(float_ends), ranges
+        )
     given = _given_parameters(activations, layers)
     for name, tensor in parameters.items():
         for side in [tensor.producer, *(tensor.consumers or [])]:
@@ -114,6 +115,17 @@ def quantize_static(
                 raise QuantizeError(f"{source}: tensor {name} would be quantized, but no integers are given for it")
             object.__setattr__(side, "parameters", given[name])  # a frozen dataclass of its own making
     target.write_bytes(modifier.ModelModifier(float_model).modify_model(parameters))
+
+
+def quantize_dynamic(source: Path, target: Path) -> None:
+    """Write a float32 TFLite file with int8 weights per output channel; activations stay float32.
+
+    The runtime quantizes each activation anew for every image, so nothing is calibrated. A file like this is called
+    dynamic-range quantized, and is not an INT8 file: input, output, biases and all that lies between are float.
+    """
+    quantizer = import_extra("ai_edge_quantizer.quantizer").Quantizer(str(source))
+    quantizer.load_quantization_recipe(import_extra("ai_edge_quantizer.recipe").dynamic_wi8_afp32())
+    target.write_bytes(quantizer.quantize().quantized_model)
 
 
 def _static_recipe(float_ends: bool) -> Any:

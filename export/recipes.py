@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,21 @@ from torch import nn
 
 from brainq_torch import __version__
 from brainq_torch.data.split import hash_file
-from brainq_torch.run import CHECKPOINT, CONFIG, Run, describe_environment
+from brainq_torch.quant.calibrate import Method
+from brainq_torch.run import CHECKPOINT, CONFIG, Run, RunError, describe_environment, load_run
+from export.int8 import (
+    ONNX_INT8,
+    TFLITE_DYNAMIC_INT8,
+    TFLITE_INT8,
+    TFLITE_INT8_TF,
+    explain_int8,
+    make_dynamic_int8,
+    make_int8,
+    make_int8_tf,
+)
 from export.metadata import FileMetadata
 from export.onnx_graph import export_float_onnx
-from export.parity import FLOAT_MODEL, Limits, Rung
+from export.parity import FAKE_QUANTIZED, FLOAT_MODEL, Limits, Rung
 from export.quantize import cast_to_float16
 from export.run_images import ImageSample, RunImages
 from export.tflite import convert_float
@@ -23,6 +34,12 @@ from export.tflite import convert_float
 ONNX_FP32 = "model_fp32.onnx"
 TFLITE_FP32 = "model_fp32.tflite"
 TFLITE_FP16 = "model_fp16.tflite"
+
+LIKE_FLOAT = 0.9
+"""Smallest share of images that a quantized file gives the float model's class.
+
+The other limits hold INT8 files to each other: they cannot see that all of them were calibrated on the wrong images.
+"""
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnx2tf", "ai-edge-litert", "ai-edge-quantizer")
 
@@ -36,11 +53,19 @@ class ExportContext:
     """What a recipe works with.
 
     folder: where its files go; those of the recipes it needs are already there. images: the run's own, verified.
+    calibration_images, calibration_method: how ranges are chosen where training did not.
+    What recipes leave: networks: PyTorch networks that rungs refer to, by name. provenance: {recipe: what its files
+    say of themselves besides}. calibrated_on: {file: the names of the images}, for ``parity.json``.
     """
 
     run: Run
     folder: Path
     images: RunImages
+    calibration_images: int = 128
+    calibration_method: Method = "percentile"
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibrated_on: dict[str, list[str]] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Return where an artefact is, or is to be written."""
@@ -57,6 +82,7 @@ class Recipe:
 
     description: one line for ``--list``. files: what ``make`` writes into the context's folder. make: writes them;
     metadata is put in afterwards, by the caller. rungs: one comparison per file. needs: recipes made before this one.
+    explain: called where a comparison failed; says where the files part, or None where it cannot tell.
     """
 
     description: str
@@ -64,6 +90,7 @@ class Recipe:
     make: Callable[[ExportContext], None]
     rungs: tuple[Rung, ...]
     needs: tuple[str, ...] = ()
+    explain: Callable[[ExportContext, ImageSample], str | None] | None = None
 
 
 def float_model(run: Run) -> nn.Module:
@@ -71,6 +98,26 @@ def float_model(run: Run) -> nn.Module:
     if run.quantization is not None:
         raise RecipeError("this run is fake-quantized and has no float network; export the run it was started from")
     return run.model
+
+
+def find_float_model(run: Run) -> tuple[nn.Module | None, str]:
+    """Return the float network that a run's files are held against, and where it is from.
+
+    It is the run's own, or, of a run trained for integers, that of the run it was started from; None where that run is
+    not there any more.
+    """
+    if run.quantization is None:
+        return run.model, "the run's own"
+    init = run.config.get("init")
+    if not init:
+        return None, "none: the run was not started from a float run"
+    try:
+        start = load_run(init)
+    except RunError as error:
+        return None, f"none: {error}"
+    if (start.model_name, start.model_arguments, start.pixels) != (run.model_name, run.model_arguments, run.pixels):
+        return None, f"none: {init} now holds {start.model_name} {start.model_arguments} for {start.pixels}"
+    return start.model, str(init)
 
 
 def _make_fp32(context: ExportContext) -> None:
@@ -99,13 +146,42 @@ RECIPES: dict[str, Recipe] = {
         (Rung(TFLITE_FP16, TFLITE_FP32, Limits(top1_agreement=0.999)),),
         needs=("fp32",),
     ),
+    "int8": Recipe(
+        "integers only: QDQ ONNX and INT8 TFLite with the scales that training learned, or calibrated ones",
+        (ONNX_INT8, TFLITE_INT8),
+        make_int8,
+        (
+            Rung(ONNX_INT8, FAKE_QUANTIZED, Limits(max_lsb=1, float_agreement=LIKE_FLOAT), optimised=False),
+            Rung(
+                TFLITE_INT8,
+                ONNX_INT8,
+                Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, float_agreement=LIKE_FLOAT),
+                optimised=False,  # here too: ONNX Runtime's integer kernels saturate on some older processors
+            ),
+        ),
+        explain=explain_int8,
+    ),
+    "int8_tf": Recipe(
+        "INT8 TFLite by TensorFlow's converter, the paper's way, to compare with",
+        (TFLITE_INT8_TF,),
+        make_int8_tf,
+        (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(top1_agreement=LIKE_FLOAT)),),
+        needs=("fp32",),
+    ),
+    "dynamic_int8": Recipe(
+        "TFLite with int8 weights; activations stay float32",
+        (TFLITE_DYNAMIC_INT8,),
+        make_dynamic_int8,
+        (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(top1_agreement=LIKE_FLOAT)),),
+        needs=("fp32",),
+    ),
 }
 """Name on the command line -> recipe."""
 
 
 def default_recipes(run: Run) -> tuple[str, ...]:
-    """Return the recipes for a run when none are named."""
-    return ("fp32", "fp16")
+    """Return the recipes for a run when none are named: a run trained for integers has no float network."""
+    return ("fp32", "fp16", "int8") if run.quantization is None else ("int8",)
 
 
 def resolve_recipes(names: Sequence[str]) -> list[str]:
@@ -121,8 +197,8 @@ def resolve_recipes(names: Sequence[str]) -> list[str]:
     return ordered
 
 
-def describe_run(run: Run, recipe: str) -> FileMetadata:
-    """Return the metadata of a run's artefacts.
+def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -> FileMetadata:
+    """Return the metadata of a run's artefacts. more: what the recipe adds to the provenance.
 
     Provenance holds hashes, versions and the commit, no times and no paths: the same run gives the same bytes.
     """
@@ -134,6 +210,7 @@ def describe_run(run: Run, recipe: str) -> FileMetadata:
         "checkpoint_sha256": hash_file(run.folder / CHECKPOINT),
         "commit": describe_environment()["commit"],
         "versions": versions(),
+        **(more or {}),
     }
     return FileMetadata(run.classes, run.pixels, provenance)
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from export.extra import import_extra
 from export.flatbuffer import constant, operator_name, read_model, schema, write_model
+from export.onnx_graph import INPUT
 
 TIME_LIMIT_S = 600
 _LOG_LINES_SHOWN = 25
@@ -30,12 +35,31 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
         fixed = Path(folder, "model.onnx")
         write_single_batch(onnx_path, fixed)
-        _run_onnx2tf(fixed, Path(folder))
+        _run_onnx2tf(fixed, Path(folder), "model_float32.tflite")
         model = read_model(Path(folder, "model_float32.tflite"))
     _refuse_placeholders(model, onnx_path)
     _forbid_reduced_precision(model)
     _allow_any_batch(model)
     write_model(model, out_path)
+
+
+def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray[np.float32]) -> None:
+    """Write an INT8 TFLite file of a float ONNX file with TensorFlow's own converter.
+
+    images: (N, H, W, 1) float32 scaled pixels, the representative data set that it chooses the ranges from.
+    Input and output are int8, weights per output channel. Raises ConversionError.
+    """
+    import_extra("onnx2tf.gs")
+    import_extra("tensorflow.version")  # likewise: the converter itself runs in a process of its own
+    with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
+        fixed, representative = Path(folder, "model.onnx"), Path(folder, "images.npy").resolve()
+        write_single_batch(onnx_path, fixed)
+        np.save(representative, images)
+        unscaled = ["[[[[0.0]]]]", "[[[[1.0]]]]"]  # mean and standard deviation: the images are scaled already
+        options = ["-tb", "tf_converter", "-oiqt", "-qt", "per-channel", "-iqd", "int8", "-oqd", "int8"]
+        made = "model_full_integer_quant.tflite"
+        _run_onnx2tf(fixed, Path(folder), made, [*options, "-cind", INPUT, str(representative), *unscaled])
+        write_model(read_model(Path(folder, made)), out_path)
 
 
 def write_single_batch(onnx_path: Path, out_path: Path) -> None:
@@ -53,13 +77,14 @@ def write_single_batch(onnx_path: Path, out_path: Path) -> None:
     out_path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _run_onnx2tf(onnx_path: Path, folder: Path) -> None:
-    """Run the converter in a process of its own.
+def _run_onnx2tf(onnx_path: Path, folder: Path, made: str, options: Sequence[str] = ()) -> None:
+    """Run the converter in a process of its own. made: the file that it is to leave in the folder.
 
     Importing it seeds the random generators, silences every warning and removes the recursion limit of the process.
     onnxsim is left out: it runs as a command found on PATH, so the result would depend on the shell.
     """
     command = [sys.executable, "-m", "onnx2tf", "-i", str(onnx_path.resolve()), "-o", str(folder.resolve()), "-nuo"]
+    command += options
     log_path = folder / "onnx2tf.log"
     with log_path.open("wb") as log:
         try:
@@ -68,10 +93,10 @@ def _run_onnx2tf(onnx_path: Path, folder: Path) -> None:
             ).returncode
         except subprocess.TimeoutExpired as error:
             raise ConversionError(f"onnx2tf did not finish within {TIME_LIMIT_S} s") from error
-    if code != 0 or not (folder / "model_float32.tflite").is_file():
+    if code != 0 or not (folder / made).is_file():
         lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise ConversionError(
-            f"onnx2tf made no float32 file (exit code {code}). The end of what it printed:\n"
+            f"onnx2tf made no {made} (exit code {code}). The end of what it printed:\n"
             + "\n".join(lines[-_LOG_LINES_SHOWN:])
         )
 

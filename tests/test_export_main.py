@@ -17,6 +17,7 @@ from export.metadata import read_metadata, write_metadata
 from export.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
+FLOAT = ["--recipes", "fp32", "fp16"]
 FILES = ["model_fp16.tflite", "model_fp32.onnx", "model_fp32.tflite", "parity.json"]
 
 
@@ -82,7 +83,7 @@ def test_the_same_run_gives_the_same_files(run, tiny_export, tmp_path):
 
 
 def test_goes_into_the_run_by_default_and_prints_a_table(run, quick, capsys):
-    assert main([str(run)]) == 0
+    assert main([str(run), *FLOAT]) == 0
     assert names(run / "export") == FILES
     output = capsys.readouterr()
     lines = [line for line in output.out.splitlines() if line.startswith("model_") and line.endswith("passed")]
@@ -94,17 +95,17 @@ def test_goes_into_the_run_by_default_and_prints_a_table(run, quick, capsys):
 def test_an_existing_export_is_replaced_only_with_force(run, quick, capsys):
     assert main([str(run), "--recipes", "fp32"]) == 0
     before = hashes(run / "export")
-    assert main([str(run)]) == 2
+    assert main([str(run), *FLOAT]) == 2
     assert "--force" in capsys.readouterr().err
     assert hashes(run / "export") == before
-    assert main([str(run), "--force"]) == 0
+    assert main([str(run), *FLOAT, "--force"]) == 0
     assert names(run / "export") == FILES
 
 
 def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, capsys):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter").write_text("dear")
-    assert main([str(run), "--out", str(tmp_path / "home"), "--force"]) == 2
+    assert main([str(run), *FLOAT, "--out", str(tmp_path / "home"), "--force"]) == 2
     assert "is not an export" in capsys.readouterr().err
     assert names(tmp_path / "home") == ["letter"]
 
@@ -114,7 +115,7 @@ def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, ca
         write_float_tflite(context.path("model_fp16.tflite"))  # runs, but is another network
 
     break_recipe(monkeypatch, "fp16", make)
-    assert main([str(run)]) == 1
+    assert main([str(run), *FLOAT]) == 1
     assert names(run / "export") == FILES
     report = json.loads((run / "export/parity.json").read_text())
     assert report["passed"] is False
@@ -139,7 +140,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, capsys,
             raise RuntimeError("a library's own words") from cause
 
     break_recipe(monkeypatch, "fp16", make)
-    assert main([str(run)]) == 2
+    assert main([str(run), *FLOAT]) == 2
     assert "the disk is full" in capsys.readouterr().err
     assert "export" not in names(run)
     assert "export.partial" not in names(run)
@@ -152,14 +153,14 @@ def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):
 
     break_recipe(monkeypatch, "fp16", make)
     with pytest.raises(ZeroDivisionError):
-        main([str(run)])
+        main([str(run), *FLOAT])
     assert not {"export", "export.partial"} & set(names(run))
 
 
 def test_an_unfinished_export_is_removed_and_said(run, quick, capsys):
     (run / "export.partial").mkdir()
     (run / "export.partial/model_fp32.onnx").write_bytes(b"half")
-    assert main([str(run)]) == 0
+    assert main([str(run), *FLOAT]) == 0
     assert "unfinished folder of a killed export" in capsys.readouterr().err
     assert names(run / "export") == FILES
     assert "export.partial" not in names(run)
@@ -169,7 +170,7 @@ def test_a_changed_image_is_named_and_left_out(run, quick, phantoms, tmp_path, c
     data = shutil.copytree(phantoms, tmp_path / "data")
     changed = min((data / "Testing/pituitary").iterdir())
     changed.write_bytes(changed.read_bytes() + b"\0")
-    assert main([str(run), "--data", str(data)]) == 0
+    assert main([str(run), *FLOAT, "--data", str(data)]) == 0
     assert f"warning: Testing/pituitary/{changed.name} has changed" in capsys.readouterr().err
     images = json.loads((run / "export/parity.json").read_text())["images"]
     assert f"Testing/pituitary/{changed.name}" not in images["names"]
@@ -177,7 +178,7 @@ def test_a_changed_image_is_named_and_left_out(run, quick, phantoms, tmp_path, c
 
 
 def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, capsys):
-    assert main([str(run), "--data", str(tmp_path / "nowhere")]) == 0
+    assert main([str(run), *FLOAT, "--data", str(tmp_path / "nowhere")]) == 0
     assert "is not there" in capsys.readouterr().err
     images = json.loads((run / "export/parity.json").read_text())["images"]
     assert images["splits"] == {"phantom": PARITY_IMAGES}
@@ -233,7 +234,7 @@ def with_code(run):
 )
 def test_a_run_that_cannot_be_used_is_one_clear_line(run, quick, capsys, damage, message):
     damage(run)
-    assert main([str(run)]) == 2
+    assert main([str(run), *FLOAT]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "Traceback" not in error
@@ -247,7 +248,7 @@ def test_an_unknown_recipe_names_those_allowed(run, capsys):
 
 def test_a_missing_package_names_the_extra(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert main([str(run)]) == 2
+    assert main([str(run), *FLOAT]) == 2
     assert "pip install 'brainq_torch[export]'" in capsys.readouterr().err
     assert not {"export", "export.partial"} & set(names(run))
 

@@ -8,7 +8,7 @@ import pytest
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.run import CHECKPOINT, load_run
+from brainq_torch.run import load_run
 from export.flatbuffer import constant, read_model, write_model
 from export.metadata import FileMetadata, read_metadata, write_metadata
 from export.parity import FLOAT_MODEL, ArtefactReport, Limits, Logits, LogitTable, ParityReport, Rung, climb, judge
@@ -23,7 +23,8 @@ def test_equal_logits_pass_every_limit():
     scale = Scale(0.5, 0)
     limits = Limits(max_abs_diff=0.0, top1_agreement=1.0, max_lsb=0.0, mean_lsb=0.0)
     assert judge(Logits(REFERENCE, scale), Logits(REFERENCE, scale), limits) == {
-        "top1_agreement": 1.0, "max_abs_diff": 0.0, "max_lsb": 0.0, "mean_lsb": 0.0, "passed": True, "error": None,
+        "top1_agreement": 1.0, "max_abs_diff": 0.0, "max_lsb": 0.0, "mean_lsb": 0.0, "bit_equal": 1.0, "passed": True,
+        "error": None,
     }  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def check(tmp_path, tiny_export, trained, sample):
         shutil.copytree(tiny_export, folder)
         if damage is not None:
             damage(folder / name)
-        table = LogitTable(folder, sample, {CHECKPOINT: trained, FLOAT_MODEL: trained}, threads=1)
+        table = LogitTable(folder, sample, {FLOAT_MODEL: trained}, threads=1)
         return climb(rungs, table, sample, CLASSES)
 
     return damage_and_climb
@@ -200,8 +201,8 @@ def test_the_undamaged_export_passes(check):
         assert one.passed, name
         assert one.error is None
         assert one.flips == one.ties == ()
-        assert one.against_checkpoint["mcnemar_p"] == 1.0
-        assert one.against_checkpoint["flips"] == []
+        assert one.against_float["mcnemar_p"] == 1.0
+        assert one.against_float["flips"] == []
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_flips_are_listed_with_their_image(check, sample):
         assert flip["label"] == CLASSES[sample.labels[index]]
         assert flip["before"] != flip["after"]
         assert flip["margin"] >= 0
-    assert [flip["image"] for flip in one.against_checkpoint["flips"]] == flipped
+    assert [flip["image"] for flip in one.against_float["flips"]] == flipped
 
 
 class Fixed:
@@ -252,7 +253,7 @@ def test_ties_are_reported_on_either_side(tiny_export, sample):
     logits = np.tile(np.array([1.0, 0, 0, 0], np.float32), (24, 1))
     logits[3] = [2, 0, 0, 2]
     fixed = Fixed(logits)
-    table = LogitTable(tiny_export, sample, {CHECKPOINT: fixed, FLOAT_MODEL: fixed}, threads=1)
+    table = LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed}, threads=1)
     one = climb((Rung("model_fp32.onnx", FLOAT_MODEL, Limits()),), table, sample, CLASSES)["model_fp32.onnx"]
     assert [(tie["image"], tie["reference"]) for tie in one.ties] == [("image 3", ["glioma", "pituitary"])]
     assert len(one.ties[0]["artefact"]) == 1
@@ -261,9 +262,9 @@ def test_ties_are_reported_on_either_side(tiny_export, sample):
 
 def test_each_model_runs_once(tiny_export, sample):
     fixed = Fixed(np.zeros((24, 4), np.float32))
-    table = LogitTable(tiny_export, sample, {CHECKPOINT: fixed, FLOAT_MODEL: fixed}, threads=1)
+    table = LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed}, threads=1)
     for optimised in (True, False):
-        assert table.of(CHECKPOINT, optimised) is table.of(FLOAT_MODEL)
+        assert table.of(FLOAT_MODEL, optimised) is table.of_float()
     assert table.of("model_fp32.onnx") is table.of("model_fp32.onnx")
     assert table.of("model_fp32.onnx") is not table.of("model_fp32.onnx", optimised=False)
     assert fixed.calls == 1
@@ -272,7 +273,7 @@ def test_each_model_runs_once(tiny_export, sample):
 def test_the_table_is_readable(check):
     lines = ParityReport(check("model_fp32.onnx", nudge_a_weight_in_onnx)).table().splitlines()
     assert lines[0].split() == ["artefact", "bytes", "compared", "with", "top-1", "max", "diff", "LSB", "max", "LSB",
-                                "mean", "limits"]  # fmt: skip
+                                "mean", "like", "float", "limits"]  # fmt: skip
     assert lines[1].endswith("FAILED")
     assert lines[3].endswith("passed")
     assert "max_abs_diff" in lines[4]

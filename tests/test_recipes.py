@@ -52,9 +52,9 @@ def test_an_unknown_recipe_names_those_allowed():
         resolve_recipes(["fp32", "int1", "fp8"])
 
 
-def test_a_float_run_is_exported_as_fp32_and_fp16(tiny_run):
+def test_a_float_run_is_exported_as_fp32_fp16_and_int8(tiny_run):
     run = load_run(tiny_run)
-    assert default_recipes(run) == ("fp32", "fp16")
+    assert default_recipes(run) == ("fp32", "fp16", "int8")
     assert float_model(run) is run.model
 
 
