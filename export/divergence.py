@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from brainq_torch.data.pixels import MIDDLE_GREY, scale_pixels
-from brainq_torch.quant.prepare import activation_quantizers, running_order
+from brainq_torch.quant.prepare import activation_quantizers, running_order, scheme_of
 from export.encodings import activation_of, read_encodings
 from export.extra import import_extra
 from export.flatbuffer import constant, read_model, write_model
@@ -64,23 +64,28 @@ def find_divergences(
     """Run the images through PyTorch, ONNX Runtime and LiteRT and name the layer where each leaves the one before it.
 
     network: fake-quantized, finalized. images: (N, size, size) uint8; every activation of them is held in memory, so a
-    few are enough. Returns at most two, none where all integers are equal but for rounding noise.
+    few are enough. Returns at most two, none where all integers are equal (but for rounding noise, with free scales).
     """
     runs = {
         "PyTorch": read_torch(network, images),
         "ONNX Runtime": read_onnx(qdq_path, images),
         "LiteRT": read_tflite(tflite_path, images),
     }
-    found = [first_divergence(pair, *(runs[name] for name in pair)) for pair in pairwise(runs)]
+    exact = scheme_of(network).exact_scales
+    found = [first_divergence(pair, *(runs[name] for name in pair), exact) for pair in pairwise(runs)]
     return [divergence for divergence in found if divergence is not None]
 
 
-def first_divergence(between: tuple[str, str], first: Integers, second: Integers) -> Divergence | None:
-    """Return the first activation, in the first run's order, that differs by more than noise, or None."""
+def first_divergence(between: tuple[str, str], first: Integers, second: Integers, exact: bool) -> Divergence | None:
+    """Return the first activation, in the first run's order, that differs, or None.
+
+    exact: scales are on the grid where every runtime gives the same integers, so that one differing step counts.
+    """
+    share_allowed, steps_allowed = (0.0, 0) if exact else (_NOISE_SHARE, _NOISE_LSB)
     for name, integers in first.items():
         difference = np.abs(integers.astype(np.int16) - second[name].reshape(integers.shape).astype(np.int16))
         share = float((difference > 0).mean())
-        if share > _NOISE_SHARE or difference.max() > _NOISE_LSB:
+        if share > share_allowed or difference.max() > steps_allowed:
             return Divergence(between, name, share, float(difference.mean()), int(difference.max()))
     return None
 

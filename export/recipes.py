@@ -35,10 +35,11 @@ ONNX_FP32 = "model_fp32.onnx"
 TFLITE_FP32 = "model_fp32.tflite"
 TFLITE_FP16 = "model_fp16.tflite"
 
-LIKE_FLOAT = 0.9
-"""Smallest share of images that a quantized file gives the float model's class.
+LIKE_FLOAT = {"float_agreement": 0.9, "float_noise": 0.25}
+"""Limits of every quantized file against the float model.
 
 The other limits hold INT8 files to each other: they cannot see that all of them were calibrated on the wrong images.
+Measured noise on MobileNetV2 at 224 px: 0.08 calibrated on training images, 0.38 on black ones, 0.63 on white noise.
 """
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnx2tf", "ai-edge-litert", "ai-edge-quantizer")
@@ -151,11 +152,11 @@ RECIPES: dict[str, Recipe] = {
         (ONNX_INT8, TFLITE_INT8),
         make_int8,
         (
-            Rung(ONNX_INT8, FAKE_QUANTIZED, Limits(max_lsb=1, float_agreement=LIKE_FLOAT), optimised=False),
+            Rung(ONNX_INT8, FAKE_QUANTIZED, Limits(max_lsb=1, **LIKE_FLOAT), optimised=False),
             Rung(
                 TFLITE_INT8,
                 ONNX_INT8,
-                Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, float_agreement=LIKE_FLOAT),
+                Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, **LIKE_FLOAT),
                 optimised=False,  # here too: ONNX Runtime's integer kernels saturate on some older processors
             ),
         ),
@@ -165,14 +166,14 @@ RECIPES: dict[str, Recipe] = {
         "INT8 TFLite by TensorFlow's converter, the paper's way, to compare with",
         (TFLITE_INT8_TF,),
         make_int8_tf,
-        (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(top1_agreement=LIKE_FLOAT)),),
+        (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(**LIKE_FLOAT)),),
         needs=("fp32",),
     ),
     "dynamic_int8": Recipe(
         "TFLite with int8 weights; activations stay float32",
         (TFLITE_DYNAMIC_INT8,),
         make_dynamic_int8,
-        (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(top1_agreement=LIKE_FLOAT)),),
+        (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(**LIKE_FLOAT)),),
         needs=("fp32",),
     ),
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from brainq_torch.data.phantom import write_phantoms
 from brainq_torch.fit import main
@@ -48,3 +51,53 @@ def tiny_export(tmp_path_factory, tiny_run) -> Path:
     out = tmp_path_factory.mktemp("exports") / "tiny"
     assert export_main([str(tiny_run), "--out", str(out), "--recipes", "fp32", "fp16"]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_export(tmp_path_factory, tiny_run) -> Path:
+    """The tiny run exported with the recipe int8, calibrated on 16 images. Read only."""
+    from export.__main__ import main as export_main
+
+    out = tmp_path_factory.mktemp("exports") / "tiny_int8"
+    assert export_main([str(tiny_run), "--out", str(out), "--recipes", "int8", "--calibration-images", "16"]) == 0
+    return out
+
+
+@dataclass(frozen=True)
+class SmallInt8:
+    """``small_network`` calibrated, as QDQ and TFLite file; stripped, plain: the float files on the way between."""
+
+    network: nn.Module
+    onnx: Path
+    tflite: Path
+    stripped: Path
+    plain: Path
+
+
+@pytest.fixture(scope="session")
+def small_int8(tmp_path_factory) -> SmallInt8:
+    """The integer files of the small network. Read only: copy them before changing them."""
+    from small_network import SIDE, small_images, small_network
+
+    from brainq_torch.data.pixels import PixelSpec
+    from brainq_torch.quant.calibrate import quantize_post_training
+    from export import int8
+    from export.qdq_graph import export_qdq_onnx
+
+    folder = tmp_path_factory.mktemp("small_int8")
+    made = SmallInt8(
+        quantize_post_training(small_network(), small_images()),
+        *(folder / name for name in ("model.onnx", "model.tflite", "stripped.onnx", "plain.tflite")),
+    )
+
+    def keep(stripped: Path, plain: Path) -> None:
+        original(stripped, plain)
+        shutil.copy(stripped, made.stripped)
+        shutil.copy(plain, made.plain)
+
+    original = int8.convert_float
+    export_qdq_onnx(made.network, PixelSpec(SIDE), made.onnx)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "convert_float", keep)
+        int8.convert_int8(made.onnx, made.tflite, PixelSpec(SIDE))
+    return made

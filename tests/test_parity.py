@@ -11,7 +11,18 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.run import load_run
 from export.flatbuffer import constant, read_model, write_model
 from export.metadata import FileMetadata, read_metadata, write_metadata
-from export.parity import FLOAT_MODEL, ArtefactReport, Limits, Logits, LogitTable, ParityReport, Rung, climb, judge
+from export.parity import (
+    FLOAT_MODEL,
+    ArtefactReport,
+    Limits,
+    Logits,
+    LogitTable,
+    ParityReport,
+    Rung,
+    climb,
+    judge,
+    logit_noise,
+)
 from export.recipes import RECIPES
 from export.run_images import ImageSample
 from export.runners import Scale, TorchRunner
@@ -98,6 +109,12 @@ def test_logits_that_are_not_finite_fail_without_any_limit(value, side):
 def test_other_shapes_and_no_images_fail():
     assert not judge(Logits(REFERENCE), Logits(REFERENCE[:, :3]), Limits())["passed"]
     assert not judge(Logits(REFERENCE[:0]), Logits(REFERENCE[:0]), Limits())["passed"]
+
+
+def test_logit_noise_is_the_share_of_the_signal_and_does_not_see_a_common_shift():
+    assert logit_noise(REFERENCE, REFERENCE + np.float32(3)) == pytest.approx(0, abs=1e-6)
+    assert logit_noise(REFERENCE, REFERENCE * np.float32(1.25)) == pytest.approx(0.25)
+    assert logit_noise(np.zeros((2, 4), np.float32), np.eye(2, 4, dtype=np.float32)) > 1e30
 
 
 def report(passed):
@@ -273,7 +290,7 @@ def test_each_model_runs_once(tiny_export, sample):
 def test_the_table_is_readable(check):
     lines = ParityReport(check("model_fp32.onnx", nudge_a_weight_in_onnx)).table().splitlines()
     assert lines[0].split() == ["artefact", "bytes", "compared", "with", "top-1", "max", "diff", "LSB", "max", "LSB",
-                                "mean", "like", "float", "limits"]  # fmt: skip
+                                "mean", "like", "float", "noise", "limits"]  # fmt: skip
     assert lines[1].endswith("FAILED")
     assert lines[3].endswith("passed")
     assert "max_abs_diff" in lines[4]

@@ -1,0 +1,215 @@
+"""Put models side by side on the same images: ``python -m tools.compare REFERENCE MODEL... --data DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.folder import ImageFolder
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.training.metrics import Comparison, Metrics, compare_predictions, compute_metrics
+from export.metadata import read_metadata
+from export.parity import Limits, Logits, judge
+from export.runners import OnnxRunner, Runner, load_runner
+from tools.command import CommandError, run_command, write_report
+from tools.evaluate import choose_images, class_order, decode_images
+
+_CHECKPOINT = "model.ckpt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. size_ratio: its bytes over the reference's. against: the paired comparison with the reference."""
+
+    model: str
+    size_bytes: int
+    size_ratio: float
+    metrics: Metrics
+    against: Comparison | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        against = None if self.against is None else self.against.to_json()
+        sizes = {"size_bytes": self.size_bytes, "size_ratio": self.size_ratio}
+        return {"model": self.model, **sizes, "metrics": self.metrics.to_json(), "against_reference": against}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files' logits, number by number. measured: as in ``export.parity.judge``, LSB of the artefact's scale."""
+
+    reference: str
+    artefact: str
+    measured: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"reference": self.reference, "artefact": self.artefact, **self.measured}
+
+
+class Images:
+    """The images of a split, decoded once for every PixelSpec that a model asks for."""
+
+    def __init__(self, folder: ImageFolder) -> None:
+        self.folder = folder
+        self.labels = np.empty(0, np.int64)
+        self._decoded: dict[PixelSpec, NDArray[np.uint8]] = {}
+
+    def of(self, pixels: PixelSpec) -> NDArray[np.uint8]:
+        """Return (N, size, size) uint8."""
+        if pixels not in self._decoded:
+            self.folder, self._decoded[pixels] = decode_images(self.folder, pixels)
+            self.labels = np.array([record.label for record in self.folder.records], np.int64)
+        return self._decoded[pixels]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare",
+        description=__doc__,
+        epilog="Run folders, .onnx and .tflite files may be mixed.",
+    )
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="the first is what the others are compared with")
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument("--split", help="as of tools.evaluate (default: Testing if there, else val, else all)")
+    parser.add_argument("--manifest", metavar="CSV", help="take the split from a run's manifest.csv, hashes checked")
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("A", "B"),
+        help="also measure B's logits against A's, in steps of B's scale; ONNX runs without optimisations here",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if len(set(options.models)) < len(options.models):
+        raise CommandError(f"a model is named twice among {', '.join(options.models)}; name each once")
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise CommandError(f"{options.json} cannot be written: its folder is missing; make that first")
+    # All are loaded before anything is measured: a wrong name must not cost the others' minutes.
+    runners = {name: load_runner(name, options.threads) for name in options.models}
+    pairs = [tuple(_load_as_written(name, options.threads) for name in pair) for pair in options.pair]
+    split, folder = choose_images(Path(options.data), options.split, options.manifest)
+    images = Images(folder)
+    rows = compare_models(runners, images)
+    known: dict[str, Logits] = {}
+    for pair, loaded in zip(options.pair, pairs, strict=True):
+        for name, runner in zip(pair, loaded, strict=True):
+            if name not in known:
+                known[name] = Logits(_run(name, runner, images), runner.logit_scale)
+    measured = [Pair(a, b, _measure(known[a], known[b])) for a, b in options.pair]
+    print(f"{folder.root}, split {split}: {len(images.labels)} images\n\n{format_rows(rows)}")
+    if measured:
+        print(f"\n{format_pairs(measured)}")
+    if options.json:
+        about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
+        models = {"models": [row.to_json() for row in rows], "pairs": [pair.to_json() for pair in measured]}
+        write_report(options.json, about | models)
+    return 0
+
+
+def compare_models(runners: dict[str, Runner], images: Images) -> list[Row]:
+    """Measure each model, and each but the first against the first. runners: by path."""
+    rows: list[Row] = []
+    reference: NDArray[np.float32] | None = None
+    for name, runner in runners.items():
+        logits = _run(name, runner, images)
+        size = _size(name)
+        against = None if reference is None else compare_predictions(reference, logits, images.labels)
+        metrics = compute_metrics(logits, images.labels)
+        rows.append(Row(name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
+        reference = logits if reference is None else reference
+    return rows
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """Return a Markdown table, and under it the flips of each model."""
+    classes = " / ".join(CLASSES)
+    lines = [
+        f"| model | accuracy [95 %] | macro F1 | recall {classes} | bytes | ratio | same class | McNemar p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    flips = []
+    for row in rows:
+        low, high = (100 * end for end in row.metrics.intervals["accuracy"])
+        recalls = " / ".join(f"{100 * row.metrics.per_class[name].recall:.2f}" for name in CLASSES)
+        cells = [row.model, f"{100 * row.metrics.accuracy:.2f} % [{low:.2f}, {high:.2f}]"]
+        cells += [f"{row.metrics.macro_f1:.4f}", recalls, f"{row.size_bytes:,}", f"{row.size_ratio:.3f}"]
+        if row.against is None:
+            cells += ["-", "-"]
+        else:
+            cells += [f"{100 * row.against.agreement:.2f} %", f"{row.against.mcnemar_p:.3g}"]
+            changes = [
+                f"{name} {flip['changed']} (lost {flip['lost']}, gained {flip['gained']})"
+                for name, flip in row.against.flips_by_class.items()
+            ]
+            flips.append(f"{row.model}: {len(row.against.flips)} flips: {', '.join(changes)}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *(["", *flips] if flips else [])])
+
+
+def format_pairs(pairs: Sequence[Pair]) -> str:
+    """Return a Markdown table."""
+    lines = [
+        "| A | B | same class | equal integers | mean LSB | max LSB | max difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for pair in pairs:
+        measured = pair.measured
+        equal = "-" if measured["bit_equal"] is None else f"{100 * measured['bit_equal']:.2f} %"
+        lsb = ["-" if measured[key] is None else f"{measured[key]:.3g}" for key in ("mean_lsb", "max_lsb")]
+        cells = [pair.reference, pair.artefact, f"{100 * measured['top1_agreement']:.2f} %", equal, *lsb]
+        lines.append(f"| {' | '.join(cells)} | {measured['max_abs_diff']:.3g} |")
+    return "\n".join(lines)
+
+
+def _measure(reference: Logits, logits: Logits) -> dict[str, Any]:
+    measured = judge(reference, logits, Limits())
+    if measured["error"]:
+        raise CommandError(f"two models cannot be compared: {measured['error']}")
+    return {name: value for name, value in measured.items() if name not in ("passed", "error")}
+
+
+def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
+    order = class_order(name, runner)
+    pixels = images.of(runner.pixels)
+    print(f"{name}: running {len(pixels)} images", file=sys.stderr, flush=True)
+    return runner(pixels)[:, order]
+
+
+def _load_as_written(name: str, threads: int) -> Runner:
+    """Load a model; ONNX Runtime runs the graph as it stands in the file."""
+    path = Path(name)
+    if path.suffix == ".onnx" and path.is_file():
+        return OnnxRunner(path, read_metadata(path), threads, optimised=False)
+    return load_runner(path, threads)
+
+
+def _size(name: str) -> int:
+    path = Path(name)
+    return (path / _CHECKPOINT if path.is_dir() else path).stat().st_size
+
+
+if __name__ == "__main__":
+    sys.exit(main())
