@@ -13,7 +13,8 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## train on synthetic phantoms, export to ONNX and TFLite, verify, evaluate (about 3 minutes)
 	$(PYTHON) -m brainq_torch.fit --resume
 	$(PYTHON) -m export runs/quickstart --force
-	$(PYTHON) -m tools.evaluate runs/quickstart/export/model_fp16.tflite --data runs/quickstart/phantoms
+	$(PYTHON) -m tools.evaluate runs/quickstart/export/model_fp32.tflite --compare runs/quickstart/export/model_int8.tflite \
+		--data runs/quickstart/phantoms
 
 test: $(INSTALLED)  ## lint, types and every test (under 10 minutes on 2 cores)
 	$(PYTHON) -m ruff check

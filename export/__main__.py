@@ -169,8 +169,9 @@ def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) ->
     print(f"parity: {len(sample.names)} images ...", flush=True)
     run = context.run
     rungs = [rung for name in names for rung in RECIPES[name].rungs]
-    if run.quantization is not None:  # training has moved its logits away from the float model's, and is free to
-        rungs = [replace_field(rung, limits=replace_field(rung.limits, float_noise=None)) for rung in rungs]
+    if run.quantization is not None:  # training was free to leave the float model: measured, not limited
+        free = [replace_fields(rung.limits, float_agreement=None, float_noise=None) for rung in rungs]
+        rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
     models = {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
     reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
     for recipe in (RECIPES[name] for name in names):

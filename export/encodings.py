@@ -27,6 +27,10 @@ _CLOSE = 1e-4
 """Two float runtimes' values of one tensor differ by less than this share of its largest; other tensors by far more."""
 
 
+_BEHIND_FLOAT_END = "_quantized"
+"""What ai-edge-quantizer appends to the name of a float input to call what it quantizes it to."""
+
+
 class EncodingError(ValueError):
     """A file whose scales, zero points or integers are not those that training left."""
 
@@ -219,6 +223,8 @@ def _activation_faults(model: Any, encodings: Encodings, float_ends: bool) -> It
         name = activation_of(tensor)
         if float_ends and tensor.type == types.FLOAT32 and index in ends:
             continue
+        if float_ends:
+            name = name.removesuffix(_BEHIND_FLOAT_END)
         if name not in encodings.activations:
             yield f"{name}: holds no activation of the network"
             continue

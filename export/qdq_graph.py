@@ -141,6 +141,10 @@ def _name_activations(graph: Any, model: nn.Module) -> None:
         _add_constant(graph, zero_point, np.uint8(encoding.zero_point + UINT8_SHIFT))
         node.input[1:] = back.input[1:] = [scale, zero_point]
         renamed |= {node.output[0]: name + STORED, back.output[0]: name}
+    # The exporter has names of its own, such as add, which a module may have too.
+    taken = set(renamed.values())
+    values = [value for node in graph.node for value in node.output if value in taken and value not in renamed]
+    renamed |= {value: f"{value}/unrounded" for value in values}
     _rename(graph, {old: new for old, new in renamed.items() if old != OUTPUT})
 
 

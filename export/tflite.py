@@ -16,7 +16,8 @@ from export.extra import import_extra
 from export.flatbuffer import constant, operator_name, read_model, schema, write_model
 from export.onnx_graph import INPUT
 
-TIME_LIMIT_S = 600
+TIME_LIMIT_S = 1800
+"""Of one conversion: half a minute to two on a quiet machine, but machines may be shared."""
 _LOG_LINES_SHOWN = 25
 _FP16_PERMISSION = b"reduced_precision_support"
 

@@ -8,7 +8,8 @@ from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
 
-SIDE = 32
+SIDE = 36
+"""9 x 9 pixels reach the pooling: a mean of an odd number never lies half-way between two integers."""
 COUNT = 24
 
 
@@ -57,7 +58,7 @@ def small_network(seed=0):
 
 
 def small_images(count=COUNT, seed=1):
-    """Return (count, 32, 32) uint8 phantoms that the network was not shaped on."""
+    """Return (count, 36, 36) uint8 phantoms that the network was not shaped on."""
     return phantom_images(count, SIDE, seed)[0]
 
 

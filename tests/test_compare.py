@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
     """One comparison of everything, with one pair that is equal and one that is not."""
     folder = tmp_path_factory.mktemp("compare")
     fp32, onnx, tflite = (tiny_export / "model_fp32.tflite", *_int8(tiny_int8_export))
-    damaged = shutil.copy(tflite, folder / "damaged.tflite")
+    damaged = Path(shutil.copy(tflite, folder / "damaged.tflite"))
     drop_bias(damaged, "classifier.1")
     words = [fp32, tiny_run, onnx, tflite, damaged, "--data", phantoms, "--json", folder / "compare.json"]
     words += ["--pair", onnx, tflite, "--pair", onnx, damaged, "--threads", "1"]
@@ -86,7 +87,7 @@ def test_wrong_words_are_one_clear_line(capsys, tiny_export, phantoms, words, sa
 def test_logits_that_are_no_numbers_are_refused(capsys, tiny_export, phantoms, tmp_path):
     from export.flatbuffer import constant, read_model, write_model
 
-    path = shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "broken.tflite")
+    path = Path(shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "broken.tflite"))
     model = read_model(path)
     tensor = model.subgraphs[0].tensors[model.subgraphs[0].operators[-1].inputs[2]]
     values = np.full_like(constant(model, tensor, "<f4"), np.nan)

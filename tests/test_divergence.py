@@ -50,7 +50,9 @@ def test_rounding_noise_counts_only_where_scales_are_exact():
     assert first_divergence(PAIR, first, second, exact=False) is None
     one = first_divergence(PAIR, first, second, exact=True)
     assert (one.layer, one.different, one.mean_lsb, one.max_lsb) == ("conv", 1 / 2000, 1 / 2000, 1)
+    assert first_divergence(PAIR, first, second, exact=True, means={"conv"}) is None
     second["conv"][0, 7] = 2
+    assert first_divergence(PAIR, first, second, exact=True, means={"conv"}) is not None
     assert first_divergence(PAIR, first, second, exact=False) is not None
 
 

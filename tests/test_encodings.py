@@ -1,5 +1,6 @@
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -54,14 +55,14 @@ def test_the_written_file_holds_what_was_learned(small_int8):
     ],
 )
 def test_a_damaged_layer_is_named(small_int8, tmp_path, fault, said):
-    damaged = shutil.copy(small_int8.tflite, tmp_path / "damaged.tflite")
+    damaged = Path(shutil.copy(small_int8.tflite, tmp_path / "damaged.tflite"))
     FAULTS[fault](damaged, "depth.0")
     with pytest.raises(EncodingError, match=said):
         check_encodings(damaged, read_encodings(small_int8.onnx))
 
 
 def test_a_changed_activation_scale_is_named(small_int8, tmp_path):
-    damaged = shutil.copy(small_int8.tflite, tmp_path / "damaged.tflite")
+    damaged = Path(shutil.copy(small_int8.tflite, tmp_path / "damaged.tflite"))
     change_activation_scale(damaged, "depth.0")
     with pytest.raises(EncodingError, match=r"1 differences\):\n  depth\.0: scale .*, learned "):
         check_encodings(damaged, read_encodings(small_int8.onnx))
@@ -69,7 +70,7 @@ def test_a_changed_activation_scale_is_named(small_int8, tmp_path):
 
 def test_a_tensor_that_holds_no_activation_is_named_with_the_nearest(small_int8, tmp_path):
     """A converter that got a layer wrong: its values are none of the network's."""
-    damaged = shutil.copy(small_int8.plain, tmp_path / "damaged.tflite")
+    damaged = Path(shutil.copy(small_int8.plain, tmp_path / "damaged.tflite"))
     model = read_model(damaged)
     weight = next(tensor for tensor in model.subgraphs[0].tensors if len(tensor.shape) == 4 and tensor.buffer)
     values = constant(model, weight, "<f4")
