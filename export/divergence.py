@@ -74,7 +74,7 @@ def find_divergences(
     exact = scheme_of(network).exact_scales
     pooling = nn.AdaptiveAvgPool2d | nn.AvgPool2d
     means = {name for name, module in network.named_modules() if isinstance(module, pooling)}
-    found = [first_divergence(pair, *(runs[name] for name in pair), exact, means) for pair in pairwise(runs)]
+    found = [first_divergence((a, b), runs[a], runs[b], exact, means) for a, b in pairwise(runs)]
     return [divergence for divergence in found if divergence is not None]
 
 
