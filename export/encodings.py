@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from brainq_torch.quant.scheme import Encoding
 from export.extra import import_extra
-from export.flatbuffer import constant, operator_name, read_model, schema, write_model
+from export.flatbuffer import constant, operator_name, read_model, schema, unpack_int4, write_model
 from export.onnx_graph import INPUT, OUTPUT
 from export.qdq_graph import STORED, UINT8_SHIFT, read_constants
 
@@ -40,7 +40,8 @@ class LayerIntegers:
     """One convolution or linear layer.
 
     weight: (O, ...) int8, in torch's layout or TFLite's. weight_scale: (O,) float32. bias: (O,) int32.
-    bias_scale: (O,) float32, input scale x weight scale. axis: the weight's output channel axis.
+    bias_scale: (O,) float32, input scale x weight scale. axis: the weight's output channel axis. bits: what a weight
+    takes in the file, 8 or 4.
     """
 
     weight: Array
@@ -48,6 +49,7 @@ class LayerIntegers:
     bias: Array
     bias_scale: Array
     axis: int = 0
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ def read_encodings(path: Path) -> Encodings:
             activations[name] = Encoding(float(scale), int(zero_point) - UINT8_SHIFT)
     for name in activations:
         if f"{name}.weight" in constants:
-            parts = (constants[f"{name}.{part}"] for part in ("weight", "weight_scale", "bias", "bias_scale"))
-            layers[name] = LayerIntegers(*parts)
+            weight, scale, bias, bias_scale = (
+                constants[f"{name}.{part}"] for part in ("weight", "weight_scale", "bias", "bias_scale")
+            )
+            bits = 8 if weight.dtype == np.int8 else 4
+            layers[name] = LayerIntegers(weight.astype(np.int8), scale, bias, bias_scale, bits=bits)
     if not activations or not layers:
         raise EncodingError(f"{path} has {len(activations)} quantized activations, {len(layers)} layers: no QDQ file")
     return Encodings(activations, layers)
@@ -187,19 +192,23 @@ def activation_of(tensor: Any) -> str:
 def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
     """Reorder a layer's weight from torch's layout to that of a TFLite operation.
 
-    kind: CONV_2D (O, H, W, I), DEPTHWISE_CONV_2D (1, H, W, O) or FULLY_CONNECTED (O, I).
+    kind: CONV_2D (O, H, W, I), DEPTHWISE_CONV_2D (1, H, W, O) or FULLY_CONNECTED (O, I); a convolution that runs
+    as one has its patches as I, (H, W, I) flat.
     """
     orders = {"CONV_2D": ((0, 2, 3, 1), 0), "DEPTHWISE_CONV_2D": ((1, 2, 3, 0), 3), "FULLY_CONNECTED": ((0, 1), 0)}
+    if kind == "FULLY_CONNECTED" and layer.weight.ndim == 4:
+        patches = layer.weight.transpose(orders["CONV_2D"][0]).reshape(len(layer.weight), -1)
+        return replace(layer, weight=np.ascontiguousarray(patches), axis=0)
     order, axis = orders[kind]
-    weight = np.ascontiguousarray(layer.weight.transpose(order))
-    return LayerIntegers(weight, layer.weight_scale, layer.bias, layer.bias_scale, axis)
+    return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis)
 
 
 def check_encodings(path: Path, encodings: Encodings, float_ends: bool = False) -> None:
-    """Check a written INT8 TFLite file against what training left, bit for bit.
+    """Check a written INT8 or W4A8 TFLite file against what training left, bit for bit.
 
-    Every activation is int8 with the learned scale and zero point, every weight int8 per output channel with the
-    learned scales and equal integers, every bias int32 with scale input x weight; nothing computes in float.
+    Every activation is int8 with the learned scale and zero point, every weight int8 (or packed int4, where the layer
+    says so) per output channel with the learned scales and equal integers, every bias int32 with scale input x weight;
+    nothing computes in float.
     float_ends: the file may quantize its input and dequantize its output itself.
     Raises EncodingError that names every tensor that differs.
     """
@@ -265,8 +274,10 @@ def _layer_faults(model: Any, encodings: Encodings) -> Iterator[str]:
         seen.add(name)
         layer = in_tflite_layout(encodings.layers[name], operator_name(model, operator))
         weight, bias = (tensors[index] for index in operator.inputs[1:3])
-        yield from _integer_faults(model, f"{name}.weight", weight, layer.weight, layer.weight_scale, layer.axis)
-        yield from _integer_faults(model, f"{name}.bias", bias, layer.bias, layer.bias_scale, 0)
+        yield from _integer_faults(
+            model, f"{name}.weight", weight, layer.weight, layer.weight_scale, layer.axis, layer.bits
+        )
+        yield from _integer_faults(model, f"{name}.bias", bias, layer.bias, layer.bias_scale, 0, 32)
         source = encodings.activations[activation_of(tensors[operator.inputs[0]])]
         if not np.array_equal(layer.weight_scale * np.float32(source.scale), layer.bias_scale):
             yield f"{name}.bias: its scale is not input scale x weight scale"
@@ -274,14 +285,17 @@ def _layer_faults(model: Any, encodings: Encodings) -> Iterator[str]:
         yield f"{name}: the layer is missing"
 
 
-def _integer_faults(model: Any, name: str, tensor: Any, integers: Array, scale: Array, axis: int) -> Iterator[str]:
+def _integer_faults(
+    model: Any, name: str, tensor: Any, integers: Array, scale: Array, axis: int, bits: int
+) -> Iterator[str]:
     """Compare a constant's type, integers, scales and channel axis."""
     types = schema().TensorType
-    expected = {np.dtype(np.int8): types.INT8, np.dtype(np.int32): types.INT32}[integers.dtype]
-    if tensor.type != expected:
-        yield f"{name}: type {tensor.type} is not {integers.dtype}"
+    if tensor.type != {4: types.INT4, 8: types.INT8, 32: types.INT32}[bits]:
+        yield f"{name}: type {tensor.type} is not int{bits}"
         return
-    values = constant(model, tensor, integers.dtype)
+    values = constant(model, tensor, np.uint8 if bits == 4 else integers.dtype)
+    if bits == 4 and values is not None and values.size == (integers.size + 1) // 2:
+        values = unpack_int4(values, integers.size)
     if values is None or values.shape != (integers.size,):
         yield f"{name}: {None if values is None else values.size} integers instead of {integers.size}"
         return

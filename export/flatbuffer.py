@@ -65,11 +65,31 @@ def constant(model: Any, tensor: Any, dtype: Any) -> npt.NDArray[Any] | None:
     return None if _length(data) == 0 else np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype)
 
 
+def unpack_int4(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
+    """Return the integers of a packed int4 constant, two in a byte, the first one in its lower half."""
+    halves = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count].astype(np.int8)
+    integers: npt.NDArray[np.int8] = (halves ^ 8) - 8
+    return integers
+
+
 def operator_name(model: Any, operator: Any) -> str:
     """Return an operator's built-in name, such as ``CONV_2D``."""
     code = model.operatorCodes[operator.opcodeIndex].builtinCode
     names: dict[int, str] = {value: name for name, value in vars(schema().BuiltinOperator).items() if name[0] != "_"}
     return names[code]
+
+
+def operator_code(model: Any, kind: str, version: int) -> int:
+    """Return the index of a built-in operator in this version or a newer one, registering it where it is missing."""
+    builtin = getattr(schema().BuiltinOperator, kind)
+    for index, code in enumerate(model.operatorCodes):
+        if code.builtinCode == builtin and code.version >= version:
+            return index
+    code = schema().OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.version = version
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
 
 
 def _length(data: Any) -> int:

@@ -26,6 +26,7 @@ from export.encodings import (
     weighted_operators,
 )
 from export.flatbuffer import constant, operator_name, read_model
+from export.int4 import pack_weights
 from export.parity import FAKE_QUANTIZED
 from export.qdq_graph import export_qdq_onnx
 from export.quantize import quantize_dynamic, quantize_static
@@ -40,7 +41,8 @@ TFLITE_INT8 = "model_int8.tflite"
 TFLITE_INT8_TF = "model_int8_tf.tflite"
 TFLITE_DYNAMIC_INT8 = "model_dynamic_int8.tflite"
 
-_IMAGES_TO_EXPLAIN = 4
+IMAGES_TO_EXPLAIN = 4
+"""Images that the search for where files part runs, every activation of them in memory."""
 
 
 def make_int8(context: ExportContext) -> None:
@@ -54,7 +56,7 @@ def make_int8(context: ExportContext) -> None:
 
 def explain_int8(context: ExportContext, sample: ImageSample) -> str | None:
     """Name the first layers where PyTorch, the QDQ file and the TFLite file part, or return None where they do not."""
-    network, images = context.networks[FAKE_QUANTIZED], sample.pixels[:_IMAGES_TO_EXPLAIN]
+    network, images = context.networks[FAKE_QUANTIZED], sample.pixels[:IMAGES_TO_EXPLAIN]
     found = find_divergences(network, context.path(ONNX_INT8), context.path(TFLITE_INT8), images)
     return "; ".join(map(str, found)) or None
 
@@ -73,7 +75,7 @@ def make_dynamic_int8(context: ExportContext) -> None:
 
 
 def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: bool = False) -> None:
-    """Write the INT8 TFLite file of a QDQ file, with the same integers.
+    """Write the INT8 TFLite file of a QDQ file, with the same integers: weights of 4 bits as packed int4.
 
     The float network inside goes through the converter; its tensors are matched to activations by value and get their
     integers; the written file is checked bit for bit. Input int8, pixel - 128; output int8 logits.
@@ -97,6 +99,7 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: 
             for operator, name in weighted_operators(model)
         }
         quantize_static(plain, out_path, activations, layers, float_ends)
+    pack_weights(out_path, [name for name, layer in encodings.layers.items() if layer.bits == 4])
     check_encodings(out_path, encodings, float_ends)
 
 

@@ -22,6 +22,9 @@ FLOAT_MODEL = "float model"
 FAKE_QUANTIZED = "fake-quantized model"
 """Reference of a rung: the network in PyTorch that holds the integers of the INT8 files."""
 
+FOUR_BIT = "4-bit model"
+"""Reference of a rung: the network in PyTorch that holds the integers of the W4A8 files."""
+
 RESAMPLES = 1000
 """Bootstrap resamples of the recall differences."""
 
@@ -54,7 +57,7 @@ class Limits:
 class Rung:
     """One comparison that an artefact must pass.
 
-    artefact: file name. reference: another file's name, FLOAT_MODEL or FAKE_QUANTIZED.
+    artefact: file name. reference: another file's name, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
     optimised: False runs ONNX files of this pair without ONNX Runtime's optimisations.
     """
 
@@ -164,8 +167,8 @@ class ParityReport:
 class LogitTable:
     """The logits of every model of an export on the same images, each computed once.
 
-    folder: where the artefacts are. models: the run's networks in PyTorch, by FLOAT_MODEL and FAKE_QUANTIZED, as far
-    as there are such.
+    folder: where the artefacts are. models: the run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and
+    FOUR_BIT, as far as there are such.
     """
 
     def __init__(self, folder: Path, sample: ImageSample, models: Mapping[str, Runner], threads: int) -> None:
@@ -174,7 +177,7 @@ class LogitTable:
         self._known: dict[tuple[str, bool], Logits] = {}
 
     def of(self, name: str, optimised: bool = True) -> Logits:
-        """Return a model's logits. name: a file of the folder, FLOAT_MODEL or FAKE_QUANTIZED.
+        """Return a model's logits. name: a file of the folder, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
 
         Raises RunnerError or MetadataError when a file cannot be run.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ The real values are the same. ONNX Runtime's x86 kernels multiply uint8 by int8;
 convert, does so for some only, and leaves 15 of MobileNetV2's 52 convolutions and every addition in float.
 """
 
+LARGEST_INT4 = 7
+_INT4_OPSET = 21
+_INT4_IR_VERSION = 10
+
 _OPS = torch.ops.quantized_decomposed  # registered by brainq_torch.quant.prepare
 
 
@@ -36,6 +41,7 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     Input and output are float32, so that the file runs wherever the float one does. Each activation is called after
     the module that makes it: ``features.0.0`` dequantized, ``features.0.0/uint8`` as stored. Each weight is an int8
     initializer ``features.0.0.weight``, each bias an int32 one with scale input scale x weight scale, as in TFLite.
+    Weights of 4 bits and fewer are packed int4 initializers; such a file is of opset 21, the first that has them.
     Raises PrepareError for a network that is float or not finalized, OnnxExportError.
     """
     check_finalized(model)
@@ -43,6 +49,7 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     _pool_globally(graph.graph)
     _name_activations(graph.graph, model)
     _name_constants(graph.graph, model)
+    _pack_weights(graph, [layer.name for layer in weighted_layers(model) if layer.largest <= LARGEST_INT4])
     import_extra("onnx").checker.check_model(graph, full_check=True)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
@@ -171,6 +178,21 @@ def _name_constants(graph: Any, model: nn.Module) -> None:
             dequantize.input[:] = names
             node.input[position] = dequantize.output[0] = f"{layer.name}.{part}/real"
     _drop_unused_constants(graph)
+
+
+def _pack_weights(model: Any, layers: Sequence[str]) -> None:
+    """Store the weights of these layers as int4, two in a byte, and raise the opset to what knows that."""
+    if not layers:
+        return
+    numpy_helper, int4 = import_extra("onnx.numpy_helper"), import_extra("ml_dtypes").int4
+    packed = {f"{name}.{part}" for name in layers for part in ("weight", "weight_zero_point")}
+    for tensor in model.graph.initializer:
+        if tensor.name in packed:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(int4), tensor.name))
+    for operators in model.opset_import:
+        if operators.domain in ("", "ai.onnx"):
+            operators.version = _INT4_OPSET
+    model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
 
 
 def _pool_globally(graph: Any) -> None:

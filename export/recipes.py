@@ -13,6 +13,7 @@ from torch import nn
 from brainq_torch import __version__
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.calibrate import Method
+from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, CONFIG, Run, RunError, describe_environment, load_run
 from export.int8 import (
     ONNX_INT8,
@@ -26,10 +27,11 @@ from export.int8 import (
 )
 from export.metadata import FileMetadata
 from export.onnx_graph import export_float_onnx
-from export.parity import FAKE_QUANTIZED, FLOAT_MODEL, Limits, Rung
+from export.parity import FAKE_QUANTIZED, FLOAT_MODEL, FOUR_BIT, Limits, Rung
 from export.quantize import cast_to_float16
 from export.run_images import ImageSample, RunImages
 from export.tflite import convert_float
+from export.w4a8 import ONNX_W4A8, TFLITE_W4A8, explain_w4a8, make_w4a8
 
 ONNX_FP32 = "model_fp32.onnx"
 TFLITE_FP32 = "model_fp32.tflite"
@@ -162,6 +164,21 @@ RECIPES: dict[str, Recipe] = {
         ),
         explain=explain_int8,
     ),
+    "w4a8": Recipe(
+        "4-bit weights, 8-bit activations: packed int4 ONNX and TFLite with learned rounding, or as trained",
+        (ONNX_W4A8, TFLITE_W4A8),
+        make_w4a8,
+        (
+            Rung(ONNX_W4A8, FOUR_BIT, Limits(max_lsb=1, **LIKE_FLOAT), optimised=False),
+            Rung(
+                TFLITE_W4A8,
+                ONNX_W4A8,
+                Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, **LIKE_FLOAT),
+                optimised=False,
+            ),
+        ),
+        explain=explain_w4a8,
+    ),
     "int8_tf": Recipe(
         "INT8 TFLite by TensorFlow's converter, the paper's way, to compare with",
         (TFLITE_INT8_TF,),
@@ -182,7 +199,10 @@ RECIPES: dict[str, Recipe] = {
 
 def default_recipes(run: Run) -> tuple[str, ...]:
     """Return the recipes for a run when none are named: a run trained for integers has no float network."""
-    return ("fp32", "fp16", "int8") if run.quantization is None else ("int8",)
+    if run.quantization is None:
+        return ("fp32", "fp16", "int8")
+    trained = Scheme.from_json(run.quantization)
+    return ("w4a8",) if min(trained.weight_bits, *trained.exceptions.values(), 8) < 8 else ("int8",)
 
 
 def resolve_recipes(names: Sequence[str]) -> list[str]:

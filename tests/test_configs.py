@@ -15,6 +15,7 @@ def test_every_configuration_is_known():
         "quickstart.yaml",
         "mobilenetv2.yaml",
         "mobilenetv2_qat.yaml",
+        "mobilenetv2_w4_qat.yaml",
         "mobilenetv2_kd.yaml",
         "densenet101_teacher.yaml",
         "densenet32_alone.yaml",

@@ -29,7 +29,15 @@ from torch.ao.quantization import prepare_qat as insert_quantizers
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.lower import PROBE_SIZE, lower_average_pools, lower_batchnorms
-from brainq_torch.quant.scheme import INPUT_ENCODING, Scheme, encode_weight, quantize_bias, raise_for_bias
+from brainq_torch.quant.scheme import (
+    INPUT_ENCODING,
+    LAYER_KINDS,
+    Scheme,
+    encode_weight,
+    largest_integer,
+    quantize_bias,
+    raise_for_bias,
+)
 
 __all__ = [
     "DeQuantStub",
@@ -49,6 +57,7 @@ __all__ = [
     "scheme_of",
     "set_activation_ranges",
     "set_fake_quant",
+    "settle_layer",
     "unfreeze",
     "weighted_layers",
 ]
@@ -160,6 +169,8 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     _share(prepared, groups, make_activation)
     prepared.quantization_scheme = scheme
     _drop_idle(prepared)
+    if scheme.exceptions:
+        _set_weight_bits(prepared, scheme)
     result: nn.Module = prepared
     return result
 
@@ -290,6 +301,32 @@ def finalize(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def settle_layer(model: nn.Module, layer: Layer, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
+    """Give a layer of a finalized network these integers from now on. In place.
+
+    Its BatchNorm becomes the identity, as it is folded already. layer: of ``weighted_layers``. weight: of the layer's
+    shape, whole numbers. scale, bias: (O,) float32; the bias is rounded to the int32 grid.
+    Raises ValueError when a weight is no integer that the layer's bits can hold.
+    """
+    if not bool((weight == weight.round()).all() and (weight.abs() <= layer.largest).all()):
+        raise ValueError(f"{layer.name}: weights must be integers of at most {layer.largest}")
+    input_scale = activation_quantizers(model)[layer.source].encoding.scale
+    scale = raise_for_bias(scale, bias, input_scale, scheme_of(model).largest_bias)
+    steps, bias_scale = quantize_bias(bias, input_scale, scale)
+    module: Any = layer.module
+    module.weight.copy_(weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
+    if isinstance(module, _FoldedConvBn2d):
+        norm: Any = module.bn
+        norm.weight.fill_(1)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+        norm.bias.copy_(steps * bias_scale)
+    if module.bias is not None:
+        module.bias.copy_(torch.zeros_like(bias) if isinstance(module, _FoldedConvBn2d) else steps * bias_scale)
+    module.weight_fake_quant.settle(scale, bias_scale)
+
+
+@torch.no_grad()
 def weighted_layers(model: nn.Module) -> list[Layer]:
     """Return the network's convolutions and linear layers in the order in which they run."""
     _, sources = _trace(model)
@@ -355,6 +392,21 @@ def _trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
         for hook in hooks:
             hook.remove()
     return order, sources
+
+
+def _set_weight_bits(model: nn.Module, scheme: Scheme) -> None:
+    """Give the exceptions of a scheme their bits."""
+    _, sources = _trace(model)
+    names = list(sources)
+    unknown = scheme.exceptions.keys() - {*names, *LAYER_KINDS}
+    if unknown:
+        raise PrepareError(f"no layer is named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    for name in names:
+        module: Any = model.get_submodule(name)
+        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        tests = {"first": name == names[0], "last": name == names[-1], "depthwise": depthwise}
+        bits = scheme.bits_of(name, [kind for kind, holds in tests.items() if holds])
+        module.weight_fake_quant.largest = largest_integer(bits)
 
 
 def _drop_idle(model: nn.Module) -> None:

@@ -10,8 +10,8 @@ steps exactly, in any order (largest seen on MobileNetV2: 178 000), and all runt
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ SMALLEST_SCALE = float(torch.finfo(torch.float32).eps)
 """Floor of every scale, torch.ao's: an all-zero channel or a dead activation must not divide by zero."""
 
 _WEIGHT_SCALE_BITS = 6
+_CLIP_SHARES = [share / 50 for share in range(20, 51)]
+"""Shares of the largest weight that a clipped scale may end at."""
 _CLIPPED = 1.25
 """A range up to this much wider than a power of two spans is clipped to it; a wider one gets the next.
 
@@ -45,25 +47,35 @@ INPUT_ENCODING = Encoding(1 / MIDDLE_GREY, 0)
 """The network's input: int8 is pixel - 128, so that quantizing it loses nothing (see ``data/pixels.py``)."""
 
 
+WEIGHT_BITS = (2, 3, 4, 8)
+LAYER_KINDS = ("first", "last", "depthwise")
+"""Names in ``Scheme.exceptions`` that stand for every layer of a kind."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How a network is quantized: weights symmetric per output channel, activations affine per tensor.
 
-    weight_bits: weights are integers in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; 8 or 4.
+    weight_bits: weights are integers in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; 8, or 4, or 3 and 2, which the files
+    hold as 4.
     activation_bits: activations are integers in [-128, 127]; 8.
     range_averaging: weight of the newest batch in an activation range's moving average, in (0, 1].
     exact_scales: scales on the grid that every runtime computes with exactly (see above); off, scales are free and
     runtimes agree only roughly.
+    exceptions: weight bits of layers that differ, by name or by kind: ``first``, ``last`` (in running order),
+    ``depthwise``. A name goes before a kind; of several kinds the most bits count.
     """
 
     weight_bits: int = 8
     activation_bits: int = 8
     range_averaging: float = 0.01
     exact_scales: bool = True
+    exceptions: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (4, 8):
-            raise ValueError(f"weight_bits is {self.weight_bits}; allowed are 4 and 8")
+        for what, bits in {"weight_bits": self.weight_bits, **self.exceptions}.items():
+            if bits not in WEIGHT_BITS:
+                raise ValueError(f"{what} is {bits}; allowed are {', '.join(map(str, WEIGHT_BITS))} bits")
         if self.activation_bits != 8:
             raise ValueError(f"activation_bits is {self.activation_bits}; allowed is 8, what integer kernels take")
         if not 0 < self.range_averaging <= 1:
@@ -71,8 +83,14 @@ class Scheme:
 
     @property
     def largest_weight(self) -> int:
-        """Largest weight integer: 127 for 8 bits, 7 for 4. The range is symmetric, as TFLite demands."""
-        return (1 << (self.weight_bits - 1)) - 1
+        """Largest weight integer of a layer that is no exception."""
+        return largest_integer(self.weight_bits)
+
+    def bits_of(self, name: str, kinds: Collection[str]) -> int:
+        """Return the weight bits of a layer. kinds: those of ``LAYER_KINDS`` that it is."""
+        if name in self.exceptions:
+            return self.exceptions[name]
+        return max((self.exceptions[kind] for kind in kinds if kind in self.exceptions), default=self.weight_bits)
 
     @property
     def largest_bias(self) -> int:
@@ -93,6 +111,11 @@ class Scheme:
         if unknown:
             raise ValueError(f"unknown Scheme keys {sorted(unknown)}; this file was made by a newer brainq_torch")
         return cls(**data)
+
+
+def largest_integer(bits: int) -> int:
+    """Return the largest weight integer: 127 for 8 bits, 7 for 4. The range is symmetric, as TFLite demands."""
+    return (1 << (bits - 1)) - 1
 
 
 def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
@@ -122,7 +145,7 @@ def encode_weight(weight: Tensor, largest: int, exact: bool) -> Tensor:
     scale = (weight.flatten(1).abs().amax(1) / float(largest)).clamp(min=SMALLEST_SCALE)
     if not exact:
         return scale
-    return _encode_single(weight, largest) if weight[0].numel() == 1 else _shorten(scale, torch.ceil)
+    return _encode_single(weight, largest) if weight[0].numel() == 1 else shorten(scale, torch.ceil)
 
 
 def _encode_single(weight: Tensor, largest: int) -> Tensor:
@@ -132,16 +155,33 @@ def _encode_single(weight: Tensor, largest: int) -> Tensor:
     """
     integers = torch.arange(largest // 2 + 1, largest + 1, device=weight.device)
     sizes = weight.reshape(-1, 1).abs()
-    scales = _shorten((sizes / integers).clamp(min=SMALLEST_SCALE), torch.round)
+    scales = shorten((sizes / integers).clamp(min=SMALLEST_SCALE), torch.round)
     best = (scales * integers - sizes).abs().argmin(1, keepdim=True)
     return scales.gather(1, best).squeeze(1)
 
 
-def _shorten(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-    """Round scales to 6 significant bits."""
+def shorten(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Round scales to 6 significant bits. rounding: ``torch.round`` or ``torch.ceil``."""
     fraction, exponent = torch.frexp(scale)
     steps = 2.0**_WEIGHT_SCALE_BITS
     return torch.ldexp(rounding(fraction * steps) / steps, exponent)
+
+
+def encode_weight_clipped(weight: Tensor, importance: Tensor, largest: int, exact: bool) -> Tensor:
+    """Choose one scale per output channel that makes the weighted rounding error least, clipping where that helps.
+
+    weight: (C, K) float32. importance: (K,) float32, mean square of the input that each weight multiplies: the error
+    is then that of the layer's output, inputs taken as uncorrelated. Returns (C,) float32.
+    """
+    start = weight.abs().amax(1) / float(largest)
+    best, least = encode_weight(weight, largest, exact), torch.full_like(start, torch.inf)
+    for share in _CLIP_SHARES:
+        scale = (start * share).clamp(min=SMALLEST_SCALE)
+        scale = shorten(scale, torch.round) if exact else scale
+        error = ((quantize_weight(weight, scale, largest) * scale[:, None] - weight) ** 2 * importance).sum(1)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+    return best
 
 
 def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float, largest_bias: int) -> Tensor:

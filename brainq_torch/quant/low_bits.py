@@ -1,0 +1,160 @@
+"""Post-training quantization with learned rounding, layer by layer; a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.quant.calibrate import Method as RangeMethod
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.layer_samples import apply_rows, sample_inputs
+from brainq_torch.quant.prepare import Layer, rebuild, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
+from brainq_torch.quant.scheme import Scheme, encode_weight_clipped
+
+W4A8 = Scheme(weight_bits=4, exceptions={"first": 8, "last": 8, "depthwise": 8})
+"""4-bit weights where they save most; the few weights of the ends and of depthwise convolutions keep 8 bits."""
+
+LARGEST_LEARNED = 7
+"""Largest weight integer of layers whose rounding is learned: with 8 bits there is nothing to gain."""
+
+_BATCH = 16
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+
+
+def quantize_low_bits(
+    model: nn.Module,
+    pixels: NDArray[Any],
+    scheme: Scheme = W4A8,
+    options: Rounding = Rounding(),  # noqa: B008 - frozen
+    ranges: RangeMethod = "percentile",
+    state: Path | None = None,
+    progress: Progress = iter,
+) -> tuple[nn.Module, dict[str, float]]:
+    """Return a fake-quantized copy of a float network with learned rounding, and each layer's relative error.
+
+    Layers of 8 bits are rounded to nearest. model: float, eval mode. pixels: (N, size, size) uint8 calibration images.
+    ranges: how activation ranges are chosen. state: folder that keeps what is done after every layer: the same call
+    again goes on from there, to the same result; a state of other weights, images or options is not used. progress:
+    wraps the layers, such as ``tqdm``.
+    """
+    kept = None if state is None else _State(state, _fingerprint(model, pixels, scheme, options, ranges))
+    network = _start(model, pixels, scheme, ranges, kept)
+    layers = [layer for layer in weighted_layers(network) if layer.largest <= LARGEST_LEARNED]
+    if options.method == "nearest":
+        return network, {}
+    batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
+    plain = copy.deepcopy(network)  # before any layer is settled
+    wanted: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    for number, name in enumerate(progress([layer.name for layer in layers])):
+        layer = layers[number]
+        done = None if kept is None else kept.read(name)
+        if done is None:
+            wanted = wanted or _float_outputs(plain, layers, batches, options)
+            rows = sample_inputs(network, [name], batches, options.positions, options.seed)[name]
+            done = _learn(layer, Target(rows, wanted[name], layer.relu), options, options.seed + number)
+            if kept is not None:
+                kept.write(name, done)
+        settle_layer(network, layer, done["integers"], done["scale"], done["bias"])
+        errors[name] = float(done["error"])
+    return network, errors
+
+
+def _learn(layer: Layer, target: Target, options: Rounding, seed: int) -> dict[str, Tensor]:
+    """Return a layer's integers in its own shape, its scale and bias, and its error."""
+    groups = target.rows.shape[1]
+    weight = layer.weight.reshape(groups, -1, target.rows.shape[2])
+    quantizer: Any = layer.module.weight_fake_quant
+    scale = torch.stack(
+        [
+            encode_weight_clipped(part, (target.rows[:, group] ** 2).mean(0), layer.largest, quantizer.exact)
+            for group, part in enumerate(weight)
+        ]
+    )
+    if options.method == "adaround":
+        start = target.output.mean(0) - apply_rows(target.rows.mean(0, keepdim=True), weight)[0]
+        integers = adaround(weight, start, scale, target, layer.largest, options, seed)
+    else:
+        integers = descend(weight, scale, target, layer.largest, options)
+    bias = correct_bias(integers, scale, target)
+    error = target.error(integers * scale[..., None], bias)
+    return {
+        "integers": integers.reshape(layer.weight.shape).to(torch.int8),
+        "scale": scale.flatten(),
+        "bias": bias,
+        "error": torch.tensor(error),
+    }
+
+
+def _float_outputs(
+    plain: nn.Module, layers: list[Layer], batches: list[Tensor], options: Rounding
+) -> dict[str, Tensor]:
+    """Return what the float layers make of float inputs at the sampled positions, bias included, before the ReLU.
+
+    plain: a copy that nobody else needs, its weights not rounded yet.
+    """
+    set_fake_quant(plain, False)
+    rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
+    outputs = {}
+    for layer in layers:
+        found = rows.pop(layer.name)
+        weight = layer.weight.reshape(found.shape[1], -1, found.shape[2])
+        outputs[layer.name] = apply_rows(found, weight) + layer.bias
+    return outputs
+
+
+def _start(
+    model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State | None
+) -> nn.Module:
+    """Return the network rounded to nearest, calibrated now or when the state was begun."""
+    found = None if kept is None else kept.read("start")
+    if found is None:
+        network = quantize_post_training(model, pixels, scheme, ranges)
+        if kept is not None:
+            kept.write("start", network.state_dict())
+        return network
+    network = rebuild(model, scheme.to_json())
+    network.load_state_dict(found)
+    return network
+
+
+class _State:
+    """What is done so far: one file a layer, each whole or not there."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder / fingerprint[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str) -> dict[str, Tensor] | None:
+        path = self.folder / f"{name}.pt"
+        found: dict[str, Tensor] | None = torch.load(path, weights_only=True) if path.exists() else None
+        return found
+
+    def write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        path = self.folder / f"{name}.pt"
+        partial = path.with_name(path.name + ".partial")
+        torch.save(tensors, partial)
+        os.replace(partial, path)
+
+
+def _fingerprint(model: nn.Module, pixels: NDArray[Any], scheme: Scheme, options: Rounding, ranges: RangeMethod) -> str:
+    """Return the SHA-256 of everything that the result depends on."""
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
+    digest.update(json.dumps([scheme.to_json(), asdict(options), ranges], sort_keys=True).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

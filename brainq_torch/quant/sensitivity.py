@@ -1,0 +1,111 @@
+"""Mixed precision: measure what fewer bits in one layer do to the logits, then spend a size budget where it helps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.quant.prepare import scheme_of, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.scheme import encode_weight, largest_integer, quantize_weight
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+
+_BATCH = 16
+
+
+class BudgetError(ValueError):
+    """A size that no choice of bits stays within."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What these bits in one layer cost, every other layer having 8.
+
+    size_bytes: of the layer's weights at these bits. error: mean square of the change of the logits against the float
+    network, in parts of the float logits' variance.
+    """
+
+    layer: str
+    bits: int
+    size_bytes: int
+    error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_sensitivity(
+    network: nn.Module, pixels: NDArray[Any], bits: Sequence[int] = (4, 8), progress: Progress = iter
+) -> list[Sensitivity]:
+    """Return one entry per layer and number of bits, in running order.
+
+    network: fake-quantized with 8-bit weights, finalized; it is left as it was. pixels: (N, size, size) uint8.
+    Weights are rounded to nearest: what learned rounding will save is not known yet.
+    """
+    batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
+    plain = copy.deepcopy(network)
+    set_fake_quant(plain, False)
+    wanted = _logits(plain, batches)
+    exact = scheme_of(network).exact_scales
+    with_all = _relative_error(_logits(network, batches), wanted)
+    changed = copy.deepcopy(network)
+    layers = weighted_layers(changed)
+    table = []
+    for number, name in enumerate(progress([layer.name for layer in layers])):
+        layer = layers[number]
+        before = {key: value.clone() for key, value in layer.module.state_dict().items()}
+        for count in bits:
+            error = with_all
+            if count != 8:
+                scale = encode_weight(layer.weight, largest_integer(count), exact)
+                integers = quantize_weight(layer.weight, scale, largest_integer(count)).float()
+                settle_layer(changed, layer, integers, scale, layer.bias)
+                error = _relative_error(_logits(changed, batches), wanted)
+                layer.module.load_state_dict(before)
+            table.append(Sensitivity(name, count, (layer.weight.numel() * count + 7) // 8, error))
+    return table
+
+
+def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, int]:
+    """Return bits per layer: the fewest everywhere, then more where a byte takes away most error, within the budget.
+
+    Raises BudgetError when even the fewest bits everywhere exceed the budget.
+    """
+    choices: dict[str, list[Sensitivity]] = {}
+    for entry in table:
+        choices.setdefault(entry.layer, []).append(entry)
+    for entries in choices.values():
+        entries.sort(key=lambda entry: entry.bits)
+    chosen = {layer: entries[0] for layer, entries in choices.items()}
+    spent = sum(entry.size_bytes for entry in chosen.values())
+    if spent > budget_bytes:
+        raise BudgetError(f"the budget is {budget_bytes} bytes; with the fewest bits everywhere weights take {spent}")
+    while True:
+        steps = [
+            ((chosen[layer].error - entry.error) / (entry.size_bytes - chosen[layer].size_bytes), entry)
+            for layer, entries in choices.items()
+            for entry in entries
+            if entry.bits > chosen[layer].bits and spent + entry.size_bytes - chosen[layer].size_bytes <= budget_bytes
+        ]
+        gain, best = max(steps, key=lambda step: step[0], default=(0.0, None))
+        if best is None or gain <= 0:
+            return {layer: choice.bits for layer, choice in chosen.items()}
+        spent += best.size_bytes - chosen[best.layer].size_bytes
+        chosen[best.layer] = best
+
+
+def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    return torch.cat([network(batch) for batch in batches])
+
+
+def _relative_error(logits: Tensor, wanted: Tensor) -> float:
+    return float(((logits - wanted) ** 2).mean() / wanted.var())

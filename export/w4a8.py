@@ -1,0 +1,65 @@
+"""The W4A8 recipe: 4-bit weights with learned rounding, 8-bit activations, the same integers in ONNX and TFLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from tqdm import tqdm
+
+from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
+from brainq_torch.quant.prepare import PrepareError, scheme_of, weighted_layers
+from brainq_torch.quant.rounding import Rounding
+from export.divergence import find_divergences
+from export.int8 import IMAGES_TO_EXPLAIN, convert_int8, describe_calibration
+from export.parity import FOUR_BIT
+from export.qdq_graph import LARGEST_INT4, export_qdq_onnx
+
+if TYPE_CHECKING:
+    from export.recipes import ExportContext
+    from export.run_images import ImageSample
+
+ONNX_W4A8 = "model_w4a8.onnx"
+TFLITE_W4A8 = "model_w4a8.tflite"
+
+STATE = "rounding"
+"""Folder in the run folder that keeps what is rounded so far."""
+
+
+def make_w4a8(context: ExportContext) -> None:
+    """Write the QDQ file with int4 weights and its TFLite twin: of a run trained with them, or rounded here."""
+    network, origin = _quantize(context)
+    context.networks[FOUR_BIT] = network
+    context.provenance["w4a8"] = {"scheme": scheme_of(network).to_json(), **origin}
+    export_qdq_onnx(network, context.run.pixels, context.path(ONNX_W4A8))
+    convert_int8(context.path(ONNX_W4A8), context.path(TFLITE_W4A8), context.run.pixels)
+
+
+def explain_w4a8(context: ExportContext, sample: ImageSample) -> str | None:
+    """Name the first layers where PyTorch, the QDQ file and the TFLite file part, or return None where they do not."""
+    network, images = context.networks[FOUR_BIT], sample.pixels[:IMAGES_TO_EXPLAIN]
+    found = find_divergences(network, context.path(ONNX_W4A8), context.path(TFLITE_W4A8), images)
+    return "; ".join(map(str, found)) or None
+
+
+def _quantize(context: ExportContext) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the fake-quantized network, finalized, and where its integers come from."""
+    run = context.run
+    if run.quantization is not None:
+        if not any(layer.largest <= LARGEST_INT4 for layer in weighted_layers(run.model)):
+            raise PrepareError("this run was trained with 8-bit weights; export w4a8 of the float run it started from")
+        return run.model, {"integers": "learned in training"}
+    sample, options = context.calibration(context.calibration_images), Rounding()
+    context.calibrated_on[ONNX_W4A8] = list(sample.names)
+    network, errors = quantize_low_bits(
+        run.model, sample.pixels, W4A8, options, context.calibration_method, run.folder / STATE, _show
+    )
+    calibration = describe_calibration(sample, context.calibration_method)
+    about = {"method": options.method, "seed": options.seed, "largest_layer_error": round(max(errors.values()), 4)}
+    return network, {"integers": "rounded after training", "rounding": about, "calibration": calibration}
+
+
+def _show(names: Iterable[str]) -> Iterable[str]:
+    bar: Iterable[str] = tqdm(names, desc="rounding", unit="layer")
+    return bar

@@ -1,0 +1,67 @@
+"""The command that measures accuracy against bits: what it writes, and that a second call measures nothing again."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tools import low_bits
+
+COMMAND = [
+    "--bits",
+    "4",
+    "8",
+    "--rounding",
+    "descent",
+    "--calibration-images",
+    "4",
+    "--sensitivity-images",
+    "2",
+    "--threads",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_run, phantoms, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("low_bits")
+    run, out = folder / "run", folder / "out"
+    shutil.copytree(tiny_run, run)
+    arguments = [str(run), "--data", str(phantoms), "--out", str(out), "--budget", "250000", *COMMAND]
+    assert low_bits.main(arguments) == 0
+    return out, arguments
+
+
+def test_it_writes_the_curve_and_the_table(measured):
+    out, _ = measured
+    report = json.loads((out / low_bits.REPORT).read_text())
+    points = [(point["method"], point["bits"]) for point in report["curve"]]
+    assert points == [("float", 32), ("nearest", 4), ("descent", 4), ("nearest", 8)]
+    assert report["images"] == 12
+    assert set(report["calibration"]["splits"]) == {"Training"}
+    with (out / low_bits.SENSITIVITY).open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 2 * 53
+    assert {row["bits"] for row in table} == {"4", "8"}
+    assert set(report["budget"]["bits"].values()) <= {4, 8}
+    assert (out / low_bits.CURVE).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_second_call_measures_nothing_again(measured, monkeypatch):
+    out, arguments = measured
+    before = (out / low_bits.REPORT).read_bytes()
+    monkeypatch.setattr(low_bits, "quantize_low_bits", None)
+    monkeypatch.setattr(low_bits, "measure_sensitivity", None)
+    assert low_bits.main(arguments) == 0
+    assert (out / low_bits.REPORT).read_bytes() == before
+    (kept,) = (out / "state").glob("*/descent-4.npy")
+    assert np.load(kept).shape == (12, 4)
+
+
+def test_a_budget_that_cannot_be_kept_is_refused(measured, capsys):
+    _, arguments = measured
+    arguments = [word if word != "250000" else "10" for word in arguments]
+    assert low_bits.main(arguments) == 2
+    assert "the budget is 10 bytes" in capsys.readouterr().err
