@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,13 +17,15 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from brainq_torch.data.augment import Augmentation
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.counterfactual import Counterfactual, make_images
 from brainq_torch.data.draw import Draw, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.folder import load_pixels, scan_folder
 from brainq_torch.data.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage import LeakCheck, read_leakage
 from brainq_torch.data.phantom import write_phantoms
 from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
-from brainq_torch.data.split import manifest_folder, read_manifest, verify_manifest, write_manifest
+from brainq_torch.data.split import ManifestRow, manifest_folder, read_manifest, verify_manifest, write_manifest
+from brainq_torch.data.style import StyleMixing
 from brainq_torch.run import MANIFEST, PHANTOMS, write_json
 
 
@@ -76,7 +79,8 @@ class ImageDataModule(L.LightningDataModule):
     copies finds.
     manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
     batch_size: images per step and process.
-    augmentation: changes of training images.
+    augmentation, style: changes of training images.
+    counterfactual: images made from the training images, and added to them.
     phantoms_per_class: synthetic training images per class for root ``phantom``; a third as many are made for testing.
     workers: loader processes; 0 is fastest where batches come from memory.
     """
@@ -95,6 +99,8 @@ class ImageDataModule(L.LightningDataModule):
         manifest: str = "",
         batch_size: int = 32,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
+        style: StyleMixing = StyleMixing(),  # noqa: B008 - frozen
+        counterfactual: Counterfactual = Counterfactual(),  # noqa: B008 - frozen
         phantoms_per_class: int = 150,
         workers: int = 0,
     ) -> None:
@@ -108,6 +114,7 @@ class ImageDataModule(L.LightningDataModule):
         self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
         self.batch_size, self.workers = batch_size, workers
         self.augmentation, self.phantoms_per_class = augmentation, phantoms_per_class
+        self.style, self.counterfactual = style, counterfactual
         self.stage_index = 0
 
     @property
@@ -117,7 +124,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def cache(self) -> Path:
-        """The decoded images, (N, size, size) uint8 in manifest order."""
+        """The decoded images, (N, size, size) uint8 in manifest order, and after them those made for training."""
         return self.out / "pixels.npy"
 
     @property
@@ -129,10 +136,16 @@ class ImageDataModule(L.LightningDataModule):
     def _leakage(self) -> Path:
         return self.out / "leakage.json"
 
+    @property
+    def _made_labels(self) -> Path:
+        """Labels of the images made for training, (M,) int64."""
+        return self.out / "made_labels.npy"
+
     def discard(self) -> None:
         """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
         self.cache.unlink()
         self._leakage.unlink()
+        self._made_labels.unlink(missing_ok=True)
 
     def prepare_data(self) -> None:
         """Write the manifest and decode the images, once, on the first process only.
@@ -155,10 +168,21 @@ class ImageDataModule(L.LightningDataModule):
         else:
             self._draw_splits(manifest)
         if not self.cache.exists():
-            pixels = load_pixels(manifest_folder(self.folder, read_manifest(manifest)), self.pixels)
+            rows = read_manifest(manifest)
+            pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
+            if self.counterfactual.share:
+                pixels = self._add_made(pixels, rows)
             partial = self.cache.with_name("pixels.partial.npy")
             np.save(partial, pixels)
             os.replace(partial, self.cache)
+
+    def _add_made(self, pixels: NDArray[np.uint8], rows: Sequence[ManifestRow]) -> NDArray[np.uint8]:
+        """Append the images made from the training part, and write their labels."""
+        training = np.array([row.split == "Training" for row in rows])
+        labels = np.array([CLASSES.index(row.label) for row in rows])
+        made = make_images(pixels[training], labels[training], self.counterfactual, self.seed)
+        np.save(self._made_labels, made.labels)
+        return np.concatenate([pixels, made.pixels])
 
     def _draw_splits(self, manifest: Path) -> None:
         """Write the leak check, then the manifest: where that is, the other is, and is its own."""
@@ -180,11 +204,13 @@ class ImageDataModule(L.LightningDataModule):
         """Map the decoded images and list the rows of each split."""
         rows = read_manifest(self.out / MANIFEST)
         pixels = np.load(self.cache, mmap_mode="r")
-        if pixels.shape != (len(rows), self.pixels.size, self.pixels.size):
-            raise ValueError(f"{self.cache} is {pixels.shape} for {len(rows)} images; delete it and resume")
-        labels = np.array([CLASSES.index(row.label) for row in rows])
+        made = np.load(self._made_labels) if self.counterfactual.share else np.empty(0, np.int64)
+        if pixels.shape != (len(rows) + len(made), self.pixels.size, self.pixels.size):
+            raise ValueError(f"{self.cache} is {pixels.shape} for {len(rows) + len(made)} images; delete it and resume")
+        labels = np.concatenate([np.array([CLASSES.index(row.label) for row in rows]), made])
+        splits = [row.split for row in rows] + ["Training"] * len(made)
         self.datasets = {
-            split: PixelDataset(pixels, labels, np.array([i for i, row in enumerate(rows) if row.split == split], int))
+            split: PixelDataset(pixels, labels, np.array([i for i, name in enumerate(splits) if name == split], int))
             for split in ("Training", "val", "Testing")
         }
 
@@ -230,7 +256,8 @@ class ImageDataModule(L.LightningDataModule):
         images = ((batch.images.float() - MIDDLE_GREY) / MIDDLE_GREY).unsqueeze(1)
         if trainer.training:
             place = [self.seed, self.stage_index, trainer.current_epoch, int(batch.rows[0]), trainer.global_rank]
-            images = self.augmentation(images, make_generator(place))
+            generator = make_generator(place)
+            images = self.style(self.augmentation(images, generator), generator)
         return batch._replace(images=images)
 
 
