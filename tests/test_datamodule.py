@@ -5,6 +5,7 @@ import torch
 
 from brainq_torch.data import datamodule
 from brainq_torch.data.augment import Augmentation
+from brainq_torch.data.counterfactual import Counterfactual, MadeImages
 from brainq_torch.data.datamodule import ImageDataModule, make_generator
 from brainq_torch.data.images import read_grey
 from brainq_torch.data.split import read_manifest
@@ -106,3 +107,31 @@ def test_generators_differ_by_place_alone():
     }
     assert len(draws) == 4
     assert torch.equal(torch.rand(3, generator=make_generator([1, 2])), torch.rand(3, generator=make_generator([1, 2])))
+
+
+def test_images_are_made_of_training_images_alone(phantoms, tmp_path, monkeypatch):
+    """The maker sees the training part and nothing else; what it makes joins that part and no other."""
+    given = []
+
+    def make(pixels, labels, plan, seed):
+        given.append((pixels, labels, plan, seed))
+        return MadeImages(np.full((4, 32, 32), 7, np.uint8), np.array([0, 1, 2, 2]), np.zeros(4, np.int64))
+
+    monkeypatch.setattr(datamodule, "make_images", make)
+    plan = Counterfactual(share=0.2)
+    data = _data(phantoms, tmp_path, counterfactual=plan)
+    data.prepare_data()
+    data.setup("fit")
+    training, real = data.datasets["Training"], read_manifest(tmp_path / "manifest.csv")
+    rows = [index for index, row in enumerate(real) if row.split == "Training"]
+    ((pixels, labels, got, seed),) = given
+    assert (got, seed) == (plan, 0)
+    assert np.array_equal(pixels, training.pixels[rows])
+    assert np.array_equal(labels, training.labels[rows])
+    assert training.rows.tolist() == [*rows, *range(len(real), len(real) + 4)]
+    assert training.labels[-4:].tolist() == [0, 1, 2, 2]
+    assert (training.pixels[-4:] == 7).all()
+    assert len(data.datasets["val"]) + len(data.datasets["Testing"]) + len(rows) == len(real)
+    assert data.class_counts().sum() == len(rows) + 4
+    data.discard()
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.csv"}
