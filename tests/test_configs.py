@@ -18,6 +18,7 @@ def test_every_configuration_is_known():
         "mobilenetv2_w4_qat.yaml",
         "mobilenetv2_kd.yaml",
         "robust_mobilenetv2.yaml",
+        "robust_128.yaml",
         "densenet101_teacher.yaml",
         "densenet32_alone.yaml",
         "densenet32_kd.yaml",
@@ -50,6 +51,7 @@ def test_it_trains_a_step(path, phantoms, tmp_path, tiny_run):
         start.append("--model.arguments={block_config: [1, 1], growth_rate: 4, stem_channels: 8}")
     if "robust" in path.stem:  # phantoms of 32 pixels have no one-sided lesions to be found
         start.append("--data.counterfactual={share: 0.2, painted: 1, transplanted: 0, mirrored: 0, edited: 1}")
+        start += ["--init=", "--data.manifest="]  # the step before is another configuration's
     if "kd" in path.stem:
         start.append(f"--distillation.teacher.init_args.runs=[{tiny_run}]")
     short = [{**stage, "epochs": 1} for stage in yaml.safe_load(path.read_text())["stages"]]

@@ -123,13 +123,11 @@ class Maker:
     def transplant(self, rng: np.random.Generator) -> tuple[Field, int] | None:
         """Put a real lesion on a head without a tumour, at the place it had."""
         row = self._pick(rng, GLIOMA, MENINGIOMA)
-        source, lesion = self._look(row)
+        source, lesion = self.look(row)
         if source is None or lesion is None:
             return None
         head = self._tumour_free(rng)
-        if head is None:
-            return None
-        image = transplant_lesion(source, lesion, head, rng)
+        image = None if head is None else transplant_lesion(source, lesion, head, rng)
         return None if image is None else (image, int(self.labels[row]))
 
     def mirror(self, rng: np.random.Generator) -> tuple[Field, int] | None:
@@ -140,7 +138,7 @@ class Maker:
     def edit(self, rng: np.random.Generator) -> tuple[Field, int] | None:
         """Edit a head without changing what it shows."""
         row = self._pick(rng, NOTUMOR) if rng.random() < 0.6 else int(rng.integers(len(self.labels)))
-        head = self._look(row)[0]
+        head = self.look(row)[0]
         return None if head is None else (edit_patch(head, rng), int(self.labels[row]))
 
     def _pick(self, rng: np.random.Generator, *labels: int) -> int:
@@ -149,7 +147,8 @@ class Maker:
             raise ValueError(f"no training image is of class {[CLASSES[label] for label in labels]}")
         return int(rows[rng.integers(len(rows))])
 
-    def _look(self, row: int) -> tuple[Slice | None, OneSided | None]:
+    def look(self, row: int) -> tuple[Slice | None, OneSided | None]:
+        """Return a training image brought upright, and its one-sided lesion; None for what is not found."""
         if row not in self._upright:
             head = align(self.pixels[row] / 255.0)
             tumour = head is not None and head.symmetric and self.labels[row] in (GLIOMA, MENINGIOMA)
@@ -161,14 +160,14 @@ class Maker:
         chance = rng.random()
         if chance < 0.25:
             return self._symmetric_normal(rng)
-        return self._cleared(rng) if chance < 0.5 else self._look(self._pick(rng, NOTUMOR))[0]
+        return self._cleared(rng) if chance < 0.5 else self.look(self._pick(rng, NOTUMOR))[0]
 
     def _symmetric_normal(self, rng: np.random.Generator) -> Slice | None:
-        head = self._look(self._pick(rng, NOTUMOR))[0]
+        head = self.look(self._pick(rng, NOTUMOR))[0]
         return _mirrored(head, bool(rng.random() < 0.5)) if head is not None and head.symmetric else None
 
     def _cleared(self, rng: np.random.Generator) -> Slice | None:
-        head, lesion = self._look(self._pick(rng, GLIOMA, MENINGIOMA))
+        head, lesion = self.look(self._pick(rng, GLIOMA, MENINGIOMA))
         return _mirrored(head, not lesion.left) if head is not None and lesion is not None else None
 
 

@@ -1,0 +1,168 @@
+"""Ask whether a model looks at the lesion or at the source: ``python -m tools.pairs MODEL --data DIR --manifest CSV``.
+
+Pairs of images of one head, with and without a tumour, made from a run's validation part as ``data/counterfactual.py``
+makes training images: drawn and transplanted lesions on tumour-free heads, tumour heads whose healthy half is mirrored
+onto the other. Only a model that goes by the lesion gets both images of a pair right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR, Maker, paint_any, transplant_lesion
+from brainq_torch.data.folder import load_pixels
+from brainq_torch.data.split import manifest_folder, read_manifest
+from brainq_torch.data.symmetry import mirror_half
+from export.runners import Runner, load_runner
+from tools.command import CommandError, run_command, write_report
+
+_Pixels = NDArray[np.uint8]
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+_MOST_TRIES = 40  # draws per pair wanted
+
+
+class Pairs:
+    """Heads and what became of them. before, after: lists of (H, W) uint8; labels: (N, 2) of before and after."""
+
+    def __init__(self) -> None:
+        self.before: list[_Pixels] = []
+        self.after: list[_Pixels] = []
+        self.labels: list[tuple[int, int]] = []
+
+    def add(self, before: NDArray[Any], after: NDArray[Any], labels: tuple[int, int]) -> None:
+        """Add one pair; images are float in [0, 1]."""
+        self.before.append(_to_bytes(before))
+        self.after.append(_to_bytes(after))
+        self.labels.append(labels)
+
+
+def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int = 0) -> dict[str, Pairs]:
+    """Make up to ``count`` pairs of each kind. pixels: (N, H, W) uint8. labels: (N,) int64."""
+    maker = Maker(pixels, labels)
+    normal, tumours = (np.flatnonzero(np.isin(labels, wanted)) for wanted in ([NOTUMOR], [GLIOMA, MENINGIOMA]))
+    if not len(normal) or not len(tumours):
+        raise CommandError("pairs need images of class notumor and of gliomas or meningiomas")
+    kinds: dict[str, Callable[[Pairs, np.random.Generator], None]] = {
+        "painted": lambda pairs, rng: _paint(pairs, maker, int(rng.choice(normal)), rng),
+        "transplanted": lambda pairs, rng: _transplant(
+            pairs, maker, int(rng.choice(normal)), int(rng.choice(tumours)), rng
+        ),
+        "cleared": lambda pairs, rng: _clear(pairs, maker, int(rng.choice(tumours))),
+    }
+    made = {}
+    for number, (kind, make) in enumerate(kinds.items()):
+        pairs, rng = Pairs(), np.random.default_rng([seed, number])
+        for _ in range(_MOST_TRIES * count):
+            if len(pairs.labels) == count:
+                break
+            make(pairs, rng)
+        if not pairs.labels:
+            raise CommandError(f"no pair of kind {kind!r} could be made; the images show no whole heads")
+        made[kind] = pairs
+    return made
+
+
+def _paint(pairs: Pairs, maker: Maker, row: int, rng: np.random.Generator) -> None:
+    head, _ = maker.look(row)
+    if head is not None:
+        label = GLIOMA if rng.random() < 0.6 else MENINGIOMA
+        pairs.add(head.image, paint_any(head, label, rng), (NOTUMOR, label))
+
+
+def _transplant(pairs: Pairs, maker: Maker, row: int, donor: int, rng: np.random.Generator) -> None:
+    head, _ = maker.look(row)
+    source, lesion = maker.look(donor)
+    if head is None or source is None or lesion is None:
+        return
+    moved = transplant_lesion(source, lesion, head, rng)
+    if moved is not None:
+        pairs.add(head.image, moved, (NOTUMOR, int(maker.labels[donor])))
+
+
+def _clear(pairs: Pairs, maker: Maker, row: int) -> None:
+    head, lesion = maker.look(row)
+    if head is not None and lesion is not None:
+        pairs.add(head.image, mirror_half(head.image, not lesion.left), (int(maker.labels[row]), NOTUMOR))
+
+
+def measure(runner: Runner, pairs: Pairs) -> dict[str, Any]:
+    """Return the shares of tumours found (as any tumour, and as their class), of tumour-free heads, and of whole pairs.
+
+    Each is [share, low, high] with Wilson's 95 % interval.
+    """
+    labels = np.array(pairs.labels)
+    named = np.stack([runner(np.stack(side)).argmax(1) for side in (pairs.before, pairs.after)], axis=1)
+    normal = labels == NOTUMOR
+    found = (named != NOTUMOR) & ~normal
+    return {
+        "pairs": len(labels),
+        "tumours_found": interval(int(found.sum()), len(labels)),
+        "tumours_named": interval(int(((named == labels) & ~normal).sum()), len(labels)),
+        "normal_named": interval(int(((named == labels) & normal).sum()), len(labels)),
+        "pairs_told_apart": interval(int((found.any(1) & ((named == labels) & normal).any(1)).sum()), len(labels)),
+    }
+
+
+def interval(hits: int, count: int) -> list[float]:
+    """Return [share, low, high]: Wilson's score interval at 95 % (Wilson 1927, JASA 22:209)."""
+    share, z = hits / count, _Z
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return [round(value, 4) for value in (share, max(0.0, middle - half), min(1.0, middle + half))]
+
+
+def _to_bytes(image: NDArray[Any]) -> _Pixels:
+    return np.clip(np.round(image * 255.0), 0, 255).astype(np.uint8)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.pairs", description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="run folder, .onnx or .tflite file")
+    parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
+    parser.add_argument("--manifest", required=True, metavar="CSV", help="a run's manifest.csv")
+    parser.add_argument("--split", default="val", help="part to make the pairs from (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=200, help="pairs of each kind (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, replacing FILE")
+    return parser
+
+
+def _run(words: argparse.Namespace) -> int:
+    if words.count < 1:
+        raise CommandError(f"--count is {words.count}; at least 1 pair is needed")
+    folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split)
+    if not folder.records:
+        raise CommandError(f"{words.manifest} has no images in part {words.split!r}")
+    labels = np.array([record.label for record in folder.records])
+    report = {}
+    for model in words.models:
+        runner = load_runner(model)
+        made = make_pairs(load_pixels(folder, runner.pixels), labels, words.count)
+        report[model] = {kind: measure(runner, pairs) for kind, pairs in made.items()}
+        print(model)
+        for kind, figures in report[model].items():
+            shares = ", ".join(
+                f"{name.replace('_', ' ')} {figures[name][0]:.1%}" for name in figures if name != "pairs"
+            )
+            print(f"  {kind}: {figures['pairs']} pairs, {shares}")
+    if words.json:
+        write_report(words.json, {"split": words.split, "classes": list(CLASSES), "models": report})
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    words = make_parser().parse_args(arguments)
+    return run_command(lambda: _run(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
