@@ -18,7 +18,7 @@ from tools.pairs import interval, main, make_pairs, measure
 def heads():
     """Tumour-free heads with a bright scalp, tumour heads with a dim one: the source goes with the class."""
     rng = np.random.default_rng(0)
-    images = [draw_head(), draw_head(), *(0.5 * draw_head(column, 1.0) for column in (44, 83, 46, 81))]
+    images = [draw_head(), draw_head(), *(0.5 * draw_head(column, 0.8) for column in (44, 83, 46, 81))]
     noisy = [np.clip(image + 0.01 * rng.standard_normal(image.shape) * (image > 0), 0, 1) for image in images]
     labels = np.array([NOTUMOR, NOTUMOR, GLIOMA, GLIOMA, MENINGIOMA, MENINGIOMA])
     return np.stack([np.round(255 * image).astype(np.uint8) for image in noisy]), labels
