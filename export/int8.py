@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,24 +43,42 @@ TFLITE_INT8 = "model_int8.tflite"
 TFLITE_INT8_TF = "model_int8_tf.tflite"
 TFLITE_DYNAMIC_INT8 = "model_dynamic_int8.tflite"
 
-IMAGES_TO_EXPLAIN = 4
+_IMAGES_TO_EXPLAIN = 4
 """Images that the search for where files part runs, every activation of them in memory."""
+
+
+@dataclass(frozen=True)
+class IntegerFiles:
+    """What a recipe makes of a fake-quantized network: the same integers in two files.
+
+    recipe: its name. network: what rungs call the network in PyTorch. onnx, tflite: file names.
+    """
+
+    recipe: str
+    network: str
+    onnx: str
+    tflite: str
+
+    def write(self, context: ExportContext, network: nn.Module, origin: Mapping[str, Any]) -> None:
+        """Write both files of a finalized network. origin: where its integers come from, for the provenance."""
+        context.networks[self.network] = network
+        context.provenance[self.recipe] = {"scheme": scheme_of(network).to_json(), **origin}
+        export_qdq_onnx(network, context.run.pixels, context.path(self.onnx))
+        convert_int8(context.path(self.onnx), context.path(self.tflite), context.run.pixels)
+
+    def explain(self, context: ExportContext, sample: ImageSample) -> str | None:
+        """Name the first layers where PyTorch, the QDQ and the TFLite file part, or return None where they do not."""
+        network, images = context.networks[self.network], sample.pixels[:_IMAGES_TO_EXPLAIN]
+        found = find_divergences(network, context.path(self.onnx), context.path(self.tflite), images)
+        return "; ".join(map(str, found)) or None
+
+
+INT8_FILES = IntegerFiles("int8", FAKE_QUANTIZED, ONNX_INT8, TFLITE_INT8)
 
 
 def make_int8(context: ExportContext) -> None:
     """Write the QDQ file and the INT8 TFLite file: of what training learned, or calibrated on training images."""
-    network, origin = _quantize(context)
-    context.networks[FAKE_QUANTIZED] = network
-    context.provenance["int8"] = {"scheme": scheme_of(network).to_json(), **origin}
-    export_qdq_onnx(network, context.run.pixels, context.path(ONNX_INT8))
-    convert_int8(context.path(ONNX_INT8), context.path(TFLITE_INT8), context.run.pixels)
-
-
-def explain_int8(context: ExportContext, sample: ImageSample) -> str | None:
-    """Name the first layers where PyTorch, the QDQ file and the TFLite file part, or return None where they do not."""
-    network, images = context.networks[FAKE_QUANTIZED], sample.pixels[:IMAGES_TO_EXPLAIN]
-    found = find_divergences(network, context.path(ONNX_INT8), context.path(TFLITE_INT8), images)
-    return "; ".join(map(str, found)) or None
+    INT8_FILES.write(context, *_quantize(context))
 
 
 def make_int8_tf(context: ExportContext) -> None:

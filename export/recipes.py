@@ -16,22 +16,23 @@ from brainq_torch.quant.calibrate import Method
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, CONFIG, Run, RunError, describe_environment, load_run
 from export.int8 import (
+    INT8_FILES,
     ONNX_INT8,
     TFLITE_DYNAMIC_INT8,
     TFLITE_INT8,
     TFLITE_INT8_TF,
-    explain_int8,
+    IntegerFiles,
     make_dynamic_int8,
     make_int8,
     make_int8_tf,
 )
 from export.metadata import FileMetadata
 from export.onnx_graph import export_float_onnx
-from export.parity import FAKE_QUANTIZED, FLOAT_MODEL, FOUR_BIT, Limits, Rung
+from export.parity import FLOAT_MODEL, Limits, Rung
 from export.quantize import cast_to_float16
 from export.run_images import ImageSample, RunImages
 from export.tflite import convert_float
-from export.w4a8 import ONNX_W4A8, TFLITE_W4A8, explain_w4a8, make_w4a8
+from export.w4a8 import ONNX_W4A8, TFLITE_W4A8, W4A8_FILES, make_w4a8
 
 ONNX_FP32 = "model_fp32.onnx"
 TFLITE_FP32 = "model_fp32.tflite"
@@ -132,6 +133,19 @@ def _make_fp16(context: ExportContext) -> None:
     cast_to_float16(context.path(TFLITE_FP32), context.path(TFLITE_FP16))
 
 
+def _integer_rungs(files: IntegerFiles) -> tuple[Rung, Rung]:
+    """Compare a network's integers in PyTorch with its QDQ file, and that with its TFLite file.
+
+    Unoptimised in both: ONNX Runtime's integer kernels saturate on some older processors.
+    """
+    from_torch = Limits(max_lsb=1, **LIKE_FLOAT)
+    from_onnx = Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, **LIKE_FLOAT)
+    return (
+        Rung(files.onnx, files.network, from_torch, optimised=False),
+        Rung(files.tflite, files.onnx, from_onnx, optimised=False),
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     "fp32": Recipe(
         "float32 ONNX and TFLite",
@@ -153,31 +167,15 @@ RECIPES: dict[str, Recipe] = {
         "integers only: QDQ ONNX and INT8 TFLite with the scales that training learned, or calibrated ones",
         (ONNX_INT8, TFLITE_INT8),
         make_int8,
-        (
-            Rung(ONNX_INT8, FAKE_QUANTIZED, Limits(max_lsb=1, **LIKE_FLOAT), optimised=False),
-            Rung(
-                TFLITE_INT8,
-                ONNX_INT8,
-                Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, **LIKE_FLOAT),
-                optimised=False,  # here too: ONNX Runtime's integer kernels saturate on some older processors
-            ),
-        ),
-        explain=explain_int8,
+        _integer_rungs(INT8_FILES),
+        explain=INT8_FILES.explain,
     ),
     "w4a8": Recipe(
         "4-bit weights, 8-bit activations: packed int4 ONNX and TFLite with learned rounding, or as trained",
         (ONNX_W4A8, TFLITE_W4A8),
         make_w4a8,
-        (
-            Rung(ONNX_W4A8, FOUR_BIT, Limits(max_lsb=1, **LIKE_FLOAT), optimised=False),
-            Rung(
-                TFLITE_W4A8,
-                ONNX_W4A8,
-                Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, **LIKE_FLOAT),
-                optimised=False,
-            ),
-        ),
-        explain=explain_w4a8,
+        _integer_rungs(W4A8_FILES),
+        explain=W4A8_FILES.explain,
     ),
     "int8_tf": Recipe(
         "INT8 TFLite by TensorFlow's converter, the paper's way, to compare with",

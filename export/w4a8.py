@@ -9,19 +9,18 @@ from torch import nn
 from tqdm import tqdm
 
 from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
-from brainq_torch.quant.prepare import PrepareError, scheme_of, weighted_layers
+from brainq_torch.quant.prepare import PrepareError, weighted_layers
 from brainq_torch.quant.rounding import Rounding
-from export.divergence import find_divergences
-from export.int8 import IMAGES_TO_EXPLAIN, convert_int8, describe_calibration
+from export.int8 import IntegerFiles, describe_calibration
 from export.parity import FOUR_BIT
-from export.qdq_graph import LARGEST_INT4, export_qdq_onnx
+from export.qdq_graph import LARGEST_INT4
 
 if TYPE_CHECKING:
     from export.recipes import ExportContext
-    from export.run_images import ImageSample
 
 ONNX_W4A8 = "model_w4a8.onnx"
 TFLITE_W4A8 = "model_w4a8.tflite"
+W4A8_FILES = IntegerFiles("w4a8", FOUR_BIT, ONNX_W4A8, TFLITE_W4A8)
 
 STATE = "rounding"
 """Folder in the run folder that keeps what is rounded so far."""
@@ -29,18 +28,7 @@ STATE = "rounding"
 
 def make_w4a8(context: ExportContext) -> None:
     """Write the QDQ file with int4 weights and its TFLite twin: of a run trained with them, or rounded here."""
-    network, origin = _quantize(context)
-    context.networks[FOUR_BIT] = network
-    context.provenance["w4a8"] = {"scheme": scheme_of(network).to_json(), **origin}
-    export_qdq_onnx(network, context.run.pixels, context.path(ONNX_W4A8))
-    convert_int8(context.path(ONNX_W4A8), context.path(TFLITE_W4A8), context.run.pixels)
-
-
-def explain_w4a8(context: ExportContext, sample: ImageSample) -> str | None:
-    """Name the first layers where PyTorch, the QDQ file and the TFLite file part, or return None where they do not."""
-    network, images = context.networks[FOUR_BIT], sample.pixels[:IMAGES_TO_EXPLAIN]
-    found = find_divergences(network, context.path(ONNX_W4A8), context.path(TFLITE_W4A8), images)
-    return "; ".join(map(str, found)) or None
+    W4A8_FILES.write(context, *_quantize(context))
 
 
 def _quantize(context: ExportContext) -> tuple[nn.Module, dict[str, Any]]:

@@ -18,7 +18,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.images import UnreadableImageError, read_grey
 from brainq_torch.training.abstention import Abstention, Judgement, cover, measure
 from export.runners import Runner, load_runner
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, check_targets, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 from tools.outliers import KINDS, draw_outliers
 from tools.predict import Unread, find_images
@@ -101,9 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    for target in filter(None, (options.json, options.plot)):
-        if not Path(target).absolute().parent.is_dir() or Path(target).is_dir():
-            raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+    check_targets(options.json, options.plot)
     runner = load_runner(options.model, options.threads)
     if runner.abstention is None:
         raise CommandError(

@@ -30,7 +30,7 @@ from brainq_torch.data.leakage import (
 from brainq_torch.data.pictures import COLOURED
 from brainq_torch.run import write_json
 from tools.audit_page import render_page
-from tools.command import CommandError, run_command
+from tools.command import check_targets, run_command
 from tools.shortcuts import Probe, run_probes
 
 LEAK = 1
@@ -314,9 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    for target in filter(None, (options.json, options.groups, options.html)):
-        if target.is_dir() or not target.absolute().parent.is_dir():
-            raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+    check_targets(options.json, options.groups, options.html)
     folder = scan_folder(options.data)
     pixels = load_pixels(folder, SEARCH_PIXELS)
     found = audit(folder, pixels)

@@ -36,6 +36,13 @@ def run_command(command: Callable[[], int]) -> int:
         return WRONG_INPUT
 
 
+def check_targets(*targets: str | Path | None) -> None:
+    """Refuse what cannot be written before any work is done for it. Raises CommandError."""
+    for target in filter(None, targets):
+        if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
+            raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+
+
 def write_report(path: str | Path, data: Any) -> None:
     """Write a command's JSON, replacing the file in one step. Raises ValueError for NaN, which is no JSON."""
     target = Path(path)

@@ -20,7 +20,7 @@ from brainq_torch.training.metrics import Comparison, Metrics, compare_predictio
 from export.metadata import read_metadata
 from export.parity import Limits, Logits, judge
 from export.runners import OnnxRunner, Runner, load_runner
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, check_targets, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
@@ -105,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if len(set(options.models)) < len(options.models):
         raise CommandError(f"a model is named twice among {', '.join(options.models)}; name each once")
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise CommandError(f"{options.json} cannot be written: its folder is missing; make that first")
+    check_targets(options.json)
     # All are loaded before anything is measured: a wrong name must not cost the others' minutes.
     runners = {name: load_runner(name, options.threads) for name in options.models}
     pairs = [tuple(_load_as_written(name, options.threads) for name in pair) for pair in options.pair]

@@ -29,7 +29,7 @@ from brainq_torch.training.metrics import (
     plot_confusion,
 )
 from export.runners import Runner, load_runner
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, check_targets, run_command, write_report
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
@@ -86,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    for target in filter(None, (options.json, options.plot)):
-        if not Path(target).absolute().parent.is_dir() or Path(target).is_dir():
-            raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+    check_targets(options.json, options.plot)
     # Both models are loaded before anything is measured: a wrong name must not cost the first one's minutes.
     runner = load_runner(options.model, options.threads)
     other = load_runner(options.compare, options.threads) if options.compare else None

@@ -27,7 +27,7 @@ from brainq_torch.data.images import UnreadableImageError, read_grey
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.records import sort_problems
 from export.runners import Runner, load_runner
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, check_targets, run_command, write_report
 from tools.corruptions import Grey, corrupt, seeded
 from tools.evaluate import choose_images, class_order
 from tools.shift_scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shift(options: argparse.Namespace) -> int:
-    for target in filter(None, (options.json, options.plot)):
-        if not Path(target).absolute().parent.is_dir() or Path(target).is_dir():
-            raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+    check_targets(options.json, options.plot)
     names = [name for name in (options.model, options.compare) if name]
     runners = {name: load_runner(name, options.threads) for name in names}
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
