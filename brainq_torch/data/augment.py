@@ -15,6 +15,7 @@ class Augmentation:
     """How far images are changed. Every image of a batch gets its own draw; zero switches a change off.
 
     flip: probability of mirroring left-right.
+    turn: probability of turning by a quarter, a half or three quarters first, as files without orientation come.
     rotation_degrees: largest rotation either way.
     zoom: largest relative change of size (0.1: 90 to 110 %).
     shift: largest move along each axis, as a share of the side.
@@ -25,6 +26,7 @@ class Augmentation:
     """
 
     flip: float = 0.5
+    turn: float = 0.0
     rotation_degrees: float = 15.0
     zoom: float = 0.1
     shift: float = 0.05
@@ -45,6 +47,9 @@ class Augmentation:
         """Sample each image through one affine map; what comes from outside the frame is black (-1)."""
         count = len(images)
         angle = math.radians(self.rotation_degrees) * _symmetric(count, generator)
+        if self.turn:
+            turned = torch.rand(count, generator=generator) < self.turn
+            angle = angle + turned * torch.randint(1, 4, (count,), generator=generator) * (math.pi / 2)
         scale = 1 / (1 + self.zoom * _symmetric(count, generator))
         mirror = torch.where(torch.rand(count, generator=generator) < self.flip, -1.0, 1.0)
         shift = 2 * self.shift * torch.stack([_symmetric(count, generator), _symmetric(count, generator)], dim=1)

@@ -20,7 +20,12 @@ from brainq_torch.data.lesion import LesionSite, Weighting, paint_lesion
 from brainq_torch.data.symmetry import OneSided, Slice, align, find_one_sided, mirror_half
 from brainq_torch.data.texture import Field, between, blend, cover, resample, smooth_noise
 
-GLIOMA, MENINGIOMA, NOTUMOR = (CLASSES.index(name) for name in ("glioma", "meningioma", "notumor"))
+GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY = (
+    CLASSES.index(name) for name in ("glioma", "meningioma", "notumor", "pituitary")
+)
+
+_PAINTED = {GLIOMA: 0.5, MENINGIOMA: 0.33, PITUITARY: 0.17}
+"""What is drawn on heads, and how often: pituitary masses least, as few slices show where they sit."""
 
 _TRIES = 400
 """Draws after which one image is given up: many a slice is sagittal, or its lesion on the mid-line."""
@@ -31,7 +36,7 @@ class Counterfactual:
     """How many images are made, and of which kind; the kinds' numbers are relative to each other.
 
     share: made images as a share of all training images; 0 makes none.
-    painted: drawn gliomas and meningiomas on tumour-free and on cleared heads.
+    painted: drawn tumours on tumour-free and on cleared heads.
     transplanted: real one-sided gliomas and meningiomas on such heads.
     mirrored: heads made of one half and its mirror image, the lesion's half left out: ``notumor``.
     edited: heads with a blurred, shifted, mirrored or slightly brighter patch; the class stays.
@@ -113,11 +118,11 @@ class Maker:
         )
 
     def paint(self, rng: np.random.Generator) -> tuple[Field, int] | None:
-        """Draw a glioma or a meningioma on a head without a tumour."""
+        """Draw a tumour on a head without one."""
         head = self._tumour_free(rng)
         if head is None:
             return None
-        label = GLIOMA if rng.random() < 0.6 else MENINGIOMA
+        label = int(rng.choice(list(_PAINTED), p=list(_PAINTED.values())))
         return paint_any(head, label, rng), label
 
     def transplant(self, rng: np.random.Generator) -> tuple[Field, int] | None:

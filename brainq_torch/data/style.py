@@ -29,6 +29,8 @@ class StyleMixing:
     filter: probability of a random filter (Xu et al. 2021, RandConv, arXiv:2007.13003), mixed with the image.
     bias: largest strength of a smooth brightness field, as a share of the brightness.
     blur: probability of a Gaussian blur or of halved to quartered resolution.
+    ghosting: probability of ghosts, as of a head that moves (every few lines of k-space weakened).
+    spike: probability of stripes across the image (a point added to k-space).
     noise: largest deviation of Rician noise, as a share of the full range.
     """
 
@@ -38,6 +40,8 @@ class StyleMixing:
     filter: float = 0.0
     bias: float = 0.0
     blur: float = 0.0
+    ghosting: float = 0.0
+    spike: float = 0.0
     noise: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,6 +64,11 @@ class StyleMixing:
             images = self._some(self.blur, images, coarsen(images, generator), generator)
         if self.bias:
             images = images * bias_fields(images, self.bias, generator)
+        for probability, change in ((self.ghosting, add_ghosts), (self.spike, add_spike)):
+            chosen = torch.rand(len(images), generator=generator) < probability if probability else None
+            if chosen is not None and chosen.any():
+                images = images.clone()
+                images[chosen] = change(images[chosen], generator)
         if self.noise:
             sigma = 2 * self.noise * _column(torch.rand(len(images), generator=generator) ** 2)
             draw = torch.randn((2, *images.shape), generator=generator)
@@ -159,6 +168,39 @@ def coarsen(images: Tensor, generator: torch.Generator) -> Tensor:
     size = [max(8, round(side / factor)) for side in images.shape[2:]]
     small = functional.interpolate(images, size, mode="bilinear", antialias=True)
     return functional.interpolate(small, list(images.shape[2:]), mode="bilinear")
+
+
+def add_ghosts(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Weaken every second to fifth line of k-space but the middle ones: (N, 1, H, W) of at least 0 -> same shape.
+
+    After TorchIO's RandomGhosting (Perez-Garcia et al. 2021, arXiv:2003.04696).
+    """
+    along_columns = bool(torch.rand(1, generator=generator) < 0.5)
+    if along_columns:
+        images = images.transpose(2, 3)
+    height = images.shape[2]
+    lines = torch.fft.fftfreq(height, 1 / height).abs().view(1, 1, height, 1)
+    period = _column(torch.randint(2, 6, (len(images),), generator=generator))
+    strength = _column(torch.rand(len(images), generator=generator))
+    weak = ((lines % period) < 0.5) & (lines > 0.01 * height)
+    ghosts = torch.fft.ifft2(torch.fft.fft2(images) * (1 - strength * weak)).abs()
+    return ghosts.transpose(2, 3) if along_columns else ghosts
+
+
+def add_spike(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Add a point to k-space, up to as strong as its middle: (N, 1, H, W) of at least 0 -> same shape.
+
+    After TorchIO's RandomSpike (Perez-Garcia et al. 2021, arXiv:2003.04696).
+    """
+    count, _, height, width = images.shape
+    spectrum = torch.fft.fft2(images)
+    cycles = torch.randint(3, 26, (2, count), generator=generator)
+    sign = 2 * torch.randint(0, 2, (2, count), generator=generator) - 1
+    rows, columns = cycles * sign
+    strength = torch.rand(count, generator=generator)
+    each = torch.arange(count)
+    spectrum[each, 0, rows % height, columns % width] += strength * spectrum[:, 0, 0, 0].abs()
+    return torch.fft.ifft2(spectrum).abs()
 
 
 def bias_fields(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
