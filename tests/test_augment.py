@@ -56,3 +56,23 @@ def test_rotation_keeps_a_centred_disc():
     disc = ((axis[:, None] ** 2 + axis**2) < 0.3).float().mul(2).sub(1).view(1, 1, 64, 64)
     turned = Augmentation(0, 180, 0, 0, 0, 0)(disc, _generator(1))
     assert (turned - disc).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("size", [32, 33])
+def test_turns_are_by_quarters_and_all_three_happen(size):
+    images = torch.rand(1, 1, size, size, generator=_generator()).repeat(24, 1, 1, 1) * 2 - 1
+    turned = Augmentation(flip=0, rotation_degrees=0, zoom=0, shift=0, contrast=0, brightness=0, turn=1.0)(
+        images, _generator(5)
+    )
+    expected = [torch.rot90(images[0], quarters, (1, 2)) for quarters in (1, 2, 3)]
+    found = [
+        next(i for i, target in enumerate(expected) if torch.allclose(image, target, atol=1e-4)) for image in turned
+    ]
+    assert set(found) == {0, 1, 2}
+
+
+def test_turning_changes_only_a_share_of_the_images():
+    images = torch.rand(1, 1, 32, 32, generator=_generator()).repeat(200, 1, 1, 1) * 2 - 1
+    nothing = Augmentation(flip=0, rotation_degrees=0, zoom=0, shift=0, contrast=0, brightness=0, turn=0.25)
+    kept = sum(torch.allclose(image, images[0], atol=1e-4) for image in nothing(images, _generator(2)))
+    assert 130 <= kept <= 170

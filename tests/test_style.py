@@ -9,6 +9,8 @@ from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.style import (
     StyleMixing,
+    add_ghosts,
+    add_spike,
     bias_fields,
     filter_randomly,
     mix_amplitudes,
@@ -17,7 +19,7 @@ from brainq_torch.data.style import (
     rank_levels,
 )
 
-CHANGES = ["tone", "match", "fourier", "filter", "bias", "blur", "noise"]
+CHANGES = ["tone", "match", "fourier", "filter", "bias", "blur", "ghosting", "spike", "noise"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -93,3 +95,25 @@ def test_filter_keeps_brightness_and_field_averages_one(images: torch.Tensor) ->
     field = bias_fields(raised.repeat(50, 1, 1, 1), 0.4, generator())
     assert abs(float(field.mean()) - 1) < 0.01
     assert float((field - 1).abs().max()) < 0.6  # bicubic overshoots the lattice a little
+
+
+def test_ghosts_are_shifted_copies_of_the_head() -> None:
+    """Every n-th line of k-space weakened: what stays is the image less a comb of n copies along one axis."""
+    image = torch.zeros(1, 1, 60, 60)
+    image[0, 0, 30, 30] = 1.0
+    for seed in range(6):
+        ghosts = add_ghosts(image, generator(seed))[0, 0]
+        places = {(row, column) for row, column in (ghosts > 0.05 * ghosts.max()).nonzero().tolist()}
+        assert (30, 30) in places
+        assert {row for row, _ in places} == {30} or {column for _, column in places} == {30}
+    assert torch.allclose(add_ghosts(torch.zeros(2, 1, 16, 16), generator()), torch.zeros(2, 1, 16, 16))
+
+
+def test_a_spike_adds_one_frequency_in_reach() -> None:
+    flat = torch.ones(8, 1, 64, 64)
+    spectrum = torch.fft.fft2(add_spike(flat, generator(3))).abs()
+    for image in spectrum[:, 0]:
+        image[0, 0] = 0
+        row, column = divmod(int(image.argmax()), 64)
+        assert 3 <= min(row, 64 - row) <= 25
+        assert 3 <= min(column, 64 - column) <= 25

@@ -15,7 +15,6 @@ class Augmentation:
     """How far images are changed. Every image of a batch gets its own draw; zero switches a change off.
 
     flip: probability of mirroring left-right.
-    turn: probability of turning by a quarter, a half or three quarters first, as files without orientation come.
     rotation_degrees: largest rotation either way.
     zoom: largest relative change of size (0.1: 90 to 110 %).
     shift: largest move along each axis, as a share of the side.
@@ -23,10 +22,10 @@ class Augmentation:
     brightness: largest change of brightness, as a share of the full range.
     gamma: largest exponent of a gamma change, drawn log-uniformly from [1 / (1 + gamma), 1 + gamma].
     noise: largest standard deviation of Gaussian noise, as a share of the full range.
+    turn: probability of turning by a quarter, a half or three quarters, too, as files without orientation come.
     """
 
     flip: float = 0.5
-    turn: float = 0.0
     rotation_degrees: float = 15.0
     zoom: float = 0.1
     shift: float = 0.05
@@ -34,6 +33,7 @@ class Augmentation:
     brightness: float = 0.1
     gamma: float = 0.0
     noise: float = 0.0
+    turn: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Change a batch.

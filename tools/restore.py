@@ -1,0 +1,204 @@
+"""Get a run folder back from its float TFLite file: ``python -m tools.restore FILE --config YAML --out RUN``.
+
+The file holds the weights with BatchNorm folded into them. BatchNorm comes back with the statistics of training images
+and the scale and offset that undo them, so that the network's answers are the file's, and training can go on. Float16
+files give float32 weights with float16 values.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.fit import ModelOptions, make_parser, predict
+from brainq_torch.models import build_model
+from brainq_torch.run import CHECKPOINT, CONFIG, METRICS, save_checkpoint, write_json
+from brainq_torch.training.metrics import compute_metrics
+from export.flatbuffer import constant, operator_name, read_model
+from export.metadata import read_metadata
+from export.runners import load_runner
+from tools.command import CommandError, run_command
+
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_IMAGES = 128
+"""Training images whose statistics BatchNorm gets, and on which the network must answer as the file does."""
+
+_MOST_DIFFERENCE = 0.02
+"""Largest change of a logit: the kernels of a Float16 file sum in another order."""
+
+Folded = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Weights as TFLite has them, and biases."""
+
+
+def read_folded(path: Path) -> list[Folded]:
+    """Return weights and biases of every weighted operator, in the order in which they run.
+
+    Raises CommandError for a file whose weights are no floats.
+    """
+    model = read_model(path)
+    graph = model.subgraphs[0]
+    found = []
+    for operator in graph.operators:
+        if operator_name(model, operator) in _WEIGHTED:
+            weight, bias = (_floats(model, graph, index, path) for index in operator.inputs[1:3])
+            found.append((weight, bias))
+    return found
+
+
+def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float32]:
+    producers = [operator for operator in graph.operators if index in operator.outputs]
+    if producers and operator_name(model, producers[0]) == "DEQUANTIZE":  # how a Float16 file keeps its weights
+        index = producers[0].inputs[0]
+    tensor = graph.tensors[index]
+    dtype = {0: np.float32, 1: np.float16}.get(tensor.type)
+    values = None if dtype is None else constant(model, tensor, dtype)
+    if values is None:
+        raise CommandError(f"{path} has weights that are no floats; restore a model_fp32.tflite or model_fp16.tflite")
+    return values.astype(np.float32).reshape(tensor.shape)
+
+
+def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> None:
+    """Put folded weights into a network whose every convolution has a BatchNorm behind it, in place.
+
+    images: (N, 1, H, W) float32 of training images. Raises CommandError when the file is of another network.
+    """
+    convolutions = dict(_convolutions(model))
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if len(folded) != len(convolutions) + len(heads):
+        raise CommandError(
+            f"the file has {len(folded)} weighted operators, the network {len(convolutions) + len(heads)}; "
+            "only networks whose every convolution has a BatchNorm behind it can be restored, such as mobilenetv2"
+        )
+    for (weight, bias), module in zip(folded, [*convolutions, *heads], strict=True):
+        _copy(module.weight, _torch_layout(weight, module))
+        batchnorm = convolutions.get(module)
+        if batchnorm is None:
+            _copy(module.bias, bias)
+        else:
+            _copy(batchnorm.bias, bias)
+            batchnorm.register_forward_pre_hook(_learn_statistics)
+    with torch.no_grad():
+        model.eval()(images)
+    for batchnorm in convolutions.values():
+        batchnorm._forward_pre_hooks.clear()
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]]:
+    """Return convolutions with the BatchNorm behind them, in the order in which they run."""
+    modules = dict(model.named_modules())
+    fused: Callable[[], list[list[str]]] = model.fuse_list  # type: ignore[assignment]
+    behind = {modules[names[0]]: modules[names[1]] for names in fused()}
+    for module in modules.values():
+        batchnorm = behind.get(module)
+        if isinstance(module, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d):
+            yield module, batchnorm
+
+
+def _learn_statistics(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Take the statistics of what arrives, once, and undo them with scale and offset: (N, C, H, W)."""
+    assert isinstance(batchnorm, nn.BatchNorm2d)
+    if batchnorm.num_batches_tracked.item():
+        return
+    variance, mean = torch.var_mean(inputs[0].double(), dim=(0, 2, 3), correction=0)
+    _copy(batchnorm.running_mean, mean)
+    _copy(batchnorm.running_var, variance)
+    _copy(batchnorm.weight, torch.sqrt(batchnorm.running_var.double() + batchnorm.eps))
+    _copy(batchnorm.bias, batchnorm.bias.double() + mean)
+    batchnorm.num_batches_tracked.fill_(1)
+
+
+def _torch_layout(weight: NDArray[np.float32], module: nn.Module) -> NDArray[np.float32]:
+    if isinstance(module, nn.Linear):
+        return weight
+    depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+    return np.ascontiguousarray(np.transpose(weight, (3, 0, 1, 2) if depthwise else (0, 3, 1, 2)))
+
+
+def _copy(target: Any, values: Any) -> None:
+    values = torch.as_tensor(values)
+    if tuple(target.shape) != tuple(values.shape):
+        raise CommandError(f"the file has weights of shape {tuple(values.shape)}, the network {tuple(target.shape)}")
+    with torch.no_grad():
+        target.copy_(values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    parser = make_parser()
+    parser.prog, parser.description = "python -m tools.restore", __doc__
+    parser.add_argument("file", type=str, help="a .tflite file with float32 or float16 weights")
+    config = parser.parse_args(arguments)
+    text = str(parser.dump(_without(config, "config", "file", "resume"), skip_validation=True))
+    return run_command(lambda: _restore(Path(config.file), text, parser.instantiate(config)))
+
+
+def _without(config: Any, *names: str) -> Any:
+    kept = config.clone()
+    for name in names:
+        kept.pop(name, None)
+    return kept
+
+
+def _restore(file: Path, text: str, config: Any) -> int:
+    out, data, options = Path(config.out), config.data, config.model
+    if out.exists():
+        raise CommandError(f"{out} exists; name another folder with --out")
+    metadata = read_metadata(file)
+    if metadata.pixels != data.pixels:
+        raise CommandError(f"{file} is for {metadata.pixels}, the configuration says {data.pixels}")
+    folded = read_folded(file)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    data.out = partial
+    try:
+        _fill(partial, file, folded, data, options)
+    except Exception:
+        shutil.rmtree(partial)
+        raise
+    (partial / CONFIG).write_text(text, encoding="utf-8")
+    partial.replace(out)
+    print(f"wrote {out}")
+    return 0
+
+
+def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataModule, options: ModelOptions) -> None:
+    data.prepare_data()
+    data.setup("fit")
+    training = data.datasets["Training"]
+    pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
+    model = build_model(options.name, **options.arguments)
+    unfold(model, folded, torch.from_numpy(scale_pixels(pixels)))
+    runner = load_runner(file)
+    with torch.no_grad():
+        answers = model(torch.from_numpy(scale_pixels(pixels))).numpy()
+    difference = float(np.abs(answers - runner(pixels)).max())
+    print(f"largest difference of a logit between network and file on {len(pixels)} images: {difference:.2g}")
+    if not difference <= _MOST_DIFFERENCE:
+        raise CommandError(
+            f"logits differ by {difference:.3g}, more than {_MOST_DIFFERENCE}: the file is of another network"
+        )
+    save_checkpoint(partial / CHECKPOINT, model, options.name, options.arguments, data.pixels, runner.classes,
+                    abstention=runner.abstention)  # fmt: skip
+    measured = {
+        split: compute_metrics(*predict(model, data.datasets[split], data.batch_size)).to_json()
+        for split in ("val", "Testing")
+        if len(data.datasets[split])
+    }
+    first = "Testing" if "Testing" in measured else "val"
+    write_json(partial / METRICS, measured[first] | {"split": first, "splits": measured, "restored_from": file.name})
+    data.discard()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
