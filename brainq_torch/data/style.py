@@ -183,7 +183,7 @@ def add_ghosts(images: Tensor, generator: torch.Generator) -> Tensor:
     period = _column(torch.randint(2, 6, (len(images),), generator=generator))
     strength = _column(torch.rand(len(images), generator=generator))
     weak = ((lines % period) < 0.5) & (lines > 0.01 * height)
-    ghosts = torch.fft.ifft2(torch.fft.fft2(images) * (1 - strength * weak)).abs()
+    ghosts: Tensor = torch.fft.ifft2(torch.fft.fft2(images) * (1 - strength * weak)).abs()
     return ghosts.transpose(2, 3) if along_columns else ghosts
 
 
@@ -200,7 +200,8 @@ def add_spike(images: Tensor, generator: torch.Generator) -> Tensor:
     strength = torch.rand(count, generator=generator)
     each = torch.arange(count)
     spectrum[each, 0, rows % height, columns % width] += strength * spectrum[:, 0, 0, 0].abs()
-    return torch.fft.ifft2(spectrum).abs()
+    striped: Tensor = torch.fft.ifft2(spectrum).abs()
+    return striped
 
 
 def bias_fields(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
