@@ -22,7 +22,7 @@ from tools.edge_tables import format_layers, format_report
 from tools.ethos_u import ACCELERATORS, STRATEGIES, Estimate, estimate, find_vela
 from tools.layer_cost import ModelCost, measure_cost, write_layers
 from tools.not_done import NotDone
-from tools.tflm import TflmRun, input_side, run_tflm
+from tools.tflm import TflmRun, find_python, input_side, run_tflm
 
 NOT_ASKED = NotDone("--static: nothing was run")
 
@@ -78,10 +78,11 @@ def _edge(options: argparse.Namespace) -> int:
     check_targets(options.json, options.markdown)
     tables = _name_tables([Path(model) for model in options.models], options.csv)
     vela = None if options.static else find_vela(options.vela)
+    python = find_python(options.tflm_python)
     costs = [measure_cost(Path(model)) for model in options.models]  # all of them before anything slow
     reports = []
     for cost in tqdm(costs, unit="model", disable=None):
-        reports.append(examine(cost, vela, options.tflm_python, options.images, not options.static))
+        reports.append(examine(cost, vela, python, options.images, not options.static))
     text = format_report(reports, DEVICES)
     print(text)
     if options.layers:

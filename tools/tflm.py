@@ -7,6 +7,7 @@ The engine is measured on this computer: its pointers have 8 bytes, a microcontr
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,8 @@ WORKER = Path(__file__).with_name("tflm_worker.py")
 SECONDS = 600
 INSTALL = "pip install 'brainq_torch[edge]', or name an environment that has tflite-micro with --tflm-python"
 ENGINES = {"LiteRT reference kernels": "BUILTIN_REF", "LiteRT with XNNPACK": "AUTO"}
-"""What TFLite-Micro is compared with -> LiteRT's name for it. The first rounds as TFLite-Micro's own kernels do, twice
-per sum; the second, which files are checked in everywhere else, once."""
+"""What TFLite-Micro is compared with -> LiteRT's name for it. Its convolutions round as those of the first do, twice
+per sum; the second, in which files are checked everywhere else, rounds once."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,14 @@ def run_litert(path: Path, inputs: NDArray[Any], kernels: str) -> NDArray[Any]:
         interpreter.invoke()
         rows.append(interpreter.get_tensor(output["index"])[0])
     return np.stack(rows)
+
+
+def find_python(named: str) -> str:
+    """Return the interpreter that is named. Raises CommandError when it is not there."""
+    found = shutil.which(named)
+    if found is None:
+        raise CommandError(f"--tflm-python {named} is no program; give the path of a Python that has tflite-micro")
+    return found
 
 
 def input_side(path: Path) -> int:
