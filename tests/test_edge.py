@@ -358,7 +358,7 @@ def test_command_without_engines_says_not_done_and_how(tmp_path, capsys, monkeyp
     report = json.loads(files["report.json"].read_text())["models"][0]
     assert report["cost"]["macs"] == 18464
     assert {report["ethos_u"]["status"], report["tflite_micro"]["status"]} == {"NOT DONE"}
-    with (tmp_path / "small.csv").open(newline="") as file:
+    with (tmp_path / f"{tmp_path.name}_small.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["macs"]) for row in rows] == [CONV_MACS, 0, DENSE_MACS]
     assert [f"{row['name']}" in printed for row in rows] == [True] * 3
@@ -406,10 +406,10 @@ def test_wrong_inputs_are_refused_with_a_remedy(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_tables_of_models_with_one_name_get_their_folders_too(tmp_path):
+def test_tables_are_named_after_runs(tmp_path):
     models = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        models.append(str(write_int8_tflite(tmp_path / name / "model_int8.tflite")))
+    for folder in ("one", "two/export"):
+        (tmp_path / folder).mkdir(parents=True)
+        models.append(str(write_int8_tflite(tmp_path / folder / "model_int8.tflite")))
     assert edge.main([*models, "--static", "--csv", str(tmp_path)]) == 0
     assert {"one_model_int8.csv", "two_model_int8.csv"} <= set(os.listdir(tmp_path))

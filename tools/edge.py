@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.edge", description=__doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help=".tflite files")
     parser.add_argument("--layers", action="store_true", help="print every layer, too")
-    parser.add_argument("--csv", metavar="DIR", help="write each model's layers as CSV into DIR, named after the model")
+    parser.add_argument("--csv", metavar="DIR", help="write each model's layers as CSV into DIR, named after its run")
     parser.add_argument("--json", metavar="FILE", help="write all figures as JSON, replacing FILE")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown, replacing FILE")
     parser.add_argument("--static", action="store_true", help="count only: neither vela nor TFLite-Micro")
@@ -124,19 +124,17 @@ def _estimate_all(path: Path, kind: str, vela: str | None) -> tuple[Estimate, ..
 
 
 def _name_tables(models: Sequence[Path], folder: str | None) -> list[Path]:
-    """Return each model's CSV file, named after its folder, too, where two models have one name."""
+    """Return each model's CSV file, named after its folder (of an export folder: its run) and itself."""
     if folder is None:
         return []
     if not Path(folder).is_dir():
         raise CommandError(f"--csv {folder} is no folder; make it first")
-    stems = [model.stem for model in models]
-    names = [
-        stem if stems.count(stem) == 1 else f"{model.resolve().parent.name}_{stem}"
-        for model, stem in zip(models, stems, strict=True)
-    ]
+    folders = [model.resolve().parent for model in models]
+    runs = [place.parent if place.name == "export" else place for place in folders]
+    names = [f"{run.name}_{model.stem}.csv" for run, model in zip(runs, models, strict=True)]
     if len(set(names)) < len(names):
-        raise CommandError(f"--csv: the tables would overwrite each other ({', '.join(sorted(names))}); one call each")
-    return [Path(folder) / f"{name}.csv" for name in names]
+        raise CommandError(f"--csv: {', '.join(sorted(names))} would overwrite each other; give them in several calls")
+    return [Path(folder) / name for name in names]
 
 
 def _positive(word: str) -> int:
