@@ -107,20 +107,18 @@ def _fit_cortex_m7(cost: ModelCost, tflm: TflmRun | NotDone) -> Fit:
             CORTEX_M7, cost.size_bytes, tflm.arena_bytes, "measured: TFLite-Micro's arena, on a 64-bit computer"
         )
     if tflm.refused:
-        return Fit(CORTEX_M7.name, False, cost.size_bytes + CORTEX_M7.flash_reserve_bytes, None, "", tflm.reason)
+        return Fit(CORTEX_M7.name, False, None, None, "", _say(tflm))
     fit = judge(
         CORTEX_M7, cost.size_bytes, cost.peak.live_bytes, "lower bound: activations without the engine's tables"
     )
     if fit.fits:  # a lower bound that is within the limit shows nothing
-        return Fit(CORTEX_M7.name, None, fit.flash_bytes, fit.ram_bytes, fit.basis, f"{tflm.status}: {tflm.reason}")
+        return Fit(CORTEX_M7.name, None, fit.flash_bytes, fit.ram_bytes, fit.basis, _say(tflm))
     return fit
 
 
 def _fit_ethos_u55(estimates: Sequence[Estimate] | NotDone) -> Fit:
     if isinstance(estimates, NotDone):
-        if estimates.refused:
-            return Fit(ETHOS_U55.name, False, None, None, "", "refused by vela")
-        return Fit(ETHOS_U55.name, None, None, None, "", f"{estimates.status}: {estimates.reason}")
+        return Fit(ETHOS_U55.name, False if estimates.refused else None, None, None, "", _say(estimates))
     # Fast first; where that does not fit, the one that saves memory.
     fits = [
         judge(ETHOS_U55, found.compiled_bytes, found.sram_bytes, f"estimate: vela, {found.strategy}")
@@ -128,6 +126,10 @@ def _fit_ethos_u55(estimates: Sequence[Estimate] | NotDone) -> Fit:
         if found.accelerator == NPU
     ]
     return next((fit for fit in fits if fit.fits), fits[-1])
+
+
+def _say(outcome: NotDone) -> str:
+    return outcome.reason if outcome.refused else f"{outcome.status}: {outcome.reason}"
 
 
 def _mib(size: int) -> str:
