@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.models import build_model
 from brainq_torch.quant.prepare import activation_quantizers, finalize, prepare_qat, set_fake_quant
 from brainq_torch.quant.scheme import Scheme
+from tools.layer_cost import measure_cost
 
 SIZE = 64
 COUNT = 32
@@ -94,6 +96,14 @@ def test_tflite_gives_the_same_integers_without_requantizing(artefacts):
         "CONV_2D": 31, "DEPTHWISE_CONV_2D": 19, "CONCATENATION": 14, "PAD": 1, "MAX_POOL_2D": 1, "MEAN": 1,
         "RESHAPE": 1, "FULLY_CONNECTED": 1,
     }  # fmt: skip
+
+
+def test_file_costs_the_multiplications_that_pytorch_counts(artefacts):
+    cost = measure_cost(artefacts[0] / "model.tflite")
+    network = prepare_qat(build_model("densenet32").eval(), Scheme())  # BatchNorms and poolings as depthwise layers
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 1, SIZE, SIZE))
+    assert cost.macs == counter.get_total_flops() / 2
 
 
 def test_file_is_within_its_size(artefacts):

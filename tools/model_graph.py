@@ -52,6 +52,7 @@ class Tensor:
     scales, zero_points: (1,) per tensor, (C,) along ``axis``; None where not quantized.
     values: of a constant, as stored (int4 as int8 numbers), else None. size_bytes: of a constant, in the file.
     quantized_at_run_time: constant stored as float and quantized whenever the model is loaded.
+    buffer: number of the place in a TFLite file that holds a constant; tensors that share it are stored once.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tensor:
     values: NDArray[Any] | None = None
     size_bytes: int = 0
     quantized_at_run_time: bool = False
+    buffer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _tflite_tensor(model: Any, tensor: Any, name: str) -> Tensor:
     raw = np.zeros(0, np.uint8) if data is None else np.asarray(data, np.uint8)
     values = _stored_values(raw, kind, shape) if len(raw) else None
     axis = 0 if quantization is None else quantization.quantizedDimension
-    return Tensor(name, kind, shape, scales, zero_points, axis, values, len(raw))
+    return Tensor(name, kind, shape, scales, zero_points, axis, values, len(raw), buffer=int(tensor.buffer))
 
 
 def _stored_values(raw: NDArray[np.uint8], kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
