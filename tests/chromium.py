@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -121,21 +122,15 @@ class Chromium:
         """Open the bundle's page, wait until it has checked itself, and return its state."""
         self.send("Page.navigate", url=address)
         return self.wait_for(
-            "['ready', 'refused'].includes(document.documentElement.dataset.state) "
-            "&& document.documentElement.dataset.state"
+            f"location.href === {json.dumps(address)} && document.readyState === 'complete' && "
+            "['ready', 'refused'].find((state) => document.documentElement.dataset.state === state)"
         )
 
     def wait_for(self, expression: str) -> Any:
         """Wait until an expression is true, and return its value."""
-        poll = f"""new Promise((resolve) => {{
-            const end = Date.now() + {PATIENCE_SECONDS * 1000};
-            const look = () => {{
-                const value = {expression};
-                if (value || Date.now() > end) resolve(value); else setTimeout(look, 50);
-            }};
-            look();
-        }})"""
-        value = self.evaluate(poll)
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not (value := self.evaluate(expression)) and time.monotonic() < end:
+            time.sleep(0.05)
         if not value:
             raise RuntimeError(f"waited {PATIENCE_SECONDS} s for {expression}: {self.problems}")
         return value
