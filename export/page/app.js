@@ -58,7 +58,7 @@ async function answerFiles(files) {
       show(article, file.name, await classify(new Uint8Array(await file.arrayBuffer())));
     } catch (error) {
       const text = error instanceof Unreadable ? error.message : `cannot be read: ${error}`;
-      article.replaceChildren(make("h3", file.name), make("p", text, "class error"));
+      article.replaceChildren(make("h3", file.name), make("p", `This file ${text}.`, "class error"));
       article.dataset.answer = JSON.stringify({ path: file.name, error: text });
     }
   }
