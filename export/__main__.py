@@ -20,6 +20,7 @@ from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
 from export.abstention import ValidationPart
 from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
 from export.bundle import make_bundle
+from export.bundle_page import DEFAULT_RUNTIME, INSTALL, PACKAGE
 from export.bundle_predict import BundleError
 from export.encodings import EncodingError
 from export.extra import MissingExtraError
@@ -131,8 +132,13 @@ def export_run(
 
 def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     """Make the bundle from the exported files."""
-    files = make_bundle(run, exported, options.bundle, options.bundle_file, options.force)
+    runtime = options.page or (DEFAULT_RUNTIME if DEFAULT_RUNTIME.is_dir() else None)
+    files = make_bundle(run, exported, options.bundle, options.bundle_file, options.force, runtime)
     print(f"bundle: {options.bundle}, {len(files)} files; python {options.bundle / 'predict.py'} --verify replays it")
+    if runtime is None:
+        print(f"no browser page: {INSTALL}, and the same command again, adds it")
+    else:
+        print(f"browser page: python -m http.server --bind 127.0.0.1 --directory {options.bundle}")
     return 0
 
 
@@ -238,7 +244,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--bundle", type=Path, metavar="DIR", help="make the folder for a clinic, exporting first if need be"
     )
     parser.add_argument(
-        "--bundle-file", metavar="FILE", help="which TFLite file (default: int8, fp16, fp32: first there)"
+        "--bundle-file",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="which TFLite files; the first is the one that answers (default: int8, fp16, fp32: the first that passed)",
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of the npm package {PACKAGE}, for the bundle's browser page (default: {DEFAULT_RUNTIME})",
     )
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")
     options = parser.parse_args(arguments)

@@ -1,13 +1,15 @@
-"""The folder a clinic gets: one model file, a predictor without PyTorch, golden images, checksums, a model card."""
+"""The folder a clinic gets: model files, a predictor without PyTorch, a browser page, golden images, checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,13 +21,29 @@ from brainq_torch.run import Run
 from export import bundle_predict
 from export.artefact_folder import PARITY
 from export.bundle_card import write_card
-from export.bundle_predict import ABOUT, GOLDEN, LABELS, PIXELS, SUMS, BundleError, Model, golden_answer
+from export.bundle_page import find_twin, write_page
+from export.bundle_predict import (
+    ABOUT,
+    GOLDEN,
+    LABELS,
+    PIXELS,
+    SUMS,
+    BundleError,
+    Model,
+    golden_answer,
+    judge,
+    summarise,
+)
 from export.metadata import FileMetadata, read_metadata
-from export.runners import load_runner
+from export.runners import Runner, load_runner
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 PREFERENCE = ("model_int8.tflite", "model_fp16.tflite", "model_fp32.tflite")
-"""Which file goes into the bundle when none is named: the first of these that passed parity."""
+"""Which file goes into the bundle when none is named: the first of these that passed parity.
+
+INT8 first: parity limits how far it may be from the float model, it is the smallest and fastest, and its integer logits
+are the same on every processor and in the browser, so that a clinic can see that nothing changed on the way.
+"""
 
 SOURCES = (
     "__init__.py", "data/__init__.py", "data/classes.py", "data/dicom.py", "data/figshare.py", "data/greyscale.py",
@@ -36,28 +54,61 @@ SOURCES = (
 
 _PACKAGES = ("ai-edge-litert", "numpy", "pillow")
 _LICENCE = "LICENSE"
-_GOLDEN_SIZES = (224, 300)  # pixels: one as it is trained on, one that is resized
-_FRAME = 20
 
 
-def make_bundle(run: Run, exported: Path, target: Path, file: str | None = None, replace: bool = False) -> list[str]:
-    """Write the bundle of a run's exported file.
+class _Frame(NamedTuple):
+    """A phantom's side in pixels, and the black rows and columns around it."""
 
-    exported: the export folder. file: which of its TFLite files; the best of ``PREFERENCE`` when None.
-    replace: an earlier bundle at ``target`` is replaced once the new one is whole. Returns the names of the files.
-    The same run, export and versions give the same bytes. Raises BundleError where parity failed or was not measured,
-    where the file is not the one it was measured on, or where ``target`` is something else.
+    size: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+_GOLDEN_FRAMES = {"wide": _Frame(224, (20, 0), (0, 40)), "tall": _Frame(300, (160, 0), (0, 0))}
+"""None is square. Pillow 13 resizes tall frames in another order than earlier ones: the golden images show it."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One exported file that goes into the bundle. report: its entry in parity.json."""
+
+    path: Path
+    metadata: FileMetadata
+    report: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what bundle.json says of it: no names of single images."""
+        measured = {k: v for k, v in self.report.items() if not isinstance(v, list | dict) or k == "limits"}
+        return {"file": self.path.name, "metadata": self.metadata.to_json(), "parity": measured}
+
+
+def make_bundle(
+    run: Run,
+    exported: Path,
+    target: Path,
+    files: Sequence[str] = (),
+    replace: bool = False,
+    page_runtime: Path | None = None,
+) -> list[str]:
+    """Write the bundle of a run's exported files.
+
+    exported: the export folder. files: which of its TFLite files, the first is the one that answers unless another is
+    asked for; the best of ``PREFERENCE`` when empty. replace: an earlier bundle at ``target`` is replaced once the new
+    one is whole. page_runtime: folder of the npm package onnxruntime-web; without it there is no browser page.
+    Returns the names of the files. The same run, export and versions give the same bytes. Raises BundleError where
+    parity failed or was not measured, where a file is not the one it was measured on, or where ``target`` is something
+    else.
     """
     check_target(target, replace)
-    name, report = choose_model(exported, file)
-    metadata = read_metadata(exported / name)
-    _check_provenance(run, metadata, name)
+    artefacts = read_parity(exported)
+    names = list(dict.fromkeys(files)) or [_choose_best(exported, artefacts)]
+    models = [_choose(run, exported, artefacts, name, ".tflite") for name in names]
+    page = _choose(run, exported, artefacts, find_twin(names[0], artefacts), ".onnx") if page_runtime else None
     partial = target.absolute().with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _fill(partial, run, exported / name, metadata, report)
-        _check_against_runner(partial, exported / name)
+        _fill(partial, run, models, page, page_runtime)
     except BaseException:
         shutil.rmtree(partial)
         raise
@@ -77,24 +128,33 @@ def check_target(target: Path, replace: bool) -> None:
         raise BundleError(f"{target} is not a bundle, so --force does not replace it; name another folder")
 
 
-def choose_model(exported: Path, file: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the name of the file to bundle and its entry in parity.json. Raises BundleError."""
+def read_parity(exported: Path) -> dict[str, Any]:
+    """Return the entries of parity.json by file. Raises BundleError."""
     try:
-        artefacts = json.loads((exported / PARITY).read_text(encoding="utf-8"))["artefacts"]
+        artefacts: dict[str, Any] = json.loads((exported / PARITY).read_text(encoding="utf-8"))["artefacts"]
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(f"{exported} is no export ({error}); run python -m export RUN first") from error
-    passed = [name for name, entry in artefacts.items() if entry["passed"] and name.endswith(".tflite")]
-    if file is None:
-        file = next((name for name in PREFERENCE if name in passed), None)
-        if file is None:
-            raise BundleError(f"no TFLite file in {exported} passed parity; a bundle needs one")
-    if file not in passed:
-        why = "failed parity" if file in artefacts else "is not there"
-        raise BundleError(f"{file} {why}; allowed are {', '.join(passed) or 'none'}")
-    entry: dict[str, Any] = artefacts[file]
-    if hashlib.sha256((exported / file).read_bytes()).hexdigest() != entry["sha256"]:
-        raise BundleError(f"{exported / file} is not the file that {PARITY} speaks of; export it again")
-    return file, entry
+    return artefacts
+
+
+def _choose_best(exported: Path, artefacts: dict[str, Any]) -> str:
+    for name in PREFERENCE:
+        if name in artefacts and artefacts[name]["passed"]:
+            return name
+    raise BundleError(f"no TFLite file in {exported} passed parity; a bundle needs one")
+
+
+def _choose(run: Run, exported: Path, artefacts: dict[str, Any], name: str, suffix: str) -> Chosen:
+    """Return a file that passed parity, and is the one that was measured, of this very run. Raises BundleError."""
+    passed = [file for file, entry in artefacts.items() if entry["passed"] and file.endswith(suffix)]
+    if name not in passed:
+        why = "failed parity" if name in artefacts and name.endswith(suffix) else "is not there"
+        raise BundleError(f"{name} {why}; allowed are {', '.join(passed) or 'none'}")
+    if hashlib.sha256((exported / name).read_bytes()).hexdigest() != artefacts[name]["sha256"]:
+        raise BundleError(f"{exported / name} is not the file that {PARITY} speaks of; export it again")
+    metadata = read_metadata(exported / name)
+    _check_provenance(run, metadata, name)
+    return Chosen(exported / name, metadata, artefacts[name])
 
 
 def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
@@ -106,59 +166,80 @@ def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
         raise BundleError(f"{name} was made from another checkpoint than {run.folder}'s; export the run again")
 
 
-def _fill(folder: Path, run: Run, model: Path, metadata: FileMetadata, report: dict[str, Any]) -> None:
+def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, page_runtime: Path | None) -> None:
     """Write every file of the bundle, checksums last."""
     package = Path(brainq_torch.__file__).parent
     for name in SOURCES:
         _copy(package / name, folder / "brainq_torch" / name)
     _copy(Path(bundle_predict.__file__), folder / "predict.py")
-    _copy(model, folder / model.name)
+    for model in models:
+        _copy(model.path, folder / model.path.name)
     licence = package.parent / _LICENCE
     if licence.is_file():  # absent where only the package was installed
         _copy(licence, folder / _LICENCE)
-    (folder / LABELS).write_text("".join(f"{name}\n" for name in metadata.classes), encoding="utf-8")
-    _dump(folder / PIXELS, metadata.pixels.to_json())
-    about = {"format": BUNDLE_FORMAT, "model": model.name, "metadata": metadata.to_json(), "parity": _measured(report)}
+    first = models[0].metadata
+    (folder / LABELS).write_text("".join(f"{name}\n" for name in first.classes), encoding="utf-8")
+    _dump(folder / PIXELS, first.pixels.to_json())
+    about: dict[str, Any] = {"format": BUNDLE_FORMAT, "models": [model.to_json() for model in models], "page": None}
+    if page is not None and page_runtime is not None:
+        _copy(page.path, folder / page.path.name)
+        runtime = write_page(folder, page_runtime)
+        scale = load_runner(page.path).logit_scale
+        about["page"] = page.to_json() | {
+            "matches": models[0].path.name,
+            "runtime": runtime,
+            "logit_scale": scale._asdict() if scale else None,
+        }
     _dump(folder / ABOUT, about)
     pins = "".join(f"{name}=={version(name)}\n" for name in _PACKAGES)
     (folder / "requirements.txt").write_text(f"# DICOM files need pydicom as well.\n{pins}", encoding="utf-8")
-    write_card(folder / "MODEL_CARD.md", run, model, metadata, report)
-    _write_golden(folder)
+    write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None)
+    _write_golden(folder, models, page)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _measured(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the parity entry without the names of single images."""
-    return {key: value for key, value in report.items() if not isinstance(value, list | dict) or key == "limits"}
+def _write_golden(folder: Path, models: list[Chosen], page: Chosen | None) -> None:
+    """Draw phantoms, one per class and frame, and write what each file answers; no image of a patient leaves.
 
-
-def _write_golden(folder: Path) -> None:
-    """Draw phantoms, one per class and size, and write what the model answers; no image of a patient leaves."""
+    Raises BundleError where the bundle's predictor does not give the runner's logits bit for bit, or where the page's
+    file names another class than the first one, whose place it takes.
+    """
     (folder / "golden").mkdir()
-    model = Model(folder)
-    answers = {}
-    for size in _GOLDEN_SIZES:
-        for label, name in enumerate(CLASSES):
-            pixels = render_phantom(label, size, seed=0, size=size)
-            framed = np.pad(pixels, ((_FRAME, 0), (0, 2 * _FRAME)))  # a frame that is no square
-            path = f"golden/{name}_{size}.png"
-            Image.fromarray(framed).save(folder / path)
-            answers[path] = golden_answer(model, folder / path)
-    _dump(folder / GOLDEN, answers)
+    entries: dict[str, Any] = {}
+    for name, frame in _GOLDEN_FRAMES.items():
+        for label, class_name in enumerate(CLASSES):
+            path = f"golden/{class_name}_{name}.png"
+            pixels = render_phantom(label, frame.size, seed=0, size=frame.size)
+            Image.fromarray(np.pad(pixels, (frame.rows, frame.columns))).save(folder / path)
+            entries[path] = {"answers": {}}
+    for file in [*models, *([page] if page else [])]:
+        runner = load_runner(file.path)
+        predictor = Model(folder, file.path.name) if file is not page else None
+        for path, entry in entries.items():
+            entry["pixels_sha256"], answer = _ask_runner(runner, folder / path)
+            if predictor and golden_answer(predictor, folder / path) != (entry["pixels_sha256"], answer):
+                raise BundleError(f"{path}: the bundle answers otherwise than the runner, which gives {answer}")
+            entry["answers"][file.path.name] = answer
+            first = entry["answers"][models[0].path.name]
+            if file is page and any(answer[key] != first[key] for key in ("class", "best")):
+                raise BundleError(
+                    f"{path}: the page's file answers {answer}, {models[0].path.name} {first}; "
+                    "choose another with --bundle-file"
+                )
+    _dump(folder / GOLDEN, entries)
 
 
-def _check_against_runner(folder: Path, model: Path) -> None:
-    """Raise BundleError unless the bundle's predictor gives the runner's logits, bit for bit, on the golden images."""
+def _ask_runner(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the hash of an image's pixels and the runner's answer, as ``golden_answer`` does."""
     from brainq_torch.data.images import read_grey
 
-    runner = load_runner(model)
-    for name, answer in json.loads((folder / GOLDEN).read_text(encoding="utf-8")).items():
-        pixels = runner.pixels.apply(read_grey(folder / name).pixels)[None]
-        expected = (runner.raw if runner.logit_scale else runner)(pixels)[0]
-        if not np.array_equal(np.array(answer["logits"], np.float64), expected.astype(np.float64)):
-            raise BundleError(f"{name}: the bundle answers {answer['logits']}, the runner {expected.tolist()}")
+    pixels = runner.pixels.apply(read_grey(path).pixels)
+    logits = runner(pixels[None])[0]
+    raw = runner.raw(pixels[None])[0] if runner.logit_scale else logits
+    answer = judge(logits, pixels, runner.classes, runner.abstention)
+    return hashlib.sha256(pixels.tobytes()).hexdigest(), summarise(raw, answer)
 
 
 def _copy(source: Path, target: Path) -> None:

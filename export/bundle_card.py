@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from brainq_torch.data.split import hash_file
-from brainq_torch.run import CONFIG, MANIFEST, METRICS, Run
+from brainq_torch.run import CONFIG, ENVIRONMENT, MANIFEST, METRICS, Run
 from export.metadata import FileMetadata
 
 NOT_DONE = "**NOT DONE**"
@@ -37,6 +38,11 @@ python predict.py scan.png folder/ --json
 ```
 """
 
+_PAGE = """
+Or in a browser, with PNG and JPEG images and without any network: `python -m http.server --bind 127.0.0.1` in this
+folder, then open http://localhost:8000.
+"""
+
 _LIMITS = """
 ## Limits
 
@@ -48,27 +54,33 @@ _LIMITS = """
 """
 
 
-def write_card(path: Path, run: Run, model: Path, metadata: FileMetadata, report: dict[str, Any]) -> None:
-    """Write the card. report: the file's entry in parity.json. The same run gives the same bytes."""
-    name = f"{metadata.provenance.get('model', run.model_name)}, {model.name}"
+def write_card(path: Path, run: Run, models: Sequence[tuple[Path, FileMetadata, dict[str, Any]]], page: bool) -> None:
+    """Write the card. The same run gives the same bytes.
+
+    models: each file with its metadata and its entry in parity.json, the one that answers first. page: whether the
+    bundle has the browser page.
+    """
+    file, metadata, _ = models[0]
+    name = f"{metadata.provenance.get('model', run.model_name)}, {file.name}"
     sections = [
-        _HEAD.format(name=name, classes=", ".join(metadata.classes)),
-        _describe_model(run, model, metadata),
+        _HEAD.format(name=name, classes=", ".join(metadata.classes)) + (_PAGE if page else ""),
+        _describe_model(run, [file for file, *_ in models], metadata),
+        _describe_training(run),
         _describe_data(run),
         _describe_metrics(run),
-        _describe_parity(report),
+        *(_describe_parity(file.name, report) for file, _, report in models),
         _LIMITS,
         _checklist(run, metadata),
     ]
     path.write_text("\n".join(section.strip("\n") + "\n" for section in sections), encoding="utf-8")
 
 
-def _describe_model(run: Run, model: Path, metadata: FileMetadata) -> str:
+def _describe_model(run: Run, files: list[Path], metadata: FileMetadata) -> str:
     pixels = metadata.pixels
     lines = [
         "## Model",
         "",
-        f"- File: `{model.name}`, {model.stat().st_size:,} bytes, SHA-256 `{hash_file(model)}`",
+        *(f"- File: `{file.name}`, {file.stat().st_size:,} bytes, SHA-256 `{hash_file(file)}`" for file in files),
         f"- Network: {run.model_name} {json.dumps(run.model_arguments, sort_keys=True)}",
         f"- Input: one grey slice, {pixels.size} x {pixels.size} pixels, fit `{pixels.fit}`, (pixel - 128) / 128",
         f"- Configuration: SHA-256 `{hash_file(run.folder / CONFIG)}`",
@@ -76,6 +88,35 @@ def _describe_model(run: Run, model: Path, metadata: FileMetadata) -> str:
         f"- Code: commit {metadata.provenance.get('commit') or 'unknown'}",
     ]
     return "\n".join(lines)
+
+
+def _describe_training(run: Run) -> str:
+    """Say what the configuration says; paths are left out, as they are of another machine."""
+    config = run.config
+    lines = ["## Training", ""]
+    start = "another run of this program" if config.get("init") else f"weights: {_start(config)}"
+    lines += [f"- Seed {config['seed']}; started from {start}"]
+    for stage in config["stages"]:
+        how = f"{stage['optimizer']}, rate {stage['rate']:g}, {stage['schedule']} schedule"
+        lines.append(f"- Stage `{stage['name']}`: trains {stage['train']}, {stage['epochs']} epochs, {how}")
+    lines += [
+        f"- Loss: {json.dumps(config['loss'], sort_keys=True)}",
+        f"- Augmentation: {json.dumps(config['data']['augmentation'], sort_keys=True)}",
+    ]
+    versions = _read_json(run.folder / ENVIRONMENT)
+    packages = ", ".join(f"{name} {number}" for name, number in versions["packages"].items()) if versions else NOT_DONE
+    return "\n".join([*lines, f"- Software: {packages}"])
+
+
+def _start(config: dict[str, Any]) -> str:
+    pretrained = str(config["model"]["pretrained"])
+    return Path(pretrained).name if pretrained != "none" else "random"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a file of the run, empty where the run has none."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def _describe_data(run: Run) -> str:
@@ -100,10 +141,9 @@ def _describe_data(run: Run) -> str:
 
 
 def _describe_metrics(run: Run) -> str:
-    path = run.folder / METRICS
-    if not path.is_file():
+    metrics = _read_json(run.folder / METRICS)
+    if not metrics:
         return f"## Metrics\n\n{NOT_DONE}: the run has no metrics."
-    metrics = json.loads(path.read_text(encoding="utf-8"))
     lines = [
         "## Metrics",
         "",
@@ -116,7 +156,27 @@ def _describe_metrics(run: Run) -> str:
     ]
     for name, row in metrics["per_class"].items():
         lines.append(f"| {name} | {row['precision']:.4f} | {row['recall']:.4f} | {row['f1']:.4f} | {row['support']} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_describe_leakage(metrics)])
+
+
+def _describe_leakage(metrics: dict[str, Any]) -> list[str]:
+    """Say how far the held-out images are copies of training images, and what is left when those are taken out."""
+    if "leakage" not in metrics:
+        return [f"Copies of training images among the held-out ones: {NOT_DONE}."]
+    lines = []
+    for part, found in metrics["leakage"].items():
+        lines.append(
+            f"- {part}: {found['related_count']} of {found['test_count']} images are copies of training images or "
+            "share a group with them; a 1-nearest-neighbour on thumbnails is right on "
+            f"{100 * found['nearest_neighbour']:.1f} %."
+        )
+    for part, found in metrics.get("unseen", {}).items():
+        low, high = found["interval"]
+        lines.append(
+            f"- {part}, the {found['n']} images that training has not seen: accuracy {100 * found['accuracy']:.2f} % "
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f})."
+        )
+    return lines
 
 
 def _has_test_part(run: Run) -> bool:
@@ -130,47 +190,75 @@ def _interval(metrics: dict[str, Any]) -> str:
     return f" (95 % bootstrap interval {100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
 
 
-def _describe_parity(report: dict[str, Any]) -> str:
-    against = report.get("against_checkpoint")
+def _describe_parity(name: str, report: dict[str, Any]) -> str:
     lines = [
-        "## This file against the trained network",
+        f"## `{name}` against the trained network",
         "",
         f"- Against {report['reference']}: same class on {100 * report['top1_agreement']:.2f} % of the parity images, "
         f"largest logit difference {report['max_abs_diff']:g}: passed.",
     ]
-    if against:
-        lines.append(
-            f"- Against the checkpoint: same class on {100 * against['agreement']:.2f} % of {against['n']} images, "
-            f"accuracy {100 * against['accuracy_difference']:+.2f} points (McNemar p {against['mcnemar_p']:.3g})."
-        )
+    against = report["against_float"]
+    if against is None:
+        return "\n".join([*lines, f"- Paired with the float network: {NOT_DONE}."])
+    lines.append(
+        f"- Paired with the float network on {against['n']} images: same class on {100 * against['agreement']:.2f} %, "
+        f"accuracy {100 * against['accuracy_difference']:+.2f} points (McNemar p {against['mcnemar_p']:.3g}); "
+        f"{against['only_a_right']} images lost, {against['only_b_right']} gained."
+    )
     return "\n".join(lines)
 
 
 def _checklist(run: Run, metadata: FileMetadata) -> str:
+    """List the items of CLAIM 2024 and TRIPOD+AI that a single study of images can answer, filled from the run."""
     rows = run.manifest() if (run.folder / MANIFEST).is_file() else []
+    metrics = _read_json(run.folder / METRICS)
+    counts = ", ".join(f"{count} {split}" for split, count in sorted(Counter(row.split for row in rows).items()))
     grouped = any(row.group for row in rows)
     items = [
-        ("Intended use and users", "above"),
+        ("Title and abstract identify the method", "above"),
+        ("Background, intended use and users", "above"),
+        ("Study design: retrospective or prospective", f"retrospective; protocol {NOT_DONE}"),
         ("Data source and dates of the images", f"folder of the run; dates {NOT_DONE}"),
         ("Eligibility of participants", NOT_DONE),
+        ("Demographic and clinical characteristics", NOT_DONE),
+        ("Image acquisition: scanners, sequences", NOT_DONE),
         ("Preprocessing", "above; `pixels.json`, and the code itself in `brainq_torch/data`"),
         ("De-identification", NOT_DONE),
+        ("Missing or unreadable data", "named with a reason, never guessed"),
         ("Reference standard and its annotators", f"folder names; annotators {NOT_DONE}"),
-        ("Sample size justified", NOT_DONE),
-        ("Partitions disjoint by patient", "groups kept together" if grouped else NOT_DONE),
-        ("Model, initialisation, training, selection", "configuration by its hash, above"),
-        ("Performance with uncertainty", "above, on the run's own parts"),
+        ("Inter-reader variability", NOT_DONE),
+        ("Sample size", f"{counts or NOT_DONE}; justified {NOT_DONE}"),
+        ("Partitions disjoint by patient", _disjoint(metrics, grouped)),
+        ("Model, initialisation, training", "above"),
+        ("Selection of the final model", "best on the validation part; configuration by its hash, above"),
+        ("Software and versions", "above" if (run.folder / ENVIRONMENT).is_file() else NOT_DONE),
+        ("Performance with uncertainty", "above, on the run's own parts" if metrics else NOT_DONE),
+        ("Calibration", f"error {metrics['ece']:.4f}, above" if metrics else NOT_DONE),
+        ("Failure analysis", "confusion matrix in the run's metrics" if metrics else NOT_DONE),
         ("Robustness to shifted images", f"{NOT_DONE} here: `python -m tools.shift`"),
         ("Abstention, out-of-distribution input", _abstention(metadata)),
-        ("Explanation of single answers", NOT_DONE),
+        ("Explanation of single answers", f"the page shows what the network saw; saliency {NOT_DONE}"),
         ("External test on other hospitals' scans", NOT_DONE),
         ("Fairness across sex, age, ethnicity", NOT_DONE),
         ("Test against or with human readers; clinical trial", NOT_DONE),
+        ("Clinical usefulness, decision curves", NOT_DONE),
+        ("Limitations", "above"),
+        ("Code and model available", "this folder"),
         ("Registration and protocol", NOT_DONE),
+        ("Funding and conflicts of interest", NOT_DONE),
         ("Involvement of patients and the public", NOT_DONE),
     ]
     lines = ["## Checklist (after CLAIM and TRIPOD+AI)", "", "| item | answer |", "|---|---|"]
     return "\n".join([*lines, *(f"| {item} | {answer} |" for item, answer in items)])
+
+
+def _disjoint(metrics: dict[str, Any], grouped: bool) -> str:
+    if "leakage" not in metrics:
+        return "groups kept together" if grouped else NOT_DONE
+    shared = {part: found["related_count"] for part, found in metrics["leakage"].items() if found["related_count"]}
+    if not shared:
+        return "no held-out image shares a group with a training image"
+    return "no: " + ", ".join(f"{count} {part} images share a group with training" for part, count in shared.items())
 
 
 def _abstention(metadata: FileMetadata) -> str:

@@ -3,7 +3,8 @@
 
 Needs Python 3.12 and the three packages of requirements.txt (ai-edge-litert, or tflite-runtime; numpy; Pillow), no
 PyTorch; DICOM files also need pydicom. --verify replays the golden images of this folder. Before every run the folder
-is checked against SHA256SUMS, and nothing is answered when a byte of it has changed.
+is checked against SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find damage and careless
+changes; whoever means harm could write new ones.
 """
 
 from __future__ import annotations  # lets an older Python come as far as the message below
@@ -14,7 +15,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
 
 
+OUTLIER_TOLERANCE = 1e-5
+MAY_BE_ADDED = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".ima", ".nii", ".gz", ".mat")
+"""Endings of scans, which may be put into the folder. Any other added file might be run in place of a package."""
+LEFT_BY_VIEWERS = (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
 class BundleError(Exception):
     """A folder that must not be used, or packages that are missing."""
 
@@ -43,10 +50,7 @@ def check_files(folder: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{SUMS} cannot be read ({error}); copy the whole folder again") from error
     sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines if "  " in line)}
-    # A file such as numpy.py would be run in place of the package.
-    code = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".py", ".tflite")}
-    needed = code | {ABOUT, LABELS, PIXELS, GOLDEN, "predict.py"}
-    wrong = [f"{name} is not listed in {SUMS}" for name in sorted(needed - set(sums))]
+    wrong = [f"{name} is not listed in {SUMS}" for name in _find_strangers(folder, sums)]
     for name, digest in sorted(sums.items()):
         path = folder / name
         if not path.is_file():
@@ -54,22 +58,40 @@ def check_files(folder: Path) -> None:
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             wrong.append(f"{name} has changed")
     if wrong:
-        raise BundleError(f"this folder was damaged or changed: {'; '.join(wrong)}. Copy the whole folder again")
+        remedy = "Copy the whole folder again; keep other files than scans elsewhere"
+        raise BundleError(f"this folder was damaged or changed: {'; '.join(wrong)}. {remedy}")
+
+
+def _find_strangers(folder: Path, sums: dict[str, str]) -> list[str]:
+    """Return what is in the folder, is not listed and is no scan: files, and links to other folders."""
+    strangers = [name for name in (ABOUT, LABELS, PIXELS, GOLDEN, "predict.py") if name not in sums]
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in [*files, *links]:
+            path = Path(parent, name).relative_to(folder).as_posix()
+            is_scan = name.lower().endswith(MAY_BE_ADDED) and name not in links
+            if path not in sums and not is_scan and name not in LEFT_BY_VIEWERS and path != SUMS:
+                strangers.append(path)
+    return sorted(set(strangers))
 
 
 class Model:
-    """The TFLite file in its interpreter, with the pixels and the classes that it was made for."""
+    """A TFLite file in its interpreter, with the pixels and the classes that it was made for."""
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, file: str | None = None, threads: int = 1) -> None:
+        """Load one of the bundle's files, the first where none is named."""
         from brainq_torch.data.pixels import PixelSpec
         from brainq_torch.training.abstention import Abstention
 
-        self.about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        models = {entry["file"]: entry for entry in read_about(folder)["models"]}
+        self.file = next(iter(models)) if file is None else file
+        if self.file not in models:
+            raise BundleError(f"{file} is not in this folder; allowed are {', '.join(models)}")
         self.classes = (folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1]
         self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
-        abstention = self.about["metadata"].get("abstention")
+        abstention = models[self.file]["metadata"].get("abstention")
         self.abstention = Abstention.from_json(abstention) if abstention else None
-        self._interpreter = _interpreter()(str(folder / self.about["model"]), num_threads=threads)
+        self._interpreter = _interpreter()(str(folder / self.file), num_threads=threads)
         self._interpreter.allocate_tensors()
         self._input, self._output = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
         if int(self._output["shape"][-1]) != len(self.classes):
@@ -106,25 +128,31 @@ class Model:
 
         grey = read_grey(path)
         pixels, notes = self.pixels.apply_with_notes(grey.pixels)
-        raw = self.run(pixels)
-        logits = self.logits(raw)
-        answer: dict[str, Any] = {"path": str(path), "notes": [*grey.notes, *notes]}
+        logits = self.logits(self.run(pixels))
+        answer: dict[str, Any] = {"path": str(path), "model": self.file, "notes": [*grey.notes, *notes]}
         answer["logits"] = [float(value) for value in logits]
-        if self.abstention is None:
-            return answer | self._name(softmax(logits))
-        judged = self.abstention.judge(logits[None], pixels[None])
-        answer |= self._name(judged.probabilities[0].tolist())
-        why = judged.reason(0)
-        return answer | {
-            "class": UNCERTAIN if why else answer["best"],
-            "abstained": why,
-            "outlier": float(judged.outlier[0]),
-        }
+        return answer | judge(logits, pixels, self.classes, self.abstention)
 
-    def _name(self, probabilities: list[float]) -> dict[str, Any]:
-        named = dict(zip(self.classes, probabilities, strict=True))
-        best = max(named, key=named.__getitem__)
-        return {"class": best, "best": best, "probability": named[best], "probabilities": named}
+
+def judge(logits: Any, pixels: Any, classes: Sequence[str], abstention: Any) -> dict[str, Any]:
+    """Name the class of one image.
+
+    logits: (C,) float32. pixels: the (size, size) uint8 that they were computed from. abstention: None where the file
+    does not say when it does not answer.
+    """
+    judged = abstention.judge(logits[None], pixels[None]) if abstention else None
+    values = judged.probabilities[0].tolist() if judged else softmax(logits)
+    named = dict(zip(classes, values, strict=True))
+    best = max(named, key=named.__getitem__)
+    answer = {"class": best, "best": best, "probability": named[best], "probabilities": named}
+    if judged is None:
+        return answer
+    why = judged.reason(0)
+    return answer | {
+        "class": UNCERTAIN if why else best,
+        "abstained": why,
+        "outlier": float(judged.outlier[0]),
+    }
 
 
 def softmax(logits: Any) -> list[float]:
@@ -135,17 +163,20 @@ def softmax(logits: Any) -> list[float]:
     return [float(value) for value in powers / powers.sum()]
 
 
-def golden_answer(model: Model, path: Path) -> dict[str, Any]:
-    """Return what a golden image must give: the hash of its pixels, the file's own logits and the class."""
+def golden_answer(model: Model, path: Path) -> tuple[str, dict[str, Any]]:
+    """Return what a golden image must give: the hash of its pixels, and the answer."""
     from brainq_torch.data.images import read_grey
 
     pixels = model.pixels.apply(read_grey(path).pixels)
     raw = model.run(pixels)
-    return {
-        "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
-        "logits": raw.tolist(),
-        "class": model.classes[int(raw.argmax())],
-    }
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return digest, summarise(raw, judge(model.logits(raw), pixels, model.classes, model.abstention))
+
+
+def summarise(raw: Any, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer as the golden file has it. raw: (C,), the model file's own logits."""
+    outlier = {"outlier": float(f"{answer['outlier']:.9g}")} if "outlier" in answer else {}
+    return {"logits": raw.tolist(), "class": answer["class"], "best": answer["best"], **outlier}
 
 
 def verify(model: Model, folder: Path) -> list[str]:
@@ -155,20 +186,34 @@ def verify(model: Model, folder: Path) -> list[str]:
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     wrong, exact = [], 0
-    for name, expected in golden.items():
-        found = golden_answer(model, folder / name)
-        exact += found == expected
+    for name, entry in golden.items():
+        digest, found = golden_answer(model, folder / name)
+        expected = entry["answers"][model.file]
         difference = max(abs(one - other) for one, other in zip(found["logits"], expected["logits"], strict=True))
+        exact += digest == entry["pixels_sha256"] and difference == 0
         whole = all(isinstance(value, int) for value in expected["logits"])
-        if found["pixels_sha256"] != expected["pixels_sha256"]:
+        if digest != entry["pixels_sha256"]:
             wrong.append(f"{name}: its pixels differ: another Pillow reads or resizes it otherwise")
-        elif found["class"] != expected["class"]:
-            wrong.append(f"{name}: is {found['class']}, must be {expected['class']}")
+        elif (found["class"], found["best"]) != (expected["class"], expected["best"]):
+            wrong.append(f"{name}: is {_both(found)}, must be {_both(expected)}")
         elif difference > (1 if whole else FLOAT_TOLERANCE):
             wrong.append(f"{name}: logits differ by {difference:g}")
+        elif abs(found.get("outlier", 0) - expected.get("outlier", 0)) > OUTLIER_TOLERANCE:
+            wrong.append(f"{name}: its outlier score is {found['outlier']:g}, must be {expected['outlier']:g}")
     if not wrong:
-        print(f"verified: {len(golden)} golden images, {exact} of them equal to the last bit")
+        print(f"verified: {model.file}, {len(golden)} golden images, {exact} of them equal to the last bit")
     return wrong
+
+
+def _both(answer: dict[str, Any]) -> str:
+    best = str(answer["best"])
+    return best if answer["class"] == best else f"{answer['class']} ({best})"
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return bundle.json."""
+    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return about
 
 
 def find_images(words: list[str]) -> Iterator[Path]:
@@ -236,15 +281,17 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files or folders")
     parser.add_argument("--json", action="store_true", help="one JSON line per image")
     parser.add_argument("--verify", action="store_true", help="replay the golden images and stop")
+    parser.add_argument("--model", metavar="FILE", help="which of this folder's model files (default: the first)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     options = parser.parse_args(arguments)
     if not options.images and not options.verify:
         parser.error("IMAGE is missing; name image files or folders, or use --verify")
     try:
         check_files(folder)
-        model = _load(folder, options.threads)
+        model = _load(folder, options.model, options.threads)
         if options.verify:
-            wrong = verify(model, folder)
+            files = [options.model] if options.model else [entry["file"] for entry in read_about(folder)["models"]]
+            wrong = [line for file in files for line in verify(_load(folder, file, options.threads), folder)]
             if wrong:
                 raise BundleError("golden images differ here:\n  " + "\n  ".join(wrong))
             return ANSWERED
@@ -256,9 +303,9 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
     return answer_all(model, options.images, options.json)
 
 
-def _load(folder: Path, threads: int) -> Model:
+def _load(folder: Path, file: str | None, threads: int) -> Model:
     try:
-        return Model(folder, threads)
+        return Model(folder, file, threads)
     except ModuleNotFoundError as error:
         raise BundleError(f"{error.name} is not installed: python -m pip install -r requirements.txt") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -3,11 +3,13 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.images import read_grey
 from brainq_torch.data.phantom import render_phantom
 from brainq_torch.run import load_run
@@ -44,9 +46,7 @@ def predict(folder, *words):
 
 def test_a_bundle_holds_what_it_says(bundle, tiny_export):
     names = set(files(bundle))
-    golden = {
-        f"golden/{name}_{size}.png" for name in ("glioma", "meningioma", "notumor", "pituitary") for size in (224, 300)
-    }
+    golden = {f"golden/{name}_{frame}.png" for name in CLASSES for frame in ("wide", "tall")}
     assert names == {
         "LICENSE", "MODEL_CARD.md", "SHA256SUMS", "bundle.json", "golden.json", "labels.txt", "model_fp16.tflite",
         "pixels.json", "predict.py", "requirements.txt", *golden, *(f"brainq_torch/{name}" for name in SOURCES),
@@ -96,7 +96,74 @@ def test_it_answers_alone_without_pytorch_and_as_the_runner_does(bundle, tmp_pat
     clean = subprocess.run(
         [sys.executable, "-BPc", code, str(bundle)], capture_output=True, text=True, cwd="/", check=True
     )
-    assert clean.stdout.splitlines() == ["verified: 8 golden images, 8 of them equal to the last bit", "[]"]
+    assert clean.stdout.splitlines() == [verified("model_fp16.tflite"), "[]"]
+
+
+def verified(file):
+    return f"verified: {file}, 8 golden images, 8 of them equal to the last bit"
+
+
+def test_an_integer_bundle_is_integers_in_and_out(tiny_run, tiny_int8_export, tmp_path, capsys):
+    folder = tmp_path / "clinic"
+    make_bundle(load_run(tiny_run), tiny_int8_export, folder)
+    assert json.loads((folder / "bundle.json").read_text())["models"][0]["file"] == "model_int8.tflite"
+    assert main(["--verify"], folder) == 0
+    assert capsys.readouterr().out == verified("model_int8.tflite") + "\n"
+    runner = load_runner(tiny_int8_export / "model_int8.tflite")
+    for name, entry in json.loads((folder / GOLDEN).read_text()).items():
+        logits = entry["answers"]["model_int8.tflite"]["logits"]
+        assert all(isinstance(value, int) for value in logits)
+        assert runner.raw(runner.pixels.apply(read_grey(folder / name).pixels)[None])[0].tolist() == logits
+    golden = json.loads((folder / GOLDEN).read_text())
+    golden["golden/glioma_tall.png"]["answers"]["model_int8.tflite"]["logits"][0] += 2
+    (folder / GOLDEN).write_text(json.dumps(golden))
+    sign_again(folder, GOLDEN)
+    assert main(["--verify"], folder) == 2
+    assert "logits differ by 2" in capsys.readouterr().err
+
+
+def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path, capsys):
+    folder, files = tmp_path / "clinic", ["model_fp32.tflite", "model_fp16.tflite"]
+    make_bundle(load_run(tiny_run), tiny_export, folder, files)
+    assert main(["--verify"], folder) == 0
+    assert capsys.readouterr().out.splitlines() == [verified(file) for file in files]
+    scan = str(folder / "golden" / "glioma_wide.png")
+    for words, file in (([], files[0]), (["--model", files[1]], files[1])):
+        assert main([scan, "--json", *words], folder) == 0
+        answer = json.loads(capsys.readouterr().out)
+        runner = load_runner(tiny_export / file)
+        assert answer["model"] == file
+        assert np.array_equal(
+            np.float32(answer["logits"]), runner(runner.pixels.apply(read_grey(scan).pixels)[None])[0]
+        )
+    assert main([scan, "--model", "model_int8.tflite"], folder) == 2
+    assert "allowed are model_fp32.tflite, model_fp16.tflite" in capsys.readouterr().err
+    assert (folder / "MODEL_CARD.md").read_text().count("- Paired with the float network on ") == 2
+
+
+def test_the_smaller_interpreter_serves_as_well(bundle, tmp_path, monkeypatch, capsys):
+    from ai_edge_litert import interpreter
+
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
+    assert main(["--verify"], bundle) == 2
+    assert "ai-edge-litert is not installed: python -m pip install -r requirements.txt" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tflite_runtime", types.ModuleType("tflite_runtime"))
+    monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", interpreter)
+    assert main(["--verify"], bundle) == 0
+
+
+def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    from test_dicom import write_dicom
+
+    scan = str(write_dicom(tmp_path / "scan", np.arange(4096).reshape(64, 64)))
+    assert main([scan, "--json"], bundle) == 0
+    assert json.loads(capsys.readouterr().out)["best"] in CLASSES
+    for name in [name for name in sys.modules if name.split(".")[0] == "pydicom" or name.endswith("data.dicom")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert main([scan, "--json"], bundle) == 1
+    assert "python -m pip install pydicom" in json.loads(capsys.readouterr().out)["error"]
 
 
 def change_a_byte(path):
@@ -108,12 +175,14 @@ def change_a_byte(path):
 SWAPPED = "meningioma\nglioma\nnotumor\npituitary\n"
 TAMPERINGS = {
     "model_fp16.tflite has changed": lambda folder: change_a_byte(folder / "model_fp16.tflite"),
-    "labels.txt has changed": lambda folder: (folder / "labels.txt").write_text(
-        "meningioma\nglioma\nnotumor\npituitary\n"
-    ),
+    "labels.txt has changed": lambda folder: (folder / "labels.txt").write_text(SWAPPED),
     "pixels.json is missing": lambda folder: (folder / "pixels.json").unlink(),
     "brainq_torch/data/pixels.py has changed": lambda folder: change_a_byte(folder / "brainq_torch/data/pixels.py"),
     "numpy.py is not listed": lambda folder: (folder / "numpy.py").write_text(""),
+    "notes.txt is not listed": lambda folder: (folder / "notes.txt").write_text(""),
+    "brainq_torch/data/pixels.so is not listed": lambda folder: (folder / "brainq_torch/data/pixels.so").touch(),
+    "PIL is not listed": lambda folder: (folder / "PIL").symlink_to(folder / "golden"),
+    "golden/glioma_wide.png is missing": lambda folder: (folder / "golden/glioma_wide.png").unlink(),
     "SHA256SUMS cannot be read": lambda folder: (folder / SUMS).unlink(),
     "model_fp16.tflite is not listed": lambda folder: (folder / SUMS).write_text(
         "\n".join(line for line in (folder / SUMS).read_text().splitlines() if "tflite" not in line)
@@ -129,6 +198,12 @@ def test_a_tampered_bundle_is_refused(copy, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_scans_may_be_put_into_the_folder(copy, capsys):
+    shutil.copy(copy / "golden" / "glioma_wide.png", copy / "scan.png")
+    (copy / "Thumbs.db").touch()
+    assert main([str(copy / "scan.png")], copy) == 0
+
+
 def sign_again(folder, name):
     digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     lines = [line for line in (folder / SUMS).read_text().splitlines() if not line.endswith(f"  {name}")]
@@ -141,19 +216,28 @@ def test_golden_images_catch_what_checksums_made_anew_do_not(copy, capsys):
     sign_again(copy, "labels.txt")
     assert main(["--verify"], copy) == 2
     assert "must be" in capsys.readouterr().err
-    shutil.copy(copy / "golden" / "glioma_300.png", copy / "golden" / "notumor_224.png")
-    sign_again(copy, "golden/notumor_224.png")
+    shutil.copy(copy / "golden" / "glioma_tall.png", copy / "golden" / "notumor_wide.png")
+    sign_again(copy, "golden/notumor_wide.png")
     assert main(["--verify"], copy) == 2
     assert "its pixels differ" in capsys.readouterr().err
 
 
 def test_golden_logits_are_compared(copy, capsys):
     golden = json.loads((copy / GOLDEN).read_text())
-    golden["golden/glioma_224.png"]["logits"][0] += 0.01
+    golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"]["logits"][0] += 0.01
     (copy / GOLDEN).write_text(json.dumps(golden))
     sign_again(copy, GOLDEN)
     assert main(["--verify"], copy) == 2
     assert "logits differ by 0.01" in capsys.readouterr().err
+
+
+def test_golden_abstention_is_compared(copy, capsys):
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"].update({"class": "uncertain", "best": "glioma"})
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    sign_again(copy, GOLDEN)
+    assert main(["--verify"], copy) == 2
+    assert "must be uncertain (glioma)" in capsys.readouterr().err
 
 
 def test_the_card_says_what_was_measured_and_what_was_not(bundle, tiny_run):
@@ -162,6 +246,10 @@ def test_the_card_says_what_was_measured_and_what_was_not(bundle, tiny_run):
     assert "**Not a medical device.**" in card
     assert f"accuracy {100 * accuracy:.2f} %" in card
     assert card.count("**NOT DONE**") >= 8
+    assert "- Seed 0; started from weights: random" in card
+    assert "images are copies of training images or share a group with them" in card
+    assert "- Paired with the float network on " in card
+    assert "| Software and versions | above |" in card
     assert str(tiny_run.parent) not in card
 
 
@@ -184,10 +272,10 @@ def spoil_parity(folder, change):
 def test_what_did_not_pass_is_not_bundled(tiny_run, tiny_export, tmp_path):
     run, exported = load_run(tiny_run), shutil.copytree(tiny_export, tmp_path / "export")
     with pytest.raises(BundleError, match=r"model_w4\.tflite is not there; allowed are model_"):
-        make_bundle(run, exported, tmp_path / "b", "model_w4.tflite")
+        make_bundle(run, exported, tmp_path / "b", ["model_w4.tflite"])
     spoil_parity(exported, lambda artefacts: artefacts["model_fp16.tflite"].update(passed=False))
     with pytest.raises(BundleError, match=r"model_fp16\.tflite failed parity"):
-        make_bundle(run, exported, tmp_path / "b", "model_fp16.tflite")
+        make_bundle(run, exported, tmp_path / "b", ["model_fp16.tflite"])
     change_a_byte(exported / "model_fp32.tflite")
     with pytest.raises(BundleError, match="is not the file"):
         make_bundle(run, exported, tmp_path / "b")
