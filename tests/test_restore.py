@@ -35,7 +35,9 @@ def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path
     assert {path.name for path in (tmp_path / "back").iterdir()} == {
         "config.yaml", "manifest.csv", "metrics.json", "model.ckpt"
     }  # fmt: skip
-    assert json.loads((tmp_path / "back" / "metrics.json").read_text())["restored_from"] == file
+    metrics = json.loads((tmp_path / "back" / "metrics.json").read_text())
+    assert metrics["restored_from"] == file
+    assert metrics["leakage"].keys() == metrics["splits"].keys() == {"val", "Testing"}
 
 
 def test_batchnorm_has_the_statistics_of_its_inputs(tiny_export, tmp_path, words):

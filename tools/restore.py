@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.data.split import read_manifest
 from brainq_torch.fit import ModelOptions, make_parser, predict
 from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT, CONFIG, METRICS, save_checkpoint, write_json
+from brainq_torch.run import CHECKPOINT, CONFIG, MANIFEST, METRICS, save_checkpoint, write_json
+from brainq_torch.training.belief import measure_belief
 from brainq_torch.training.metrics import compute_metrics
 from export.flatbuffer import constant, operator_name, read_model
 from export.metadata import read_metadata
@@ -190,13 +192,16 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
         )
     save_checkpoint(partial / CHECKPOINT, model, options.name, options.arguments, data.pixels, runner.classes,
                     abstention=runner.abstention)  # fmt: skip
-    measured = {
-        split: compute_metrics(*predict(model, data.datasets[split], data.batch_size)).to_json()
+    predicted = {
+        split: predict(model, data.datasets[split], data.batch_size)
         for split in ("val", "Testing")
         if len(data.datasets[split])
     }
+    measured = {split: compute_metrics(*found).to_json() for split, found in predicted.items()}
+    belief = measure_belief(read_manifest(partial / MANIFEST), predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
-    write_json(partial / METRICS, measured[first] | {"split": first, "splits": measured, "restored_from": file.name})
+    more = {"split": first, "splits": measured, **belief.to_json(), "restored_from": file.name}
+    write_json(partial / METRICS, measured[first] | more)
     data.discard()
 
 
