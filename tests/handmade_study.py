@@ -26,8 +26,8 @@ COMMAND = "python -m export runs/densenet32 --recipes w4a8"
 STRENGTH = 5.0
 
 
-def write_study(folder, images=240, unseen=80):
-    """Write the folder: nine rows of two families, one of them not done."""
+def write_study(folder, images=240, unseen=80, names=tuple(ROWS)):
+    """Write the folder: nine rows of two families, one of them not done, or some of them."""
     for name in ("predictions", "latency", "runs", "sources"):
         (folder / name).mkdir(parents=True)
     (folder / "sources/config.yaml").write_text("seed: 0\n")
@@ -40,8 +40,8 @@ def write_study(folder, images=240, unseen=80):
     study = {
         "format": 1, "title": "Study of a test", "data": data, "classes": list(CLASSES),
         "created_from": {"commit": "0123456789abcdef", "config": "sources/config.yaml"},
-        "rows": [_write_row(folder, name, images, unseen) for name in ROWS],
-        "order": list(ROWS),
+        "rows": [_write_row(folder, name, images, unseen) for name in names],
+        "order": list(names),
         "gradcam": {"row": "mobilenetv2_float", "file": "gradcam.png"},
     }  # fmt: skip
     write_json(folder, study)

@@ -63,7 +63,7 @@ details li{overflow-wrap:anywhere;break-inside:avoid} footer{margin-top:2rem;col
 @media(min-width:60rem){details ul{columns:2;column-gap:2rem}}
 @media(max-width:40rem){body{padding:.75rem} h1{font-size:1.35rem} table{font-size:.82rem} th,td{padding:.3rem .4rem}
 th:first-child{min-width:5.6rem;max-width:7rem;box-shadow:2px 0 0 var(--line)} caption i{display:block}
-.shaded{table-layout:fixed} .shaded th:first-child{box-shadow:none;max-width:none;width:5rem}
+.shaded{font-size:.75rem} .shaded thead th{font-size:.68rem} .shaded th:first-child{box-shadow:none}
 .shaded caption i{display:none}
 td.span div{left:7.4rem;max-width:calc(100vw - 10rem)}
 .fit{display:none!important} .narrow{display:block!important}}
@@ -130,7 +130,8 @@ def _table(table: Table) -> str:
     region = f'role="region" tabindex="0" aria-label="{escape(table.caption)}"'
     return (
         f'<div class="wide" {region}><table{" class=shaded" if shaded else ""}>'
-        f"<caption><span>{escape(table.caption)}<i>(swipe sideways for all columns)</i></span></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<caption><span>{escape(table.caption)}<i>(swipe sideways for all columns)</i></span></caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -187,8 +188,8 @@ def _figure(figure: Figure) -> str:
 
 
 def quote_href(path: str) -> str:
-    """Return a relative path as a link may hold it."""
-    return escape(quote(path, safe="/#."))
+    """Return a relative path as a link may hold it; an address is left as it is."""
+    return escape(path if "://" in path else quote(path, safe="/#."))
 
 
 def find_links(document: Document) -> Iterable[str]:

@@ -129,7 +129,7 @@ def _place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         offset, box = min(boxes, key=lambda place: _count_covered(place[1], taken, frame))
         axes.annotate(
             name, places[index], xytext=offset, textcoords="offset points", fontsize=_NAME_SIZE, zorder=4,
-            ha=_align(offset), va="center",
+            ha=_align(offset), va="center", bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.85},
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip
         taken.append(box)
