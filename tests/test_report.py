@@ -197,7 +197,7 @@ def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
         "MobileNetV2 Float16: latency. Reason: the machine was busy. Command: `python -m tools.bench X`",
         "MobileNetV2 PTQ INT8: latency. Reason: the study folder has no time of it",
         "MobileNetV2 PTQ INT8: parity. Reason",
-        "MobileNetV2 PTQ INT8: ratio to the training checkpoint. Reason",
+        "MobileNetV2 PTQ INT8: checkpoint. Reason: the run keeps no training checkpoint with its optimizer",
         "MobileNetV2 QAT INT8: grouped validation. Reason: its split was not grouped: 1 of 20 validation images have a",
         "DenseNet-32 INT8: comparison with the float model. Reason: DenseNet-32 float, PyTorch was not done",
         "runs/qat_int8.tflite (not kept beside this report)",

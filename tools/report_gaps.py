@@ -8,7 +8,7 @@ from pathlib import Path
 from tools.report_statistics import RowStatistics
 from tools.report_study import ENGINES, FP32_TFLITE, Omission, Row, Study
 
-LATENCY, PARITY = "latency", "parity"
+LATENCY, PARITY, CHECKPOINT = "latency", "parity", "checkpoint"
 
 
 def find_gaps(study: Study, statistics: dict[str, RowStatistics]) -> list[Omission]:
@@ -40,7 +40,7 @@ def _of_row(study: Study, row: Row, statistics: dict[str, RowStatistics]) -> Ite
     said = {omission.what for omission in row.omitted}
     yield from (Omission(f"{row.name}: {item.what}", item.reason, item.command) for item in row.omitted)
     for gap in (*_of_measurement(row), *_of_splits(row, statistics[row.id]), *_of_comparison(study, row)):
-        if gap.what not in said:
+        if gap.what.split(" in ")[0] not in said:  # "latency" stands for that of every engine
             yield Omission(f"{row.name}: {gap.what}", gap.reason, gap.command)
 
 
@@ -57,8 +57,8 @@ def _of_measurement(row: Row) -> Iterable[Omission]:
     if row.parity is None and not is_checkpoint(row):
         yield Omission(PARITY, "the study names no parity.json for it", f"python -m export {row.run} --force")
     if row.checkpoint_bytes is None:
-        reason = "the run keeps no training checkpoint with its optimizer"
-        yield Omission("ratio to the training checkpoint", reason, " ; ".join(row.commands))
+        reason = "the run keeps no training checkpoint with its optimizer, so there is no ratio to it"
+        yield Omission(CHECKPOINT, reason, "; ".join(row.commands))
 
 
 def _of_splits(row: Row, found: RowStatistics) -> Iterable[Omission]:

@@ -70,14 +70,14 @@ td.span div{left:7.4rem;max-width:calc(100vw - 10rem)}
 @media print{@page{size:A4;margin:13mm} *{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 body{font-size:10pt;max-width:none;padding:0} nav,.screen{display:none} a{color:inherit;text-decoration:none}
 .wide{overflow:visible} table{font-size:7.8pt} th,td{padding:1.2mm 1.4mm} th:first-child{position:static;min-width:0}
-h2,h2+p{break-after:avoid} tr,.strip>*,.verdict,.wide{break-inside:avoid} p{orphans:3;widows:3}
+h2,h2+p{break-after:avoid} tr,.strip>*,.verdict,.wide{break-inside:avoid} p{break-inside:avoid}
 thead{display:table-header-group}
 .strip{grid-template-columns:1fr 1fr} figure img{max-height:120mm} .fit{display:block!important}
 .narrow{display:none!important}
 details.short::details-content{content-visibility:visible;display:block;height:auto} details li{font-size:8pt}}
 """
 
-_SHORT = 60
+_SHORT = 20
 """Lines of a list that is printed even where it is folded."""
 
 
