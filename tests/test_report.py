@@ -183,7 +183,12 @@ def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
     """No Grad-CAM, no time, no parity, no checkpoint, a split that was not grouped, files that were not kept."""
     kept = [f"mobilenetv2_{name}" for name in ("float", "fp16", "int8_ptq", "int8_qat")]
     folder = write_study(tmp_path / "study", 40, 8, [*kept, "densenet32_float", "densenet32_int8"])
-    write_json(folder, read_json(folder) | {"gradcam": None})
+    data = read_json(folder)["data"] | {"nearest_neighbour": {"all": None, "unseen": None}, "majority": None}
+    data["differences"] = ["densenet101: size 128 instead of 224"]
+    write_json(folder, read_json(folder) | {"gradcam": None, "data": data})
+    times = {"median_ms": 1.0, "p90_ms": 2.0, "threads": 1, "runs": 9, "engine": "LiteRT"}
+    latency = {"litert": times, "onnxruntime": None, "cpu": "AMD", "cpu_count": 2, "load_average": 8.25}
+    (folder / "latency/mobilenetv2_int8_qat.json").write_text(json.dumps(latency))
     omitted = [{"what": "latency", "reason": "the machine was busy", "command": "python -m tools.bench X"}]
     change_row(folder, "mobilenetv2_fp16", latency=None, omitted=omitted)
     change_row(folder, "mobilenetv2_int8_ptq", parity=None, checkpoint_bytes=None, latency=None)
@@ -197,6 +202,11 @@ def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
         "MobileNetV2 Float16: latency. Reason: the machine was busy. Command: `python -m tools.bench X`",
         "MobileNetV2 PTQ INT8: latency. Reason: the study folder has no time of it",
         "MobileNetV2 PTQ INT8: parity. Reason",
+        "pixels is right on [NOT DONE](study.json) of all",
+        "NOT DONE: nearest-neighbour and majority baselines. Reason: no run of the study has a leak check",
+        "Not handled alike: densenet101: size 128 instead of 224.",
+        "Times were taken on: AMD, 2 cores, load 8.2.",
+        "MobileNetV2 QAT INT8: latency in ONNX Runtime. Reason",
         "MobileNetV2 PTQ INT8: checkpoint. Reason: the run keeps no training checkpoint with its optimizer",
         "MobileNetV2 QAT INT8: grouped validation. Reason: its split was not grouped: 1 of 20 validation images have a",
         "DenseNet-32 INT8: comparison with the float model. Reason: DenseNet-32 float, PyTorch was not done",

@@ -14,6 +14,11 @@ LATENCY, PARITY, CHECKPOINT = "latency", "parity", "checkpoint"
 def find_gaps(study: Study, statistics: dict[str, RowStatistics]) -> list[Omission]:
     """Return everything that the report shows as NOT DONE, in the order of the table."""
     gaps = [gap for row in study.rows for gap in _of_row(study, row, statistics)]
+    if None in (*study.data["nearest_neighbour"].values(), study.data["majority"]):
+        command = f"python -m tools.audit {study.data['root']}"
+        gaps.append(
+            Omission("nearest-neighbour and majority baselines", "no run of the study has a leak check", command)
+        )
     if study.gradcam is None:
         run = next((row.run for row in study.done if row.is_float), "RUN")
         command = f"python -m tools.gradcam {run} --data {study.data['root']} --out {study.folder / 'gradcam.png'}"

@@ -36,10 +36,10 @@ class Point:
     high: float
 
 
-def plot_front(points: Sequence[Point], cost: str, neighbour: float) -> bytes:
+def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> bytes:
     """Draw accuracy against cost (logarithmic) with 95 % intervals, names and the Pareto front; return a PNG.
 
-    neighbour: accuracy of the 1-nearest-neighbour in percent, drawn where the axis reaches it.
+    neighbour: accuracy of the 1-nearest-neighbour in percent, drawn where the axis reaches it; None: not measured.
     """
     figure = Figure(figsize=(5.2, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -68,7 +68,7 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float) -> bytes:
             label="far below the axis", zorder=5,
         )  # fmt: skip
     axes.set(xlabel=cost, ylabel="accuracy, %")
-    if bottom < neighbour < axes.get_ylim()[1]:
+    if neighbour is not None and bottom < neighbour < axes.get_ylim()[1]:
         axes.axhline(neighbour, color="#999999", linestyle=":", linewidth=1.2, label="1-nearest-neighbour", zorder=1)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     _place_names(figure, axes, points)

@@ -79,6 +79,9 @@ def _data(study: Study) -> Iterable[Item]:
     def value(text: str) -> Link:
         return Link(text, study.link(STUDY))
 
+    def share(value_: float | None) -> Link:
+        return value("NOT DONE" if value_ is None else f"{100 * value_:.2f} %")
+
     copies = data["images"] - data["unseen"]
     yield Paragraph(
         (
@@ -91,11 +94,13 @@ def _data(study: Study) -> Iterable[Item]:
     yield Paragraph(
         (
             "To compare with: a 1-nearest-neighbour on 32 x 32 pixels is right on ",
-            value(f"{100 * near['all']:.2f} %"), " of all and on ", value(f"{100 * near['unseen']:.2f} %"),
+            share(near["all"]), " of all and on ", share(near["unseen"]),
             " of the unseen images; always naming the largest class on ",
-            value(f"{100 * data['majority']:.2f} %"), ".",
+            share(data["majority"]), ".",
         )
     )  # fmt: skip
+    for difference in data["differences"]:
+        yield Paragraph((f"Not handled alike: {difference}.",), "warn")
 
 
 def _table(study: Study, statistics: Statistics, resamples: int) -> Iterable[Item]:
@@ -116,6 +121,11 @@ def _table(study: Study, statistics: Statistics, resamples: int) -> Iterable[Ite
             "validation part. Parity: the export's own verdict, each file against the one it was made from.",
         )
     )
+    loads = {time.load for row in study.done for time in (row.latency or {}).values() if time.load}
+    if loads:
+        yield Paragraph(
+            (f"Times were taken on: {'; '.join(sorted(loads))}. With a load near the cores they are noise.",)
+        )
     yield from _flips(study, statistics)
 
 
@@ -160,8 +170,9 @@ def _fronts(study: Study, statistics: Statistics) -> Iterable[Item]:
 
 def _front(study: Study, statistics: Statistics, name: str, label: str, values: dict[str, float]) -> Figure:
     points = [_point(row, statistics[row.id], values[row.id]) for row in study.done if row.id in values]
+    neighbour = study.data["nearest_neighbour"]["all"]
     told = "; ".join(f"{point.family} {point.name} {point.cost:.3g}, {point.accuracy:.2f} %" for point in points)
-    data = plot_front(points, label, 100 * study.data["nearest_neighbour"]["all"])
+    data = plot_front(points, label, None if neighbour is None else 100 * neighbour)
     alt = f"Accuracy against {label}: {told}"
     caption = f"Accuracy on official {study.data['split']} against {label}. Bars: 95 % intervals."
     return Figure(f"pareto_{name}.png", data, alt, (caption,))

@@ -51,12 +51,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per image of one engine."""
+    """Milliseconds per image of one engine. load: the machine and how busy it was, empty where nothing is said."""
 
     median_ms: float
     p90_ms: float
     threads: int
     runs: int
+    load: str
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_data(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of the data with every key that the report shows."""
-    neighbour = {part: float(data["nearest_neighbour"][part]) for part in ("all", "unseen")}
+    """Return the description of the data with every key that the report shows; what was not measured is None."""
+    neighbour = {part: _number(data["nearest_neighbour"][part]) for part in ("all", "unseen")}
     counts = {name: int(data[name]) for name in ("images", "unseen")}
     texts = {name: str(data[name]) for name in ("root", "split")}
-    return {**texts, **counts, "nearest_neighbour": neighbour, "majority": float(data["majority"])}
+    return {
+        **texts,
+        **counts,
+        "nearest_neighbour": neighbour,
+        "majority": _number(data["majority"]),
+        "differences": tuple(map(str, data.get("differences", ()))),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _read_row(folder: Path, entry: dict[str, Any], classes: int) -> Row:
@@ -243,12 +254,15 @@ def _read_done(folder: Path, entry: dict[str, Any], row: Row, classes: int) -> R
 def _read_latency(path: Path) -> dict[str, Latency]:
     data = _read_json(path)
     measured = {}
+    load = (
+        f"{data['cpu']}, {data['cpu_count']} cores, load {data['load_average']:.1f}" if "load_average" in data else ""
+    )
     for engine in ENGINES:
         values = data[engine]
         if values is None:
             continue
         latency = Latency(
-            float(values["median_ms"]), float(values["p90_ms"]), int(values["threads"]), int(values["runs"])
+            float(values["median_ms"]), float(values["p90_ms"]), int(values["threads"]), int(values["runs"]), load
         )
         if not 0 < latency.median_ms <= latency.p90_ms < float("inf"):
             raise StudyError(
