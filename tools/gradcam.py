@@ -1,0 +1,195 @@
+"""Show where a float network looks: ``python -m tools.gradcam RUN --data DIR --out F.png``.
+
+Grad-CAM, Selvaraju et al. 2017 (https://arxiv.org/abs/1610.02391), on the last convolutional features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.run import Run, load_run
+from export.runners import load_runner
+from tools.command import CommandError, check_targets, run_command
+from tools.evaluate import choose_images, class_order, decode_images
+
+IMAGES = 8
+_COLOURS = matplotlib.colormaps["inferno"]
+_OPACITY = 0.75  # of the map where it is strongest
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image that is shown. image: (s, s) uint8, as the model saw it. evidence: (s, s), 0 to 1, for the answer."""
+
+    path: str
+    label: str
+    answer: str
+    probability: float
+    image: NDArray[np.uint8]
+    evidence: NDArray[np.float32]
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the label."""
+        return self.label == self.answer
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gradcam", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="run folder of a float network")
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument("--split", help="as in tools.evaluate (default: Testing if there, else val, else all)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, metavar="K", help="show K, half of them wrong ones (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _gradcam(options))
+
+
+def _gradcam(options: argparse.Namespace) -> int:
+    check_targets(options.out)
+    if options.images < 2:
+        raise CommandError(f"--images is {options.images}; allowed are 2 and more, half of them wrong ones")
+    if not Path(options.run).is_dir():
+        raise CommandError(
+            f"{options.run} is no run folder; Grad-CAM needs gradients, which exported files do not have"
+        )
+    run = load_run(options.run)
+    if run.quantization is not None:
+        raise CommandError(f"{options.run} is a quantized run; give the float run that it was made from")
+    runner = load_runner(options.run, options.threads)
+    order = class_order(options.run, runner)
+    _, folder = choose_images(Path(options.data), options.split)
+    readable, pixels = decode_images(folder, runner.pixels)
+    labels = np.array([record.label for record in readable.records])
+    print(f"{options.run}: running {len(pixels)} images", file=sys.stderr, flush=True)
+    logits = runner(pixels)[:, order]
+    chosen = choose_cases(labels, logits.argmax(axis=1), options.images, options.seed)
+    paths = [record.path for record in readable.records]
+    cases = _explain(run, order, chosen, paths, labels, logits, pixels)
+    plot_cases(cases, options.out)
+    for case in cases:
+        print(f"{case.path}: label {case.label}, answer {case.answer} ({case.probability:.3f})")
+    return 0
+
+
+def choose_cases(labels: NDArray[np.int64], answers: NDArray[np.int64], count: int, seed: int) -> list[int]:
+    """Draw up to half of ``count`` images with a right answer, then as many with a wrong one, classes in turn.
+
+    Where there are fewer wrong ones, all of them are taken.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    chosen = []
+    for right in (True, False):
+        fitting = [int(image) for image in shuffled if (labels[image] == answers[image]) == right]
+        turn = {
+            image: sum(labels[other] == labels[image] for other in fitting[:place])
+            for place, image in enumerate(fitting)
+        }
+        chosen += sorted(fitting, key=lambda image: (turn[image], labels[image]))[: count // 2]
+    return chosen
+
+
+def compute_evidence(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return what speaks for each image's target: (N, H, W) float32, 0 to 1.
+
+    images: (N, 1, H, W) float32. targets: (N,) indices of logits. The network needs ``features``, whose output is
+    weighted by the mean gradient of the target's logit, summed over channels, and cut at 0 (equations 1 and 2).
+    A map without any evidence is 0 everywhere; others are scaled to a largest value of 1.
+    """
+    kept: list[Tensor] = []
+    handle = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))
+    try:
+        with torch.enable_grad():
+            logits = model(images.clone().requires_grad_())
+            wanted = logits.gather(1, targets[:, None]).sum()
+            (gradient,) = torch.autograd.grad(wanted, kept)
+    finally:
+        handle.remove()
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    evidence = torch.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
+    large = nn.functional.interpolate(evidence, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    strongest = large.amax(dim=(1, 2), keepdim=True)
+    return large / torch.where(strongest > 0, strongest, torch.ones_like(strongest))
+
+
+def plot_cases(cases: Sequence[Case], path: str | Path) -> None:
+    """Draw each image beside its map: right answers on the left, wrong ones on the right. Replaces ``path`` (PNG)."""
+    sides = {"right answers": [case for case in cases if case.right]}
+    sides["wrong answers"] = [case for case in cases if not case.right]
+    rows = max(map(len, sides.values()))
+    figure = Figure(figsize=(8.0, 0.5 + 2.35 * rows), dpi=110, layout="constrained")
+    for part, (title, side) in zip(figure.subfigures(1, 2), sides.items(), strict=True):
+        part.suptitle(title if side else f"no {title}", fontsize=12)
+        panels = part.subplots(rows, 2, squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for (left, right), case in zip(panels, side, strict=False):
+            _draw_case(left, right, case)
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
+
+
+def _draw_case(left: Axes, right: Axes, case: Case) -> None:
+    left.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    left.set_title(f"label {case.label}", fontsize=10)
+    coloured = _COLOURS(case.evidence)
+    coloured[..., 3] = _OPACITY * case.evidence
+    right.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    right.imshow(coloured)
+    right.set_title(f"{case.answer} {case.probability:.2f}", fontsize=10, color="black" if case.right else "#a1121b")
+
+
+def _explain(
+    run: Run,
+    order: list[int],
+    chosen: list[int],
+    paths: list[str],
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    pixels: NDArray[np.uint8],
+) -> list[Case]:
+    answers = logits.argmax(axis=1)
+    probabilities = torch.softmax(torch.from_numpy(logits), 1).amax(1)
+    targets = torch.tensor([order[answers[image]] for image in chosen])
+    maps = compute_evidence(run.model, torch.from_numpy(scale_pixels(pixels[chosen])), targets).numpy()
+    return [
+        Case(
+            paths[image],
+            CLASSES[labels[image]],
+            CLASSES[answers[image]],
+            float(probabilities[image]),
+            pixels[image],
+            map_,
+        )
+        for image, map_ in zip(chosen, maps, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
