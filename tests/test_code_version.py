@@ -4,7 +4,7 @@ from tools.code_version import ROOT, _read, hash_code
 
 FILES = {
     "tools/__init__.py": "",
-    "tools/study_like.py": '"""Doc."""\nimport json\nfrom tools.part import value\n\n\ndef run() -> int:\n    return value\n',
+    "tools/study_like.py": '"""Doc."""\nfrom tools.part import value\n\n\ndef run() -> int:\n    return value\n',
     "tools/part.py": "value = 1\n",
     "tools/later.py": "number = 1\n",
     "tools/other.py": "x = 1\n",
@@ -57,7 +57,7 @@ def test_what_it_does_and_what_it_imports_counts(root, module, changed, text):
 
 
 def test_a_module_that_is_not_ours_is_refused(root):
-    with pytest.raises(ModuleNotFoundError, match="tools.absent is no command of ours"):
+    with pytest.raises(ModuleNotFoundError, match=r"tools\.absent is no command of ours"):
         hash_code("tools.absent", root)
 
 

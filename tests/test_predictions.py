@@ -27,7 +27,8 @@ def test_every_held_out_image_is_answered_in_the_manifest_order(tiny_run, tiny_e
     for split, prefix in (("Testing", ""), ("val", "val_")):
         listed = [row for row in rows if row.split == split]
         assert arrays[prefix + "paths"].tolist() == [row.path for row in listed]
-        folder, pixels = decode_images(choose_images(phantoms, split, str(tiny_run / "manifest.csv"))[1], runner.pixels)
+        images = choose_images(phantoms, split, str(tiny_run / "manifest.csv"))[1]
+        pixels = decode_images(images, runner.pixels)[1]
         assert [runner.classes[label] for label in arrays[prefix + "labels"]] == [row.label for row in listed]
         np.testing.assert_array_equal(arrays[prefix + "logits"], runner(pixels))
         np.testing.assert_array_equal(arrays[prefix + "unseen"], find_unseen(rows, split))
