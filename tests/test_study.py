@@ -339,7 +339,9 @@ def test_a_given_export_serves_as_long_as_it_is_of_the_run(bench, tmp_path, caps
     assert bench.run(*words) == 0
     exported = [call for call in bench.calls() if call[0] == "export"]
     assert [call[call.index("--recipes") + 1] for call in exported] == ["int8"]
-    assert bench.rows()["mobile"]["file"].endswith("made/model_fp32.tflite")
+    row = bench.rows()["mobile"]
+    assert row["file"].endswith("made/model_fp32.tflite")
+    assert [command.split()[2] for command in row["commands"]] == ["tools.predictions", "tools.bench"]
     assert "has no model_int8.tflite" in capsys.readouterr().out
     (run / "model.ckpt").write_text("trained on")
     assert bench.run(*words) == 0

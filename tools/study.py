@@ -209,12 +209,12 @@ class _Study:
         folder = self.out / "exports" / name / group
         words = ["export", str(run), "--recipes", *recipes, *self.plan.export_arguments, "--out", str(folder)]
         words += ["--data", str(self._data()), "--force"]
-        for row in rows:
-            self.commands[row.id] = [*self._trainings_behind(name), format_command(words)]
+        self.commands |= {row.id: [*self._trainings_behind(name), format_command(words)] for row in rows}
         if model.export:
             found, why = find_export(Path(model.export), run, recipes)
             if found:
                 self.workshop.say(f"{model.export} has it")
+                self.commands |= {row.id: self._trainings_behind(name) for row in rows}
                 return Path(model.export)
             self.workshop.say(f"made here, because {why}")
         inputs = {f"run's {file}": hash_file(run / file) for file in ("model.ckpt", "config.yaml", MANIFEST)}

@@ -211,7 +211,7 @@ class Workshop:
             while not _has_ended(process):
                 if time.monotonic() - said > _SAY_SECONDS:
                     said = time.monotonic()
-                    self.say(_last_line(log)[:100])
+                    self.say(_last_line(log)[:100] or "no output yet")
         except BaseException:
             process.kill()
             process.wait()
@@ -271,9 +271,10 @@ def _end_with_parent() -> None:
 
 
 def _last_line(log: Path) -> str:
-    """Return the latest line; a progress bar rewrites its own with carriage returns."""
+    """Return the latest line, the command aside; a progress bar rewrites its own with carriage returns."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
+        file.readline()
+        file.seek(max(file.tell(), log.stat().st_size - 4096))
         text = file.read().decode(errors="replace").replace("\r", "\n")
     return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
 
