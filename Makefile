@@ -10,11 +10,12 @@ INSTALLED := .venv/.installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## train on synthetic phantoms, export to ONNX and TFLite, verify, evaluate (about 3 minutes)
+demo: $(INSTALLED)  ## train on synthetic phantoms, export to ONNX and TFLite, verify, report (about 3 minutes)
 	$(PYTHON) -m brainq_torch.fit --resume
 	$(PYTHON) -m export runs/quickstart --force
-	$(PYTHON) -m tools.evaluate runs/quickstart/export/model_fp32.tflite --compare runs/quickstart/export/model_int8.tflite \
-		--data runs/quickstart/phantoms
+	$(PYTHON) -m tools.study --config configs/study_quick.yaml --out runs/study_demo \
+		--models.mobilenetv2.run runs/quickstart --models.mobilenetv2.export runs/quickstart/export \
+		--only mobilenetv2 mobilenetv2_fp16 mobilenetv2_int8_ptq --gradcam=
 
 test: $(INSTALLED)  ## lint, types and every test (under 10 minutes on 2 cores)
 	$(PYTHON) -m ruff check

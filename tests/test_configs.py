@@ -6,8 +6,10 @@ import yaml
 from conftest import TINY
 
 from brainq_torch.fit import main, make_parser
+from tools import study_config
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+STUDIES = sorted(Path("configs").rglob("study*.yaml"))
+CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if path not in STUDIES]
 
 
 def test_every_configuration_is_known():
@@ -25,13 +27,36 @@ def test_every_configuration_is_known():
     }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_study_is_known():
+    assert [path.name for path in STUDIES] == ["study.yaml", "study_quick.yaml"]
+
+
+@pytest.mark.parametrize("path", CONFIGS + STUDIES, ids=lambda path: path.stem)
 def test_header_and_length(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 60
     header = [line for line in lines if line.startswith("#")]
-    assert any("python -m brainq_torch.fit" in line for line in header)
+    command = "tools.study" if path in STUDIES else "brainq_torch.fit"
+    assert any(f"python -m {command}" in line for line in header)
     assert any("minute" in line for line in header)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_gives_its_trainings_words_that_they_know(path, tiny_run):
+    parser = study_config.make_parser()
+    plan = study_config.read_plan(parser, parser.parse_args(["--config", str(path)]))
+    assert plan.out.parent == Path("runs")
+    sizes = set()
+    for model in plan.models.values():
+        words = [f"--init={tiny_run}"] if model.init else []
+        words += [f"--distillation.teacher.init_args.runs=[{tiny_run}]"] if model.teacher else []
+        config = make_parser().parse_args(["--config", model.config, *plan.fit_arguments, *model.arguments, *words])
+        assert config.stages
+        sizes.add((config.data.size, config.data.fit, config.data.val_fraction))
+    assert len(sizes) == 1  # identical data handling
+    recipes = {(row.family, row.export) for row in plan.rows}
+    assert {("MobileNetV2", recipe) for recipe in ("fp32", "fp16", "int8", "w4a8")} < recipes
+    assert {("DenseNet-32 distilled", recipe) for recipe in ("fp32", "int8", "w4a8")} < recipes
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -17,13 +17,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 from brainq_torch.data.classes import CLASSES
 
@@ -34,6 +27,7 @@ _RESAMPLED_ROWS_AT_ONCE = 500_000
 # validate_args is off because it refuses NaN, which is what a resample without the class must give.
 _SAMPLEWISE: dict[str, Any] = {"multidim_average": "samplewise", "validate_args": False}
 _ABSENT = float("nan")
+_PER_CLASS = ("precision", "recall", "f1")
 
 Interval = tuple[float | None, float | None]
 """Low and high end; None where no resample held the class, so that nothing could be measured."""
@@ -154,17 +148,20 @@ def bootstrap_intervals(
     and how they were made. ``accuracy_wilson`` (Wilson 1927) is there because the bootstrap of a model without a
     single error is [1, 1], which says too much.
     """
+    score = _torchmetrics()
+    by_class = {
+        "precision": score.multiclass_precision, "recall": score.multiclass_recall, "f1": score.multiclass_f1_score,
+    }  # fmt: skip
     scores, truth = torch.from_numpy(logits), torch.from_numpy(labels)
     predictions, probabilities = scores.argmax(1), torch.softmax(scores, 1)
     drawn: dict[str, list[torch.Tensor]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
     for rows in _resampled_rows(len(truth), resamples, seed):
         resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": len(classes), **_SAMPLEWISE}
-        drawn["accuracy"].append(multiclass_accuracy(**resampled, average="micro"))
-        drawn["macro_f1"].append(multiclass_f1_score(**resampled, average="macro"))
+        drawn["accuracy"].append(score.multiclass_accuracy(**resampled, average="micro"))
+        drawn["macro_f1"].append(score.multiclass_f1_score(**resampled, average="macro"))
         drawn["ece"].append(torch.tensor([_calibration_error(probabilities[row], truth[row]) for row in rows]))
-        for name, score in _PER_CLASS.items():
-            value = score(**resampled, average="none", zero_division=_ABSENT)
-            drawn[name].append(value)
+        for name, measure in by_class.items():
+            drawn[name].append(measure(**resampled, average="none", zero_division=_ABSENT))
     values = {key: torch.cat(parts).double().numpy() for key, parts in drawn.items()}
     right = int((predictions == truth).sum())
     wilson = binomtest(right, len(truth)).proportion_ci(LEVEL, method="wilson")
@@ -178,9 +175,6 @@ def bootstrap_intervals(
             name: {key: _percentiles(values[key][:, label]) for key in _PER_CLASS} for label, name in enumerate(classes)
         },
     }
-
-
-_PER_CLASS = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
 
 
 def compare_predictions(
@@ -295,10 +289,15 @@ def _check(
 
 def _calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the expected calibration error of (N, C) probabilities: top-label confidence, l1, equal-width bins."""
-    classes = probabilities.shape[1]
-    return float(
-        multiclass_calibration_error(probabilities, labels, classes, n_bins=ECE_BINS, norm="l1", validate_args=False)
-    )
+    measure, classes = _torchmetrics().multiclass_calibration_error, probabilities.shape[1]
+    return float(measure(probabilities, labels, classes, n_bins=ECE_BINS, norm="l1", validate_args=False))
+
+
+def _torchmetrics() -> Any:
+    """Import it where something is measured: it takes longer to load than PyTorch itself."""
+    from torchmetrics.functional import classification
+
+    return classification
 
 
 def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]:
@@ -314,16 +313,18 @@ def _difference_intervals(
 ) -> tuple[Interval, list[Interval]]:
     """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
     overall, by_class = [], []
-    target = torch.from_numpy(truth)
+    score, target = _torchmetrics(), torch.from_numpy(truth)
     for rows in _resampled_rows(len(truth), resamples, seed):
         of_a, of_b = (
             {"preds": torch.from_numpy(p)[rows], "target": target[rows], "num_classes": classes, **_SAMPLEWISE}
             for p in (a, b)
         )
-        overall.append(multiclass_accuracy(**of_b, average="micro") - multiclass_accuracy(**of_a, average="micro"))
+        overall.append(
+            score.multiclass_accuracy(**of_b, average="micro") - score.multiclass_accuracy(**of_a, average="micro")
+        )
         by_class.append(
-            multiclass_recall(**of_b, average="none", zero_division=_ABSENT)
-            - multiclass_recall(**of_a, average="none", zero_division=_ABSENT)
+            score.multiclass_recall(**of_b, average="none", zero_division=_ABSENT)
+            - score.multiclass_recall(**of_a, average="none", zero_division=_ABSENT)
         )
     recall = torch.cat(by_class).double().numpy()
     return _percentiles(torch.cat(overall).double().numpy()), [_percentiles(column) for column in recall.T]

@@ -1,0 +1,99 @@
+"""Write down a model's answer to every held-out image of a run: ``python -m tools.predictions MODEL --run RUN``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.data.split import ManifestRow, read_manifest
+from brainq_torch.training.belief import find_unseen
+from export.runners import Runner, load_runner
+from tools.command import CommandError, check_targets, run_command
+from tools.evaluate import choose_images, class_order, decode_images
+
+MANIFEST = "manifest.csv"  # as in brainq_torch.run
+PARTS = {"Testing": "", "val": "val_"}
+"""Split of the run -> what the names of its arrays begin with."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.predictions",
+        description=__doc__,
+        epilog="The file holds logits, labels, paths and unseen (no copy among the training images) of Testing, the "
+        "validation part's with val_ before each name, and abstention: temperature and threshold, if any.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder whose manifest.csv names the images")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder that the manifest's paths are relative to")
+    parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, replacing FILE")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _predict(options))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    check_targets(options.out)
+    out, manifest = Path(options.out), Path(options.run) / MANIFEST
+    if out.suffix != ".npz":
+        raise CommandError(f"{out} ends in {out.suffix!r}; the answers are written as .npz")
+    runner, rows = load_runner(options.model, options.threads), read_manifest(manifest)
+    arrays: dict[str, NDArray[Any]] = {}
+    for split, prefix in PARTS.items():
+        found = answer(options.model, runner, Path(options.data), manifest, rows, split)
+        arrays |= {prefix + name: values for name, values in found.items()}
+        right = int((found["logits"].argmax(1) == found["labels"]).sum())
+        print(f"{options.model}: {split}, {right} of {len(found['labels'])} images right")
+    said = runner.abstention
+    arrays["abstention"] = np.array([] if said is None else [said.temperature, said.threshold], np.float64)
+    partial = out.with_name(f"{out.stem}.partial.npz")
+    np.savez_compressed(partial, **arrays)
+    partial.replace(out)
+    return 0
+
+
+def answer(
+    name: str, runner: Runner, data: Path, manifest: Path, rows: Sequence[ManifestRow], split: str
+) -> dict[str, NDArray[Any]]:
+    """Run a model on one split of a run, in manifest order; N is 0 where the run has no such split.
+
+    Returns logits (N, 4) float32 in the order of ``CLASSES``, labels (N,) int64, paths (N,) str, unseen (N,) bool.
+    Raises CommandError, ManifestError or DataFolderError.
+    """
+    if not all(row.group for row in rows):
+        raise CommandError(
+            f"{manifest} does not say which images belong together, so nobody knows which of them training has not "
+            "seen; it is of an earlier version: train again, or give the run a manifest.csv with groups"
+        )
+    order, listed = class_order(name, runner), [row.path for row in rows if row.split == split]
+    if not listed:
+        empty = np.empty((0, len(order)), np.float32)
+        return {"logits": empty, "labels": np.empty(0, int), "paths": np.empty(0, "U1"), "unseen": np.empty(0, bool)}
+    folder, pixels = decode_images(choose_images(data, split, str(manifest))[1], runner.pixels)
+    if len(folder.records) < len(listed):
+        raise CommandError(f"{len(listed) - len(folder.records)} images cannot be read.\n{folder.report()}")
+    fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
+    paths = [record.path for record in folder.records]
+    return {
+        "logits": runner(pixels)[:, order].astype(np.float32),
+        "labels": np.array([record.label for record in folder.records], np.int64),
+        "paths": np.array(paths),
+        "unseen": np.array([fresh[path] for path in paths]),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
