@@ -19,9 +19,17 @@ from torch import Tensor, nn
 
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.calibrate import Method as RangeMethod
-from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.layer_samples import apply_rows, sample_inputs, walk_inputs
-from brainq_torch.quant.prepare import Layer, rebuild, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.prepare import (
+    Layer,
+    finalize,
+    prepare_qat,
+    set_activation_ranges,
+    set_fake_quant,
+    settle_layer,
+    weighted_layers,
+)
 from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
 from brainq_torch.quant.scheme import Scheme, encode_weight_clipped
 
@@ -64,11 +72,12 @@ def quantize_low_bits(
 
     Layers of 8 bits are rounded to nearest. model: float, eval mode. pixels: (N, size, size) uint8 calibration images.
     ranges: how activation ranges are chosen. state: folder that keeps what is done after every layer: the same call
-    again goes on from there, to the same result; a state of other weights, images or options is not used. progress:
-    wraps the layers, such as ``tqdm``.
+    again goes on from there, to the same result; a state of other weights, images or options is not used, but for the
+    ranges, which all schemes share. progress: wraps the layers, such as ``tqdm``.
     """
-    kept = None if state is None else _State(state, _fingerprint(model, pixels, scheme, options, ranges))
-    network, seconds = _start(model, pixels, scheme, ranges, kept)
+    about = _fingerprint(model, pixels, scheme.activation_bits, scheme.exact_scales, ranges)
+    network, seconds = _start(model, pixels, scheme, ranges, None if state is None else _State(state, about))
+    kept = None if state is None else _State(state, _fingerprint(about, scheme.to_json(), asdict(options)))
     layers = [layer for layer in weighted_layers(network) if layer.largest <= LARGEST_LEARNED]
     if options.method == "nearest":
         return LowBits(network, {}, seconds)
@@ -151,19 +160,23 @@ def _float_outputs(
 def _start(
     model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State | None
 ) -> tuple[nn.Module, float]:
-    """Return the network rounded to nearest, calibrated now or when the state was begun, and its processor seconds."""
-    found = None if kept is None else kept.read("start")
+    """Return the network rounded to nearest, and the processor seconds of calibration.
+
+    Ranges do not depend on the bits of the weights: they are kept for every scheme.
+    """
+    network = prepare_qat(model, scheme).eval()
+    found = None if kept is None else kept.read("ranges")
     if found is None:
         began = time.process_time()
-        network = quantize_post_training(model, pixels, scheme, ranges)
-        seconds = torch.tensor(time.process_time() - began)
+        chosen = choose_ranges(network, pixels, ranges)
+        found = {name: torch.tensor(ends, dtype=torch.float64) for name, ends in chosen.items()}
+        found[_SECONDS] = torch.tensor(time.process_time() - began)
         if kept is not None:
-            kept.write("start", {**network.state_dict(), _SECONDS: seconds})
-        return network, float(seconds)
-    seconds = found.pop(_SECONDS)
-    network = rebuild(model, scheme.to_json())
-    network.load_state_dict(found)
-    return network, float(seconds)
+            kept.write("ranges", found)
+    seconds = float(found.pop(_SECONDS))
+    set_activation_ranges(network, {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()})
+    finalize(network)
+    return network, seconds
 
 
 class _State:
@@ -185,10 +198,15 @@ class _State:
         os.replace(partial, path)
 
 
-def _fingerprint(model: nn.Module, pixels: NDArray[Any], scheme: Scheme, options: Rounding, ranges: RangeMethod) -> str:
-    """Return the SHA-256 of everything that the result depends on."""
-    digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
-    digest.update(json.dumps([_STATE_FORMAT, scheme.to_json(), asdict(options), ranges], sort_keys=True).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+def _fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 of everything that a result depends on: networks, arrays and plain data."""
+    digest = hashlib.sha256(str(_STATE_FORMAT).encode())
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, value in part.state_dict().items():
+                digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(part, np.ndarray):
+            digest.update(str(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
