@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +117,38 @@ def test_a_file_that_says_no_bits_is_refused(tiny_run, tmp_path, content, capsys
     path.write_text(content)
     assert export_main([str(tiny_run), "--out", str(tmp_path / "e"), *FEW, "--bits-from", str(path)]) == 2
     assert "bits.json does not say bits per layer" in capsys.readouterr().err
+
+
+EVIDENCE = Path("results/mobilenetv2_w4")
+
+
+def test_the_published_files_hold_the_same_integers_and_one_nibble_more_is_found(tmp_path):
+    from export.encodings import EncodingError, check_encodings, read_encodings
+    from export.flatbuffer import constant, read_model, schema, write_model
+
+    encodings = read_encodings(EVIDENCE / ONNX_W4A8)
+    check_encodings(EVIDENCE / TFLITE_W4A8, encodings)
+    assert sum(layer.bits == 4 for layer in encodings.layers.values()) == 34
+    model = read_model(EVIDENCE / TFLITE_W4A8)
+    tensor = next(one for one in model.subgraphs[0].tensors if one.name == b"features.9.conv.2.weight")
+    assert tensor.type == schema().TensorType.INT4
+    data = constant(model, tensor, np.uint8).copy()
+    data[-1] ^= 0x20
+    model.buffers[tensor.buffer].data = data
+    write_model(model, tmp_path / TFLITE_W4A8)
+    with pytest.raises(EncodingError, match=r"features\.9\.conv\.2\.weight: 1 integers differ, in 1 channels"):
+        check_encodings(tmp_path / TFLITE_W4A8, encodings)
+
+
+@pytest.mark.parametrize("xnnpack", [True, False])
+def test_the_published_file_runs_with_and_without_xnnpack(xnnpack):
+    """With XNNPACK it gives ONNX Runtime's very integers; the built-in kernels round twice, which stays small."""
+    from brainq_torch.data.phantom import phantom_images
+    from export.metadata import read_metadata
+    from export.runners import OnnxRunner, TFLiteRunner
+
+    onnx, tflite = EVIDENCE / ONNX_W4A8, EVIDENCE / TFLITE_W4A8
+    images = phantom_images(4, 224)[0]
+    wanted = OnnxRunner(onnx, read_metadata(onnx)).raw(images).astype(int)
+    steps = np.abs(TFLiteRunner(tflite, read_metadata(tflite), xnnpack=xnnpack).raw(images) - wanted)
+    assert steps.max() == 0 if xnnpack else 0 < steps.max() <= 16

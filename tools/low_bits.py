@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.low_bits import W4A8, LowBits, quantize_low_bits
-from brainq_torch.quant.prepare import prepare_qat, weighted_layers
+from brainq_torch.quant.prepare import weighted_layers
 from brainq_torch.quant.rounding import Method, Rounding
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.quant.sensitivity import Sensitivity, choose_bits, measure_sensitivity
@@ -32,7 +33,7 @@ from brainq_torch.run import CHECKPOINT, Run, load_run, write_json
 from brainq_torch.training.metrics import compare_predictions, compute_metrics
 from export.metadata import FileMetadata
 from export.parity import logit_noise
-from export.qdq_graph import LARGEST_INT4, export_qdq_onnx, refill_qdq_onnx
+from export.qdq_graph import export_qdq_onnx, refill_qdq_onnx
 from export.recipes import float_model
 from export.run_images import ImageSample, check_run_images
 from export.runners import OnnxRunner, TorchRunner
@@ -192,12 +193,13 @@ class Measure:
             metadata = FileMetadata(self.run.classes, self.run.pixels, {})
             logits = OnnxRunner(path, metadata, self.threads)(self.pixels)
             path.unlink()
-            return {"logits": logits, "seconds": rounded.processor_seconds, "errors": list(rounded.errors.values())}
+            bits, size = _weigh(rounded.network)
+            return {"logits": logits, "seconds": rounded.processor_seconds, "bits": bits, "weight_bytes": size}
 
         found = self.kept.get(name, measure)
-        bits, size = _weigh(self.run, scheme)
-        described = self._describe(method, found["logits"], bits)
-        return described | {"weight_bytes": size, "processor_seconds": round(float(found["seconds"]), 1)}
+        described = self._describe(method, found["logits"], float(found["bits"]))
+        measured = {"weight_bytes": int(found["weight_bytes"]), "processor_seconds": round(float(found["seconds"]), 1)}
+        return described | measured
 
     def _plain(self) -> NDArray[Any]:
         def measure() -> dict[str, Any]:
@@ -221,16 +223,13 @@ class Measure:
         }  # fmt: skip
 
 
-def _weigh(run: Run, scheme: Scheme) -> tuple[float, int]:
-    """Return the bits per weight of the layers that W4A8 gives 4 bits, their mean, and the bytes of all weights."""
-    few = {layer.name for layer in weighted_layers(prepare_qat(run.model, W4A8)) if layer.largest == LARGEST_INT4}
-    counts = {
-        layer.name: (layer.weight.numel(), layer.largest.bit_length() + 1)
-        for layer in weighted_layers(prepare_qat(run.model, scheme))
-    }
-    bits = sum(count * bits for name, (count, bits) in counts.items() if name in few)
-    size = sum((count * bits + 7) // 8 for count, bits in counts.values())
-    return bits / sum(counts[name][0] for name in few), size
+def _weigh(network: nn.Module) -> tuple[float, int]:
+    """Return the mean bits of the weights that are neither in the ends nor depthwise, and the bytes of all weights."""
+    layers = weighted_layers(network)
+    sizes = {layer.name: layer.weight.numel() * (layer.largest.bit_length() + 1) for layer in layers}
+    inner = [layer for layer in layers[1:-1] if getattr(layer.module, "groups", 1) == 1]
+    mean = sum(sizes[layer.name] for layer in inner) / sum(layer.weight.numel() for layer in inner)
+    return mean, sum((bits + 7) // 8 for bits in sizes.values())
 
 
 def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
