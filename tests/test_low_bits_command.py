@@ -61,8 +61,13 @@ def test_it_writes_the_curve_and_the_table(measured):
 def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     out, arguments = measured
     before = (out / low_bits.REPORT).read_bytes()
-    monkeypatch.setattr(low_bits, "quantize_low_bits", None)
-    monkeypatch.setattr(low_bits, "measure_sensitivity", None)
+
+    def refuse(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(low_bits, "export_qdq_onnx", refuse)
+    monkeypatch.setattr(low_bits, "refill_qdq_onnx", refuse)
+    monkeypatch.setattr(low_bits, "measure_sensitivity", refuse)
     assert low_bits.main(arguments) == 0
     assert (out / low_bits.REPORT).read_bytes() == before
     (kept,) = (out / "state").glob("*/descent-4.npz")

@@ -45,6 +45,7 @@ CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "lo
 BITS = "bits_{}.json"
 """Bits per layer within a budget, for the exporter's --bits-from."""
 
+BITS_OF_A_BUDGET = (4, 8)
 LEARNED: tuple[Method, ...] = ("descent", "adaround")
 
 
@@ -163,17 +164,20 @@ class Measure:
 
     def sensitivity(self, images: int, method: Method) -> list[Sensitivity]:
         """Measure what 4 bits in one layer cost, on as many calibration images."""
-
-        def measure() -> dict[str, Any]:
-            network = self._quantize("nearest", Scheme(), "calibration").network
-            table = measure_sensitivity(
-                network, self.calibration.pixels[:images], options=Rounding(method=method),
-                progress=lambda names: _bar(names, "sensitivity"),
-            )  # fmt: skip
-            return {"table": np.array(json.dumps([entry.to_json() for entry in table]))}
-
-        found = self.kept.get(f"sensitivity-{method}-{images}", measure)
-        return [Sensitivity(**entry) for entry in json.loads(str(found["table"]))]
+        path = self.kept.folder / f"sensitivity-{method}-{images}.json"
+        table = [Sensitivity(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+        network = self._quantize("nearest", Scheme(), "calibration").network
+        done = {entry.layer for entry in table}
+        if done == {layer.name for layer in weighted_layers(network)}:
+            return table
+        entries = measure_sensitivity(
+            network, self.calibration.pixels[:images], BITS_OF_A_BUDGET, Rounding(method=method),
+            lambda names: _bar(names, "sensitivity"), done,
+        )  # fmt: skip
+        for whole_layer in zip(*[entries] * len(BITS_OF_A_BUDGET), strict=True):
+            table += whole_layer
+            write_json(path, [entry.to_json() for entry in table])
+        return table
 
     def float_point(self) -> dict[str, Any]:
         """Measure the float network."""

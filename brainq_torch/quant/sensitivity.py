@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -45,18 +45,19 @@ class Sensitivity:
         return asdict(self)
 
 
-@torch.no_grad()
 def measure_sensitivity(
     network: nn.Module,
     pixels: NDArray[Any],
     bits: Sequence[int] = (4, 8),
     options: Rounding = Rounding(),  # noqa: B008 - frozen
     progress: Progress = iter,
-) -> list[Sensitivity]:
-    """Return one entry per layer and number of bits, in running order.
+    done: Collection[str] = (),
+) -> Iterator[Sensitivity]:
+    """Yield one entry per layer and number of bits, in running order.
 
     network: fake-quantized with 8-bit weights, finalized; it is left as it was. pixels: (N, size, size) uint8.
     options: how weights of fewer than 8 bits are rounded, each layer for itself on what the float network feeds it.
+    done: layers to leave out, as an earlier, killed call has measured them.
     """
     batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
     plain = copy.deepcopy(network)
@@ -69,9 +70,10 @@ def measure_sensitivity(
     rows = {}
     if options.method != "nearest":
         rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
-    table = []
     for number, name in enumerate(progress([layer.name for layer in layers])):
         layer = layers[number]
+        if name in done:
+            continue
         before = {key: value.clone() for key, value in layer.module.state_dict().items()}
         for count in bits:
             error = with_all
@@ -80,8 +82,7 @@ def measure_sensitivity(
                 settle_layer(changed, layer, *_round(fewer, rows.get(name), exact, options))
                 error = _relative_error(_logits(changed, batches), wanted)
                 layer.module.load_state_dict(before)
-            table.append(Sensitivity(name, count, (layer.weight.numel() * count + 7) // 8, error))
-    return table
+            yield Sensitivity(name, count, (layer.weight.numel() * count + 7) // 8, error)
 
 
 def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,6 +123,7 @@ def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, in
         chosen[best.layer] = best
 
 
+@torch.no_grad()
 def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     return torch.cat([network(batch) for batch in batches])
 
