@@ -77,10 +77,10 @@ def quantize_low_bits(
     """
     about = _fingerprint(model, pixels, scheme.activation_bits, scheme.exact_scales, ranges)
     network, seconds = _start(model, pixels, scheme, ranges, None if state is None else _State(state, about))
-    kept = None if state is None else _State(state, _fingerprint(about, scheme.to_json(), asdict(options)))
     layers = [layer for layer in weighted_layers(network) if layer.largest <= LARGEST_LEARNED]
     if options.method == "nearest":
         return LowBits(network, {}, seconds)
+    kept = None if state is None else _State(state, _fingerprint(about, scheme.to_json(), asdict(options)))
     batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
     plain = copy.deepcopy(network)  # before any layer is settled
     todo: Iterator[dict[str, Tensor]] | None = None
