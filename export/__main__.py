@@ -15,7 +15,11 @@ from typing import Any, get_args
 from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.calibrate import Method
+from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.prepare import PrepareError
+from brainq_torch.quant.rounding import Method as RoundingMethod
+from brainq_torch.quant.rounding import Rounding
+from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
 from export.abstention import ValidationPart
 from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
@@ -42,14 +46,16 @@ from export.recipes import (
 from export.run_images import ImageSample, check_run_images
 from export.runners import RunnerError, TorchRunner
 from export.tflite import ConversionError
+from export.w4a8 import BitsError, read_bits
 
 PARITY_IMAGES = 256
 """Images that every export is checked on, 64 of each class: Testing and val ones first."""
 
 THREADS = 1
 USER_ERRORS = (
-    BundleError, ConversionError, DataFolderError, EncodingError, ExportFolderError, FlatbufferError, MetadataError,
-    MissingExtraError, OnnxExportError, PrepareError, QuantizeError, RecipeError, RunError, RunnerError, OSError,
+    BitsError, BundleError, ConversionError, DataFolderError, EncodingError, ExportFolderError, FlatbufferError,
+    MetadataError, MissingExtraError, OnnxExportError, PrepareError, QuantizeError, RecipeError, RunError, RunnerError,
+    OSError,
 )  # fmt: skip
 """What can go wrong outside this program: reported in a line, without a traceback."""
 
@@ -69,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exported = options.out or run.folder / "export"
         if options.bundle and (exported / PARITY).is_file() and not options.recipes:
             return _bundle(run, exported, options)
+        if run.quantization is not None and (options.rounding or options.bits_from):
+            raise RecipeError(
+                "this run was trained for integers: --rounding and --bits-from have nothing to choose; "
+                "leave them out, or name the float run that it was started from"
+            )
         report = export_run(
             run,
             options.recipes or default_recipes(run),
@@ -77,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data=options.data,
             calibration_images=options.calibration_images,
             calibration_method=options.calibration,
+            rounding=Rounding(method=options.rounding or Rounding().method),
+            low_bits=W4A8 if options.bits_from is None else read_bits(options.bits_from),
         )
         if options.bundle and report.passed:
             return _bundle(run, exported, options)
@@ -98,11 +111,14 @@ def export_run(
     data: Path | None = None,
     calibration_images: int = 128,
     calibration_method: Method = "percentile",
+    rounding: Rounding = Rounding(),  # noqa: B008 - frozen
+    low_bits: Scheme = W4A8,
 ) -> ParityReport:
     """Make the recipes' files in ``out``, compare each, and write ``parity.json`` last.
 
     data: where the run's images are now, when not where it found them. calibration_images, calibration_method: how
-    ranges are chosen where training did not. Progress and the table go to standard output.
+    ranges are chosen where training did not. rounding, low_bits: how w4a8 rounds.
+    Progress and the table go to standard output.
     """
     names = resolve_recipes(recipes)
     check_target(out, replace)
@@ -114,7 +130,7 @@ def export_run(
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     with write_as_a_whole(out, replace, lambda message: print(f"note: {message}", file=sys.stderr)) as folder:
-        context = ExportContext(run, folder, images, calibration_images, calibration_method)
+        context = ExportContext(run, folder, images, calibration_images, calibration_method, rounding, low_bits)
         plain, origin = find_float_model(run)
         if plain is None:
             print(f"warning: float model to compare with: {origin}", file=sys.stderr)
@@ -238,6 +254,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--calibration-images", type=int, default=128, metavar="N", help="training images to choose them from (128)"
+    )
+    parser.add_argument(
+        "--rounding",
+        choices=get_args(RoundingMethod),
+        help=f"how w4a8 rounds weights where training did not (default: {Rounding().method})",
+    )
+    parser.add_argument(
+        "--bits-from", type=Path, metavar="JSON", help="bits per layer for w4a8, a bits_*.json of tools.low_bits"
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier export once the new one is whole")
     parser.add_argument(

@@ -293,7 +293,8 @@ def _float_faults(against_float: dict[str, Any], limits: Limits) -> list[str]:
     if limits.float_agreement is not None and not agreement >= limits.float_agreement:
         faults.append(f"float_agreement {agreement:.4f} is below {limits.float_agreement:g}")
     if limits.float_noise is not None and not noise <= limits.float_noise:
-        faults.append(f"float_noise {noise:.3g} is above {limits.float_noise:g}: ranges do not fit these images")
+        cause = "ranges do not fit these images, or weights are rounded too roughly"
+        faults.append(f"float_noise {noise:.3g} is above {limits.float_noise:g}: {cause}")
     return faults
 
 

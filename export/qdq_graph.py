@@ -54,6 +54,22 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
+def refill_qdq_onnx(template: Path, model: nn.Module, path: Path) -> None:
+    """Write ``export_qdq_onnx``'s file of another network of the same structure, whose tracing takes most of the time.
+
+    template: a file of ``export_qdq_onnx``. model: finalized; its layers may have other integers, scales and bits.
+    """
+    check_finalized(model)
+    graph, quantizers = import_extra("onnx").load(template), activation_quantizers(model)
+    for name in running_order(model):
+        encoding = quantizers[name].encoding
+        _add_constant(graph.graph, f"{name}/scale", np.float32(encoding.scale))
+        _add_constant(graph.graph, f"{name}/zero_point", np.uint8(encoding.zero_point + UINT8_SHIFT))
+    _name_constants(graph.graph, model)
+    _pack_weights(graph, [layer.name for layer in weighted_layers(model) if layer.largest <= LARGEST_INT4])
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
 def integer_copy(model: nn.Module) -> nn.Module:
     """Return a copy that holds integers and dequantizes them on every call: what the QDQ file does, in torch."""
     result = copy.deepcopy(model).eval()

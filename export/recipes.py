@@ -13,6 +13,8 @@ from torch import nn
 from brainq_torch import __version__
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.calibrate import Method
+from brainq_torch.quant.low_bits import W4A8
+from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, CONFIG, Run, RunError, describe_environment, load_run
 from export.int8 import (
@@ -57,7 +59,8 @@ class ExportContext:
     """What a recipe works with.
 
     folder: where its files go; those of the recipes it needs are already there. images: the run's own, verified.
-    calibration_images, calibration_method: how ranges are chosen where training did not.
+    calibration_images, calibration_method: how ranges are chosen where training did not. rounding, low_bits: how w4a8
+    rounds, and to how many bits, where training did not.
     What recipes leave: networks: PyTorch networks that rungs refer to, by name. provenance: {recipe: what its files
     say of themselves besides}. calibrated_on: {file: the names of the images}, for ``parity.json``.
     """
@@ -67,6 +70,8 @@ class ExportContext:
     images: RunImages
     calibration_images: int = 128
     calibration_method: Method = "percentile"
+    rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
+    low_bits: Scheme = W4A8
     networks: dict[str, nn.Module] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibrated_on: dict[str, list[str]] = field(default_factory=dict)

@@ -174,12 +174,19 @@ class OnnxRunner:
 
 
 class TFLiteRunner:
-    """A TFLite file in the LiteRT interpreter on the CPU, one image a call, as a device runs it."""
+    """A TFLite file in the LiteRT interpreter on the CPU, one image a call, as a device runs it.
 
-    def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1) -> None:
+    xnnpack: False runs LiteRT's built-in kernels throughout, as a device without XNNPACK does.
+    """
+
+    def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, xnnpack: bool = True) -> None:
         litert = import_extra("ai_edge_litert.interpreter")
+        kernels = litert.OpResolverType
+        resolver = kernels.AUTO if xnnpack else kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
-            self._interpreter = litert.Interpreter(str(path), num_threads=threads)
+            self._interpreter = litert.Interpreter(
+                str(path), num_threads=threads, experimental_op_resolver_type=resolver
+            )
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error

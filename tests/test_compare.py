@@ -23,7 +23,7 @@ def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
     damaged = Path(shutil.copy(tflite, folder / "damaged.tflite"))
     drop_bias(damaged, "classifier.1")
     words = [fp32, tiny_run, onnx, tflite, damaged, "--data", phantoms, "--json", folder / "compare.json"]
-    words += ["--pair", onnx, tflite, "--pair", onnx, damaged, "--threads", "1"]
+    words += ["--pair", onnx, tflite, "--pair", onnx, damaged, "--threads", "1", "--without-xnnpack"]
     assert main(list(map(str, words))) == 0
     return json.loads((folder / "compare.json").read_text())
 
@@ -49,10 +49,23 @@ def test_every_model_is_measured_against_the_first(report, tiny_export, tiny_run
 
 
 def test_pairs_are_measured_integer_by_integer(report):
-    equal, damaged = report["pairs"]
+    equal, damaged, *_ = report["pairs"]
     assert (equal["bit_equal"], equal["max_lsb"], equal["top1_agreement"]) == (1.0, 0.0, 1.0)
     assert damaged["bit_equal"] < 1
     assert 0 < damaged["mean_lsb"] <= damaged["max_lsb"]
+
+
+def test_each_tflite_file_is_also_run_without_xnnpack(report, tiny_export, tiny_int8_export):
+    files = [str(tiny_export / "model_fp32.tflite"), str(_int8(tiny_int8_export)[1])]
+    pairs = {pair["reference"]: pair for pair in report["pairs"] if pair["artefact"].endswith(" without XNNPACK")}
+    assert len(pairs) == 3
+    rows = {row["model"]: row for row in report["models"]}
+    for name in files:
+        assert pairs[name]["artefact"] == f"{name} without XNNPACK"
+        assert rows[f"{name} without XNNPACK"]["size_bytes"] == rows[name]["size_bytes"]
+    # The built-in kernels round twice: were XNNPACK still at work, every integer would be equal.
+    assert pairs[files[1]]["bit_equal"] < 1
+    assert pairs[files[1]]["max_lsb"] <= 8
 
 
 def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):

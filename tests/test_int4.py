@@ -33,7 +33,7 @@ def files(tmp_path_factory):
     from export.qdq_graph import export_qdq_onnx
 
     folder = tmp_path_factory.mktemp("int4")
-    network, _ = quantize_low_bits(small_network(), small_images(), SCHEME, Rounding(positions=32))
+    network = quantize_low_bits(small_network(), small_images(), SCHEME, Rounding(positions=32)).network
     export_qdq_onnx(network, PixelSpec(SIDE), folder / "model.onnx")
     convert_int8(folder / "model.onnx", folder / "model.tflite", PixelSpec(SIDE))
     return network, folder / "model.onnx", folder / "model.tflite"

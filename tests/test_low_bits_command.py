@@ -24,12 +24,15 @@ COMMAND = [
 ]
 
 
+BUDGET = "250000"
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_run, phantoms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("low_bits")
     run, out = folder / "run", folder / "out"
     shutil.copytree(tiny_run, run)
-    arguments = [str(run), "--data", str(phantoms), "--out", str(out), "--budget", "250000", *COMMAND]
+    arguments = [str(run), "--data", str(phantoms), "--out", str(out), "--budget", BUDGET, *COMMAND]
     assert low_bits.main(arguments) == 0
     return out, arguments
 
@@ -45,23 +48,34 @@ def test_it_writes_the_curve_and_the_table(measured):
         table = list(csv.DictReader(file))
     assert len(table) == 2 * 53
     assert {row["bits"] for row in table} == {"4", "8"}
-    assert set(report["budget"]["bits"].values()) <= {4, 8}
+    (mixed,) = report["mixed"]
+    assert set(mixed["layers"].values()) == {4, 8}
+    assert mixed["weight_bytes"] <= mixed["budget_bytes"] == int(BUDGET)
+    assert json.loads((out / low_bits.BITS.format(BUDGET)).read_text()) == mixed["layers"]
+    four, eight = report["curve"][2]["weight_bytes"], report["curve"][3]["weight_bytes"]
+    assert four < int(BUDGET) < eight
+    assert 4 < mixed["bits"] < 8
     assert (out / low_bits.CURVE).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     out, arguments = measured
     before = (out / low_bits.REPORT).read_bytes()
-    monkeypatch.setattr(low_bits, "quantize_low_bits", None)
-    monkeypatch.setattr(low_bits, "measure_sensitivity", None)
+
+    def refuse(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(low_bits, "export_qdq_onnx", refuse)
+    monkeypatch.setattr(low_bits, "refill_qdq_onnx", refuse)
+    monkeypatch.setattr(low_bits, "measure_sensitivity", refuse)
     assert low_bits.main(arguments) == 0
     assert (out / low_bits.REPORT).read_bytes() == before
-    (kept,) = (out / "state").glob("*/descent-4.npy")
-    assert np.load(kept).shape == (12, 4)
+    (kept,) = (out / "state").glob("*/descent-4.npz")
+    assert np.load(kept)["logits"].shape == (12, 4)
 
 
 def test_a_budget_that_cannot_be_kept_is_refused(measured, capsys):
     _, arguments = measured
-    arguments = [word if word != "250000" else "10" for word in arguments]
+    arguments = [word if word != BUDGET else "10" for word in arguments]
     assert low_bits.main(arguments) == 2
     assert "the budget is 10 bytes" in capsys.readouterr().err

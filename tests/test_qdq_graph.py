@@ -8,9 +8,11 @@ import torch
 from small_network import SIDE, as_input, small_images, small_network
 
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.prepare import PrepareError, prepare_qat
 from brainq_torch.quant.scheme import Scheme
-from export.qdq_graph import export_qdq_onnx, read_constants
+from export.encodings import read_encodings
+from export.qdq_graph import export_qdq_onnx, read_constants, refill_qdq_onnx
 
 LAYERS = ("stem.0", "depth.0", "point.0", "norm", "down", "classifier")
 
@@ -31,6 +33,27 @@ def test_onnx_runtime_gives_the_very_logits_of_the_network(small_int8):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     np.testing.assert_array_equal(run(small_int8.onnx, images, options), logits_of(small_int8.network, images))
     np.testing.assert_array_equal(run(small_int8.onnx, images), logits_of(small_int8.network, images))
+
+
+@pytest.mark.parametrize("first", [4, 8])
+def test_a_refilled_file_is_the_other_networks(small_int8, tmp_path, first):
+    """From 8 bits to 4 and from 4 to 8, with other ranges: integers, encodings and logits are all its own."""
+    four = quantize_post_training(small_network(seed=1), small_images(seed=4), Scheme(weight_bits=4))
+    networks = [four, small_int8.network]
+    template, other = networks if first == 4 else networks[::-1]
+    export_qdq_onnx(template, PixelSpec(SIDE), tmp_path / "template.onnx")
+    refill_qdq_onnx(tmp_path / "template.onnx", other, tmp_path / "refilled.onnx")
+    export_qdq_onnx(other, PixelSpec(SIDE), tmp_path / "direct.onnx")
+    refilled, direct = (read_encodings(tmp_path / f"{name}.onnx") for name in ("refilled", "direct"))
+    assert refilled.activations == direct.activations
+    assert refilled.activations != read_encodings(tmp_path / "template.onnx").activations
+    assert refilled.layers.keys() == direct.layers.keys()
+    for name, layer in refilled.layers.items():
+        for part in ("weight", "weight_scale", "bias", "bias_scale", "bits"):
+            np.testing.assert_array_equal(getattr(layer, part), getattr(direct.layers[name], part))
+    assert {layer.bits for layer in refilled.layers.values()} == {8 if first == 4 else 4}
+    images = small_images()
+    np.testing.assert_array_equal(run(tmp_path / "refilled.onnx", images), logits_of(other, images))
 
 
 def test_any_number_of_images_goes_in(small_int8):

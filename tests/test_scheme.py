@@ -33,7 +33,7 @@ def test_scheme_survives_json_and_refuses_what_it_does_not_know():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight_bits": 5}, "allowed are 2, 3, 4, 8 bits"),
+        ({"weight_bits": 7}, "allowed are 2, 3, 4, 5, 6, 8 bits"),
         ({"activation_bits": 16}, "allowed is 8"),
         ({"range_averaging": 0.0}, "more than 0"),
         ({"range_averaging": 1.5}, "at most 1"),

@@ -5,8 +5,10 @@ import torch
 from small_network import as_input, small_images, small_network
 
 from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.sensitivity import Sensitivity, choose_bits, measure_sensitivity
 
+NEAREST = Rounding(method="nearest")
 TABLE = [
     Sensitivity("big", 4, 100, 0.30), Sensitivity("big", 8, 200, 0.01),
     Sensitivity("small", 4, 10, 0.10), Sensitivity("small", 8, 20, 0.01),
@@ -35,7 +37,7 @@ def test_a_budget_below_the_fewest_bits_is_refused():
 def test_fewer_bits_cost_more_and_the_network_is_left_alone():
     quantized = quantize_post_training(small_network(), small_images())
     before = quantized(as_input(small_images())).detach()
-    table = measure_sensitivity(quantized, small_images(), bits=(2, 8))
+    table = list(measure_sensitivity(quantized, small_images(), (2, 8), NEAREST))
     errors = {(entry.layer, entry.bits): entry.error for entry in table}
     layers = ["stem.0", "depth.0", "point.0", "norm", "down", "classifier"]
     assert list(errors) == [(layer, bits) for layer in layers for bits in (2, 8)]
@@ -43,3 +45,13 @@ def test_fewer_bits_cost_more_and_the_network_is_left_alone():
     assert all(errors[layer, 2] > errors[layer, 8] for layer in ("stem.0", "depth.0", "point.0", "classifier"))
     assert {entry.size_bytes for entry in table if entry.layer == "classifier"} == {8, 32}
     assert torch.equal(quantized(as_input(small_images())), before)
+
+
+def test_learned_rounding_costs_less_and_a_killed_measurement_goes_on():
+    quantized = quantize_post_training(small_network(), small_images())
+    nearest, learned = (
+        list(measure_sensitivity(quantized, small_images(), (3,), options)) for options in (NEAREST, Rounding())
+    )
+    assert sum(entry.error for entry in learned) < 0.5 * sum(entry.error for entry in nearest)
+    rest = list(measure_sensitivity(quantized, small_images(), (3,), Rounding(), done=["stem.0", "norm"]))
+    assert rest == [entry for entry in learned if entry.layer not in ("stem.0", "norm")]

@@ -19,11 +19,14 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.training.metrics import Comparison, Metrics, compare_predictions, compute_metrics
 from export.metadata import read_metadata
 from export.parity import Limits, Logits, judge
-from export.runners import OnnxRunner, Runner, load_runner
+from export.runners import OnnxRunner, Runner, TFLiteRunner, load_runner
 from tools.command import CommandError, check_targets, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
+
+WITHOUT_XNNPACK = " without XNNPACK"
+"""What follows a file's name where LiteRT's built-in kernels run it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar=("A", "B"),
         help="also measure B's logits against A's, in steps of B's scale; ONNX runs without optimisations here",
     )
+    parser.add_argument(
+        "--without-xnnpack",
+        action="store_true",
+        help="also run each TFLite file without XNNPACK, as a row of its own and as a pair with itself",
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
@@ -108,16 +116,21 @@ def _compare(options: argparse.Namespace) -> int:
     check_targets(options.json)
     # All are loaded before anything is measured: a wrong name must not cost the others' minutes.
     runners = {name: load_runner(name, options.threads) for name in options.models}
-    pairs = [tuple(_load_as_written(name, options.threads) for name in pair) for pair in options.pair]
+    asked: list[list[str]] = list(options.pair)
+    if options.without_xnnpack:
+        plain = [name for name in options.models if Path(name).suffix == ".tflite"]
+        asked += [[name, name + WITHOUT_XNNPACK] for name in plain]
+        runners |= {name + WITHOUT_XNNPACK: _load_as_written(name + WITHOUT_XNNPACK, options.threads) for name in plain}
+    pairs = [tuple(_load_as_written(name, options.threads) for name in pair) for pair in asked]
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
     images = Images(folder)
-    rows = compare_models(runners, images)
     known: dict[str, Logits] = {}
-    for pair, loaded in zip(options.pair, pairs, strict=True):
+    rows = compare_models(runners, images, known)
+    for pair, loaded in zip(asked, pairs, strict=True):
         for name, runner in zip(pair, loaded, strict=True):
             if name not in known:
                 known[name] = Logits(_run(name, runner, images), runner.logit_scale)
-    measured = [Pair(a, b, _measure(known[a], known[b])) for a, b in options.pair]
+    measured = [Pair(a, b, _measure(known[a], known[b])) for a, b in asked]
     print(f"{folder.root}, split {split}: {len(images.labels)} images\n\n{format_rows(rows)}")
     if measured:
         print(f"\n{format_pairs(measured)}")
@@ -128,13 +141,19 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare_models(runners: dict[str, Runner], images: Images) -> list[Row]:
-    """Measure each model, and each but the first against the first. runners: by path."""
+def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, Logits]) -> list[Row]:
+    """Measure each model, and each but the first against the first.
+
+    runners: by path, or path and ``WITHOUT_XNNPACK``. known: gets the logits of TFLite files and run folders, which
+    ``Pair`` compares as they are; ONNX files are run otherwise there.
+    """
     rows: list[Row] = []
     reference: NDArray[np.float32] | None = None
     for name, runner in runners.items():
         logits = _run(name, runner, images)
-        size = _size(name)
+        if not name.endswith(".onnx"):
+            known[name] = Logits(logits, runner.logit_scale)
+        size = _size(name.removesuffix(WITHOUT_XNNPACK))
         against = None if reference is None else compare_predictions(reference, logits, images.labels)
         metrics = compute_metrics(logits, images.labels)
         rows.append(Row(name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
@@ -199,6 +218,9 @@ def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
 
 def _load_as_written(name: str, threads: int) -> Runner:
     """Load a model; ONNX Runtime runs the graph as it stands in the file."""
+    if name.endswith(WITHOUT_XNNPACK):
+        path = Path(name.removesuffix(WITHOUT_XNNPACK))
+        return TFLiteRunner(path, read_metadata(path), threads, xnnpack=False)
     path = Path(name)
     if path.suffix == ".onnx" and path.is_file():
         return OnnxRunner(path, read_metadata(path), threads, optimised=False)

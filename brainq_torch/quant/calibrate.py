@@ -106,6 +106,14 @@ def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "perce
     ``entropy`` where the clipped distribution stays closest to the original (Migacz 2017, TensorRT, slides 22-38).
     Raises ValueError without images or for an unknown method.
     """
+    set_activation_ranges(prepared, choose_ranges(prepared, pixels, method, batch_size))
+    finalize(prepared)
+
+
+def choose_ranges(
+    prepared: nn.Module, pixels: NDArray[Any], method: Method = "percentile", batch_size: int = 32
+) -> dict[str, tuple[float, float]]:
+    """Return {activation: (smallest, largest)} as ``calibrate`` sets it. The bits of weights play no part."""
     if method not in _CHOOSERS:
         raise ValueError(f"unknown calibration method {method!r}; allowed are {', '.join(_CHOOSERS)}")
     if len(pixels) == 0:
@@ -113,8 +121,7 @@ def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "perce
     batches = [torch.from_numpy(scale_pixels(pixels[i : i + batch_size])) for i in range(0, len(pixels), batch_size)]
     histograms = collect_histograms(prepared, batches)
     choose = _CHOOSERS[method]
-    set_activation_ranges(prepared, {name: choose(histogram) for name, histogram in histograms.items()})
-    finalize(prepared)
+    return {name: choose(histogram) for name, histogram in histograms.items()}
 
 
 @torch.no_grad()

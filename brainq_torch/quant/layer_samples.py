@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,38 +11,99 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class _Reached(Exception):
-    """The last layer that is wanted has its input: no error, it ends a pass whose rest nobody needs."""
+class _Ended(Exception):
+    """Nobody needs the rest of a pass: no error, it ends it."""
 
 
-@torch.no_grad()
+class _Pass(threading.Thread):
+    """A batch's way through a network, in a thread because only a thread can stop in the middle of ``forward``.
+
+    It runs while ``advance`` waits, so that there is never more than one at work. rows: what the layer before which it
+    stands is fed.
+    """
+
+    def __init__(self, model: nn.Module, batch: Tensor, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.seed, self.rows = seed, torch.empty(0)
+        self._model, self._batch = model, batch
+        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self._ending = False
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Run the network to where nobody needs the rest."""
+        self._go.acquire()
+        try:
+            if not self._ending:
+                with torch.no_grad():
+                    self._model(self._batch)
+        except _Ended:
+            pass
+        except BaseException as error:  # raised where it is of use: in ``advance``
+            self._error = error
+        finally:
+            self._stands.release()
+
+    def stand(self, rows: Tensor) -> None:
+        """Stop in front of a layer, called in this thread, until ``advance``."""
+        self.rows = rows
+        self._stands.release()
+        self._go.acquire()
+        if self._ending:
+            raise _Ended
+
+    def advance(self) -> Tensor:
+        """Go on to the next layer and return what it is fed."""
+        if not self.is_alive():
+            self.start()
+        self._go.release()
+        self._stands.acquire()
+        if self._error is not None:
+            raise self._error
+        return self.rows
+
+    def end(self) -> None:
+        """Leave the rest out."""
+        if self.is_alive():
+            self._ending = True
+            self._go.release()
+            self.join()
+
+
+def walk_inputs(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], positions: int, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what each of these convolutions or linear layers is fed, at the same random positions for any network.
+
+    A layer may be changed before the next is asked for, and that is then fed what the changed one makes: one pass
+    through the network serves all layers. names: in running order. batches: (N, 1, H, W) float32 each; what is alive
+    of all of them, about 10 MB an image at 224 pixels, is in memory. positions: output positions per image.
+    Yields (name, (rows, groups, K) float32): as many rows as images x positions, K inputs of a group in the order of
+    ``weight.flatten(1)``.
+    """
+    passes = [_Pass(model, batch, seed + number) for number, batch in enumerate(batches)]
+
+    def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        mine = threading.current_thread()
+        if isinstance(mine, _Pass) and mine in passes:  # not somebody else's walk through the same network
+            mine.stand(_rows(layer, inputs[0], positions, mine.seed))
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(note) for name in names]
+    try:
+        for name in names:
+            yield name, torch.cat([one.advance() for one in passes])
+    finally:
+        for one in passes:
+            one.end()
+        for hook in hooks:
+            hook.remove()
+
+
 def sample_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], positions: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return what each of these convolutions or linear layers is fed, at the same random positions for any network.
-
-    names: in running order; the forward pass ends at the last. batches: (N, 1, H, W) float32 each. positions: output
-    positions per image. Returns {name: (rows, groups, K) float32}: as many rows as images x positions, K inputs of a
-    group in the order of ``weight.flatten(1)``.
-    """
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def note(name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        found[name].append(_rows(layer, inputs[0], positions, seed + len(found[name])))
-        if name == names[-1]:
-            raise _Reached
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in names]
-    try:
-        for batch in batches:
-            try:
-                model(batch)
-            except _Reached:
-                continue
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: torch.cat(rows) for name, rows in found.items()}
+    """Return what ``walk_inputs`` yields for a network that is left as it is."""
+    return dict(walk_inputs(model, names, batches, positions, seed))
 
 
 def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,21 +19,44 @@ from torch import Tensor, nn
 
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.calibrate import Method as RangeMethod
-from brainq_torch.quant.calibrate import quantize_post_training
-from brainq_torch.quant.layer_samples import apply_rows, sample_inputs
-from brainq_torch.quant.prepare import Layer, rebuild, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.calibrate import choose_ranges
+from brainq_torch.quant.layer_samples import apply_rows, sample_inputs, walk_inputs
+from brainq_torch.quant.prepare import (
+    Layer,
+    finalize,
+    prepare_qat,
+    set_activation_ranges,
+    set_fake_quant,
+    settle_layer,
+    weighted_layers,
+)
 from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
 from brainq_torch.quant.scheme import Scheme, encode_weight_clipped
 
 W4A8 = Scheme(weight_bits=4, exceptions={"first": 8, "last": 8, "depthwise": 8})
 """4-bit weights where they save most; the few weights of the ends and of depthwise convolutions keep 8 bits."""
 
-LARGEST_LEARNED = 7
+LARGEST_LEARNED = 31
 """Largest weight integer of layers whose rounding is learned: with 8 bits there is nothing to gain."""
 
 _BATCH = 16
+_SECONDS = "seconds"
+_STATE_FORMAT = 2
+"""To be raised when what a state holds, or what would be computed anew, changes."""
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
+
+
+class LowBits(NamedTuple):
+    """A network of few bits and what it took.
+
+    network: fake-quantized, finalized. errors: of each layer whose rounding was learned (``Target.error``).
+    processor_seconds: of calibration and rounding, over all calls that a state went through.
+    """
+
+    network: nn.Module
+    errors: dict[str, float]
+    processor_seconds: float
 
 
 def quantize_low_bits(
@@ -43,38 +67,54 @@ def quantize_low_bits(
     ranges: RangeMethod = "percentile",
     state: Path | None = None,
     progress: Progress = iter,
-) -> tuple[nn.Module, dict[str, float]]:
-    """Return a fake-quantized copy of a float network with learned rounding, and each layer's relative error.
+) -> LowBits:
+    """Make a fake-quantized copy of a float network with learned rounding.
 
     Layers of 8 bits are rounded to nearest. model: float, eval mode. pixels: (N, size, size) uint8 calibration images.
     ranges: how activation ranges are chosen. state: folder that keeps what is done after every layer: the same call
-    again goes on from there, to the same result; a state of other weights, images or options is not used. progress:
-    wraps the layers, such as ``tqdm``.
+    again goes on from there, to the same result; a state of other weights, images or options is not used, but for the
+    ranges, which all schemes share. progress: wraps the layers, such as ``tqdm``.
     """
-    kept = None if state is None else _State(state, _fingerprint(model, pixels, scheme, options, ranges))
-    network = _start(model, pixels, scheme, ranges, kept)
+    about = _fingerprint(model, pixels, scheme.activation_bits, scheme.exact_scales, ranges)
+    network, seconds = _start(model, pixels, scheme, ranges, None if state is None else _State(state, about))
     layers = [layer for layer in weighted_layers(network) if layer.largest <= LARGEST_LEARNED]
     if options.method == "nearest":
-        return network, {}
+        return LowBits(network, {}, seconds)
+    kept = None if state is None else _State(state, _fingerprint(about, scheme.to_json(), asdict(options)))
     batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
     plain = copy.deepcopy(network)  # before any layer is settled
-    wanted: dict[str, Tensor] = {}
+    todo: Iterator[dict[str, Tensor]] | None = None
     errors: dict[str, float] = {}
     for number, name in enumerate(progress([layer.name for layer in layers])):
-        layer = layers[number]
-        done = None if kept is None else kept.read(name)
+        done = None if kept is None or todo is not None else kept.read(name)
         if done is None:
-            wanted = wanted or _float_outputs(plain, layers, batches, options)
-            rows = sample_inputs(network, [name], batches, options.positions, options.seed)[name]
-            done = _learn(layer, Target(rows, wanted[name], layer.relu), options, options.seed + number)
+            if todo is None:
+                todo = _learn_layers(network, plain, layers, number, batches, options)
+            done = next(todo)
             if kept is not None:
                 kept.write(name, done)
-        settle_layer(network, layer, done["integers"], done["scale"], done["bias"])
+        settle_layer(network, layers[number], done["integers"], done["scale"], done["bias"])
         errors[name] = float(done["error"])
-    return network, errors
+        seconds += float(done[_SECONDS])
+    return LowBits(network, errors, seconds)
 
 
-def _learn(layer: Layer, target: Target, options: Rounding, seed: int) -> dict[str, Tensor]:
+def _learn_layers(
+    network: nn.Module, plain: nn.Module, layers: list[Layer], first: int, batches: list[Tensor], options: Rounding
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what is learned for each layer from this one on; each is to be settled before the next is asked for."""
+    began = time.process_time()
+    todo = layers[first:]
+    wanted = _float_outputs(plain, todo, batches, options)
+    walk = walk_inputs(network, [layer.name for layer in todo], batches, options.positions, options.seed)
+    for number, (layer, (name, rows)) in enumerate(zip(todo, walk, strict=True)):
+        target = Target(rows, wanted.pop(name), layer.relu)
+        learned = learn_layer(layer, target, options, options.seed + first + number)
+        yield learned | {_SECONDS: torch.tensor(time.process_time() - began)}
+        began = time.process_time()
+
+
+def learn_layer(layer: Layer, target: Target, options: Rounding, seed: int) -> dict[str, Tensor]:
     """Return a layer's integers in its own shape, its scale and bias, and its error."""
     groups = target.rows.shape[1]
     weight = layer.weight.reshape(groups, -1, target.rows.shape[2])
@@ -119,17 +159,24 @@ def _float_outputs(
 
 def _start(
     model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State | None
-) -> nn.Module:
-    """Return the network rounded to nearest, calibrated now or when the state was begun."""
-    found = None if kept is None else kept.read("start")
+) -> tuple[nn.Module, float]:
+    """Return the network rounded to nearest, and the processor seconds of calibration.
+
+    Ranges do not depend on the bits of the weights: they are kept for every scheme.
+    """
+    network = prepare_qat(model, scheme).eval()
+    found = None if kept is None else kept.read("ranges")
     if found is None:
-        network = quantize_post_training(model, pixels, scheme, ranges)
+        began = time.process_time()
+        chosen = choose_ranges(network, pixels, ranges)
+        found = {name: torch.tensor(ends, dtype=torch.float64) for name, ends in chosen.items()}
+        found[_SECONDS] = torch.tensor(time.process_time() - began)
         if kept is not None:
-            kept.write("start", network.state_dict())
-        return network
-    network = rebuild(model, scheme.to_json())
-    network.load_state_dict(found)
-    return network
+            kept.write("ranges", found)
+    seconds = float(found.pop(_SECONDS))
+    set_activation_ranges(network, {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()})
+    finalize(network)
+    return network, seconds
 
 
 class _State:
@@ -151,10 +198,15 @@ class _State:
         os.replace(partial, path)
 
 
-def _fingerprint(model: nn.Module, pixels: NDArray[Any], scheme: Scheme, options: Rounding, ranges: RangeMethod) -> str:
-    """Return the SHA-256 of everything that the result depends on."""
-    digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
-    digest.update(json.dumps([scheme.to_json(), asdict(options), ranges], sort_keys=True).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+def _fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 of everything that a result depends on: networks, arrays and plain data."""
+    digest = hashlib.sha256(str(_STATE_FORMAT).encode())
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, value in part.state_dict().items():
+                digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(part, np.ndarray):
+            digest.update(str(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()

@@ -47,7 +47,8 @@ INPUT_ENCODING = Encoding(1 / MIDDLE_GREY, 0)
 """The network's input: int8 is pixel - 128, so that quantizing it loses nothing (see ``data/pixels.py``)."""
 
 
-WEIGHT_BITS = (2, 3, 4, 8)
+WEIGHT_BITS = (2, 3, 4, 5, 6, 8)
+"""The files hold 2 and 3 bits as 4, 5 and 6 as 8."""
 LAYER_KINDS = ("first", "last", "depthwise")
 """Names in ``Scheme.exceptions`` that stand for every layer of a kind."""
 
@@ -56,8 +57,7 @@ LAYER_KINDS = ("first", "last", "depthwise")
 class Scheme:
     """How a network is quantized: weights symmetric per output channel, activations affine per tensor.
 
-    weight_bits: weights are integers in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; 8, or 4, or 3 and 2, which the files
-    hold as 4.
+    weight_bits: weights are integers in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; one of ``WEIGHT_BITS``.
     activation_bits: activations are integers in [-128, 127]; 8.
     range_averaging: weight of the newest batch in an activation range's moving average, in (0, 1].
     exact_scales: scales on the grid that every runtime computes with exactly (see above); off, scales are free and

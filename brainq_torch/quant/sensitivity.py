@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.quant.prepare import scheme_of, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.layer_samples import apply_rows, sample_inputs
+from brainq_torch.quant.low_bits import learn_layer
+from brainq_torch.quant.prepare import Layer, scheme_of, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.rounding import Rounding, Target
 from brainq_torch.quant.scheme import encode_weight, largest_integer, quantize_weight
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
@@ -42,14 +45,19 @@ class Sensitivity:
         return asdict(self)
 
 
-@torch.no_grad()
 def measure_sensitivity(
-    network: nn.Module, pixels: NDArray[Any], bits: Sequence[int] = (4, 8), progress: Progress = iter
-) -> list[Sensitivity]:
-    """Return one entry per layer and number of bits, in running order.
+    network: nn.Module,
+    pixels: NDArray[Any],
+    bits: Sequence[int] = (4, 8),
+    options: Rounding = Rounding(),  # noqa: B008 - frozen
+    progress: Progress = iter,
+    done: Collection[str] = (),
+) -> Iterator[Sensitivity]:
+    """Yield one entry per layer and number of bits, in running order.
 
     network: fake-quantized with 8-bit weights, finalized; it is left as it was. pixels: (N, size, size) uint8.
-    Weights are rounded to nearest: what learned rounding will save is not known yet.
+    options: how weights of fewer than 8 bits are rounded, each layer for itself on what the float network feeds it.
+    done: layers to leave out, as an earlier, killed call has measured them.
     """
     batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
     plain = copy.deepcopy(network)
@@ -59,20 +67,32 @@ def measure_sensitivity(
     with_all = _relative_error(_logits(network, batches), wanted)
     changed = copy.deepcopy(network)
     layers = weighted_layers(changed)
-    table = []
+    rows = {}
+    if options.method != "nearest":
+        rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
     for number, name in enumerate(progress([layer.name for layer in layers])):
         layer = layers[number]
+        if name in done:
+            continue
         before = {key: value.clone() for key, value in layer.module.state_dict().items()}
         for count in bits:
             error = with_all
             if count != 8:
-                scale = encode_weight(layer.weight, largest_integer(count), exact)
-                integers = quantize_weight(layer.weight, scale, largest_integer(count)).float()
-                settle_layer(changed, layer, integers, scale, layer.bias)
+                fewer = replace(layer, largest=largest_integer(count))
+                settle_layer(changed, layer, *_round(fewer, rows.get(name), exact, options))
                 error = _relative_error(_logits(changed, batches), wanted)
                 layer.module.load_state_dict(before)
-            table.append(Sensitivity(name, count, (layer.weight.numel() * count + 7) // 8, error))
-    return table
+            yield Sensitivity(name, count, (layer.weight.numel() * count + 7) // 8, error)
+
+
+def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) -> tuple[Tensor, Tensor, Tensor]:
+    """Return integers, scale and bias. rows: what the layer is fed (``sample_inputs``), None to round to nearest."""
+    if rows is None:
+        scale = encode_weight(layer.weight, layer.largest, exact)
+        return quantize_weight(layer.weight, scale, layer.largest).float(), scale, layer.bias
+    output = apply_rows(rows, layer.weight.reshape(rows.shape[1], -1, rows.shape[2])) + layer.bias
+    learned = learn_layer(layer, Target(rows, output, layer.relu), options, options.seed)
+    return learned["integers"].float(), learned["scale"], learned["bias"]
 
 
 def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, int]:
@@ -103,6 +123,7 @@ def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, in
         chosen[best.layer] = best
 
 
+@torch.no_grad()
 def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     return torch.cat([network(batch) for batch in batches])
 
