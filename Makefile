@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## lint, types and every test (under 10 minutes on 2 cores)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types and the fast tests
 	$(PYTHON) -m ruff format
