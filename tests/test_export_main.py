@@ -11,6 +11,7 @@ import pytest
 import torch
 from handmade_models import write_float_tflite
 
+import export.__main__
 from brainq_torch.data.split import hash_file
 from export.__main__ import PARITY_IMAGES, main
 from export.metadata import read_metadata, write_metadata
@@ -182,6 +183,33 @@ def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, c
     assert "is not there" in capsys.readouterr().err
     images = json.loads((run / "export/parity.json").read_text())["images"]
     assert images["splits"] == {"phantom": PARITY_IMAGES}
+
+
+def test_files_are_compared_on_as_many_images_as_asked_for(run, quick):
+    assert main([str(run), *FLOAT, "--parity-images", "300"]) == 0
+    report = json.loads((run / "export/parity.json").read_text())
+    assert report["images"]["count"] == 300
+    assert report["artefacts"]["model_fp16.tflite"]["against_float"]["n"] == 300
+
+
+def test_too_few_images_to_compare_on_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        main([str(run), "--parity-images", "199"])
+    assert "at least 200 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flips", "hint"), [(1, True), (2, False)])
+def test_a_single_flip_among_few_images_may_be_chance(run, quick, monkeypatch, capsys, flips, hint):
+    def climb_with_flips(*arguments):
+        reports = climb(*arguments)
+        changed = {"passed": False, "flips": ({"image": "x"},) * flips}
+        return reports | {"model_fp16.tflite": dataclasses.replace(reports["model_fp16.tflite"], **changed)}
+
+    climb = export.__main__.climb
+    monkeypatch.setattr(export.__main__, "climb", climb_with_flips)
+    monkeypatch.setattr(export.__main__.ParityReport, "table", lambda report: "")
+    assert main([str(run), *FLOAT]) == 1
+    assert ("--parity-images" in capsys.readouterr().out) is hint
 
 
 def not_a_folder(run):
