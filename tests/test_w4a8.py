@@ -151,4 +151,4 @@ def test_the_published_file_runs_with_and_without_xnnpack(xnnpack):
     images = phantom_images(4, 224)[0]
     wanted = OnnxRunner(onnx, read_metadata(onnx)).raw(images).astype(int)
     steps = np.abs(TFLiteRunner(tflite, read_metadata(tflite), xnnpack=xnnpack).raw(images) - wanted)
-    assert steps.max() == 0 if xnnpack else 0 < steps.max() <= 16
+    assert steps.max() == 0 if xnnpack else 0 < steps.max() <= 24
