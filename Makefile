@@ -1,4 +1,5 @@
 # `make` alone lists what there is. Everything installs into .venv first, and again only when its inputs change.
+# Bytecode is compiled once, there: where PYTHONDONTWRITEBYTECODE is set, every start would cost half a minute else.
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lock clean
 
@@ -42,5 +43,5 @@ clean:  ## remove what was installed and cached; runs/ stays
 
 $(INSTALLED): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --allow-existing --python 3.12 .venv
-	$(UV) pip install --quiet --python .venv -e ".[export,timm,medical]" --group dev -c constraints.txt
+	$(UV) pip install --quiet --compile-bytecode --python .venv -e ".[export,timm,medical]" --group dev -c constraints.txt
 	touch $@
