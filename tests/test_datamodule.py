@@ -73,6 +73,51 @@ def test_training_images_are_changed_reproducibly(phantoms, tmp_path):
     assert not torch.equal(plain[0][1].images, one[0][1].images)
 
 
+def test_kept_views_come_back_in_turn_and_are_the_same_for_every_seed(phantoms, tmp_path):
+    seen = {}
+    for seed in (1, 2):
+        data = _data(phantoms, tmp_path / f"run{seed}", split="stratified", seed=seed, views=2)
+        if seed == 2:
+            data.manifest = str(tmp_path / "run1" / "manifest.csv")
+        recorder = _record(data, epochs=3)
+        assert [batch.view for epoch, batch in recorder.trained] == [epoch % 2 for epoch, _ in recorder.trained]
+        assert all(batch.view == -1 for batch in recorder.validated)
+        for epoch, batch in recorder.trained:
+            for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+                seen.setdefault((row, epoch % 2), []).append(image)
+    for images in seen.values():  # twice or more: of two seeds, and of epochs 0 and 2
+        assert all(torch.equal(image, images[0]) for image in images)
+    rows = {row for row, _ in seen}
+    assert not any(
+        torch.equal(seen[row, 0][0], seen[row, 1][0]) for row in rows if (row, 0) in seen and (row, 1) in seen
+    )
+    assert (tmp_path / "run1" / "views.npy").exists()
+    data.discard()
+    assert not (tmp_path / "run2" / "views.npy").exists()
+
+
+def test_kept_views_are_fresh_changes_to_the_nearest_grey_level(phantoms, tmp_path):
+    data = _data(phantoms, tmp_path / "run", augmentation=Augmentation(brightness=0.5), views=1)
+    recorder = _record(data)
+    training = data.datasets["Training"]
+    rows = training.rows[:8]
+    images = (torch.from_numpy(training.pixels[rows]).float().unsqueeze(1) - 128) / 128
+    fresh = data.augmentation(images, make_generator([0, 0]))
+    kept = {
+        row: image
+        for _, batch in recorder.trained
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True)
+    }
+    compared = [row for row in rows if row in kept]
+    assert len(compared) >= 7  # a batch of one is left out
+    for row, image in zip(rows, fresh, strict=True):
+        if row in kept:
+            # half a grey level, and white: 128/128 has no grey level of its own
+            assert (kept[row] - image).abs().max() <= 1 / 128
+    with pytest.raises(ValueError, match=r"data\.views is -1"):
+        _data(phantoms, tmp_path / "other", views=-1)
+
+
 def test_no_image_is_decoded_twice(phantoms, tmp_path, monkeypatch):
     calls = []
     original = datamodule.load_pixels

@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,14 +12,14 @@ from torch import nn
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import Batch
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.split import ManifestRow, write_manifest
+from brainq_torch.data.split import ManifestRow, read_manifest, write_manifest
 from brainq_torch.fit import main
 from brainq_torch.models import build_model
 from brainq_torch.run import CHECKPOINT, CONFIG, MANIFEST, RunError, save_checkpoint
 from brainq_torch.training.classifier import Classifier, CrossEntropy
 from brainq_torch.training.distill import Distillation, SoftTargets
 from brainq_torch.training.stages import Stage
-from brainq_torch.training.teacher import CachedTeacher, FeatureTaps, RunTeacher, TimmTeacher
+from brainq_torch.training.teacher import CachedTeacher, FeatureTaps, RunTeacher, TimmTeacher, ViewTeacher
 from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError
 
 SIZE = 32
@@ -233,3 +234,73 @@ def test_cached_teacher_without_every_training_image_is_refused(tmp_path, data):
     TeacherLogits(tmp_path / "logits.jsonl").add(ROWS[:1], "t", torch.zeros(1, 4))
     with pytest.raises(TeacherLogitsError, match=r"lacks 1 of 2 images, first Training/c\.png"):
         CachedTeacher(str(tmp_path / "logits.jsonl")).load(data, [])
+
+
+@pytest.fixture
+def viewed(data):
+    """Two views of four images, of which the second is not trained on."""
+    data.views, rows = 2, np.array([0, 2, 3])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, SIZE, SIZE), dtype=np.uint8)
+    data.kept_views, data.datasets = pixels, {"Training": SimpleNamespace(rows=rows)}
+    return data
+
+
+@torch.no_grad()
+def test_a_teacher_of_views_says_what_it_would_say_now_and_is_asked_once(tmp_path, viewed, monkeypatch):
+    write_run(tmp_path / "run", 0)
+    teacher = ViewTeacher([str(tmp_path / "run")], str(tmp_path / "logits.jsonl"))
+    kept = teacher.load(viewed, [])
+    now = RunTeacher([str(tmp_path / "run")]).load(viewed, [])
+    for view in (0, 1):
+        rows = torch.tensor([3, 0])
+        images = (torch.from_numpy(viewed.kept_views[view, rows.numpy()]).float().unsqueeze(1) - 128) / 128
+        batch = Batch(images, torch.zeros(2), rows, view)
+        # 1e-6: batches of another size sum in another order
+        torch.testing.assert_close(kept(batch).logits, now(batch).logits, atol=1e-6, rtol=1e-5)
+    assert kept(batch._replace(rows=torch.tensor([1]))).logits.isnan().all()
+
+    lines = (tmp_path / "logits.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3
+    (tmp_path / "logits.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed in its fourth answer
+    again = teacher.load(viewed, [])
+    torch.testing.assert_close(again.table, kept.table, atol=1e-6, rtol=1e-5, equal_nan=True)
+    monkeypatch.setattr("brainq_torch.training.teacher.FrozenTeacher.__call__", None)
+    assert torch.equal(teacher.load(viewed, []).table.nan_to_num(), again.table.nan_to_num())
+
+
+def test_answers_to_other_views_or_of_another_teacher_are_refused(tmp_path, viewed):
+    for seed, name in enumerate("ab"):
+        write_run(tmp_path / name, seed)
+    file = str(tmp_path / "logits.jsonl")
+    ViewTeacher([str(tmp_path / "a")], file).load(viewed, [])
+    with pytest.raises(TeacherLogitsError, match="of teacher"):
+        ViewTeacher([str(tmp_path / "b")], file).load(viewed, [])
+    viewed.kept_views[1, 2, 0, 0] ^= 1
+    with pytest.raises(TeacherLogitsError, match="another image"):
+        ViewTeacher([str(tmp_path / "a")], file).load(viewed, [])
+    with pytest.raises(ValueError, match="RunTeacher"):
+        ViewTeacher([str(tmp_path / "a")], file).load(viewed, ["features"])
+    viewed.views = 0
+    with pytest.raises(ValueError, match=r"give data\.views"):
+        ViewTeacher([str(tmp_path / "a")], file).load(viewed, [])
+
+
+def test_a_run_with_kept_views_distils_and_leaves_none_behind(tmp_path):
+    write_run(tmp_path / "teacher", 0)
+    flags = [
+        f"--out={tmp_path / 'student'}",
+        f"--data.size={SIZE}",
+        "--data.phantoms_per_class=10",
+        "--data.views=2",
+        "--model.arguments={width_mult: 0.1, dropout: 0.0}",
+        "--stages=[{name: all, epochs: 3}]",
+        "--trainer.accelerator=cpu",
+        "--distillation.teacher=brainq_torch.training.teacher.ViewTeacher",
+        f"--distillation.teacher.runs=[{tmp_path / 'teacher'}]",
+        f"--distillation.teacher.file={tmp_path / 'answers.jsonl'}",
+        "--distillation.terms=[{class_path: brainq_torch.training.distill.SoftTargets}]",
+    ]
+    assert main(flags) == 0
+    training = sum(row.split == "Training" for row in read_manifest(tmp_path / "student" / MANIFEST))
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1 + 2 * training
+    assert not (tmp_path / "student" / "views.npy").exists()

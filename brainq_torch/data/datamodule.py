@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,11 +31,15 @@ from brainq_torch.run import MANIFEST, PHANTOMS, write_json
 
 
 class Batch(NamedTuple):
-    """images: (N, H, W) uint8, or (N, 1, H, W) float32 once on the device; labels, rows: (N,) int64."""
+    """images: (N, H, W) uint8, or (N, 1, H, W) float32 once on the device; labels, rows: (N,) int64.
+
+    view: which of the kept versions of the images these are; -1 where none are kept.
+    """
 
     images: Tensor
     labels: Tensor
     rows: Tensor
+    view: int = -1
 
 
 class PixelDataset(Dataset[Batch]):
@@ -80,6 +85,9 @@ class ImageDataModule(L.LightningDataModule):
     manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
     batch_size: images per step and process.
     augmentation, style: changes of training images.
+    views: how many changed versions of each training image are made, once, and trained on in turn, one an epoch; 0
+    changes them anew in every epoch. They are the same for every seed, so that runs can share what a teacher says to
+    them (``ViewTeacher``); N * size * size bytes each, in the run folder until the run is complete.
     counterfactual: images made from the training images, and added to them.
     phantoms_per_class: synthetic training images per class for root ``phantom``; a third as many are made for testing.
     workers: loader processes; 0 is fastest where batches come from memory.
@@ -100,11 +108,14 @@ class ImageDataModule(L.LightningDataModule):
         batch_size: int = 32,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
         style: StyleMixing = StyleMixing(),  # noqa: B008 - frozen
+        views: int = 0,
         counterfactual: Counterfactual = Counterfactual(),  # noqa: B008 - frozen
         phantoms_per_class: int = 150,
         workers: int = 0,
     ) -> None:
         super().__init__()
+        if views < 0:
+            raise ValueError(f"data.views is {views}; allowed are 0 (fresh changes in every epoch) and more")
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
         self.out, self.seed, self.root, self.manifest = Path(out), seed, root, manifest
@@ -114,7 +125,7 @@ class ImageDataModule(L.LightningDataModule):
         self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
         self.batch_size, self.workers = batch_size, workers
         self.augmentation, self.phantoms_per_class = augmentation, phantoms_per_class
-        self.style, self.counterfactual = style, counterfactual
+        self.style, self.views, self.counterfactual = style, views, counterfactual
         self.stage_index = 0
 
     @property
@@ -141,11 +152,17 @@ class ImageDataModule(L.LightningDataModule):
         """Labels of the images made for training, (M,) int64."""
         return self.out / "made_labels.npy"
 
+    @property
+    def _views(self) -> Path:
+        """The kept versions of the decoded images, (views, N, size, size) uint8; black where nobody trains on one."""
+        return self.out / "views.npy"
+
     def discard(self) -> None:
         """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
         self.cache.unlink()
         self._leakage.unlink()
         self._made_labels.unlink(missing_ok=True)
+        self._views.unlink(missing_ok=True)
 
     def prepare_data(self) -> None:
         """Write the manifest and decode the images, once, on the first process only.
@@ -175,6 +192,33 @@ class ImageDataModule(L.LightningDataModule):
             partial = self.cache.with_name("pixels.partial.npy")
             np.save(partial, pixels)
             os.replace(partial, self.cache)
+        if self.views and not self._views.exists():
+            self._make_views()
+
+    def _make_views(self) -> None:
+        """Change every training image ``views`` times, by a draw from view and place alone."""
+        self.setup("fit")
+        training = self.datasets["Training"]
+        partial = self._views.with_name("views.partial.npy")
+        shape = (self.views, *training.pixels.shape)
+        kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+        for view in range(self.views):
+            for start in range(0, len(training), self.batch_size):
+                rows = training.rows[start : start + self.batch_size]
+                images = _scale(torch.from_numpy(training.pixels[rows]))
+                changed = self._change(images, make_generator([view, start]))
+                pixels = (changed.squeeze(1) * MIDDLE_GREY + MIDDLE_GREY).round().clamp(0, 255)
+                kept[view, rows] = pixels.to(torch.uint8).numpy()
+        kept.flush()
+        os.replace(partial, self._views)
+
+    def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return self.style(self.augmentation(images, generator), generator)
+
+    @cached_property
+    def kept_views(self) -> NDArray[np.uint8]:
+        """The kept versions of the images, (views, N, size, size) uint8, in the order of ``Batch.rows``."""
+        return np.asarray(np.load(self._views, mmap_mode="r"))
 
     def _add_made(self, pixels: NDArray[np.uint8], rows: Sequence[ManifestRow]) -> NDArray[np.uint8]:
         """Append the images made from the training part, and write their labels."""
@@ -253,11 +297,15 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("attach the data module to a Trainer first")
-        images = ((batch.images.float() - MIDDLE_GREY) / MIDDLE_GREY).unsqueeze(1)
+        if trainer.training and self.views:
+            view = trainer.current_epoch % self.views
+            kept = torch.from_numpy(self.kept_views[view, batch.rows.cpu().numpy()])
+            return batch._replace(images=_scale(kept.to(batch.images.device)), view=view)
+        images = _scale(batch.images)
         if trainer.training:
             place = [self.seed, self.stage_index, trainer.current_epoch, int(batch.rows[0]), trainer.global_rank]
             generator = make_generator(place)
-            images = self.style(self.augmentation(images, generator), generator)
+            images = self._change(images, generator)
         return batch._replace(images=images)
 
 
@@ -265,6 +313,11 @@ def make_generator(place: list[int]) -> torch.Generator:
     """Return a CPU generator whose stream depends on nothing but these whole numbers (seed, stage, epoch, ...)."""
     state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _scale(pixels: Tensor) -> Tensor:
+    """(N, H, W) uint8 -> (N, 1, H, W) float32, (pixel - 128) / 128."""
+    return ((pixels.float() - MIDDLE_GREY) / MIDDLE_GREY).unsqueeze(1)
 
 
 def _keep(batch: Batch) -> Batch:

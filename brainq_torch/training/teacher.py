@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import Batch, ImageDataModule
-from brainq_torch.data.split import read_manifest
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.run import MANIFEST, check_weights_fit, load_run
-from brainq_torch.training.teacher_logits import TeacherLogits
+from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint
 
 
 class Outputs(NamedTuple):
@@ -66,17 +70,31 @@ class FrozenTeacher:
 
 
 class CachedLogits:
-    """Teacher logits read from disk, whatever augmentation the student sees.
+    """Teacher logits read from disk: one per image, whatever change of it the student sees.
 
-    table: (manifest rows, classes) float32.
+    table: (rows of the data set, classes) float32.
     """
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Return the logits of the batch's manifest rows."""
+        """Return the logits of the batch's rows."""
         return Outputs(self.table[batch.rows.cpu()].to(batch.images.device), {})
+
+
+class ViewLogits:
+    """Teacher logits read from disk: one per kept view of an image, the one that the student sees.
+
+    table: (views, rows of the data set, classes) float32.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return the logits of the batch's view of its rows."""
+        return Outputs(self.table[batch.view, batch.rows.cpu()].to(batch.images.device), {})
 
 
 class FeatureTaps:
@@ -189,6 +207,53 @@ class CachedTeacher(Teacher):
         )  # NaN: a row that is not trained on must not be asked for
         table[training] = TeacherLogits(Path(self.file)).lookup([rows[position] for position in training])
         return CachedLogits(table)
+
+
+@dataclass(frozen=True)
+class ViewTeacher(Teacher):
+    """Finished runs, asked once about each kept view of the training images; every later run reads the answers.
+
+    The student sees exactly what the teacher saw, at the price of an epoch without a teacher. Needs ``data.views``.
+    Source: Shen, Xing 2022 (FKD), https://arxiv.org/abs/2112.01528, section 3, which keeps soft labels of crops.
+
+    runs: run folders; several are an ensemble. file: the answers, made by the first run that names it, which continues
+    where it was killed. Loading raises what ``RunTeacher`` raises, TeacherLogitsError when the file holds answers of
+    another teacher or to other views, ValueError without views or when a term wants features.
+    """
+
+    runs: Sequence[str]
+    file: str
+
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> ViewLogits:
+        """Ask the runs' networks what the file does not hold yet."""
+        if layers:
+            raise ValueError(
+                f"a ViewTeacher keeps logits only; a term that reads layers {list(layers)} needs a RunTeacher"
+            )
+        if not data.views:
+            raise ValueError("a ViewTeacher needs training images that come back: give data.views, such as 10")
+        teacher = RunTeacher(self.runs).load(data, ())
+        training, views = data.datasets["Training"].rows, data.kept_views
+        places = [(view, row) for view in range(data.views) for row in training]
+        rows = [_name_view(views[place], *place) for place in places]
+        place_of = dict(zip((row.path for row in rows), places, strict=True))
+
+        def compute(part: Sequence[ManifestRow]) -> Tensor:
+            pixels = np.stack([views[place_of[row.path]] for row in part])
+            images = torch.from_numpy(scale_pixels(pixels))
+            unlabelled = torch.zeros(len(part), dtype=torch.int64)
+            return teacher(Batch(images, unlabelled, unlabelled)).logits
+
+        kept = TeacherLogits(Path(self.file))
+        fill(kept, rows, fingerprint([Path(run) for run in self.runs]), compute)
+        table = torch.full((*views.shape[:2], len(CLASSES)), torch.nan)  # NaN: never to be asked for
+        table[:, training] = kept.lookup(rows).view(data.views, len(training), len(CLASSES))
+        return ViewLogits(table)
+
+
+def _name_view(pixels: NDArray[np.uint8], view: int, row: int) -> ManifestRow:
+    """Return what a file of logits knows a view by: its place, and the hash of its pixels."""
+    return ManifestRow(f"view {view} of row {row}", "", "Training", "", hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def _keep_output(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
