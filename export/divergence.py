@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -72,26 +72,19 @@ def find_divergences(
         "LiteRT": read_tflite(tflite_path, images),
     }
     exact = scheme_of(network).exact_scales
-    pooling = nn.AdaptiveAvgPool2d | nn.AvgPool2d
-    means = {name for name, module in network.named_modules() if isinstance(module, pooling)}
-    found = [first_divergence((a, b), runs[a], runs[b], exact, means) for a, b in pairwise(runs)]
+    found = [first_divergence((a, b), runs[a], runs[b], exact) for a, b in pairwise(runs)]
     return [divergence for divergence in found if divergence is not None]
 
 
-def first_divergence(
-    between: tuple[str, str], first: Integers, second: Integers, exact: bool, means: Collection[str] = ()
-) -> Divergence | None:
+def first_divergence(between: tuple[str, str], first: Integers, second: Integers, exact: bool) -> Divergence | None:
     """Return the first activation, in the first run's order, that differs, or None.
 
     exact: scales are on the grid where every runtime gives the same integers, so that one differing step counts.
-    means: activations that are a mean over pixels: of an even number of them it may lie half-way between two integers,
-    and LiteRT rounds those up where the others round to even, so that one step is no divergence.
     """
-    allowed = (0.0, 0) if exact else (_NOISE_SHARE, _NOISE_LSB)
+    share_allowed, steps_allowed = (0.0, 0) if exact else (_NOISE_SHARE, _NOISE_LSB)
     for name, integers in first.items():
         difference = np.abs(integers.astype(np.int16) - second[name].reshape(integers.shape).astype(np.int16))
         share = float((difference > 0).mean())
-        share_allowed, steps_allowed = (1.0, 1) if name in means else allowed
         if share > share_allowed or difference.max() > steps_allowed:
             return Divergence(between, name, share, float(difference.mean()), int(difference.max()))
     return None

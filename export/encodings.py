@@ -14,7 +14,7 @@ from brainq_torch.quant.scheme import Encoding
 from export.extra import import_extra
 from export.flatbuffer import constant, operator_name, read_model, schema, unpack_int4, write_model
 from export.onnx_graph import INPUT, OUTPUT
-from export.qdq_graph import STORED, UINT8_SHIFT, read_constants
+from export.qdq_graph import STORED, TIES, UINT8_SHIFT, read_constants
 
 Array = npt.NDArray[Any]
 
@@ -117,9 +117,15 @@ def strip_quantization(qdq_path: Path, out_path: Path) -> None:
             graph.initializer.append(onnx.numpy_helper.from_array(real, node.output[0]))
         else:
             before = producers[node.input[0]].input[0]
+            if before.endswith(TIES):
+                before = producers[before].input[0]
             # What made the real value makes it under the activation's name; the input's own name stays.
             renamed |= {node.output[0]: INPUT} if before == INPUT else {before: node.output[0]}
-    kept = [node for node in graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    kept = [
+        node
+        for node in graph.node
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and TIES not in node.output[0]
+    ]
     for node in kept:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.quant.fake_quantize import TIE_BREAK, MeanQuantizer
 from brainq_torch.quant.prepare import Layer, activation_quantizers, check_finalized, running_order, weighted_layers
 from brainq_torch.quant.scheme import Encoding, quantize_bias, quantize_weight
 from export.extra import import_extra
@@ -19,6 +21,9 @@ from export.onnx_graph import OUTPUT, OnnxExportError, trace_onnx
 
 STORED = "/uint8"
 """Ending of the name under which an activation is stored as integers."""
+
+TIES = "/ties"
+"""Ending of the name of a mean as it is rounded, moved off half-way; all that makes it is called so, and more."""
 
 UINT8_SHIFT = 128
 """Activations are uint8 in the QDQ file: its integer plus its zero point are both 128 more than in int8.
@@ -48,6 +53,7 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     graph = trace_onnx(integer_copy(model), pixels, custom_translation_table=_translations())
     _pool_globally(graph.graph)
     _name_activations(graph.graph, model)
+    _break_ties(graph.graph, model, pixels)
     _name_constants(graph.graph, model)
     _pack_weights(graph, [layer.name for layer in weighted_layers(model) if layer.largest <= LARGEST_INT4])
     import_extra("onnx").checker.check_model(graph, full_check=True)
@@ -65,13 +71,15 @@ def refill_qdq_onnx(template: Path, model: nn.Module, path: Path) -> None:
         encoding = quantizers[name].encoding
         _add_constant(graph.graph, f"{name}/scale", np.float32(encoding.scale))
         _add_constant(graph.graph, f"{name}/zero_point", np.uint8(encoding.zero_point + UINT8_SHIFT))
+        if any(node.output[0] == name + TIES for node in graph.graph.node):
+            _add_tie_constants(graph.graph, name, encoding)
     _name_constants(graph.graph, model)
     _pack_weights(graph, [layer.name for layer in weighted_layers(model) if layer.largest <= LARGEST_INT4])
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def integer_copy(model: nn.Module) -> nn.Module:
-    """Return a copy that holds integers and dequantizes them on every call: what the QDQ file does, in torch."""
+    """Return a copy that holds integers and dequantizes them on every call: the QDQ file, but for ``_break_ties``."""
     result = copy.deepcopy(model).eval()
     quantizers = activation_quantizers(model)
     for name, quantizer in quantizers.items():
@@ -169,6 +177,55 @@ def _name_activations(graph: Any, model: nn.Module) -> None:
     values = [value for node in graph.node for value in node.output if value in taken and value not in renamed]
     renamed |= {value: f"{value}/unrounded" for value in values}
     _rename(graph, {old: new for old, new in renamed.items() if old != OUTPUT})
+
+
+def _break_ties(graph: Any, model: nn.Module, pixels: PixelSpec) -> None:
+    """Let means that lie half-way between two integers go where LiteRT's go: ``fake_quantize.break_ties`` as nodes.
+
+    QuantizeLinear rounds them to even. Of an odd number of integers no mean lies half-way: such a pooling is left for
+    ONNX Runtime to run in its integer kernel.
+    """
+    make_node = import_extra("onnx.helper").make_node
+    for name, quantizer in _even_means(model, pixels).items():
+        (position,) = [at for at, node in enumerate(graph.node) if node.output[0] == name + STORED]
+        mean, ending = graph.node[position].input[0], name + TIES
+        centred, sign, step = (f"{ending}/{part}" for part in ("integer", "sign", "step"))
+        _add_tie_constants(graph, name, quantizer.encoding)
+        nodes = [
+            make_node("Add", [mean, f"{ending}/zero"], [centred]),
+            make_node("Sign", [centred], [sign]),
+            make_node("Mul", [sign, f"{ending}/size"], [step]),
+            make_node("Add", [mean, step], [ending]),
+        ]
+        graph.node[position].input[0] = ending
+        following = list(graph.node[position:])
+        del graph.node[position:]
+        graph.node.extend(nodes + following)
+
+
+@torch.no_grad()
+def _even_means(model: nn.Module, pixels: PixelSpec) -> dict[str, MeanQuantizer]:
+    """Return the quantizers of means over an even number of pixels, by activation."""
+    found: dict[str, MeanQuantizer] = {}
+
+    def note(name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        if inputs[0][0, 0].numel() % 2 == 0:
+            found[name] = module.activation_post_process
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(partial(note, name))
+        for name, quantizer in activation_quantizers(model).items()
+        if isinstance(quantizer, MeanQuantizer)
+    ]
+    model(torch.zeros(1, 1, pixels.size, pixels.size))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _add_tie_constants(graph: Any, name: str, encoding: Encoding) -> None:
+    _add_constant(graph, f"{name}{TIES}/zero", np.float32(encoding.zero_point * encoding.scale))
+    _add_constant(graph, f"{name}{TIES}/size", np.float32(TIE_BREAK * encoding.scale))
 
 
 def _name_constants(graph: Any, model: nn.Module) -> None:

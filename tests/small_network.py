@@ -9,7 +9,7 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
 
 SIDE = 36
-"""9 x 9 pixels reach the pooling: a mean of an odd number never lies half-way between two integers."""
+"""9 x 9 pixels reach the pooling: an odd number, whose mean ONNX Runtime may take in its integer kernel."""
 COUNT = 24
 
 

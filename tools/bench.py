@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from tools.bench_worker import SUFFIXES
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, positive, run_command, write_report
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
@@ -68,9 +68,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folders, .onnx or .tflite files")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of each model (default: 1)")
-    parser.add_argument("--rounds", type=_positive, default=10, help="times each model's turn comes (default: 10)")
-    parser.add_argument("--calls", type=_positive, default=10, help="measured images per turn (default: 10)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each model (default: 1)")
+    parser.add_argument("--rounds", type=positive, default=10, help="times each model's turn comes (default: 10)")
+    parser.add_argument("--calls", type=positive, default=10, help="measured images per turn (default: 10)")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, replacing FILE")
     return parser
 
@@ -219,13 +219,6 @@ def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{word} is too small; allowed are 1 and more")
-    return number
 
 
 if __name__ == "__main__":

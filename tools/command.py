@@ -5,6 +5,7 @@ Nothing here loads PyTorch: a command that runs a TFLite file starts in a second
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -34,6 +35,14 @@ def run_command(command: Callable[[], int]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+
+
+def positive(word: str) -> int:
+    """Read a number of an option, 1 or more. Raises argparse.ArgumentTypeError, ValueError."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is too small; allowed are 1 and more")
+    return number
 
 
 def check_targets(*targets: str | Path | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from brainq_torch.data.phantom import phantom_images
-from tools.command import CommandError, check_targets, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command, write_report
 from tools.edge_devices import DEVICES, Fit, fit_devices
 from tools.edge_tables import format_layers, format_report
 from tools.ethos_u import ACCELERATORS, STRATEGIES, Estimate, estimate, find_vela
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        type=_positive,
+        type=positive,
         default=4,
         help="phantoms to compare TFLite-Micro and LiteRT on (default: 4)",
     )
@@ -135,13 +135,6 @@ def _name_tables(models: Sequence[Path], folder: str | None) -> list[Path]:
     if len(set(names)) < len(names):
         raise CommandError(f"--csv: {', '.join(sorted(names))} would overwrite each other; give them in several calls")
     return [Path(folder) / name for name in names]
-
-
-def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{word} is too small; allowed are 1 and more")
-    return number
 
 
 if __name__ == "__main__":

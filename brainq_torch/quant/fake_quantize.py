@@ -17,6 +17,9 @@ from brainq_torch.quant.scheme import Encoding, encode_range, encode_weight
 
 LOWEST, HIGHEST = -128, 127
 
+TIE_BREAK = 2.0**-12
+"""In steps: more than float32 loses on a mean, less than any mean that is not half-way lies from half-way."""
+
 
 class _StraightThrough(torch.autograd.Function):
     """Round to a grid going forward; going back, pass the gradient where nothing was clipped.
@@ -128,6 +131,31 @@ class ActivationQuantizer(_Switchable):
         self.low.copy_(torch.where(first, low, self.low + self.averaging * (low - self.low)))
         self.high.copy_(torch.where(first, high, self.high + self.averaging * (high - self.high)))
         self.refresh()
+
+
+class MeanQuantizer(ActivationQuantizer):
+    """Quantize a mean over pixels: one half-way between two integers goes to the one farther from integer 0.
+
+    That is how LiteRT rounds MEAN. Of an even number of integers on one scale the mean is half-way in one case of 4
+    (2 x 2 pixels) to 64 (8 x 8), and rounding to even there put 12 to 69 % of a network's logits one step apart.
+    """
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Return the mean rounded to its grid; see ``ActivationQuantizer``."""
+        if self.observing and self.training:
+            self._follow(activation.detach())
+        if not self.quantizing:
+            return activation
+        return fake_quantize(break_ties(activation, self.encoding), *self.encoding, LOWEST, HIGHEST)
+
+
+def break_ties(mean: Tensor, encoding: Encoding) -> Tensor:
+    """Move a mean ``TIE_BREAK`` steps away from integer 0, so that rounding it to even rounds halves away from there.
+
+    mean: any shape, float32, of fewer than 1 / (2 * TIE_BREAK) = 2048 values on the grid: all else rounds as before.
+    """
+    scale, zero_point = encoding
+    return mean + torch.sign(mean + zero_point * scale) * (TIE_BREAK * scale)
 
 
 class WeightQuantizer(_Switchable):

@@ -27,7 +27,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
-from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
+from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
 from brainq_torch.quant.lower import PROBE_SIZE, lower_average_pools, lower_batchnorms
 from brainq_torch.quant.scheme import (
     INPUT_ENCODING,
@@ -149,6 +149,7 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
     groups: list[list[str]] = prepared.shared_activation_groups()
     make_activation = partial(ActivationQuantizer, scheme.range_averaging, scheme.exact_scales)
+    make_mean = partial(MeanQuantizer, scheme.range_averaging, scheme.exact_scales)
 
     def make_weight(factory_kwargs: Any = None) -> WeightQuantizer:  # torch.ao's linear passes dtype and device
         return WeightQuantizer(scheme.largest_weight, scheme.exact_scales)
@@ -166,7 +167,7 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             quantizer.size_to(_fold(module)[0])
-    _share(prepared, groups, make_activation)
+    _share(prepared, groups, make_activation, make_mean)
     prepared.quantization_scheme = scheme
     _drop_idle(prepared)
     if scheme.exceptions:
@@ -421,13 +422,19 @@ def _is_unseen(quantizer: ActivationQuantizer) -> bool:
     return all(bool(torch.isinf(member.low)) for member in quantizer.group)
 
 
-def _share(model: nn.Module, groups: list[list[str]], make_activation: Callable[[], ActivationQuantizer]) -> None:
+def _share(
+    model: nn.Module,
+    groups: list[list[str]],
+    make_activation: Callable[[], ActivationQuantizer],
+    make_mean: Callable[[], MeanQuantizer],
+) -> None:
     """Let the outputs of each group's modules have one encoding; poolings, which have no quantizer yet, get one."""
     for names in groups:
         modules: list[Any] = [model.get_submodule(name) for name in names]
         for module in modules:
             if not hasattr(module, "activation_post_process"):
-                module.add_module("activation_post_process", make_activation())
+                make = make_mean if isinstance(module, nn.AdaptiveAvgPool2d) else make_activation
+                module.add_module("activation_post_process", make())
                 module.register_forward_hook(_quantize_output)
         members = [module.activation_post_process for module in modules]
         for member in members:
