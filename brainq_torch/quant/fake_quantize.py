@@ -107,6 +107,9 @@ class ActivationQuantizer(_Switchable):
             self._follow(activation.detach())
         if not self.quantizing:
             return activation
+        return self._round(activation)
+
+    def _round(self, activation: Tensor) -> Tensor:
         return fake_quantize(activation, *self.encoding, LOWEST, HIGHEST)
 
     def set_range(self, low: float, high: float) -> None:
@@ -140,13 +143,8 @@ class MeanQuantizer(ActivationQuantizer):
     (2 x 2 pixels) to 64 (8 x 8), and rounding to even there put 12 to 69 % of a network's logits one step apart.
     """
 
-    def forward(self, activation: Tensor) -> Tensor:
-        """Return the mean rounded to its grid; see ``ActivationQuantizer``."""
-        if self.observing and self.training:
-            self._follow(activation.detach())
-        if not self.quantizing:
-            return activation
-        return fake_quantize(break_ties(activation, self.encoding), *self.encoding, LOWEST, HIGHEST)
+    def _round(self, activation: Tensor) -> Tensor:
+        return super()._round(break_ties(activation, self.encoding))
 
 
 def break_ties(mean: Tensor, encoding: Encoding) -> Tensor:

@@ -11,7 +11,7 @@ torch is capped below the release that may drop it, and the warning is answered 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -149,7 +149,6 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
     groups: list[list[str]] = prepared.shared_activation_groups()
     make_activation = partial(ActivationQuantizer, scheme.range_averaging, scheme.exact_scales)
-    make_mean = partial(MeanQuantizer, scheme.range_averaging, scheme.exact_scales)
 
     def make_weight(factory_kwargs: Any = None) -> WeightQuantizer:  # torch.ao's linear passes dtype and device
         return WeightQuantizer(scheme.largest_weight, scheme.exact_scales)
@@ -167,7 +166,7 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             quantizer.size_to(_fold(module)[0])
-    _share(prepared, groups, make_activation, make_mean)
+    _share(prepared, groups, scheme)
     prepared.quantization_scheme = scheme
     _drop_idle(prepared)
     if scheme.exceptions:
@@ -422,19 +421,14 @@ def _is_unseen(quantizer: ActivationQuantizer) -> bool:
     return all(bool(torch.isinf(member.low)) for member in quantizer.group)
 
 
-def _share(
-    model: nn.Module,
-    groups: list[list[str]],
-    make_activation: Callable[[], ActivationQuantizer],
-    make_mean: Callable[[], MeanQuantizer],
-) -> None:
+def _share(model: nn.Module, groups: list[list[str]], scheme: Scheme) -> None:
     """Let the outputs of each group's modules have one encoding; poolings, which have no quantizer yet, get one."""
     for names in groups:
         modules: list[Any] = [model.get_submodule(name) for name in names]
         for module in modules:
             if not hasattr(module, "activation_post_process"):
-                make = make_mean if isinstance(module, nn.AdaptiveAvgPool2d) else make_activation
-                module.add_module("activation_post_process", make())
+                kind = MeanQuantizer if isinstance(module, nn.AdaptiveAvgPool2d) else ActivationQuantizer
+                module.add_module("activation_post_process", kind(scheme.range_averaging, scheme.exact_scales))
                 module.register_forward_hook(_quantize_output)
         members = [module.activation_post_process for module in modules]
         for member in members:

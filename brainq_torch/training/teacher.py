@@ -196,10 +196,7 @@ class CachedTeacher(Teacher):
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> CachedLogits:
         """Look up every training image of the run's manifest."""
-        if layers:
-            raise ValueError(
-                f"{self.file} holds logits only; a term that reads layers {list(layers)} needs a RunTeacher"
-            )
+        _refuse_layers(self.file, layers)
         rows = read_manifest(data.out / MANIFEST)
         training = [position for position, row in enumerate(rows) if row.split == "Training"]
         table = torch.full(
@@ -226,10 +223,7 @@ class ViewTeacher(Teacher):
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> ViewLogits:
         """Ask the runs' networks what the file does not hold yet."""
-        if layers:
-            raise ValueError(
-                f"a ViewTeacher keeps logits only; a term that reads layers {list(layers)} needs a RunTeacher"
-            )
+        _refuse_layers(self.file, layers)
         if not data.views:
             raise ValueError("a ViewTeacher needs training images that come back: give data.views, such as 10")
         teacher = RunTeacher(self.runs).load(data, ())
@@ -249,6 +243,11 @@ class ViewTeacher(Teacher):
         table = torch.full((*views.shape[:2], len(CLASSES)), torch.nan)  # NaN: never to be asked for
         table[:, training] = kept.lookup(rows).view(data.views, len(training), len(CLASSES))
         return ViewLogits(table)
+
+
+def _refuse_layers(file: str, layers: Sequence[str]) -> None:
+    if layers:
+        raise ValueError(f"{file} holds logits only; a term that reads layers {list(layers)} needs a RunTeacher")
 
 
 def _name_view(pixels: NDArray[np.uint8], view: int, row: int) -> ManifestRow:
