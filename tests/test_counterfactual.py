@@ -66,6 +66,19 @@ def test_same_seed_same_bytes(training: tuple[Pixels, np.ndarray]) -> None:
     assert first.pixels.tobytes() != other.pixels.tobytes()
 
 
+def test_several_processes_make_the_same_bytes_as_one(
+    training: tuple[Pixels, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Counterfactual(share=0.6)
+    alone = make_images(*training, plan, seed=3)
+    monkeypatch.setattr(counterfactual, "_IMAGES_WORTH_A_PROCESS", 4)
+    monkeypatch.setattr(counterfactual, "cpu_count", lambda: 2)
+    together = make_images(*training, plan, seed=3)
+    assert together.pixels.tobytes() == alone.pixels.tobytes()
+    assert together.labels.tolist() == alone.labels.tolist()
+    assert together.kinds.tolist() == alone.kinds.tolist()
+
+
 def test_image_does_not_depend_on_those_made_before_it(training: tuple[Pixels, np.ndarray]) -> None:
     made = make_images(*training, Counterfactual(share=0.6), seed=3)
     number = int(np.flatnonzero(made.kinds == 2)[1])

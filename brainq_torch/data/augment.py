@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from brainq_torch.data.noise import draw_noise
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -74,7 +76,7 @@ class Augmentation:
         images = images * gain + offset
         if self.noise:
             deviation = per_image(2 * self.noise * torch.rand(count, generator=generator))
-            images = images + deviation * torch.randn(images.shape, generator=generator).to(images.device)
+            images = images + deviation * draw_noise(images.shape, images.device, generator)
         return images.clamp(-1, 1)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -26,6 +27,8 @@ GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY = (
 
 _PAINTED = {GLIOMA: 0.5, MENINGIOMA: 0.33, PITUITARY: 0.17}
 """What is drawn on heads, and how often: pituitary masses least, as few slices show where they sit."""
+
+_IMAGES_WORTH_A_PROCESS = 100
 
 _TRIES = 400
 """Draws after which one image is given up: many a slice is sagittal, or its lesion on the mid-line."""
@@ -73,12 +76,33 @@ class MadeImages:
 
 
 def make_images(pixels: NDArray[np.uint8], labels: NDArray[np.int64], plan: Counterfactual, seed: int) -> MadeImages:
-    """Make the images of a plan from training images alone.
+    """Make the images of a plan from training images alone, on all cores.
 
     pixels: (N, H, W) uint8. labels: (N,) int64. Every image made depends on the seed, its number and the training
     images only. Raises ValueError when there are no heads to make them from.
     """
-    return Maker(pixels, labels).make(plan, seed)
+    weights = np.array([getattr(plan, name) for name in KINDS])
+    ends = np.round(np.cumsum(weights) / weights.sum() * plan.count(len(labels))).astype(int)
+    kinds = np.repeat(np.arange(len(KINDS)), np.diff(ends, prepend=0))
+    jobs = min(cpu_count(), 1 + len(kinds) // _IMAGES_WORTH_A_PROCESS)
+    shares = [np.arange(len(kinds))[start::jobs] for start in range(jobs)]
+    made = Parallel(jobs)(delayed(_make_share)(pixels, labels, kinds, share, seed) for share in shares)
+    images, image_labels = np.empty((len(kinds), *pixels.shape[1:]), np.uint8), np.empty(len(kinds), np.int64)
+    for share, (some, some_labels) in zip(shares, made, strict=True):
+        images[share], image_labels[share] = some, some_labels
+    return MadeImages(images, image_labels, kinds)
+
+
+def _make_share(
+    pixels: NDArray[np.uint8], labels: NDArray[np.int64], kinds: NDArray[np.int64], share: NDArray[np.int64], seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Make the images of these numbers."""
+    maker = Maker(pixels, labels)
+    images, image_labels = np.empty((len(share), *pixels.shape[1:]), np.uint8), np.empty(len(share), np.int64)
+    for place, number in enumerate(share):
+        kind = kinds[number]
+        images[place], image_labels[place] = maker.draw(KINDS[kind], np.random.default_rng([seed, kind, number]))
+    return images, image_labels
 
 
 class Maker:
@@ -93,17 +117,6 @@ class Maker:
             "mirrored": self.mirror,
             "edited": self.edit,
         }
-
-    def make(self, plan: Counterfactual, seed: int) -> MadeImages:
-        """Make the plan's images, see ``make_images``."""
-        weights = np.array([getattr(plan, name) for name in KINDS])
-        ends = np.round(np.cumsum(weights) / weights.sum() * plan.count(len(self.labels))).astype(int)
-        kinds = np.repeat(np.arange(len(KINDS)), np.diff(ends, prepend=0))
-        images = np.empty((len(kinds), *self.pixels.shape[1:]), np.uint8)
-        labels = np.empty(len(kinds), np.int64)
-        for number, kind in enumerate(kinds):
-            images[number], labels[number] = self.draw(KINDS[kind], np.random.default_rng([seed, kind, number]))
-        return MadeImages(images, labels, kinds)
 
     def draw(self, kind: str, rng: np.random.Generator) -> tuple[NDArray[np.uint8], int]:
         """Make one image of a kind: (H, W) uint8, and its label."""

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from brainq_torch.data.augment import Augmentation
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.counterfactual import Counterfactual, make_images
+from brainq_torch.data.device import pick_device
 from brainq_torch.data.draw import Draw, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.folder import load_pixels, scan_folder
 from brainq_torch.data.groups import EACH_ITS_OWN
@@ -198,17 +199,17 @@ class ImageDataModule(L.LightningDataModule):
     def _make_views(self) -> None:
         """Change every training image ``views`` times, by a draw from view and place alone."""
         self.setup("fit")
-        training = self.datasets["Training"]
+        training, device = self.datasets["Training"], pick_device()
         partial = self._views.with_name("views.partial.npy")
         shape = (self.views, *training.pixels.shape)
         kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
         for view in range(self.views):
             for start in range(0, len(training), self.batch_size):
                 rows = training.rows[start : start + self.batch_size]
-                images = _scale(torch.from_numpy(training.pixels[rows]))
+                images = _scale(torch.from_numpy(training.pixels[rows]).to(device))
                 changed = self._change(images, make_generator([view, start]))
                 pixels = (changed.squeeze(1) * MIDDLE_GREY + MIDDLE_GREY).round().clamp(0, 255)
-                kept[view, rows] = pixels.to(torch.uint8).numpy()
+                kept[view, rows] = pixels.to(torch.uint8).cpu().numpy()
         kept.flush()
         os.replace(partial, self._views)
 

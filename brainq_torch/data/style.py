@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from brainq_torch.data.noise import draw_noise
+
 _LEVELS = 256
 _BACKGROUND = 12  # grey levels up to here are air, whatever the weighting
 _KNOTS = 33  # points at which the distribution of grey levels is described
@@ -67,16 +69,17 @@ class StyleMixing:
         for probability, change in ((self.ghosting, add_ghosts), (self.spike, add_spike)):
             chosen = torch.rand(len(images), generator=generator) < probability if probability else None
             if chosen is not None and chosen.any():
+                chosen = chosen.to(images.device)
                 images = images.clone()
                 images[chosen] = change(images[chosen], generator)
         if self.noise:
-            sigma = 2 * self.noise * _column(torch.rand(len(images), generator=generator) ** 2)
-            draw = torch.randn((2, *images.shape), generator=generator)
+            sigma = 2 * self.noise * _column(_uniform(images, generator) ** 2)
+            draw = draw_noise((2, *images.shape), images.device, generator)
             images = torch.sqrt((images + sigma * draw[0]) ** 2 + (sigma * draw[1]) ** 2)
         return images.clamp(0, 2) - 1
 
     def _some(self, probability: float, images: Tensor, changed: Tensor, generator: torch.Generator) -> Tensor:
-        chosen = _column(torch.rand(len(images), generator=generator) < probability)
+        chosen = _column(_uniform(images, generator) < probability)
         return torch.where(chosen, changed, images)
 
     def _retone(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,13 +87,13 @@ class StyleMixing:
         ranks = rank_levels(levels)
         count = len(images)
         own = quantiles(ranks)
-        other = own[torch.randperm(count, generator=generator)]
-        target = torch.where((torch.rand(count, 1, generator=generator) < self.match), other, own)
-        curved = random_curves(count, generator)
-        target = torch.where((torch.rand(count, 1, generator=generator) < self.tone), curved, target)
+        other = own[torch.randperm(count, generator=generator).to(own.device)]
+        target = torch.where(_uniform(images, generator, 1) < self.match, other, own)
+        curved = random_curves(count, generator).to(own.device)
+        target = torch.where(_uniform(images, generator, 1) < self.tone, curved, target)
         table = _interpolate(target, ranks)
         # Air stays air: the curve holds for the head only, and fades in above the darkest levels.
-        level = torch.arange(_LEVELS, dtype=torch.float32)
+        level = torch.arange(_LEVELS, dtype=torch.float32, device=table.device)
         fade = ((level - _BACKGROUND) / _BACKGROUND).clamp(0, 1)
         table = level + fade * (table - level)
         return (table.gather(1, levels) / 128).view_as(images)
@@ -99,7 +102,7 @@ class StyleMixing:
 def rank_levels(levels: Tensor) -> Tensor:
     """Return what share of each head is darker than each grey level: (N, P) int64 -> (N, 256) float32 in [0, 1]."""
     count = len(levels)
-    offset = levels + _LEVELS * torch.arange(count).unsqueeze(1)
+    offset = levels + _LEVELS * torch.arange(count, device=levels.device).unsqueeze(1)
     histogram = torch.bincount(offset.flatten(), minlength=count * _LEVELS).view(count, _LEVELS).float()
     histogram[:, : _BACKGROUND + 1] = 0
     below = histogram.cumsum(1) - 0.5 * histogram
@@ -108,7 +111,7 @@ def rank_levels(levels: Tensor) -> Tensor:
 
 def quantiles(ranks: Tensor) -> Tensor:
     """Invert ``rank_levels``: (N, 256) -> (N, 33) grey levels at equal steps of rank."""
-    steps = torch.linspace(0.005, 0.995, _KNOTS).expand(len(ranks), _KNOTS).contiguous()
+    steps = torch.linspace(0.005, 0.995, _KNOTS, device=ranks.device).expand(len(ranks), _KNOTS).contiguous()
     return torch.searchsorted(ranks.contiguous(), steps).clamp(_BACKGROUND, _LEVELS - 1).float()
 
 
@@ -136,10 +139,10 @@ def mix_amplitudes(images: Tensor, others: Tensor, generator: torch.Generator) -
     """Take a share of the other images' amplitudes at the lowest frequencies, up to 1 to 8 cycles a side."""
     spectrum, foreign = torch.fft.rfft2(images), torch.fft.rfft2(others)
     height, width = images.shape[2:]
-    rows = torch.fft.fftfreq(height, 1 / height).abs().view(-1, 1)
-    columns = torch.fft.rfftfreq(width, 1 / width).view(1, -1)
-    reach = _column(1 + 7 * torch.rand(len(images), generator=generator))
-    share = _column(torch.rand(len(images), generator=generator)) * (torch.maximum(rows, columns) <= reach)
+    rows = torch.fft.fftfreq(height, 1 / height, device=images.device).abs().view(-1, 1)
+    columns = torch.fft.rfftfreq(width, 1 / width, device=images.device).view(1, -1)
+    reach = _column(1 + 7 * _uniform(images, generator))
+    share = _column(_uniform(images, generator)) * (torch.maximum(rows, columns) <= reach)
     amplitude = spectrum.abs()
     mixed = torch.lerp(amplitude, foreign.abs(), share)
     changed: Tensor = torch.fft.irfft2(spectrum * (mixed / amplitude.clamp(min=1e-6)), s=(height, width))
@@ -149,15 +152,15 @@ def mix_amplitudes(images: Tensor, others: Tensor, generator: torch.Generator) -
 def filter_randomly(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mix every image with its answer to two random filters and a rectifier, brought to its own mean and spread."""
     count, _, height, width = images.shape
-    first = torch.randn(count, 1, _FILTER_SIDE, _FILTER_SIDE, generator=generator)
-    second = torch.randn(count, 1, 3, 3, generator=generator)
+    first = torch.randn(count, 1, _FILTER_SIDE, _FILTER_SIDE, generator=generator).to(images.device)
+    second = torch.randn(count, 1, 3, 3, generator=generator).to(images.device)
     stacked = images.view(1, count, height, width)
     mean, deviation = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True)
     hidden = functional.conv2d(stacked - mean.view(1, count, 1, 1), first, padding=_FILTER_SIDE // 2, groups=count)
     hidden = functional.leaky_relu(hidden, 0.2)
     out = functional.conv2d(hidden, second, padding=1, groups=count).view(count, 1, height, width)
     out = (out - out.mean((2, 3), keepdim=True)) / out.std((2, 3), keepdim=True).clamp(min=1e-6) * deviation + mean
-    share = _column(torch.rand(count, generator=generator))
+    share = _column(_uniform(images, generator))
     air = (images > _BACKGROUND / 128).float()
     return torch.lerp(images, out.clamp(0, 2) * air, share)
 
@@ -179,9 +182,9 @@ def add_ghosts(images: Tensor, generator: torch.Generator) -> Tensor:
     if along_columns:
         images = images.transpose(2, 3)
     height = images.shape[2]
-    lines = torch.fft.fftfreq(height, 1 / height).abs().view(1, 1, height, 1)
-    period = _column(torch.randint(2, 6, (len(images),), generator=generator))
-    strength = _column(torch.rand(len(images), generator=generator))
+    lines = torch.fft.fftfreq(height, 1 / height, device=images.device).abs().view(1, 1, height, 1)
+    period = _column(torch.randint(2, 6, (len(images),), generator=generator).to(images.device))
+    strength = _column(_uniform(images, generator))
     weak = ((lines % period) < 0.5) & (lines > 0.01 * height)
     ghosts: Tensor = torch.fft.ifft2(torch.fft.fft2(images) * (1 - strength * weak)).abs()
     return ghosts.transpose(2, 3) if along_columns else ghosts
@@ -196,9 +199,9 @@ def add_spike(images: Tensor, generator: torch.Generator) -> Tensor:
     spectrum = torch.fft.fft2(images)
     cycles = torch.randint(3, 26, (2, count), generator=generator)
     sign = 2 * torch.randint(0, 2, (2, count), generator=generator) - 1
-    rows, columns = cycles * sign
-    strength = torch.rand(count, generator=generator)
-    each = torch.arange(count)
+    rows, columns = (cycles * sign).to(images.device)
+    strength = _uniform(images, generator)
+    each = torch.arange(count, device=images.device)
     spectrum[each, 0, rows % height, columns % width] += strength * spectrum[:, 0, 0, 0].abs()
     striped: Tensor = torch.fft.ifft2(spectrum).abs()
     return striped
@@ -206,9 +209,14 @@ def add_spike(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def bias_fields(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Draw smooth brightness fields around 1, (N, 1, H, W)."""
-    coarse = 2 * torch.rand(len(images), 1, 4, 4, generator=generator) - 1
-    amount = _column(strength * torch.rand(len(images), generator=generator))
+    coarse = 2 * _uniform(images, generator, 1, 4, 4) - 1
+    amount = _column(strength * _uniform(images, generator))
     return 1 + amount * functional.interpolate(coarse, list(images.shape[2:]), mode="bicubic", align_corners=True)
+
+
+def _uniform(images: Tensor, generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw (N, *shape) values from [0, 1) where the generator is, for the images' device."""
+    return torch.rand(len(images), *shape, generator=generator).to(images.device)
 
 
 def _column(values: Tensor) -> Tensor:

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import Batch, ImageDataModule
+from brainq_torch.data.device import pick_device
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.run import MANIFEST, check_weights_fit, load_run
 from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint
+
+_VIEWS_AT_ONCE = 256
 
 
 class Outputs(NamedTuple):
@@ -234,12 +237,12 @@ class ViewTeacher(Teacher):
 
         def compute(part: Sequence[ManifestRow]) -> Tensor:
             pixels = np.stack([views[place_of[row.path]] for row in part])
-            images = torch.from_numpy(scale_pixels(pixels))
+            images = torch.from_numpy(scale_pixels(pixels)).to(pick_device())
             unlabelled = torch.zeros(len(part), dtype=torch.int64)
-            return teacher(Batch(images, unlabelled, unlabelled)).logits
+            return teacher(Batch(images, unlabelled, unlabelled)).logits.cpu()
 
         kept = TeacherLogits(Path(self.file))
-        fill(kept, rows, fingerprint([Path(run) for run in self.runs]), compute)
+        fill(kept, rows, fingerprint([Path(run) for run in self.runs]), compute, _VIEWS_AT_ONCE)
         table = torch.full((*views.shape[:2], len(CLASSES)), torch.nan)  # NaN: never to be asked for
         table[:, training] = kept.lookup(rows).view(data.views, len(training), len(CLASSES))
         return ViewLogits(table)

@@ -1,0 +1,19 @@
+"""Noise for whole batches, drawn where the images are: a value for each pixel is too much to send over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw_noise(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
+    """Draw standard normal values on ``device``; the CPU generator alone decides them, for each kind of device.
+
+    On a device other than the CPU they come from a stream of its own, seeded by the generator's next draw.
+    """
+    if device.type == "cpu":
+        return torch.randn(tuple(shape), generator=generator)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return torch.randn(tuple(shape), device=device, generator=torch.Generator(device).manual_seed(seed))
