@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from brainq_torch import __version__
+from brainq_torch.commit import find_commit
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.models import build_model
@@ -207,16 +207,6 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: version(name) for name in packages},
-        "commit": _commit(),
+        "commit": find_commit(),
         "command": " ".join(Path(sys.argv[0]).name if i == 0 else word for i, word in enumerate(sys.argv)),
     }
-
-
-def _commit() -> str | None:
-    source = Path(__file__).resolve().parent
-    command = ["git", "-C", str(source), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None

@@ -21,6 +21,7 @@ def test_every_configuration_is_known():
         "mobilenetv2_kd.yaml",
         "robust_mobilenetv2.yaml",
         "robust_128.yaml",
+        "robust_long.yaml",
         "robust_settled.yaml",
         "densenet101_teacher.yaml",
         "densenet32_alone.yaml",

@@ -1,4 +1,5 @@
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT, RunError, load_run, read_checkpoint, save_checkpoint
+from brainq_torch.run import CHECKPOINT, RunError, describe_environment, load_run, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -80,3 +81,10 @@ def test_a_newer_format_is_refused(run):
     torch.save(read_checkpoint(run / CHECKPOINT) | {"format": 99}, run / CHECKPOINT)
     with pytest.raises(RunError, match="format 99"):
         load_run(run)
+
+
+def test_environment_is_described_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    described = describe_environment()
+    assert described["commit"] is None
+    assert described["packages"]["torch"] == version("torch")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from brainq_torch.commit import find_commit
 from brainq_torch.data.classes import CLASSES
-from tools.code_version import ROOT
 from tools.command import run_command, write_report
 from tools.study_config import RECIPE_FILES, LatencyPlan, Model, RowPlan, StudyPlan, make_parser, read_plan
 from tools.study_runs import MANIFEST, PHANTOMS, HandlingCheck, check_finished, find_export, hash_images
@@ -316,7 +315,7 @@ class _Study:
             {
                 "format": 1,
                 "title": self.plan.title,
-                "created_from": {"commit": _commit(), "config": self.plan.config},
+                "created_from": {"commit": find_commit(), "config": self.plan.config},
                 "data": describe_data(self._data(), self.measured) | {"differences": self.handling.differences},
                 "classes": list(CLASSES),
                 "rows": rows,
@@ -353,12 +352,6 @@ class _Study:
     def _list_troubles(self) -> None:
         for trouble in self.troubles:
             print(f"  {trouble}", flush=True)
-
-
-def _commit() -> str | None:
-    """Return the checkout's commit, None outside one."""
-    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
 
 
 if __name__ == "__main__":
