@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import Batch, ImageDataModule
@@ -37,16 +38,19 @@ class Outputs(NamedTuple):
 
 
 class FrozenTeacher:
-    """Trained networks whose mean logits are the teacher's, on exactly the images that the student sees.
+    """Trained networks whose mean logits are the teacher's, on the very images that the student sees, changes included.
 
     No ``nn.Module``: whoever holds it does not own its weights, so they reach no optimizer, checkpoint or ``train()``.
     It stays in eval mode without gradients, follows the images to their device, and is shared by copies.
 
     models: one or more networks, (N, 1, H, W) -> (N, classes). layers: names of modules whose outputs are wanted too;
-    only with a single network. Raises ValueError without a network, or for layers of several or of unknown name.
+    only with a single network. sides: for each network the side in pixels to which it wants the images resized; without
+    them, images stay as they are. Raises ValueError without a network, or for layers of several or of unknown name.
     """
 
-    def __init__(self, models: Sequence[nn.Module], layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, models: Sequence[nn.Module], layers: Sequence[str] = (), sides: Sequence[int] | None = None
+    ) -> None:
         if not models:
             raise ValueError("a teacher needs one network or more; none was given")
         if layers and len(models) > 1:
@@ -54,6 +58,7 @@ class FrozenTeacher:
         # channels_last about doubles the speed of convolutions on a CPU
         frozen = [model.eval().requires_grad_(False).to(memory_format=torch.channels_last) for model in models]
         self.models: tuple[nn.Module, ...] = tuple(frozen)
+        self._sides = tuple(sides) if sides else (None,) * len(self.models)
         self._taps = FeatureTaps(self.models[0], layers)
         self._device: torch.device | None = None
 
@@ -64,12 +69,20 @@ class FrozenTeacher:
             self._device = batch.images.device
             for model in self.models:
                 model.to(self._device)
-        logits = torch.stack([model(batch.images).float() for model in self.models]).mean(dim=0)
-        return Outputs(logits, self._taps.take())
+        each = [
+            model(_resize(batch.images, side)).float() for model, side in zip(self.models, self._sides, strict=True)
+        ]
+        return Outputs(torch.stack(each).mean(dim=0), self._taps.take())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         """Share instead of copying: nothing in here changes."""
         return self
+
+
+def _resize(images: Tensor, side: int | None) -> Tensor:
+    if side is None or images.shape[-1] == side:
+        return images
+    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 class CachedLogits:
@@ -144,8 +157,10 @@ class Teacher(ABC):
 class RunTeacher(Teacher):
     """Finished runs; several are an ensemble, whose logits are averaged.
 
+    A run trained at another size than the student's gets the student's images resized to its own.
+
     runs: run folders. Loading raises RunError for a folder that is no finished run, ValueError when a run was trained
-    on images of another size or fit than the student's.
+    on images cut out in another way (``fit``) than the student's.
     """
 
     runs: Sequence[str]
@@ -154,12 +169,12 @@ class RunTeacher(Teacher):
         """Load the runs' networks."""
         loaded = [load_run(folder) for folder in self.runs]
         for run in loaded:
-            if run.pixels != data.pixels:
+            if run.pixels.fit != data.pixels.fit:
                 raise ValueError(
-                    f"teacher {run.folder} was trained on {run.pixels}, the student sees {data.pixels}. Give both "
-                    "the same, or use the teacher's cached logits, which it made at its own size"
+                    f"teacher {run.folder} was trained with data.fit {run.pixels.fit}, the student sees "
+                    f"{data.pixels.fit}. Give both the same, or use the teacher's cached logits, made with its own"
                 )
-        return FrozenTeacher([run.model for run in loaded], layers)
+        return FrozenTeacher([run.model for run in loaded], layers, [run.pixels.size for run in loaded])
 
 
 @dataclass(frozen=True)
