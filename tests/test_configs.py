@@ -26,6 +26,7 @@ def test_every_configuration_is_known():
         "densenet101_teacher.yaml",
         "densenet32_alone.yaml",
         "densenet32_kd.yaml",
+        "densenet32_kd_ensemble.yaml",
     }
 
 
@@ -81,6 +82,8 @@ def test_it_trains_a_step(path, phantoms, tmp_path, tiny_run):
         start += ["--init=", "--data.manifest="]  # the step before is another configuration's
     if "kd" in path.stem:
         start.append(f"--distillation.teacher.init_args.runs=[{tiny_run}]")
+    if "ensemble" in path.stem:
+        start += ["--init=", "--data.manifest=", f"--distillation.teacher.init_args.file={tmp_path / 'logits.jsonl'}"]
     short = [{**stage, "epochs": 1} for stage in yaml.safe_load(path.read_text())["stages"]]
     more = [f"--data.root={phantoms}", f"--out={tmp_path / 'run'}", "--trainer.limit_train_batches=1"]
     assert main(["--config", str(path), *words, *start, *more, f"--stages={json.dumps(short)}"]) == 0
