@@ -116,3 +116,7 @@ def test_command_writes_a_manifest_per_source(scans, tmp_path, capsys) -> None:
         assert len(scanners) == 1
     assert main([*words, "--out", str(tmp_path / "sources")]) == 2
     assert "name another folder" in capsys.readouterr().err
+    elsewhere = [*words[:3], str(tmp_path / "absent"), *words[4:], "--out", str(tmp_path / "other")]
+    assert main(elsewhere) == 2
+    assert "88 of 88 images" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

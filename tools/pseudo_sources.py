@@ -24,7 +24,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.leakage import grouped_split
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.split import ManifestRow, manifest_folder, read_manifest, write_manifest
+from brainq_torch.data.split import ManifestRow, manifest_folder, read_manifest, verify_manifest, write_manifest
 from tools.command import CommandError, run_command
 
 _PIXELS = PixelSpec(128, "stretch")
@@ -52,14 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    rows = [row for row in read_manifest(Path(options.manifest)) if row.split != "Testing"]
-    groups = np.unique([row.group or f"image:{row.path}" for row in rows], return_inverse=True)[1]
-    pixels = load_pixels(manifest_folder(Path(options.data), rows), _PIXELS)
-    sources = find_sources(describe_looks(pixels), groups, options.sources, options.seed)
-    manifests = [leave_out(rows, groups, sources == source, options.seed) for source in range(options.sources)]
-    out = Path(options.out)
+    out, data = Path(options.out), Path(options.data)
     if out.exists():
         raise CommandError(f"{out} exists; name another folder with --out")
+    rows = [row for row in read_manifest(Path(options.manifest)) if row.split != "Testing"]
+    verify_manifest(data, rows)
+    groups = np.unique([row.group or f"image:{row.path}" for row in rows], return_inverse=True)[1]
+    pixels = load_pixels(manifest_folder(data, rows), _PIXELS)
+    sources = find_sources(describe_looks(pixels), groups, options.sources, options.seed)
+    manifests = [leave_out(rows, groups, sources == source, options.seed) for source in range(options.sources)]
     out.mkdir(parents=True)
     for source, manifest in enumerate(manifests):
         write_manifest(out / f"without_{source}.csv", manifest)
