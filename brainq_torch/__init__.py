@@ -2,6 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from brainq_torch.openmp import limit_spinning
+
+limit_spinning()
+
 try:
     __version__ = version("brainq_torch")
 except PackageNotFoundError:  # run from a checkout that was never installed
