@@ -28,7 +28,7 @@ def spins(module: str, **settings: str) -> str:
 @linux_only
 @pytest.mark.parametrize("module", ["brainq_torch.fit", "export.__main__", "tools.evaluate"])
 def test_threads_spin_for_a_short_time(module: str) -> None:
-    assert spins(module) == "1000"
+    assert spins(module) == "4000"
 
 
 @linux_only
