@@ -8,13 +8,9 @@ import torch
 from brainq_torch.data.augment import Augmentation
 from brainq_torch.data.noise import draw_noise
 from brainq_torch.data.style import StyleMixing
+from tests.test_style import CHANGES, generator
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
-CHANGES = ["tone", "match", "fourier", "filter", "bias", "blur", "ghosting", "spike", "noise"]
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(7)
 
 
 def test_on_the_cpu_it_is_the_generators_own_stream() -> None:

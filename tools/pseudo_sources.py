@@ -24,7 +24,14 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.leakage import grouped_split
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.split import ManifestRow, manifest_folder, read_manifest, verify_manifest, write_manifest
+from brainq_torch.data.split import (
+    ManifestRow,
+    manifest_folder,
+    number_groups,
+    read_manifest,
+    verify_manifest,
+    write_manifest,
+)
 from tools.command import CommandError, run_command
 
 _PIXELS = PixelSpec(128, "stretch")
@@ -57,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         raise CommandError(f"{out} exists; name another folder with --out")
     rows = [row for row in read_manifest(Path(options.manifest)) if row.split != "Testing"]
     verify_manifest(data, rows)
-    groups = np.unique([row.group or f"image:{row.path}" for row in rows], return_inverse=True)[1]
+    groups = number_groups(rows)
     pixels = load_pixels(manifest_folder(data, rows), _PIXELS)
     sources = find_sources(describe_looks(pixels), groups, options.sources, options.seed)
     manifests = [leave_out(rows, groups, sources == source, options.seed) for source in range(options.sources)]

@@ -116,6 +116,11 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     return rows
 
 
+def number_groups(rows: Sequence[ManifestRow]) -> NDArray[np.int64]:
+    """Return the number of each row's group, (len(rows),) int64; a row without a group is a group of its own."""
+    return np.unique([row.group or f"image:{row.path}" for row in rows], return_inverse=True)[1]
+
+
 def manifest_folder(root: Path, rows: Sequence[ManifestRow], split: str | None = None) -> ImageFolder:
     """Turn manifest rows (of one split, or all) back into an image folder below ``root``."""
     records = tuple(

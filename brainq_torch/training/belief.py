@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from brainq_torch.data.leakage import SOURCES, LeakCheck, share_group
-from brainq_torch.data.split import ManifestRow
+from brainq_torch.data.split import ManifestRow, number_groups
 from brainq_torch.training.metrics import LEVEL, Metrics
 
 
@@ -68,7 +68,7 @@ def find_unseen(rows: Sequence[ManifestRow], split: str) -> NDArray[np.bool_]:
     An image without a group is its own.
     """
     splits = np.array([row.split for row in rows])
-    groups = np.unique([row.group or f"\0{row.path}" for row in rows], return_inverse=True)[1]
+    groups = number_groups(rows)
     held_out = splits == split
     return np.asarray(~share_group(groups, held_out, np.isin(splits, SOURCES[split]))[held_out])
 

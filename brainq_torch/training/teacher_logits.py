@@ -17,7 +17,7 @@ from tqdm import tqdm
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestRow, hash_file, manifest_folder
+from brainq_torch.data.split import ManifestRow, hash_file, manifest_folder, number_groups
 from brainq_torch.run import CHECKPOINT, load_run
 
 _FORMAT = 1
@@ -176,7 +176,7 @@ def make_fold_manifests(rows: Sequence[ManifestRow], folds: int, seed: int) -> l
     Raises ValueError when there are fewer than 2 folds or a class has fewer groups than there are folds.
     """
     training = [row for row in rows if row.split == "Training"]
-    groups = [row.group or f"image:{row.path}" for row in training]
+    groups = number_groups(training)
     labels = [row.label for row in training]
     fewest = min(len({group for group, found in zip(groups, labels, strict=True) if found == name}) for name in CLASSES)
     if not 2 <= folds <= fewest:
