@@ -7,6 +7,7 @@ https://figshare.com/articles/dataset/brain_tumor_dataset/1512427
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ FIGSHARE_CLASSES: dict[int, str] = {1: "meningioma", 2: "glioma", 3: "pituitary"
 
 _MAX_TEXT = 256
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3  # HDF5 filter numbers; MATLAB writes no others
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Chunks read directly by several threads at once fail now and then (H5Dread_chunk), whichever files they are of."""
 
 
 def read_figshare(path: FilePath) -> GreyImage:
@@ -76,7 +81,7 @@ def _open(path: FilePath) -> Iterator[h5py.File]:
     with open(path, "rb") as file:
         if file.read(14) == b"MATLAB 5.0 MAT":
             raise UnreadableImageError(path, "is a MATLAB 5 file", "save it in MATLAB with save(..., '-v7.3')")
-    with h5py.File(path, "r") as matlab:
+    with _ONE_AT_A_TIME, h5py.File(path, "r") as matlab:
         if not isinstance(matlab.get("cjdata", getlink=True), h5py.HardLink):  # a link may lead to other files
             remedy = "leave it out: other .mat files have no agreed place for an image"
             raise UnreadableImageError(path, "is no figshare brain tumour file (it has no struct cjdata)", remedy)
