@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from brainq_torch.lock import LockedError, hold_lock
 
 PARITY = "parity.json"
 """Written last; a folder without it is no export."""
@@ -27,17 +28,23 @@ def write_as_a_whole(target: Path, replace: bool, say: Callable[[str], None]) ->
     Raises ExportFolderError when the target may not be written, or another process is writing it.
     """
     partial, replaced = _beside(target, ".partial"), _beside(target, ".replaced.partial")
-    _recover(target, replaced, say)
-    check_target(target, replace)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _own(partial, say):
-        try:
-            yield partial
-            _flush(partial)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
-        _take_place(partial, target, replaced)
+    try:
+        with hold_lock(_beside(target, ".lock")):
+            _recover(target, replaced, say)
+            check_target(target, replace)
+            _make_empty(partial, say)
+            try:
+                yield partial
+                _flush(partial)
+            except BaseException:
+                shutil.rmtree(partial)
+                raise
+            _take_place(partial, target, replaced)
+    except LockedError as error:
+        raise ExportFolderError(
+            f"another export is writing {target} ({error}); wait for it, or use another --out"
+        ) from error
 
 
 def check_target(target: Path, replace: bool) -> None:
@@ -88,33 +95,11 @@ def _recover(target: Path, replaced: Path, say: Callable[[str], None]) -> None:
         replaced.rename(target)
 
 
-@contextmanager
-def _own(partial: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Make the folder, empty, and hold a lock on it that ends with this process."""
-    existed = partial.exists()
-    partial.mkdir(exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ExportFolderError(
-                f"another export is writing {partial}; wait for it, or use another --out"
-            ) from error
-        if existed:
-            say(f"removing {partial}, the unfinished folder of a killed export")
-            _empty(partial)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _make_empty(partial: Path, say: Callable[[str], None]) -> None:
+    if partial.exists():
+        say(f"removing {partial}, the unfinished folder of a killed export")
+        shutil.rmtree(partial)
+    partial.mkdir()
 
 
 def _take_place(partial: Path, target: Path, replaced: Path) -> None:

@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ import time
 
 import pytest
 
+from brainq_torch.lock import hold_lock
 from export.artefact_folder import ExportFolderError, check_target, write_as_a_whole
 
 
@@ -26,7 +26,7 @@ def test_the_folder_appears_when_the_block_ends(tmp_path):
     with write_as_a_whole(target, False, pytest.fail) as folder:
         (folder / "model").write_text("new")
         assert not target.exists()
-        assert names(target.parent) == ["export.partial"]
+        assert names(target.parent) == ["export.lock", "export.partial"]
     assert names(target.parent) == ["export"]
     assert names(target) == ["model"]
 
@@ -119,17 +119,15 @@ def test_a_kill_after_the_two_renames_leaves_no_rubbish(tmp_path):
 def test_two_exports_do_not_write_the_same_folder(tmp_path):
     (tmp_path / "export.partial").mkdir()
     (tmp_path / "export.partial/model").write_text("of the other")
-    handle = os.open(tmp_path / "export.partial", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(ExportFolderError, match="another export is writing"):
-            write(tmp_path / "export")
-    finally:
-        os.close(handle)
+    with (
+        hold_lock(tmp_path / "export.lock"),
+        pytest.raises(ExportFolderError, match=f"another export is writing .*process {os.getpid()} on "),
+    ):
+        write(tmp_path / "export")
     assert (tmp_path / "export.partial/model").exists()
 
 
-def test_a_killed_process_leaves_only_the_partial_folder(tmp_path):
+def test_a_killed_process_leaves_no_half_export(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from export.artefact_folder import write_as_a_whole\n"
         "with write_as_a_whole(Path(sys.argv[1]), False, print) as folder:\n"
@@ -142,7 +140,7 @@ def test_a_killed_process_leaves_only_the_partial_folder(tmp_path):
             write(tmp_path / "export")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert names(tmp_path) == ["export.partial"]
+    assert names(tmp_path) == ["export.lock", "export.partial"]
     start, said = time.monotonic(), []
     write(tmp_path / "export", say=said.append)
     assert time.monotonic() - start < 5
