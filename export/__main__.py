@@ -188,6 +188,7 @@ def _make(name: str, context: ExportContext, clock: Clock, validation: Validatio
         metadata = describe_run(context.run, name, context.provenance.get(name))
         for file in recipe.files:
             path = context.path(file)
+            write_metadata(path, metadata)  # else what the file it was made from said of itself is still in it
             write_metadata(path, replace_fields(metadata, abstention=validation.fit(path)))
     made = ", ".join(f"{context.path(file).stat().st_size:,} bytes" for file in recipe.files)
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)

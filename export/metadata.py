@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from brainq_torch import checksum
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.training.abstention import Abstention
 from export.extra import import_extra
@@ -94,8 +95,7 @@ def read_onnx(path: Path) -> FileMetadata:
         model = onnx.load(path, load_external_data=False)
     except protobuf.DecodeError as error:
         raise MetadataError(f"{path} is not an ONNX file, or is cut short: {error}") from error
-    texts = [entry.value for entry in model.metadata_props if entry.key == KEY]
-    return _parse(texts[0] if texts else None, path)
+    return _parse(next((entry.value for entry in model.metadata_props if entry.key == KEY), None), path)
 
 
 def write_tflite(path: Path, metadata: FileMetadata) -> None:
@@ -123,8 +123,8 @@ def read_tflite(path: Path) -> FileMetadata:
     if entry is None:
         return _parse(None, path)
     try:
-        text = bytes(np.asarray(model.buffers[entry.buffer].data, np.uint8)).decode()
-    except (IndexError, TypeError, UnicodeDecodeError) as error:
+        text = bytes(np.asarray(model.buffers[entry.buffer].data, np.uint8))
+    except (IndexError, TypeError) as error:
         raise MetadataError(f"{path}: the entry {KEY!r} cannot be read ({error}); export the file again") from error
     return _parse(text, path)
 
@@ -136,8 +136,9 @@ def read_metadata(path: Path) -> FileMetadata:
 
 
 def write_metadata(path: Path, metadata: FileMetadata) -> None:
-    """Put the metadata into an .onnx or .tflite file."""
+    """Put the metadata into an .onnx or .tflite file, and with it a checksum of all that the file holds."""
     _of_suffix(path, {".onnx": write_onnx, ".tflite": write_tflite})(path, metadata)
+    checksum.seal(path)
 
 
 def _of_suffix(path: Path, functions: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -147,10 +148,10 @@ def _of_suffix(path: Path, functions: dict[str, Callable[..., Any]]) -> Callable
 
 
 def _dump(metadata: FileMetadata) -> str:
-    return json.dumps(metadata.to_json(), sort_keys=True, ensure_ascii=False)
+    return json.dumps(metadata.to_json() | {checksum.KEY: checksum.UNSEALED}, sort_keys=True, ensure_ascii=False)
 
 
-def _parse(text: str | None, path: Path) -> FileMetadata:
+def _parse(text: str | bytes | None, path: Path) -> FileMetadata:
     if text is None:
         raise MetadataError(
             f"{path} does not say its classes and pixels: it has no metadata entry {KEY!r}. Export it with "
@@ -158,6 +159,6 @@ def _parse(text: str | None, path: Path) -> FileMetadata:
         )
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8: protobuf hands out such a text as bytes
         raise MetadataError(f"{path}: the entry {KEY!r} is not JSON ({error}); export the file again") from error
     return FileMetadata.from_json(data, str(path))

@@ -14,7 +14,7 @@ from brainq_torch.data.split import hash_file
 from brainq_torch.training.metrics import compare_predictions
 from export.metadata import MetadataError, read_metadata
 from export.run_images import ImageSample
-from export.runners import OnnxRunner, Runner, RunnerError, Scale, load_runner
+from export.runners import OnnxRunner, Runner, RunnerError, Scale, TFLiteRunner, run_named
 
 FLOAT_MODEL = "float model"
 """Reference of a rung: the run's network in PyTorch without fake quantization, or the one that it was trained from."""
@@ -185,7 +185,7 @@ class LogitTable:
         key = (name, optimised or model is not None)
         if key not in self._known:
             runner = self._load(name, optimised) if model is None else model
-            self._known[key] = Logits(runner(self._sample.pixels), runner.logit_scale)
+            self._known[key] = Logits(run_named(runner, self._sample.pixels, self._sample.names), runner.logit_scale)
         return self._known[key]
 
     def of_float(self) -> Logits | None:
@@ -193,10 +193,11 @@ class LogitTable:
         return self.of(FLOAT_MODEL) if FLOAT_MODEL in self._models else None
 
     def _load(self, name: str, optimised: bool) -> Runner:
+        """Open a file without asking for its checksum: the ladder says in what a changed file differs."""
         path = self.folder / name
         if path.suffix == ".onnx":
             return OnnxRunner(path, read_metadata(path), self._threads, optimised)
-        return load_runner(path, self._threads)
+        return TFLiteRunner(path, read_metadata(path), self._threads)
 
 
 def climb(
@@ -236,11 +237,11 @@ def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[s
     }
     try:
         logits, reference = table.of(rung.artefact, rung.optimised), table.of(rung.reference, rung.optimised)
-        claimed = read_metadata(path).classes
+        claimed, plain = read_metadata(path).classes, table.of_float()
     except (RunnerError, MetadataError) as error:
         return ArtefactReport(**identity, **_UNMEASURED, limits=rung.limits, passed=False, error=str(error))
     verdict = judge(reference, logits, rung.limits)
-    against_float = _compare(table.of_float(), logits, sample, classes)
+    against_float = _compare(plain, logits, sample, classes)
     faults = [] if against_float is None else _float_faults(against_float, rung.limits)
     if claimed != classes:
         faults.append(f"names the classes {claimed}, the run {classes}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from brainq_torch.checksum import find_damage
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.training.abstention import Abstention
 from export.extra import import_extra
@@ -26,6 +27,25 @@ whose activations outgrow the caches."""
 
 class RunnerError(ValueError):
     """A model that cannot be run, or images that it cannot be fed."""
+
+
+class NotFiniteError(RunnerError):
+    """Logits that are NaN or infinite. model: what gave them. image: number of the first such image of the call."""
+
+    def __init__(self, model: str, image: int, name: str | None = None) -> None:
+        super().__init__(
+            f"{model} gives logits that are not finite for {name or f'image {image}'}: weights are broken, or "
+            "activations too large; python -m tools.doctor tells more of an exported file"
+        )
+        self.model, self.image = model, image
+
+
+def run_named(runner: Runner, images: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the runner's logits of (N, size, size) uint8 images. Its errors name the image. names: N of them."""
+    try:
+        return runner(images)
+    except NotFiniteError as error:
+        raise NotFiniteError(error.model, error.image, names[error.image]) from error
 
 
 UINT8_SHIFT = 128
@@ -52,7 +72,10 @@ class Runner(Protocol):
     abstention: Abstention | None
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Map (N, size, size) uint8 grey images to (N, C) float32 logits. N may be anything, 0 included."""
+        """Map (N, size, size) uint8 grey images to (N, C) float32 logits. N may be anything, 0 included.
+
+        Raises RunnerError, for logits that are not finite NotFiniteError.
+        """
         ...
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
@@ -64,13 +87,24 @@ class Runner(Protocol):
 
 
 def load_runner(
-    path: str | Path, threads: int = 1, pixels: PixelSpec | None = None, classes: tuple[str, ...] | None = None
+    path: str | Path,
+    threads: int = 1,
+    pixels: PixelSpec | None = None,
+    classes: tuple[str, ...] | None = None,
+    accelerated: bool = True,
 ) -> Runner:
     """Load a run folder, an .onnx or a .tflite file.
 
-    threads: processor threads of one call. pixels, classes: for a file that does not say them itself, both together;
-    refused where they contradict it.
-    Raises RunnerError, MetadataError, RunError or MissingExtraError, each with what to do.
+    Args:
+        path: The model. Where a file carries a checksum, it must hold.
+        threads: Processor threads of one call.
+        pixels: For a file that does not say them itself, with ``classes``; refused where they contradict it.
+        classes: Likewise, in logit order.
+        accelerated: False runs the graph as it is written: ONNX Runtime without its optimisations, LiteRT without
+            XNNPACK.
+
+    Raises:
+        RunnerError, MetadataError, RunError or MissingExtraError, each with what to do.
     """
     path = Path(path)
     if threads < 1:
@@ -82,11 +116,11 @@ def load_runner(
 
         run = load_run(path)
         _check_claims(path, FileMetadata(run.classes, run.pixels, {}), pixels, classes)
-        return TorchRunner(run.model, run.pixels, run.classes, threads, run.abstention)
+        return TorchRunner(run.model, run.pixels, run.classes, threads, run.abstention, str(path))
     runners: dict[str, type[OnnxRunner | TFLiteRunner]] = {".onnx": OnnxRunner, ".tflite": TFLiteRunner}
     if path.suffix not in runners:
         raise RunnerError(f"{path} ends in {path.suffix!r}; give a run folder or a file ending in {sorted(runners)}")
-    return runners[path.suffix](path, _describe(path, pixels, classes), threads)
+    return runners[path.suffix](path, _describe(path, pixels, classes), threads, accelerated)
 
 
 class TorchRunner:
@@ -101,6 +135,7 @@ class TorchRunner:
         classes: tuple[str, ...],
         threads: int = 1,
         abstention: Abstention | None = None,
+        name: str = "the network in PyTorch",
     ) -> None:
         if model.training:
             raise RunnerError("the model is in training mode: BatchNorm and dropout would answer as such; call .eval()")
@@ -109,7 +144,7 @@ class TorchRunner:
         # A copy, because channels last (a third faster) is a layout that must not reach the exporter.
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         self.pixels, self.classes, self.abstention = pixels, classes, abstention
-        self._threads = threads
+        self._threads, self._name = threads, name
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``."""
@@ -119,7 +154,7 @@ class TorchRunner:
             batches = [
                 self.model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in _batches(images, self.pixels)
             ]
-        return _join(batches, np.float32, len(self.classes))
+        return _join(self._name, batches, np.float32, len(self.classes))
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """Raise RunnerError: PyTorch computes in float here, even a fake-quantized network."""
@@ -145,21 +180,19 @@ class OnnxRunner:
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise RunnerError(f"{path} cannot be run by ONNX Runtime: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
+        self._name, size = str(path), self.pixels.size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
         self._input = inputs[0].name
         self._batch = 1 if inputs[0].shape[0] == 1 else BATCH
-        _check_shapes(path, tuple(inputs[0].shape[1:]), (1, *self._sides()), outputs[0].shape[-1], self.classes)
+        _check_shapes(path, tuple(inputs[0].shape[1:]), (1, size, size), outputs[0].shape[-1], self.classes)
         self.logit_scale = _onnx_logit_scale(path)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``."""
-        batches = [
-            self._session.run(None, {self._input: scale_pixels(batch)})[0]
-            for batch in _batches(images, self.pixels, self._batch)
-        ]
-        return _join(batches, np.float32, len(self.classes))
+        batches = [self._run(batch) for batch in _batches(images, self.pixels, self._batch)]
+        return _join(self._name, batches, np.float32, len(self.classes))
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """See ``Runner``: the integers that the last DequantizeLinear was fed."""
@@ -169,8 +202,12 @@ class OnnxRunner:
         integers: npt.NDArray[np.int8] = steps.astype(np.int8)
         return integers
 
-    def _sides(self) -> tuple[int, int]:
-        return self.pixels.size, self.pixels.size
+    def _run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        try:
+            logits: npt.NDArray[np.float32] = self._session.run(None, {self._input: scale_pixels(batch)})[0]
+        except Exception as error:  # as in __init__
+            raise RunnerError(f"{self._name} cannot be run by ONNX Runtime: {error}") from error
+        return logits
 
 
 class TFLiteRunner:
@@ -191,6 +228,7 @@ class TFLiteRunner:
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
+        self._name = str(path)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
@@ -220,9 +258,12 @@ class TFLiteRunner:
         rows = []
         for image in _batches(images, self.pixels, 1):
             self._interpreter.set_tensor(self._input["index"], self._feed(image))
-            self._interpreter.invoke()
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:
+                raise RunnerError(f"{self._name} cannot be run by the LiteRT interpreter: {error}") from error
             rows.append(self._interpreter.get_tensor(self._output["index"]))
-        return _join(rows, self._output["dtype"], len(self.classes))
+        return _join(self._name, rows, self._output["dtype"], len(self.classes))
 
     def _feed(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Scale (1, size, size) uint8 and quantize it as the file wants; at scale 1/128 that is pixel - 128."""
@@ -237,7 +278,9 @@ class TFLiteRunner:
 
 
 def _describe(path: Path, pixels: PixelSpec | None, classes: tuple[str, ...] | None) -> FileMetadata:
-    """Return the file's own metadata, or the caller's where it has none."""
+    """Return the file's own metadata, or the caller's where it has none. A damaged file is not even opened."""
+    if damage := find_damage(path):
+        raise RunnerError(damage)
     if (pixels is None) != (classes is None):
         raise RunnerError("give pixels and classes together, or neither where the file says them itself")
     try:
@@ -281,8 +324,13 @@ def _batches(images: npt.NDArray[np.uint8], pixels: PixelSpec, size: int = BATCH
         yield images[start : start + size]
 
 
-def _join(batches: list[npt.NDArray[Any]], dtype: Any, classes: int) -> npt.NDArray[Any]:
-    return np.concatenate(batches) if batches else np.empty((0, classes), dtype)
+def _join(model: str, batches: list[npt.NDArray[Any]], dtype: Any, classes: int) -> npt.NDArray[Any]:
+    """Return the batches' logits as one. Raises NotFiniteError: no runner hands out an answer that is none."""
+    logits = np.concatenate(batches) if batches else np.empty((0, classes), dtype)
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if broken.size:
+        raise NotFiniteError(model, int(broken[0]))
+    return logits
 
 
 def _onnx_logit_scale(path: Path) -> Scale | None:

@@ -12,6 +12,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.models import build_model
 from brainq_torch.run import CHECKPOINT as RUN_CHECKPOINT
 from brainq_torch.run import save_checkpoint
+from export.metadata import FileMetadata, write_metadata
 from tools import bench, bench_worker
 
 
@@ -124,11 +125,15 @@ def test_wrong_models_are_named(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "noise.tflite").write_bytes(b"\x00" * 64)
+    damaged = write_float_onnx(tmp_path / "damaged.onnx")
+    write_metadata(damaged, FileMetadata(CLASSES, PixelSpec(32), {}))
+    damaged.write_bytes(damaged.read_bytes() + b"\0")
     for name, message in (
         ("missing.onnx", "does not exist"),
         ("notes.txt", "ends in '.txt'"),
         ("folder", "no finished run folder"),
         ("noise.tflite", "cannot be run"),
+        ("damaged.onnx", "is damaged"),
     ):
         assert bench.main([str(tmp_path / name)]) == 2
         error = capsys.readouterr().err

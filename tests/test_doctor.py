@@ -19,7 +19,7 @@ from handmade_models import (
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.metadata import FileMetadata, write_metadata
-from tools import doctor, doctor_probe
+from tools import compare, doctor, doctor_probe
 from tools.doctor_checks import check_graph
 from tools.doctor_probe import Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
@@ -139,6 +139,18 @@ def test_islands_and_inner_conversions_are_located(tmp_path):
     assert "smooth" in diagnosis.not_int8
 
 
+def test_the_checksum_is_asked_for_and_compared_with_the_bytes(tmp_path):
+    path = sign(write_int8_tflite(tmp_path / "m.tflite"))
+    assert "no_checksum" not in codes(doctor.diagnose(path, run=False))
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert codes(doctor.diagnose(path, run=False), "fault") == {"damaged"}
+    earlier = write_float_onnx(tmp_path / "earlier.onnx")
+    model = onnx.load(earlier)
+    set_onnx_metadata(model, FileMetadata(CLASSES, PixelSpec(SIDE), {}).to_json())
+    onnx.save(model, earlier)
+    assert "no_checksum" in codes(doctor.diagnose(earlier, run=False), "warning")
+
+
 def test_metadata_is_asked_for_and_compared_with_the_tensors(tmp_path):
     path = write_int8_tflite(tmp_path / "m.tflite")
     assert "no_metadata" in codes(doctor.diagnose(path, run=False), "fault")
@@ -238,6 +250,8 @@ def test_engines_that_disagree_are_named():
     (finding,) = doctor._compare_runs(names, one, other, 1.9)
     assert (finding.code, finding.severity) == ("engines_differ", "warning")
     assert "at most 2, 1 images change class (tolerated: 1.9)" in finding.what
+    command = finding.remedy.rpartition("python -m tools.compare ")[2].replace("--data DIR", "--data=DIR")
+    assert compare.make_parser().parse_args(command.split()).without_xnnpack
     (near_tie,) = doctor._compare_runs(names, one, other, 2.0)
     assert (near_tie.code, near_tie.severity) == ("engines_agree", "ok")
     assert "1 images change class" in near_tie.what

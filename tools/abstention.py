@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.images import UnreadableImageError, read_grey
 from brainq_torch.training.abstention import Abstention, Judgement, cover, measure
-from export.runners import Runner, load_runner
+from export.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 from tools.outliers import KINDS, draw_outliers
@@ -111,7 +111,7 @@ def _measure(options: argparse.Namespace) -> int:
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
     readable, pixels = decode_images(folder, runner.pixels)
     labels = np.array([record.label for record in readable.records])
-    logits = runner(pixels)[:, order]
+    logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
     judged = runner.abstention.judge(logits, pixels)
     sets = draw_sets(runner, pixels)
     if options.outliers:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from brainq_torch.checksum import find_damage
 from tools.bench_worker import SUFFIXES
 from tools.command import CommandError, positive, run_command, write_report
 
@@ -120,7 +121,7 @@ def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, call
 
 
 def size_bytes(model: Path) -> int:
-    """Return a model's size on disk. Raises CommandError when it is not there or of no known kind."""
+    """Return a model's size on disk. Raises CommandError when it is not there, of no known kind, or damaged."""
     if not model.exists():
         raise CommandError(f"{model} does not exist; give run folders, .onnx or .tflite files")
     if model.is_dir():
@@ -133,6 +134,8 @@ def size_bytes(model: Path) -> int:
         raise CommandError(
             f"{model} ends in {model.suffix!r}; give run folders, or files ending in {' or '.join(SUFFIXES)}"
         )
+    if damage := find_damage(model):
+        raise CommandError(damage)
     return model.stat().st_size
 
 

@@ -17,9 +17,8 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.training.metrics import Comparison, Metrics, compare_predictions, compute_metrics
-from export.metadata import read_metadata
 from export.parity import Limits, Logits, judge
-from export.runners import OnnxRunner, Runner, TFLiteRunner, load_runner
+from export.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 
@@ -213,18 +212,14 @@ def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
     order = class_order(name, runner)
     pixels = images.of(runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr, flush=True)
-    return runner(pixels)[:, order]
+    return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]
 
 
 def _load_as_written(name: str, threads: int) -> Runner:
     """Load a model; ONNX Runtime runs the graph as it stands in the file."""
-    if name.endswith(WITHOUT_XNNPACK):
-        path = Path(name.removesuffix(WITHOUT_XNNPACK))
-        return TFLiteRunner(path, read_metadata(path), threads, xnnpack=False)
-    path = Path(name)
-    if path.suffix == ".onnx" and path.is_file():
-        return OnnxRunner(path, read_metadata(path), threads, optimised=False)
-    return load_runner(path, threads)
+    return load_runner(
+        name.removesuffix(WITHOUT_XNNPACK), threads, accelerated=not name.endswith((WITHOUT_XNNPACK, ".onnx"))
+    )
 
 
 def _size(name: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.checksum import find_damage, is_sealed
 from brainq_torch.data.folder import scan_folder
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
@@ -173,13 +174,20 @@ def _examine_metadata(path: Path, graph: ModelGraph) -> tuple[FileMetadata | Non
         faults.append(f"metadata says images of {metadata.pixels.size} pixels, the input is {shape}")
     if logits is not None and logits[-1] != len(metadata.classes):
         faults.append(f"metadata names {len(metadata.classes)} classes, the output is {logits}")
+    if damage := find_damage(path):
+        what, _, remedy = damage.partition("; ")
+        return metadata, [Finding("damaged", "fault", what, remedy)]
     if faults:
         return metadata, [
             Finding("metadata_differs", "fault", what, "export the file again; do not edit it") for what in faults
         ]
     pixels = metadata.pixels
     what = f"metadata: classes {', '.join(metadata.classes)}; {pixels.size} pixels, {pixels.fit}"
-    return metadata, [Finding("metadata", "ok", what)]
+    findings = [Finding("metadata", "ok", what)]
+    if not is_sealed(path):
+        what = "carries no checksum: it is of an earlier version, and damage to its weights would go unnoticed"
+        findings.append(Finding("no_checksum", "warning", what, "export it again"))
+    return metadata, findings
 
 
 def _examine_claims(path: Path, kind: str, expect: str | None, metadata: FileMetadata | None) -> list[Finding]:
@@ -243,7 +251,8 @@ def _compare_runs(names: tuple[str, str], default: Outcome, plain: Outcome, tole
     largest = float(np.abs(default.logits - plain.logits).max())
     what = f"{names[0]} and {names[1]}: logits differ by at most {largest:.4g}, {differing} images change class"
     if largest > tolerance:
-        remedy = "compare both on real images with tools.evaluate before either is trusted"
+        words = "FILE --data DIR --without-xnnpack" if "XNNPACK" in names[1] else "RUN FILE --data DIR"
+        remedy = f"compare them on real images before either is trusted: python -m tools.compare {words}"
         return [Finding("engines_differ", "warning", f"{what} (tolerated: {tolerance:.4g})", remedy)]
     return [Finding("engines_agree", "ok", what)]
 

@@ -28,7 +28,7 @@ from brainq_torch.training.metrics import (
     compute_metrics,
     plot_confusion,
 )
-from export.runners import Runner, load_runner
+from export.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, run_command, write_report
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
@@ -140,7 +140,7 @@ def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder) -> Eval
     order = class_order(name, runner)
     readable, pixels = decode_images(folder, runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr)
-    logits = runner(pixels)[:, order]
+    logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
     return Evaluation(name, split, readable, logits, compute_metrics(logits, _labels(readable)))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
-from export.runners import load_runner
+from export.runners import load_runner, run_named
 from tools.command import CommandError, check_targets, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 
@@ -87,9 +87,9 @@ def _gradcam(options: argparse.Namespace) -> int:
     readable, pixels = decode_images(folder, runner.pixels)
     labels = np.array([record.label for record in readable.records])
     print(f"{options.run}: running {len(pixels)} images", file=sys.stderr, flush=True)
-    logits = runner(pixels)[:, order]
-    chosen = choose_cases(labels, logits.argmax(axis=1), options.images, options.seed)
     paths = [record.path for record in readable.records]
+    logits = run_named(runner, pixels, paths)[:, order]
+    chosen = choose_cases(labels, logits.argmax(axis=1), options.images, options.seed)
     cases = _explain(run, order, chosen, paths, labels, logits, pixels)
     plot_cases(cases, options.out)
     for case in cases:

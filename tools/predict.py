@@ -19,7 +19,7 @@ from scipy.special import softmax
 
 from brainq_torch.data.images import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
 from brainq_torch.training.abstention import UNCERTAIN
-from export.runners import Runner, load_runner
+from export.runners import Runner, load_runner, run_named
 from tools.command import run_command
 
 SOME_UNREAD = 1
@@ -142,7 +142,8 @@ def predict_images(runner: Runner, paths: Iterator[str | Unread]) -> Iterator[Pr
     """Answer every path in order, a batch at a time, so that memory does not grow with the number of images."""
     for batch in batched(paths, READ_AT_ONCE):
         read = [path if isinstance(path, Unread) else _read(path, runner) for path in batch]
-        answers = iter(_answer(runner, [item[0] for item in read if not isinstance(item, Unread)]))
+        known = [(str(path), item[0]) for path, item in zip(batch, read, strict=True) if not isinstance(item, Unread)]
+        answers = iter(_answer(runner, *zip(*known, strict=True))) if known else iter(())
         for path, item in zip(batch, read, strict=True):
             if isinstance(item, Unread):
                 yield item
@@ -152,12 +153,12 @@ def predict_images(runner: Runner, paths: Iterator[str | Unread]) -> Iterator[Pr
                 yield Prediction(str(path), probabilities, item[1], abstained, outlier)
 
 
-def _answer(runner: Runner, images: list[NDArray[np.uint8]]) -> list[tuple[NDArray[np.float64], str | None, float]]:
+def _answer(
+    runner: Runner, paths: Sequence[str], images: Sequence[NDArray[np.uint8]]
+) -> list[tuple[NDArray[np.float64], str | None, float]]:
     """Return probabilities, why the model does not answer, and the outlier score of each image."""
-    if not images:
-        return []
     pixels = np.stack(images)
-    logits = runner(pixels)
+    logits = run_named(runner, pixels, paths)
     abstention = getattr(runner, "abstention", None)  # a runner of one's own need not have it
     if abstention is None:
         return [(row, None, 0.0) for row in softmax(logits.astype(np.float64), axis=1)]

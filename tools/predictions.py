@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.training.belief import find_unseen
-from export.runners import Runner, load_runner
+from export.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 
@@ -88,7 +88,7 @@ def answer(
     fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
     paths = [record.path for record in folder.records]
     return {
-        "logits": runner(pixels)[:, order].astype(np.float32),
+        "logits": run_named(runner, pixels, paths)[:, order].astype(np.float32),
         "labels": np.array([record.label for record in folder.records], np.int64),
         "paths": np.array(paths),
         "unseen": np.array([fresh[path] for path in paths]),
