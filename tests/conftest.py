@@ -20,6 +20,18 @@ TINY = [
 """The quickstart, small enough to run in a test."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--most-skips", type=int, metavar="N", help="fail when more tests than N are skipped (CI does)")
+
+
+def pytest_sessionfinish(session):
+    most, reporter = session.config.option.most_skips, session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", [])) if reporter else 0  # the workers of xdist have no reporter
+    if most is not None and skipped > most:
+        reporter.write_line(f"{skipped} tests were skipped, at most {most} may be; the reasons are below", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Tiny tensors are fastest on one thread, and tests share the machine."""

@@ -1,0 +1,78 @@
+"""The commands that README, Makefile and configurations name are read from there: the real parsers take them."""
+
+import argparse
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import jsonargparse
+import pytest
+
+from export.bundle_page import INSTALL
+
+README = Path("README.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+
+
+def read_commands(text):
+    """The words of every ``python -m MODULE ...`` of ours in lines of shell; a bundle's predict.py is a module, too."""
+    text = (
+        re.sub(r"\\\n", " ", text).replace("$(PYTHON)", "python").replace("python clinic/", "python -m export.bundle_")
+    )
+    for line in re.findall(r"python -m .*", text):
+        words = shlex.split(line, comments=True)[2:]
+        if words[0].split(".")[0] in ("brainq_torch", "export", "tools"):
+            yield words[0].removesuffix(".py"), words[1:]
+
+
+def read_inline_commands(text):
+    """Commands within a line of prose, with their [optional] flags; without any flag it is a name."""
+    spans = re.findall(r"`(python -m [^`]* [^`]*)`", text)
+    return read_commands("\n".join(re.sub(r"[][]", "", span) for span in spans if "--" in span))
+
+
+COMMANDS = [
+    *read_commands(BLOCKS), *read_inline_commands(README), *read_commands(Path("Makefile").read_text()),
+    *(command for path in sorted(Path("configs").glob("*.yaml")) for command in read_commands(
+        "\n".join(line.lstrip("#") for line in path.read_text().splitlines() if line.startswith("#"))
+    )),
+]  # fmt: skip
+
+
+class ParsedError(BaseException):
+    """The parser took the words. No ordinary exception: commands turn those into exit codes."""
+
+
+def parse(module, words, monkeypatch):
+    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+
+        def stop(self, *arguments, original=parser.parse_args, **keywords):
+            original(self, *arguments, **keywords)
+            raise ParsedError
+
+        monkeypatch.setattr(parser, "parse_args", stop)
+    main = importlib.import_module(f"{module}.__main__" if module == "export" else module).main
+    with pytest.raises(ParsedError):
+        main(words)
+
+
+@pytest.mark.parametrize(("module", "words"), COMMANDS, ids=[shlex.join([name, *words]) for name, words in COMMANDS])
+def test_it_parses(module, words, monkeypatch):
+    parse(module, words, monkeypatch)
+
+
+def test_they_were_found():
+    modules = {module for module, _ in COMMANDS}
+    assert {"brainq_torch.fit", "export", "export.bundle_predict", "tools.evaluate", "tools.study"} <= modules
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize(("module", "words"), [("brainq_torch.fit", ["--data.rot", "DIR"]), ("export", ["R", "--lst"])])
+def test_a_wrong_flag_is_seen(module, words, monkeypatch):
+    with pytest.raises(SystemExit):
+        parse(module, words, monkeypatch)
+
+
+def test_the_readme_installs_the_page_s_runtime_as_the_code_says():
+    assert INSTALL in BLOCKS
