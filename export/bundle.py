@@ -46,9 +46,9 @@ are the same on every processor and in the browser, so that a clinic can see tha
 """
 
 SOURCES = (
-    "__init__.py", "data/__init__.py", "data/classes.py", "data/dicom.py", "data/figshare.py", "data/greyscale.py",
-    "data/head_crop.py", "data/images.py", "data/nifti.py", "data/pictures.py", "data/pixels.py", "data/typicality.py",
-    "training/__init__.py", "training/abstention.py",
+    "__init__.py", "data/__init__.py", "data/checksums.py", "data/classes.py", "data/dicom.py", "data/figshare.py",
+    "data/greyscale.py", "data/head_crop.py", "data/images.py", "data/nifti.py", "data/pictures.py", "data/pixels.py",
+    "data/typicality.py", "training/__init__.py", "training/abstention.py",
 )  # fmt: skip
 """Files of brainq_torch that the predictor runs, copied as they are: what training did to an image, the clinic does."""
 

@@ -105,7 +105,10 @@ def _volume_shape(path: FilePath, header: nibabel.Nifti1Header) -> tuple[int, in
 
 
 def _require_complete(path: FilePath, file: BufferedIOBase, header: nibabel.Nifti1Header) -> None:
-    """Read the voxels once in small pieces, so that a truncated file is noticed whichever slice is shown."""
+    """Read all once in small pieces: a truncated or damaged file is noticed whichever slice is shown.
+
+    Python looks at a gzip file's checksum at its end, and nibabel stops before it.
+    """
     voxels = int(np.prod(header.get_data_shape()))
     left = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
     file.seek(0)
@@ -114,6 +117,8 @@ def _require_complete(path: FilePath, file: BufferedIOBase, header: nibabel.Nift
         if not piece:
             raise UnreadableImageError(path, f"is truncated, {left} bytes are missing", COPY_AGAIN)
         left -= len(piece)
+    if isinstance(file, gzip.GzipFile) and len(file.read(_MAX_EXTENSION_BYTES + 1)) > _MAX_EXTENSION_BYTES:
+        raise UnreadableImageError(path, "inflates to more than its header says (a decompression bomb)", COPY_AGAIN)
 
 
 def _orientation(path: FilePath, image: nibabel.Nifti1Image) -> tuple[npt.NDArray[Any], list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from brainq_torch.data.checksums import refuse_broken_checksums
 from brainq_torch.data.greyscale import (
     COPY_AGAIN,
     FilePath,
@@ -91,6 +92,7 @@ def read_picture(path: FilePath) -> GreyImage:
         with open(path, "rb") as file, Image.open(file, formats=PICTURE_FORMATS) as image:
             refuse_gigantic(path, *image.size)
             notes = [*_format_notes(path, image), *_depth_notes(image)]
+            refuse_broken_checksums(path, file, image)
             upright, turned = _decode_upright(image)
             return _to_grey(path, upright, [*notes, *turned])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # Pillow's own limit came before ours
@@ -124,20 +126,20 @@ def _depth_notes(image: Image.Image) -> list[str]:
 
 def _decode_upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Decode and apply the EXIF orientation."""
+    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG, 1)  # Pillow turns a TIFF itself, and drops the tag
+    image.load()
     try:
         exif = image.getexif()
-        orientation = exif.get(_ORIENTATION_TAG, 1)
+        orientation = exif.get(_ORIENTATION_TAG, turned)
         is_damaged = not exif and bool(image.info.get("exif"))  # Pillow keeps quiet about it in a JPEG
-    except Exception:  # and raises nearly anything elsewhere; the picture itself may be good
-        orientation, is_damaged = 1, True
-    image.load()
+    except Exception:  # and raises nearly anything elsewhere; the picture itself is good
+        is_damaged = True
     if is_damaged:
         return image, ["EXIF data damaged, read as upright"]
     if orientation not in _UPRIGHT:
         return image, []
-    # Pillow turns TIFF files by itself while it decodes, and then the tag is gone.
-    left = image.getexif().get(_ORIENTATION_TAG, 1)
-    return image.transpose(_UPRIGHT[left]) if left in _UPRIGHT else image, [f"EXIF orientation {orientation} applied"]
+    note = f"EXIF orientation {orientation} applied"
+    return (image if orientation == turned else image.transpose(_UPRIGHT[orientation])), [note]
 
 
 def _to_grey(path: FilePath, image: Image.Image, notes: list[str]) -> GreyImage:

@@ -9,6 +9,7 @@ const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
 const DEPTHS = { 0: [1, 2, 4, 8, 16], 2: [8, 16], 3: [1, 2, 4, 8], 4: [8, 16], 6: [8, 16] };
 const ORIENTATION_TAG = 0x0112;
+const MOST_BYTES = 360_000_000;
 
 /** The seven passes of an interlaced file: first column and row, steps between columns and rows. */
 const ADAM7 = [
@@ -114,23 +115,21 @@ function exifOrientation(content) {
   return undefined;
 }
 
-/** Decompress to exactly size bytes; what a hostile file has beyond that is never made. */
+/** Decompress to the end, where the checksum stands, and keep size bytes. */
 async function inflate(parts, size) {
   const raw = new Uint8Array(size);
   let filled = 0;
   try {
     const reader = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
-    while (filled < size) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      raw.set(value.subarray(0, size - filled), filled);
-      filled += value.length;
+    for (let part = await reader.read(); !part.done && filled <= MOST_BYTES; part = await reader.read()) {
+      if (filled < size) raw.set(part.value.subarray(0, size - filled), filled);
+      filled += part.value.length;
     }
-    reader.cancel().catch(() => {});
   } catch {
     throw damaged("its compressed pixels are broken");
   }
   if (filled < size) throw damaged("pixels are missing");
+  if (filled > MOST_BYTES) throw damaged("it inflates to more than its header says (a decompression bomb)");
   return raw;
 }
 
