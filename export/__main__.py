@@ -12,6 +12,7 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, get_args
 
+from brainq_torch.console import escape_unprintable
 from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.calibrate import Method
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns 0 when every artefact passed, 1 when parity failed (the files stay, marked in parity.json), 2 when nothing
     could be exported.
     """
+    escape_unprintable()
     options = _parse(arguments)
     if options.list:
         _list_recipes()
@@ -292,6 +294,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bundle-file",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="which TFLite files; the first is the one that answers (default: int8, fp16, fp32: the first that passed)",

@@ -69,13 +69,12 @@ def check_target(target: Path, replace: bool) -> None:
 def _exported(target: Path) -> set[str]:
     """Return the names that an earlier export wrote into the folder, or raise ExportFolderError where it made none."""
     try:
-        artefacts = json.loads((target / PARITY).read_text(encoding="utf-8"))["artefacts"]
+        return {PARITY, *json.loads((target / PARITY).read_text(encoding="utf-8"))["artefacts"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportFolderError(
             f"{target} is not an export (no readable {PARITY}), so --force does not replace it; "
             "name another folder with --out"
         ) from error
-    return {PARITY, *artefacts}
 
 
 def _beside(target: Path, suffix: str) -> Path:

@@ -132,9 +132,19 @@ def read_parity(exported: Path) -> dict[str, Any]:
     """Return the entries of parity.json by file. Raises BundleError."""
     try:
         artefacts: dict[str, Any] = json.loads((exported / PARITY).read_text(encoding="utf-8"))["artefacts"]
-    except (OSError, ValueError, KeyError) as error:
+        damaged = [name for name, entry in artefacts.items() if not _is_report(entry)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{exported} is no export ({error}); run python -m export RUN first") from error
+    if damaged:
+        raise BundleError(f"{exported / PARITY} is damaged at {', '.join(damaged)}; export the run again")
     return artefacts
+
+
+def _is_report(entry: Any) -> bool:
+    """Tell whether an entry of parity.json has what is asked of it here and in the card."""
+    kinds = {"passed": bool, "sha256": str, "reference": str, "against_float": dict | None}
+    kinds |= dict.fromkeys(("top1_agreement", "max_abs_diff"), float if entry["passed"] else float | None)
+    return all(isinstance(entry[key], kind) for key, kind in kinds.items())
 
 
 def _choose_best(exported: Path, artefacts: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import MIDDLE_GREY, scale_pixels
 from brainq_torch.quant.prepare import activation_quantizers, running_order, scheme_of
 from export.encodings import activation_of, read_encodings
@@ -146,8 +147,9 @@ def read_tflite(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
     with tempfile.TemporaryDirectory() as folder:
         opened = Path(folder, "opened.tflite")
         write_model(model, opened)
-        interpreter = litert.Interpreter(str(opened), num_threads=1)
-        interpreter.allocate_tensors()
+        with without_chatter():
+            interpreter = litert.Interpreter(str(opened), num_threads=1)
+            interpreter.allocate_tensors()
         feed = interpreter.get_input_details()[0]["index"]
         rows: dict[str, list[npt.NDArray[np.int8]]] = {name: [] for name in wanted}
         for image in images:

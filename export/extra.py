@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 
 class MissingExtraError(ImportError):
     """An exporting or running package that is not installed."""
+
+
+def require_extra(name: str) -> None:
+    """Raise MissingExtraError unless a package is installed; it is not imported, which may take seconds and chat."""
+    if importlib.util.find_spec(name) is None:
+        import_extra(name)
 
 
 def import_extra(name: str) -> Any:

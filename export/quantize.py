@@ -13,7 +13,7 @@ import numpy.typing as npt
 from brainq_torch.quant.scheme import Encoding
 from export.encodings import LayerIntegers
 from export.extra import import_extra
-from export.flatbuffer import constant, read_model, schema, write_model
+from export.flatbuffer import constant, operator_name, read_model, schema, write_model
 
 
 class QuantizeError(ValueError):
@@ -23,6 +23,7 @@ class QuantizeError(ValueError):
 def cast_to_float16(source: Path, target: Path) -> None:
     """Store every float32 constant of a TFLite file as float16 and compute in float32.
 
+    Padding values stay as they are: they weigh nothing, and that of a max pooling is beyond float16's range.
     Each constant is read through a DEQUANTIZE, as TensorFlow's converter writes it; XNNPACK resolves those once, when
     the model is loaded, so that it runs at the speed of the float32 file. Biases are cast too, and that matters:
     XNNPACK takes a convolution with float16 weights only when its bias is float16 as well. With float32 biases
@@ -35,8 +36,10 @@ def cast_to_float16(source: Path, target: Path) -> None:
     graph = model.subgraphs[0]
     opcode = _add_operator_code(model, generated.BuiltinOperator.DEQUANTIZE)
     casts, halves = [], {}
+    paddings = {operator.inputs[2] for operator in graph.operators if operator_name(model, operator) == "PADV2"}
     for index, tensor in enumerate(list(graph.tensors)):
-        values = constant(model, tensor, "<f4") if tensor.type == generated.TensorType.FLOAT32 else None
+        stored = tensor.type == generated.TensorType.FLOAT32 and index not in paddings
+        values = constant(model, tensor, "<f4") if stored else None
         if values is None:
             continue
         halves[tensor.buffer] = _halve(tensor.name.decode(), values)  # by buffer: two tensors may share one

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.checksum import find_damage
+from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.training.abstention import Abstention
 from export.extra import import_extra
@@ -176,7 +177,10 @@ class OnnxRunner:
         if not optimised:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            # Without a fallback, which would print to standard output before it fails in the same way.
+            self._session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise RunnerError(f"{path} cannot be run by ONNX Runtime: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
@@ -221,15 +225,16 @@ class TFLiteRunner:
         kernels = litert.OpResolverType
         resolver = kernels.AUTO if xnnpack else kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
-            self._interpreter = litert.Interpreter(
-                str(path), num_threads=threads, experimental_op_resolver_type=resolver
-            )
-            self._interpreter.allocate_tensors()
+            with without_chatter():
+                self._interpreter = litert.Interpreter(
+                    str(path), num_threads=threads, experimental_op_resolver_type=resolver
+                )
+                self._interpreter.allocate_tensors()
+            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
         self._name = str(path)
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
         self._input, self._output = inputs[0], outputs[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.extra import import_extra
+from export.extra import import_extra, require_extra
 from export.flatbuffer import constant, operator_name, read_model, schema, write_model
 from export.onnx_graph import INPUT
 
@@ -32,7 +32,7 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
     onnx_path: input ``image`` (batch, 1, H, W) float32. The TFLite file's is (N, H, W, 1) float32: N is 1 until a
     caller resizes the input. Raises ConversionError.
     """
-    import_extra("onnx2tf.gs")  # a part that does not touch global state: says early what is not installed
+    require_extra("onnx2tf")  # the converter itself runs in a process of its own
     with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
         fixed = Path(folder, "model.onnx")
         write_single_batch(onnx_path, fixed)
@@ -50,8 +50,8 @@ def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray
     images: (N, H, W, 1) float32 scaled pixels, the representative data set that it chooses the ranges from.
     Input and output are int8, weights per output channel. Raises ConversionError.
     """
-    import_extra("onnx2tf.gs")
-    import_extra("tensorflow.version")  # likewise: the converter itself runs in a process of its own
+    require_extra("onnx2tf")
+    require_extra("tensorflow")
     with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
         fixed, representative = Path(folder, "model.onnx"), Path(folder, "images.npy").resolve()
         write_single_batch(onnx_path, fixed)

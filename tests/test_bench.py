@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,15 @@ def test_a_process_that_dies_is_told_with_its_last_words(tmp_path, files, capsys
     monkeypatch.setattr(bench.sys, "executable", str(program))
     assert bench.main([str(files[1])]) == 2
     assert "its process ended with code 9: out of memory" in capsys.readouterr().err
+
+
+def test_without_an_engine_the_command_that_installs_it_is_named(tmp_path, files, capsys, monkeypatch):
+    for package in ("ai_edge_litert", "onnxruntime"):
+        (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('gone', name={package!r})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for model in (files[1], files[3]):
+        assert bench.main([str(model)]) == 2
+        assert re.search(r"error: \S+ cannot be run: .* is not installed; .*pip install", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", [["--threads", "0"], ["--rounds", "-1"], ["--calls", "x"]])

@@ -16,7 +16,7 @@ from brainq_torch.run import CHECKPOINT
 from export.flatbuffer import read_model, write_model
 from export.metadata import FileMetadata, write_metadata
 from export.runners import NotFiniteError, load_runner, run_named
-from tools import compare, evaluate, gradcam, predict
+from tools import bench, compare, evaluate, gradcam, predict
 
 HUGE = np.full((4, 8), np.finfo(np.float32).max)
 
@@ -64,11 +64,11 @@ def test_a_runner_names_the_file_and_the_image(file):
         run_named(runner, images, ("a.png", "b.png", "c.png"))
 
 
-def check(capsys, command, model, *words):
+def check(capsys, command, model, *words, said="gives logits that are not finite for "):
     assert command.main([str(model), *map(str, words)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert f"error: {model} gives logits that are not finite for " in printed.err
+    assert f"error: {model} {said}" in printed.err
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
@@ -87,3 +87,7 @@ def test_measuring_ends_with_one_line(file, command, phantoms, capsys):
 def test_a_run_folder_is_no_exception(run, command, phantoms, tmp_path, capsys):
     more = ("--out", tmp_path / "map.png") if command is gradcam else ()
     check(capsys, command, run, "--data", phantoms, *more)
+
+
+def test_no_latency_is_told_of_such_a_model(file, capsys):
+    check(capsys, bench, file, "--rounds", "1", said="cannot be run: ValueError: its logits are not finite")

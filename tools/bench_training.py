@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 from brainq_torch.fit import main as fit
 from brainq_torch.run import describe_environment, write_json
 from brainq_torch.training.log import read_log
+from tools.command import CommandError, positive, run_command
 
 BATCH = 32
 SIZE = 224
@@ -77,16 +78,19 @@ def time_ours(data: Path, steps: int, precision: str) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+    """Run the command. Returns 0, or 2 for a wrong input."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with Training/{class}")
     parser.add_argument("--steps", type=int, default=9, choices=range(1, 10), help="timed steps a round, 1 to 9")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, all variants taking turns")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds, all variants taking turns")
     parser.add_argument("--json", type=Path, help="write the figures, replacing the file")
     options = parser.parse_args(arguments)
+    return run_command(lambda: _bench(options))
+
+
+def _bench(options: argparse.Namespace) -> int:
     if not (options.data / "Training").is_dir():
-        print(f"error: {options.data} has no folder Training; give the folder above it", file=sys.stderr)
-        return 1
+        raise CommandError(f"{options.data} has no folder Training; give the folder above it")
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.extra import import_extra
+
 WARM_UP_CALLS = 3
 SUFFIXES = (".onnx", ".tflite")
 
@@ -48,7 +50,9 @@ def main() -> int:
         before = memory_bytes("VmRSS")
         call = engine.load()
         for _ in range(WARM_UP_CALLS):
-            call()
+            logits = call()
+        if not np.isfinite(np.asarray(logits)).all():
+            raise ValueError("its logits are not finite")
     except Exception as error:  # the parent says it, whatever it was
         answer(error=f"{type(error).__name__}: {error}")
         return 1
@@ -114,7 +118,7 @@ def _torch_engine(folder: Path, threads: int) -> Engine:
 
 
 def _onnx_engine(path: Path, threads: int) -> Engine:
-    import onnxruntime
+    onnxruntime = import_extra("onnxruntime")
 
     def load() -> Call:
         options = onnxruntime.SessionOptions()
@@ -130,10 +134,10 @@ def _onnx_engine(path: Path, threads: int) -> Engine:
 
 
 def _tflite_engine(path: Path, threads: int) -> Engine:
-    from ai_edge_litert.interpreter import Interpreter
+    litert = import_extra("ai_edge_litert.interpreter")
 
     def load() -> Call:
-        interpreter = Interpreter(str(path), num_threads=threads)
+        interpreter = litert.Interpreter(str(path), num_threads=threads)
         interpreter.allocate_tensors()
         inputs = interpreter.get_input_details()
         _check_single(inputs)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from brainq_torch.console import escape_unprintable
+
 WRONG_INPUT = 2
 """Exit code of an error that a user can cause, as argparse's own."""
 
@@ -24,12 +26,16 @@ class CommandError(ValueError):
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command's body and return its exit code."""
+    """Run a command's body, its arguments parsed in it or before, and return its exit code."""
+    escape_unprintable()
     try:
         return command()
     except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except UnicodeDecodeError as error:
+        print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
+        return WRONG_INPUT
     except Exception as error:
         if not is_user_error(error):
             raise

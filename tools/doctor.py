@@ -21,7 +21,7 @@ from tools.command import CommandError, run_command, write_report
 from tools.doctor_checks import Finding, check_graph, describe_kind
 from tools.doctor_probe import MODES, Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
-from tools.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, read_graph
+from tools.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, naming_damage, read_graph
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""
@@ -104,9 +104,10 @@ def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str 
     """
     graph = read_graph(path)
     metadata, findings = _examine_metadata(path, graph)
-    kind = describe_kind(graph)
-    findings += _examine_claims(path, kind, expect, metadata)
-    findings += check_graph(graph, kind, ours=metadata is not None)
+    with naming_damage(path):
+        kind = describe_kind(graph)
+        findings += _examine_claims(path, kind, expect, metadata)
+        findings += check_graph(graph, kind, ours=metadata is not None)
     if run:
         findings += _examine_run(path, graph, metadata, data)
     order = {"fault": 0, "warning": 1, "ok": 2}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from brainq_torch.checksum import find_damage
 from export.flatbuffer import read_model
 from tools.command import CommandError
 from tools.doctor_checks import describe_kind
@@ -132,6 +133,8 @@ def measure_cost(path: Path) -> ModelCost:
     if path.suffix == ".onnx":
         raise CommandError(f"{path} is an ONNX file; devices run TFLite: give the .tflite file beside it")
     graph = read_graph(path)
+    if damage := find_damage(path):
+        raise CommandError(damage)
     refused = sorted({node.operator for node in graph.nodes} & _UNKNOWN)
     if refused or graph.notes:
         reason = f"{', '.join(refused)} has multiplications that are not counted here" if refused else graph.notes[0]

@@ -7,7 +7,8 @@ Here both read alike: a tensor has a stored type, and a QUANTIZE or DEQUANTIZE t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from export.extra import import_extra
 from export.flatbuffer import operator_name, read_model, schema
-from tools.command import CommandError
+from tools.command import CommandError, is_user_error
 
 QUANTIZE, DEQUANTIZE = "QUANTIZE", "DEQUANTIZE"
 HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
@@ -121,7 +122,20 @@ def read_graph(path: Path) -> ModelGraph:
     readers = {".onnx": _read_onnx, ".tflite": _read_tflite}
     if path.suffix not in readers:
         raise CommandError(f"{path} ends in {path.suffix!r}; give a file ending in {' or '.join(sorted(readers))}")
-    return readers[path.suffix](path)
+    with naming_damage(path):
+        return readers[path.suffix](path)
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn what following a damaged file's tables ends in, which may be anything, into ModelGraphError."""
+    try:
+        yield
+    except Exception as error:
+        if is_user_error(error):
+            raise
+        what = f"its graph makes no sense ({type(error).__name__}: {error})".splitlines()[0]
+        raise ModelGraphError(f"{path} is damaged: {what}; copy or export it again") from error
 
 
 # TFLite

@@ -29,6 +29,7 @@ READ_AT_ONCE = 32
 """Images decoded before the model runs on them, which bounds memory."""
 
 NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
+NO_ABSTENTION = "it carries no abstention and names a class for any picture; train it or export it again"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def _predict(options: argparse.Namespace) -> int:
     runner = load_runner(options.model, options.threads)
     if not options.json:
         print(NOTICE, file=sys.stderr)
+    if getattr(runner, "abstention", None) is None:  # a runner of one's own need not have it
+        print(f"{options.model} cannot say {UNCERTAIN}: {NO_ABSTENTION}", file=sys.stderr)
     unread = total = 0
     for answer in predict_images(runner, find_images(options.images)):
         total += 1
@@ -159,7 +162,7 @@ def _answer(
     """Return probabilities, why the model does not answer, and the outlier score of each image."""
     pixels = np.stack(images)
     logits = run_named(runner, pixels, paths)
-    abstention = getattr(runner, "abstention", None)  # a runner of one's own need not have it
+    abstention = getattr(runner, "abstention", None)
     if abstention is None:
         return [(row, None, 0.0) for row in softmax(logits.astype(np.float64), axis=1)]
     judged = abstention.judge(logits, pixels)

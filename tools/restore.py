@@ -135,13 +135,17 @@ def _copy(target: Any, values: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+    """Run the command. Returns 0, or 2 for a wrong input."""
     parser = make_parser()
     parser.prog, parser.description = "python -m tools.restore", __doc__
     parser.add_argument("file", type=str, help="a .tflite file with float32 or float16 weights")
-    config = parser.parse_args(arguments)
-    text = str(parser.dump(_without(config, "config", "file", "resume"), skip_validation=True))
-    return run_command(lambda: _restore(Path(config.file), text, parser.instantiate(config)))
+
+    def restore() -> int:
+        config = parser.parse_args(arguments)
+        text = str(parser.dump(_without(config, "config", "file", "resume"), skip_validation=True))
+        return _restore(Path(config.file), text, parser.instantiate(config))
+
+    return run_command(restore)
 
 
 def _without(config: Any, *names: str) -> Any:

@@ -38,9 +38,8 @@ TOGETHER = ("fp32", "fp16")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, 1 when not all of it could be done, or 2 for a wrong input."""
     parser = make_parser()
-    config = parser.parse_args(arguments)
     try:
-        return run_command(lambda: run_study(read_plan(parser, config)))
+        return run_command(lambda: run_study(read_plan(parser, parser.parse_args(arguments))))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import without_chatter
 from export.extra import import_extra
 from tools.command import CommandError
 from tools.not_done import NotDone
@@ -143,8 +144,9 @@ def _litert(path: Path, kernels: str = "AUTO") -> Any:
     litert = import_extra("ai_edge_litert.interpreter")
     resolver = getattr(litert.OpResolverType, kernels)
     try:
-        interpreter = litert.Interpreter(str(path), num_threads=1, experimental_op_resolver_type=resolver)
-        interpreter.allocate_tensors()
+        with without_chatter():
+            interpreter = litert.Interpreter(str(path), num_threads=1, experimental_op_resolver_type=resolver)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise CommandError(f"{path} cannot be run by LiteRT: {error}") from error
     return interpreter

@@ -1,0 +1,41 @@
+"""What a command writes to the terminal: always printable, and not what libraries chat about."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_CHATTER = b"INFO: "
+
+
+def escape_unprintable() -> None:
+    """Escape what the terminal cannot show, such as a letter of a file's name, instead of ending a batch with it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Drop the lines that LiteRT's C++ writes to file descriptor 2 to say that all is well; it has no switch for them.
+
+    Other lines appear when the block ends.
+    """
+    if sys.stderr is None:  # closed by whoever started this process
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if not line.startswith(_CHATTER)))

@@ -1,0 +1,155 @@
+"""Every command ends alike: 2 and one line that says what was wrong, whatever it was given."""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from handmade_models import write_int8_tflite
+
+from brainq_torch.console import escape_unprintable, without_chatter
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from export.metadata import FileMetadata, write_metadata
+from tools.command import run_command
+
+ROOT = Path(__file__).parent.parent
+
+COMMANDS = {
+    "export": "{given} --out {new}",
+    "tools.abstention": "{given} --data {data}",
+    "tools.audit": "{given}",
+    "tools.bench": "{given}",
+    "tools.bench_training": "--data {given}",
+    "tools.compare": "{model} --data {data} --pair {model} {given}",
+    "tools.doctor": "{given}",
+    "tools.edge": "{given} --static",
+    "tools.evaluate": "{given} --data {data}",
+    "tools.gradcam": "{given} --data {data} --out {new}",
+    "tools.low_bits": "{given} --data {data} --out {new}",
+    "tools.pairs": "{given} --data {data} --manifest {manifest}",
+    "tools.predict": "{given} {data}",
+    "tools.predictions": "{given} --data {data} --run {data} --out {new}.npz",
+    "tools.pseudo_sources": "--manifest {given} --data {data} --out {new}",
+    "tools.report": "{given}",
+    "tools.restore": "{given} --config configs/quickstart.yaml --data.root {data} --out {new}",
+    "tools.shift": "{given} --data {data}",
+    "tools.study": "--config {given}",
+    "tools.teacher_logits": "{given} --data {data} --out {new}",
+}
+"""Module -> words; ``given`` is what is wrong."""
+
+WORKERS = {"tools.bench_worker", "tools.doctor_probe", "tools.tflm_worker"}
+"""Started by commands, never by a user."""
+
+
+def test_no_command_is_left_out():
+    found = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        for folder in ("export", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    assert found - WORKERS - {"export.bundle_predict"} == COMMANDS.keys()  # that one is the bundle's
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, phantoms):
+    """A good model, and one wrong thing of every kind."""
+    folder = tmp_path_factory.mktemp("wrong")
+    model = write_int8_tflite(folder / "good.tflite")
+    write_metadata(model, FileMetadata(CLASSES, PixelSpec(32), {}))
+    content = bytearray(model.read_bytes())
+    (folder / "cut.tflite").write_bytes(content[: len(content) // 2])
+    content[-1] ^= 1
+    (folder / "flipped.tflite").write_bytes(content)
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "noise.tflite").write_bytes(b"\0\0\0\0TFL3" + bytes(range(256)))
+    (folder / "folder.tflite").mkdir()
+    (folder / "manifest.csv").write_text("path\n")
+    return {"folder": folder, "model": model, "data": phantoms, "manifest": folder / "manifest.csv"}
+
+
+def call(name, words, capsys):
+    """Return exit code and what was said."""
+    module = importlib.import_module("export.__main__" if name == "export" else name)
+    try:
+        code = module.main(words)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+WRONG = ("missing.tflite", "cut.tflite", "flipped.tflite", "empty.onnx", "noise.tflite", "folder.tflite")
+
+
+CASES = [case for case in product(COMMANDS, WRONG) if case != ("tools.doctor", "flipped.tflite")]  # what doctor is for
+
+
+@pytest.mark.parametrize(("name", "wrong"), CASES)
+def test_a_wrong_input_is_2_and_one_line(name, wrong, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = COMMANDS[name].format(given=places["folder"] / wrong, new=tmp_path / "new", **places).split()
+    code, said = call(name, words, capsys)
+    assert code == 2
+    assert sum("error:" in line for line in said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_flag_is_2(name, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = "configs/study_quick.yaml" if name == "tools.study" else places["model"]
+    words = COMMANDS[name].format(given=given, new=tmp_path / "new", **places).split()
+    code, said = call(name, [*words, "--no-such-flag"], capsys)
+    assert code == 2
+    assert "--no-such-flag" in said
+
+
+@pytest.mark.parametrize("name", ["tools.pseudo_sources", "tools.restore", "tools.study"])
+def test_a_file_that_is_no_utf8_is_2(name, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("name: Tumör\n".encode("latin-1"))
+    words = COMMANDS[name].replace("configs/quickstart.yaml", str(latin))
+    code, said = call(name, words.format(given=latin, new=tmp_path / "new", **places).split(), capsys)
+    assert code == 2
+    assert "UTF-8" in said or "utf-8" in said
+
+
+@pytest.mark.parametrize("form", [("--bundle-file", "a", "b"), ("--bundle-file", "a", "--bundle-file", "b")])
+def test_bundle_files_may_be_named_together_or_one_by_one(form):
+    from export.__main__ import _parse
+
+    assert _parse(["run", *form]).bundle_file == ["a", "b"]
+
+
+def test_a_name_that_the_console_cannot_print_is_escaped(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert run_command(lambda: print("Tumör \udcff") or 0) == 0
+    console.flush()
+    assert console.buffer.getvalue() == b"Tum\\xf6r \\udcff\n"
+
+
+def test_only_chatter_of_libraries_is_dropped(capfd):
+    with without_chatter():
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: something\n")
+    assert capfd.readouterr().err == "ERROR: something\n"
+
+
+def test_loading_a_model_says_nothing(places):
+    load = f"from export.runners import load_runner; load_runner({str(places['model'])!r})"
+    result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, check=True)
+    assert result.stderr == b""
+
+
+def test_a_closed_standard_error_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    escape_unprintable()
+    with without_chatter():
+        pass
