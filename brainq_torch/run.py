@@ -185,7 +185,7 @@ def _read_abstention(data: Any, path: Path) -> Abstention | None:
     """Rebuild what an earlier version's checkpoint lacks."""
     try:
         return Abstention.from_json(data) if data is not None else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise RunError(f"{path} says in a way that is not ours when not to answer: {error!r}") from error
 
 

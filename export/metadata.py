@@ -73,8 +73,10 @@ class FileMetadata:
             raise MetadataError(f"{source}: pixels are {data['pixels']!r}: {error}") from error
         try:
             abstention = Abstention.from_json(data["abstention"]) if "abstention" in data else None
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise MetadataError(f"{source}: abstention is not as this version writes it: {error!r}") from error
+        if not isinstance(data["provenance"], dict):
+            raise MetadataError(f"{source}: provenance is {data['provenance']!r}; export the file again")
         return cls(tuple(classes), pixels, data["provenance"], abstention)
 
 

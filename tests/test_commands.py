@@ -153,3 +153,20 @@ def test_a_closed_standard_error_is_no_obstacle(monkeypatch):
     escape_unprintable()
     with without_chatter():
         pass
+
+
+MALFORMED = ("[]", '{"artefacts": 3}', '{"artefacts": {"model_fp16.tflite": 7}}', "\xff",
+             '{"artefacts": {"model_fp16.tflite": {"passed": "yes", "sha256": 3}}}')  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+@pytest.mark.parametrize("words", [("--bundle", "{bundle}"), ("--force", "--recipes", "fp32")])
+def test_a_malformed_parity_json_is_2(text, words, tiny_run, tmp_path, capsys):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "parity.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "export" / "theirs").write_text("")
+    more = [word.format(bundle=tmp_path / "bundle") for word in words]
+    code, said = call("export", [str(tiny_run), "--out", str(tmp_path / "export"), *more], capsys)
+    assert code == 2
+    assert said.startswith("error: ")
+    assert not (tmp_path / "bundle").exists()

@@ -6,8 +6,11 @@ import pytest
 from handmade_models import set_onnx_metadata, write_float_onnx, write_float_tflite
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import hash_file
+from brainq_torch.data.typicality import fit_typicality
+from brainq_torch.training.abstention import fit_abstention
 from export.flatbuffer import read_model, write_model
 from export.metadata import FileMetadata, MetadataError, read_metadata, write_metadata
 
@@ -88,12 +91,27 @@ GOOD = METADATA.to_json()
         (json.dumps(GOOD | {"pixels": {"size": 96, "fit": "pad", "mean": 0.5}}), "unknown PixelSpec keys"),
         (json.dumps(GOOD | {"pixels": {"size": 3}}), "allowed are 32 to 1024"),
         (json.dumps(GOOD | {"pixels": None}), "pixels are None"),
+        (json.dumps(GOOD | {"provenance": [1]}), r"provenance is \[1\]"),
+        (json.dumps(GOOD | {"abstention": [1]}), "abstention is not as this version writes it"),
     ],
 )
 def test_a_damaged_entry_is_named(path, text, message):
     put(path, text)
     with pytest.raises(MetadataError, match=message):
         read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": 0}, {"energy": {"median": "x", "inside": 1}}, {"fitted_on": 1e400}, {"limit": 0},
+     {"typicality": {"middle": [], "whitening": [[1]]}}, {"distance": {"median": 0}}],
+)  # fmt: skip
+def test_an_abstention_that_cannot_judge_is_refused(wrong):
+    heads, labels = phantom_images(8, 32)
+    whole = fit_abstention(np.eye(4)[labels], labels, heads, fit_typicality(heads)).to_json()
+    assert FileMetadata.from_json(GOOD | {"abstention": whole}, "file").abstention.to_json() == whole
+    with pytest.raises(MetadataError, match="abstention is not as this version writes it"):
+        FileMetadata.from_json(GOOD | {"abstention": whole | wrong}, "file")
 
 
 def test_what_another_writer_put_there_is_read(tmp_path):

@@ -2,7 +2,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from handmade_models import (
+    TFLiteBuilder,
     write_dynamic_range_tflite,
     write_float_onnx,
     write_float_tflite,
@@ -184,6 +186,39 @@ def test_an_onnx_file_that_the_runtime_refuses_is_named(tmp_path):
     onnx.save(model, path)
     with pytest.raises(RunnerError, match="cannot be run by ONNX Runtime"):
         load_runner(path, pixels=SPEC, classes=CLASSES)
+
+
+def write_onnx_that_fails_at_run_time(path):
+    make = onnx.helper
+    beyond = onnx.numpy_helper.from_array(np.full(4, 99, np.int64), "beyond")
+    ends = [
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("image", ["batch", 1, 32, 32]), ("logits", ["batch", 1, 32, 4]))
+    ]
+    node = make.make_node("Gather", ["image", "beyond"], ["logits"], axis=3)
+    graph = make.make_graph([node], "gather", ends[:1], ends[1:], [beyond])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def write_tflite_that_fails_at_run_time(path):
+    build = TFLiteBuilder()
+    image, logits = build.tensor("image", (1, 32, 32, 1)), build.tensor("logits", (1, 32, 32, 4))
+    beyond = build.tensor("beyond", (4,), "INT32", data=np.full(4, 99, np.int32))
+    options = schema.GatherOptionsT()
+    options.axis = 3
+    build.op("GATHER", [image, beyond], [logits], options)
+    return build.write(path, [image], [logits])
+
+
+FAILING = {"onnx": write_onnx_that_fails_at_run_time, "tflite": write_tflite_that_fails_at_run_time}
+
+
+@pytest.mark.parametrize(("kind", "engine"), [("onnx", "ONNX Runtime"), ("tflite", "the LiteRT interpreter")])
+def test_a_file_that_fails_at_run_time_is_named(tmp_path, kind, engine):
+    path = FAILING[kind](tmp_path / f"model.{kind}")
+    with pytest.raises(RunnerError, match=rf"model.{kind} cannot be run by {engine}: "):
+        load_runner(path, pixels=SPEC, classes=CLASSES)(random_images(1))
 
 
 def test_wrong_paths_say_what_is_allowed(tmp_path):

@@ -111,8 +111,8 @@ class Abstention:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Abstention:
-        """Rebuild from ``to_json``'s data. Raises KeyError, TypeError or ValueError where it is not that."""
-        return cls(
+        """Rebuild from ``to_json``'s data. Raises ArithmeticError, LookupError, TypeError or ValueError for others."""
+        rebuilt = cls(
             float(data["temperature"]),
             float(data["threshold"]),
             Scale(**data["energy"]),
@@ -121,6 +121,9 @@ class Abstention:
             Typicality.from_json(data["typicality"]),
             int(data["fitted_on"]),
         )
+        with np.errstate(divide="raise", invalid="raise"):  # what cannot judge fails here, not on somebody's image
+            rebuilt.judge(np.zeros((1, 2)), np.zeros((1, 32, 32), np.uint8))
+        return rebuilt
 
 
 def fit_abstention(
