@@ -142,8 +142,9 @@ def read_parity(exported: Path) -> dict[str, Any]:
 
 def _is_report(entry: Any) -> bool:
     """Tell whether an entry of parity.json has what is asked of it here and in the card."""
-    kinds = {"passed": bool, "sha256": str, "reference": str, "against_float": dict | None}
-    kinds |= dict.fromkeys(("top1_agreement", "max_abs_diff"), float if entry["passed"] else float | None)
+    measured = float if entry["passed"] else float | None
+    kinds: dict[str, Any] = {"passed": bool, "sha256": str, "reference": str, "against_float": dict | None}
+    kinds |= {"top1_agreement": measured, "max_abs_diff": measured}
     return all(isinstance(entry[key], kind) for key, kind in kinds.items())
 
 
