@@ -9,8 +9,8 @@ CHANNEL = 1
 
 
 def change_scale(path, layer):
-    """Make one weight scale 1 % larger."""
-    _edit(path, f"{layer}.weight", scale=_one_percent)
+    """Make one weight scale a quarter larger: no rounding hides that."""
+    _edit(path, f"{layer}.weight", scale=_quarter_larger)
 
 
 def shuffle_channel(path, layer):
@@ -23,20 +23,25 @@ def drop_bias(path, layer):
     _edit(path, f"{layer}.bias", integers=np.zeros_like)
 
 
+def saturate(path, layer):
+    """Make a layer's bias larger than any sum of its products: every output ends at its limit."""
+    _edit(path, f"{layer}.bias", integers=lambda bias: np.full_like(bias, 2**24))
+
+
 FAULTS = {"scale": change_scale, "weights": shuffle_channel, "bias": drop_bias}
 
 
 def change_activation_scale(path, layer):
-    """Make the scale of what a layer gives 1 % larger. TFLite only."""
+    """Make the scale of what a layer gives a quarter larger. TFLite only."""
     model = read_model(path)
     tensor = next(tensor for tensor in model.subgraphs[0].tensors if tensor.name == layer.encode())
-    tensor.quantization.scale = np.asarray(tensor.quantization.scale, np.float32) * np.float32(1.01)
+    tensor.quantization.scale = np.asarray(tensor.quantization.scale, np.float32) * np.float32(1.25)
     write_model(model, path)
 
 
-def _one_percent(scales):
+def _quarter_larger(scales):
     changed = scales.copy()
-    changed[CHANNEL] *= np.float32(1.01)
+    changed[CHANNEL] *= np.float32(1.25)
     return changed
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
 
@@ -44,22 +43,24 @@ class SmallNetwork(nn.Module):
 
 
 def small_network(seed=0):
-    """Return a float network in eval mode that phantoms have shaped: statistics that fit, logits that differ."""
-    torch.manual_seed(seed)
-    model = SmallNetwork().train()
-    pixels, labels = phantom_images(COUNT, SIDE)
-    images, targets = torch.from_numpy(scale_pixels(pixels)), torch.from_numpy(labels)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), targets).backward()
-        optimizer.step()
+    """Return a float network in eval mode made of integers: the same on every processor, each channel at work."""
+    generator = np.random.default_rng(seed)
+    model = SmallNetwork()
+    with torch.no_grad():
+        for values in model.parameters():
+            values.copy_(torch.from_numpy(generator.integers(-16, 17, values.shape)) / 16)
+            if values.dim() == 1:  # a BatchNorm's factor, or a bias that cannot be overlooked
+                values.abs_().mul_(0.5).add_(0.5)
+        model.depth[0].weight[:, 0, 1, 1] += 2  # more than its neighbours: no channel is dead behind the ReLU
     return model.eval()
 
 
-def small_images(count=COUNT, seed=1):
-    """Return (count, 36, 36) uint8 phantoms that the network was not shaped on."""
-    return phantom_images(count, SIDE, seed)[0]
+def small_images(count=COUNT, seed=1, side=SIDE):
+    """Return (count, side, side) uint8 images of 16 even fields under a fine grain, integers from the start."""
+    generator = np.random.default_rng(seed)
+    fields = generator.integers(0, 108, (count, 4, 4)).repeat(side // 4, 1).repeat(side // 4, 2)
+    brightness = generator.integers(20, 108, (count, 1, 1))
+    return (brightness + fields + generator.integers(-20, 40, (count, side, side))).astype(np.uint8)
 
 
 def as_input(pixels):

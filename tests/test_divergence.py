@@ -62,7 +62,7 @@ def test_rounding_noise_counts_only_where_scales_are_exact():
 
 @pytest.mark.parametrize(("side", "window", "pixels"), [(32, 8, 4), (32, 4, 16), (48, 4, 36), (32, 2, 64)])
 def test_means_half_way_between_two_integers_round_alike_in_every_runtime(tmp_path, side, window, pixels):
-    images = phantom_images(256, side, 2)[0]
+    images = small_images(256, 2, side)
     model = small_network()
     model.down = nn.AvgPool2d(window)
     network = quantize_post_training(model, images, Scheme())

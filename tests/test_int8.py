@@ -44,7 +44,7 @@ def quantized_run(tiny_run, tmp_path):
     """A run as quantization-aware training leaves it."""
     folder = shutil.copytree(tiny_run, tmp_path / "quantized")
     run = load_run(folder)
-    network = quantize_post_training(run.model, check_run_images(run).sample(8, ("Training",)).pixels, Scheme())
+    network = quantize_post_training(run.model, check_run_images(run).calibration(8).pixels, Scheme())
     save_checkpoint(
         folder / "model.ckpt", network, run.model_name, run.model_arguments, run.pixels, run.classes, Scheme().to_json()
     )
@@ -149,12 +149,12 @@ def network_without_offsets():
     return model
 
 
-@pytest.mark.parametrize(("calibration", "passes"), [("phantoms", True), ("faint noise", False), ("grey", False)])
+@pytest.mark.parametrize(("calibration", "passes"), [("its images", True), ("faint noise", False), ("grey", False)])
 def test_calibration_on_noise_is_caught_although_all_files_agree(tmp_path, calibration, passes):
     images = small_images(24)
     model = network_without_offsets()
     made = {
-        "phantoms": small_images(16, seed=2),
+        "its images": small_images(16, seed=2),
         "faint noise": np.random.default_rng(0).integers(118, 138, (16, SIDE, SIDE)).astype(np.uint8),
         "grey": np.full((16, SIDE, SIDE), 127, np.uint8),
     }

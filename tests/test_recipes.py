@@ -67,7 +67,7 @@ def test_provenance_has_no_path_and_no_time(tiny_run):
 
 def test_calibration_images_are_training_images(tiny_run, tmp_path):
     run = load_run(tiny_run)
-    sample = ExportContext(run, tmp_path, check_run_images(run)).calibration(8)
+    sample = ExportContext(run, tmp_path, check_run_images(run), calibration_images=8).calibration()
     assert set(sample.splits) == {"Training"}
 
 
