@@ -164,7 +164,7 @@ def _fit_claimed(out: Path, config: Namespace) -> None:
     data: ImageDataModule = config.data
     model = _start_model(config)
     if config.qat:
-        model = start_ptq(config.qat, model, data, config.seed)
+        model = start_ptq(config.qat, model, data)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if config.compile:

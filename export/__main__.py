@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from brainq_torch.console import escape_unprintable
+from brainq_torch.data.balanced import CALIBRATION_IMAGES
 from brainq_torch.data.folder import DataFolderError
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.calibrate import Method
@@ -44,7 +45,7 @@ from export.recipes import (
     resolve_recipes,
     versions,
 )
-from export.run_images import ImageSample, check_run_images
+from export.run_images import ImageSample, RunImages, check_run_images
 from export.runners import RunnerError, TorchRunner
 from export.tflite import ConversionError
 from export.w4a8 import BitsError, read_bits
@@ -117,7 +118,7 @@ def export_run(
     out: Path,
     replace: bool = False,
     data: Path | None = None,
-    calibration_images: int = 128,
+    calibration_images: int = CALIBRATION_IMAGES,
     calibration_method: Method = "percentile",
     rounding: Rounding = Rounding(),  # noqa: B008 - frozen
     low_bits: Scheme = W4A8,
@@ -138,6 +139,7 @@ def export_run(
         validation = ValidationPart.of(run, images)
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    _check_images(run, names, images, sample, calibration_images)
     with write_as_a_whole(out, replace, lambda message: print(f"note: {message}", file=sys.stderr)) as folder:
         context = ExportContext(run, folder, images, calibration_images, calibration_method, rounding, low_bits)
         plain, origin = find_float_model(run)
@@ -153,6 +155,20 @@ def export_run(
         write_json(folder / PARITY, report.to_json())
     _show(report, out, sample)
     return report
+
+
+def _check_images(run: Run, names: Sequence[str], images: RunImages, sample: ImageSample, calibration: int) -> None:
+    """Raise RecipeError or RunError where integer files would be calibrated or compared on images of another kind."""
+    integer = [name for name in names if RECIPES[name].is_integer]
+    if not integer or images.synthetic:
+        return
+    if not sample.own_images:
+        raise RecipeError(
+            f"{', '.join(integer)}: none of the run's images is there to compare on: {images.explain()}, or make float "
+            "files alone with --recipes fp32 fp16"
+        )
+    if run.quantization is None:
+        images.count_calibration(calibration)
 
 
 def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
@@ -236,6 +252,8 @@ def _show(report: ParityReport, out: Path, sample: ImageSample) -> None:
     splits = ", ".join(f"{count} {split}" for split, count in sample.to_json()["splits"].items())
     seconds = ", ".join(f"{step} {value:.1f}" for step, value in report.about["seconds"].items())
     print(f"\n{report.table()}\n\nimages: {splits}\nseconds: {seconds}")
+    if not sample.own_images:
+        print(f"no image of the run was compared: all {len(sample.names)} are phantoms")
     if report.passed:
         print(f"passed: {out}")
     else:
@@ -270,7 +288,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="how int8 ranges are chosen where training did not (default: percentile)",
     )
     parser.add_argument(
-        "--calibration-images", type=int, default=128, metavar="N", help="training images to choose them from (128)"
+        "--calibration-images",
+        type=int,
+        default=CALIBRATION_IMAGES,
+        metavar="N",
+        help="training images to choose them from (%(default)s)",
     )
     parser.add_argument(
         "--rounding",

@@ -197,6 +197,10 @@ def _describe_parity(name: str, report: dict[str, Any]) -> str:
         f"- Against {report['reference']}: same class on {100 * report['top1_agreement']:.2f} % of the parity images, "
         f"largest logit difference {report['max_abs_diff']:g}: passed.",
     ]
+    if report.get("own_images") == 0:
+        lines.append(
+            f"- Compared on images of the run: {NOT_DONE}; they were not there, synthetic phantoms took their place."
+        )
     against = report["against_float"]
     if against is None:
         return "\n".join([*lines, f"- Paired with the float network: {NOT_DONE}."])

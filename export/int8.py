@@ -83,7 +83,7 @@ def make_int8(context: ExportContext) -> None:
 
 def make_int8_tf(context: ExportContext) -> None:
     """Write INT8 TFLite as the paper does: TensorFlow's converter, which calibrates on images of its own account."""
-    sample = context.calibration(context.calibration_images)
+    sample = context.calibration()
     context.provenance["int8_tf"] = {"calibration": describe_calibration(sample, "TensorFlow's own")}
     onnx_path = context.path("model_fp32.onnx")
     convert_int8_tensorflow(onnx_path, context.path(TFLITE_INT8_TF), scale_pixels(sample.pixels).transpose(0, 2, 3, 1))
@@ -137,7 +137,7 @@ def _quantize(context: ExportContext) -> tuple[nn.Module, dict[str, Any]]:
     run = context.run
     if run.quantization is not None:
         return run.model, {"scales": "learned in training"}
-    sample = context.calibration(context.calibration_images)
+    sample = context.calibration()
     method = context.calibration_method
     context.calibrated_on[ONNX_INT8] = list(sample.names)
     network = quantize_post_training(run.model, sample.pixels, Scheme(), method)

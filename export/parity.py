@@ -81,7 +81,8 @@ class ArtefactReport:
 
     max_lsb, mean_lsb, bit_equal: None for float logits; bit_equal is the share of logits that are the same integer.
     flips: images whose class changed. ties: images whose largest logit is shared by classes in either model (argmax
-    then takes the first, which counts as its answer). error: why the artefact could not be measured or is refused, or
+    then takes the first, which counts as its answer). own_images: how many of the images are the run's own, 0 where all
+    are phantoms; None in reports of an earlier version. error: why the artefact could not be measured or is refused, or
     None. against_float: the paired comparison with the float model, None where there is none to be had.
     """
 
@@ -99,6 +100,7 @@ class ArtefactReport:
     ties: tuple[dict[str, Any], ...] = ()
     error: str | None = None
     against_float: dict[str, Any] | None = None
+    own_images: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for ``parity.json``."""
@@ -113,6 +115,7 @@ class ArtefactReport:
             "bit_equal": self.bit_equal,
             "limits": self.limits.to_json(),
             "passed": self.passed,
+            "own_images": self.own_images,
             "flips": list(self.flips),
             "ties": list(self.ties),
             "error": self.error,
@@ -234,6 +237,7 @@ def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[s
         "size_bytes": path.stat().st_size,
         "sha256": hash_file(path),
         "reference": rung.reference,
+        "own_images": sample.own_images,
     }
     try:
         logits, reference = table.of(rung.artefact, rung.optimised), table.of(rung.reference, rung.optimised)
@@ -372,7 +376,7 @@ def _row(name: str, report: ArtefactReport) -> tuple[str, ...]:
         f"{key} {'>=' if key.endswith('agreement') else '<='} {value:g}"
         for key, value in report.limits.to_json().items()
     )
-    verdict = "passed" if report.passed else "FAILED"
+    verdict = ("on phantoms alone: " if report.own_images == 0 else "") + ("passed" if report.passed else "FAILED")
     if report.against_float is None:
         cells += ["-", "-"]
     else:

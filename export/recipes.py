@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from brainq_torch import __version__
+from brainq_torch.data.balanced import CALIBRATION_IMAGES
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.calibrate import Method
 from brainq_torch.quant.low_bits import W4A8
@@ -68,7 +69,7 @@ class ExportContext:
     run: Run
     folder: Path
     images: RunImages
-    calibration_images: int = 128
+    calibration_images: int = CALIBRATION_IMAGES
     calibration_method: Method = "percentile"
     rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
     low_bits: Scheme = W4A8
@@ -80,9 +81,9 @@ class ExportContext:
         """Return where an artefact is, or is to be written."""
         return self.folder / name
 
-    def calibration(self, count: int, seed: int = 0) -> ImageSample:
-        """Return class-balanced training images, phantoms where the run has too few."""
-        return self.images.sample(count, ("Training",), seed)
+    def calibration(self) -> ImageSample:
+        """Return class-balanced training images. Raises RunError where they are gone."""
+        return self.images.calibration(self.calibration_images)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Recipe:
     rungs: tuple[Rung, ...]
     needs: tuple[str, ...] = ()
     explain: Callable[[ExportContext, ImageSample], str | None] | None = None
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it rounds to integers, which may fit some images and not others."""
+        return any(rung.limits.float_noise is not None for rung in self.rungs)
 
 
 def float_model(run: Run) -> nn.Module:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from brainq_torch.data.balanced import draw_balanced
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import ManifestError, ManifestRow, hash_file, manifest_folder
-from brainq_torch.run import Run
+from brainq_torch.run import Run, RunError
+
+PHANTOM = "phantom"
+"""What a sample calls the split of a phantom."""
 
 _SHOWN = 5
 
@@ -35,6 +39,11 @@ class ImageSample:
     names: tuple[str, ...]
     splits: tuple[str, ...]
 
+    @property
+    def own_images(self) -> int:
+        """How many are the run's own; the others are phantoms in their place."""
+        return sum(split != PHANTOM for split in self.splits)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data: how many, from where, which."""
         labels = Counter(self.labels.tolist())
@@ -51,20 +60,19 @@ class RunImages:
     """The images of a run that are still there and unchanged.
 
     root: folder that the paths are relative to. problems: what is missing or changed, one readable line each.
+    listed: the whole manifest. synthetic: the run was trained on phantoms, so that others can stand for them.
     """
 
     root: Path
     rows: tuple[ManifestRow, ...]
     pixels: PixelSpec
     problems: tuple[str, ...]
+    listed: tuple[ManifestRow, ...] = ()
+    synthetic: bool = False
 
     def sample(self, count: int, splits: Sequence[str], seed: int = 0) -> ImageSample:
-        """Draw a class-balanced sample.
-
-        splits: where to take images from, in this order: a later split only fills what the earlier ones lack.
-        Phantoms fill what the run lacks; the sample says so. Order is by class turn, so that any beginning is balanced.
-        """
-        chosen = self._choose(count, splits, seed)
+        """Draw a class-balanced sample (``draw_balanced``). Phantoms fill what the run lacks; the sample says so."""
+        chosen = draw_balanced(self.rows, count, splits, seed)
         parts = [load_pixels(manifest_folder(self.root, chosen), self.pixels)] if chosen else []
         labels = [CLASSES.index(row.label) for row in chosen]
         names, parts_played = [row.path for row in chosen], [row.split for row in chosen]
@@ -74,23 +82,30 @@ class RunImages:
             parts.append(phantoms)
             labels += phantom_labels.tolist()
             names += [f"phantom {seed}/{number}" for number in range(missing)]
-            parts_played += ["phantom"] * missing
+            parts_played += [PHANTOM] * missing
         return ImageSample(np.concatenate(parts), np.array(labels, np.int64), tuple(names), tuple(parts_played))
 
-    def _choose(self, count: int, splits: Sequence[str], seed: int) -> list[ManifestRow]:
-        """Shuffle each class within each split, then take from the classes in turn."""
-        generator = np.random.default_rng(seed)
-        queues: list[list[ManifestRow]] = []
-        for name in CLASSES:
-            queue: list[ManifestRow] = []
-            for split in splits:
-                rows = [row for row in self.rows if row.label == name and row.split == split]
-                queue += [rows[position] for position in generator.permutation(len(rows))]
-            queues.append(queue[::-1])
-        chosen: list[ManifestRow] = []
-        while len(chosen) < count and any(queues):
-            chosen += [queue.pop() for queue in queues if queue]
-        return chosen[:count]
+    def calibration(self, count: int) -> ImageSample:
+        """Draw training images to choose ranges from, those that ``fit`` draws; all where the run has fewer."""
+        return self.sample(self.count_calibration(count) or count, ("Training",))
+
+    def count_calibration(self, count: int) -> int:
+        """Return how many of ``count`` images to calibrate on can be had.
+
+        Raises:
+            RunError: Images of the draw are gone, and their class has too few others to take their place.
+        """
+        listed, there = (Counter(row.label for row in draw_balanced(rows, count)) for rows in (self.listed, self.rows))
+        if not self.synthetic and (there != listed or not there):
+            raise RunError(
+                f"of the {listed.total() or count} training images that ranges are chosen from, {there.total()} can be "
+                f"had in the run's own balance of classes: {self.explain()}"
+            )
+        return there.total()
+
+    def explain(self) -> str:
+        """Return what is wrong with the images in a line, and what to do."""
+        return f"{' '.join(self.problems[:2])}. Name the folder where the run's images are now with --data"
 
 
 def check_run_images(run: Run, root: Path | None = None) -> RunImages:
@@ -101,20 +116,19 @@ def check_run_images(run: Run, root: Path | None = None) -> RunImages:
     is raised; what is missing or changed is in ``problems``.
     """
     root = run.data_root if root is None else root
+    none = RunImages(root, (), run.pixels, (), synthetic=str(run.config["data"]["root"]) == "phantom")
     try:
-        rows = run.manifest()
+        listed = tuple(run.manifest())
     except ManifestError as error:
-        return RunImages(root, (), run.pixels, (str(error),))
+        return replace(none, problems=(str(error),))
     if not root.is_dir():
-        return RunImages(root, (), run.pixels, (f"{root}, the folder of the run's {len(rows)} images, is not there",))
+        problem = f"{root}, the folder of the run's {len(listed)} images, is not there"
+        return replace(none, problems=(problem,), listed=listed)
     with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(lambda row: _fault(root, row), rows))
-    return RunImages(
-        root,
-        tuple(row for row, fault in zip(rows, faults, strict=True) if not fault),
-        run.pixels,
-        _describe(root, [fault for fault in faults if fault], len(rows)),
-    )
+        faults = list(pool.map(lambda row: _fault(root, row), listed))
+    rows = tuple(row for row, fault in zip(listed, faults, strict=True) if not fault)
+    problems = _describe(root, [fault for fault in faults if fault], len(listed))
+    return replace(none, rows=rows, problems=problems, listed=listed)
 
 
 def _fault(root: Path, row: ManifestRow) -> str:

@@ -46,7 +46,7 @@ def _quantize(context: ExportContext) -> tuple[nn.Module, dict[str, Any]]:
         if not any(layer.largest <= LARGEST_INT4 for layer in weighted_layers(run.model)):
             raise PrepareError("this run was trained with 8-bit weights; export w4a8 of the float run it started from")
         return run.model, {"integers": "learned in training"}
-    sample, options = context.calibration(context.calibration_images), context.rounding
+    sample, options = context.calibration(), context.rounding
     context.calibrated_on[ONNX_W4A8] = list(sample.names)
     network, errors, seconds = quantize_low_bits(
         run.model, sample.pixels, context.low_bits, options, context.calibration_method, run.folder / STATE, _show

@@ -2,10 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestRow
 from brainq_torch.models import build_model
 from brainq_torch.quant.calibrate import (
     _CHOOSERS,
@@ -13,17 +11,9 @@ from brainq_torch.quant.calibrate import (
     calibrate,
     collect_histograms,
     quantize_post_training,
-    select_calibration_images,
 )
 from brainq_torch.quant.prepare import activation_quantizers, check_finalized, prepare_qat, unfreeze
 from brainq_torch.quant.scheme import Scheme
-
-ROWS = [
-    ManifestRow(f"{name}/{i}.png", name, split, "", f"{i:x}")
-    for name in CLASSES
-    for split in ("Training", "val")
-    for i in range(10)
-]
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +37,6 @@ def float_model(pixels):
 
 def _scaled(pixels):
     return torch.from_numpy(scale_pixels(pixels))
-
-
-def test_images_are_balanced_seeded_and_from_training():
-    chosen = select_calibration_images(ROWS, 10, seed=1)
-    counts = [sum(row.label == name for row in chosen.rows) for name in CLASSES]
-    assert counts == [3, 3, 2, 2]
-    assert {row.split for row in chosen.rows} == {"Training"}
-    assert len({row.path for row in chosen.rows}) == 10
-    assert select_calibration_images(ROWS, 10, seed=1) == chosen
-    assert select_calibration_images(ROWS, 10, seed=2).sha256 != chosen.sha256
-
-
-def test_a_small_class_is_taken_whole():
-    rows = [row for row in ROWS if row.label != "glioma"] + ROWS[:2]
-    chosen = select_calibration_images(rows, 20, seed=0)
-    assert [sum(row.label == name for row in chosen.rows) for name in CLASSES] == [2, 6, 6, 6]
-
-
-@pytest.mark.parametrize("count", [0, 41])
-def test_more_images_than_there_are_is_refused(count):
-    with pytest.raises(ValueError, match="has 40 training images"):
-        select_calibration_images(ROWS, count, seed=0)
 
 
 def _histogram(values):

@@ -14,6 +14,7 @@ from handmade_models import write_float_tflite
 import export.__main__
 from brainq_torch.data.split import hash_file
 from export.__main__ import PARITY_IMAGES, main
+from export.bundle_card import _describe_parity
 from export.metadata import read_metadata, write_metadata
 from export.recipes import RECIPES
 
@@ -180,9 +181,35 @@ def test_a_changed_image_is_named_and_left_out(run, quick, phantoms, tmp_path, c
 
 def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, capsys):
     assert main([str(run), *FLOAT, "--data", str(tmp_path / "nowhere")]) == 0
-    assert "is not there" in capsys.readouterr().err
-    images = json.loads((run / "export/parity.json").read_text())["images"]
-    assert images["splits"] == {"phantom": PARITY_IMAGES}
+    output = capsys.readouterr()
+    assert "is not there" in output.err
+    report = json.loads((run / "export/parity.json").read_text())
+    assert report["images"]["splits"] == {"phantom": PARITY_IMAGES}
+    assert {artefact["own_images"] for artefact in report["artefacts"].values()} == {0}
+    assert "no image of the run was compared" in output.out
+    assert output.out.count("on phantoms alone: passed") == len(report["artefacts"])
+    section = _describe_parity("model_fp16.tflite", report["artefacts"]["model_fp16.tflite"])
+    assert "Compared on images of the run: **NOT DONE**" in section
+
+
+@pytest.mark.parametrize("recipe", ["int8", "w4a8", "int8_tf", "dynamic_int8"])
+@pytest.mark.parametrize("left", [0, 12])
+def test_integer_files_need_the_images_that_the_run_was_trained_on(
+    run, quick, phantoms, tmp_path, capsys, recipe, left
+):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    for path in sorted((data / "Training").rglob("*.png")) + sorted((data / "Testing").rglob("*.png"))[left:]:
+        path.unlink()
+    assert main([str(run), "--recipes", "fp32", recipe, "--data", str(data)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "with --data" in error
+    assert not {"export", "export.partial"} & set(names(run))
+
+
+def test_images_of_a_healthy_run_are_its_own(tiny_export):
+    report = json.loads((tiny_export / "parity.json").read_text())
+    assert {artefact["own_images"] for artefact in report["artefacts"].values()} == {44}
 
 
 def test_files_are_compared_on_as_many_images_as_asked_for(run, quick):

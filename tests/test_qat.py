@@ -7,10 +7,12 @@ from conftest import TINY
 
 from brainq_torch import fit
 from brainq_torch.fit import main
+from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.prepare import check_finalized, is_fake_quantized
 from brainq_torch.run import load_run, read_checkpoint
 from brainq_torch.training.log import read_log
 from brainq_torch.training.qat import choose
+from export.run_images import check_run_images
 
 QAT = '--qat={"calibration_images": 8, "observer_epochs": 1}'
 LABELS = np.array([0, 1, 2])
@@ -34,6 +36,16 @@ def test_the_run_holds_a_finalized_integer_network(qat_run):
     assert run.quantization["weight_bits"] == 8
     assert is_fake_quantized(run.model)
     check_finalized(run.model)
+
+
+def test_it_starts_from_the_integers_of_the_float_runs_int8_file(qat_run, tiny_run):
+    """The same images, so that the run's ``ptq`` figure is that of the file which export makes."""
+    run = load_run(tiny_run)
+    assert load_run(qat_run).manifest() == run.manifest()
+    exported = quantize_post_training(run.model, check_run_images(run).calibration(8).pixels).state_dict()
+    start = torch.load(qat_run / "checkpoints" / "ptq.pt", weights_only=True)
+    assert exported.keys() == start.keys()
+    assert all(torch.equal(exported[name], start[name]) for name in start)
 
 
 def test_what_was_kept_and_why_is_recorded(qat_run):

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.run import load_run
+from brainq_torch.run import RunError, load_run
 from export.run_images import RunImages, check_run_images
 
 
@@ -62,6 +63,43 @@ def test_a_run_without_its_images_or_manifest_still_has_phantoms(run, tiny_run, 
         np.testing.assert_array_equal(sample.pixels, expected)
         np.testing.assert_array_equal(sample.labels, labels)
         assert sample.splits == ("phantom",) * 8
+
+
+def test_calibration_takes_every_training_image_where_there_are_fewer_and_no_phantom(run):
+    sample = check_run_images(run).calibration(128)
+    assert sample.to_json()["splits"] == {"Training": 24}  # 8 of 32 validate
+    assert sample.own_images == 24
+    assert sample.names[:8] == check_run_images(run).calibration(8).names
+
+
+@pytest.mark.parametrize(
+    "lost", [slice(6), slice(0, None, 2), slice(None)], ids=["a class", "half of each class", "all"]
+)
+def test_calibration_without_the_runs_images_is_refused(run, moved, lost):
+    for row in [row for row in run.manifest() if row.split == "Training"][lost]:
+        (moved / row.path).unlink()
+    with pytest.raises(RunError, match=r"training images that ranges are chosen from, .* with --data"):
+        check_run_images(run, moved).calibration(16)
+
+
+def test_calibration_without_a_manifest_is_refused(run, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    (folder / "manifest.csv").unlink()
+    with pytest.raises(RunError, match=r"0 can be had .*manifest\.csv is missing"):
+        check_run_images(load_run(folder)).calibration(16)
+
+
+def test_calibration_goes_on_where_others_of_the_class_take_a_lost_images_place(run, moved):
+    drawn = check_run_images(run, moved).calibration(8)
+    (moved / drawn.names[0]).unlink()
+    again = check_run_images(run, moved).calibration(8)
+    assert again.own_images == 8
+    assert sorted(again.labels) == sorted(drawn.labels)
+
+
+def test_a_run_trained_on_phantoms_may_calibrate_on_others(run, tmp_path):
+    synthetic = dataclasses.replace(run, config=run.config | {"data": {"root": "phantom"}})
+    assert check_run_images(synthetic, tmp_path / "nowhere").calibration(8).splits == ("phantom",) * 8
 
 
 def test_a_sample_is_balanced_and_prefers_the_earlier_split(run):

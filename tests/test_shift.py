@@ -10,6 +10,7 @@ from brainq_torch.data.phantom import phantom_images, write_phantoms
 from brainq_torch.data.pixels import PixelSpec
 from tools.corruptions import CORRUPTIONS, STRENGTHS, corrupt, seeded
 from tools.shift import draw_balanced, main, measure
+from tools.shift_plot import _tell_apart
 from tools.shift_scores import CLEAN, LESIONS, NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.stand_ins import head_mask, lesioned, restyle
 
@@ -146,6 +147,20 @@ def test_the_draw_is_balanced_and_seeded(folder):
     assert [record.label for record in drawn.records] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert drawn == draw_balanced(folder, 8, seed=1)
     assert drawn != draw_balanced(folder, 8, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("paths", "titles"),
+    [
+        (["runs/a/model_int8.tflite"], ["model_int8.tflite"]),
+        (["x/model_fp16.tflite", "x/model_int8.tflite"], ["model_fp16.tflite", "model_int8.tflite"]),
+        (["a/export/m.tflite", "b/export/m.tflite"], ["a/\nexport/\nm.tflite", "b/\nexport/\nm.tflite"]),
+        (["m.tflite", "b/m.tflite"], ["m.tflite", "b/\nm.tflite"]),
+        (["a/m.tflite", "a/m.tflite"], ["m.tflite", "m.tflite"]),
+    ],
+)
+def test_two_files_of_one_name_are_told_apart(paths, titles):
+    assert _tell_apart(paths) == titles
 
 
 def test_the_command_writes_grid_and_pictures(folder, tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brainq_torch.data.balanced import take_in_turn
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
@@ -106,11 +107,8 @@ def choose_cases(labels: NDArray[np.int64], answers: NDArray[np.int64], count: i
     chosen = []
     for right in (True, False):
         fitting = [int(image) for image in shuffled if (labels[image] == answers[image]) == right]
-        turn = {
-            image: sum(labels[other] == labels[image] for other in fitting[:place])
-            for place, image in enumerate(fitting)
-        }
-        chosen += sorted(fitting, key=lambda image: (turn[image], labels[image]))[: count // 2]
+        queues = [[image for image in fitting if labels[image] == label] for label in range(len(CLASSES))]
+        chosen += take_in_turn(queues, count // 2)
     return chosen
 
 

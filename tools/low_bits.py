@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from brainq_torch.data.balanced import CALIBRATION_IMAGES
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.split import hash_file
 from brainq_torch.quant.low_bits import W4A8, LowBits, quantize_low_bits
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[Rounding().method],
         help="beside nearest; the first also measures sensitivity and rounds within budgets (default: %(default)s)",
     )
-    parser.add_argument("--calibration-images", type=int, default=128, metavar="N")
+    parser.add_argument("--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N")
     parser.add_argument(
         "--images", type=int, metavar="N", help="measure on so many, evenly over the paths (default: all)"
     )
@@ -98,7 +99,7 @@ def _low_bits(options: argparse.Namespace) -> int:
         folder = replace(folder, records=tuple(folder.records[index] for index in chosen))
     folder, pixels = decode_images(folder, run.pixels)
     labels = np.array([record.label for record in folder.records])
-    calibration = check_run_images(run, Path(options.data)).sample(options.calibration_images, ("Training",))
+    calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)
     about = [hash_file(run.folder / CHECKPOINT), calibration.names, [record.path for record in folder.records]]
     measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)
     table = measure.sensitivity(options.sensitivity_images, options.rounding[0])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from brainq_torch.data.balanced import take_in_turn
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import DataFolderError, ImageFolder, ImageRecord, Problem
 from brainq_torch.data.images import UnreadableImageError, read_grey
@@ -111,15 +112,14 @@ def _shift(options: argparse.Namespace) -> int:
 
 
 def draw_balanced(folder: ImageFolder, count: int, seed: int) -> ImageFolder:
-    """Draw ``count`` images, a quarter of each class, fewer where a class has fewer. Raises CommandError."""
-    each = count // len(CLASSES)
-    if each < 1:
+    """Draw ``count`` images, as many of each class as can be had. Raises CommandError."""
+    if count < len(CLASSES):
         raise CommandError(f"--images is {count}; allowed are {len(CLASSES)} (one of each class) and more")
-    chosen: set[str] = set()
+    queues = []
     for label, name in enumerate(CLASSES):
         paths = [record.path for record in folder.records if record.label == label]
-        order = seeded("images", name, str(seed)).permutation(len(paths))
-        chosen |= {paths[place] for place in order[:each]}
+        queues.append([paths[place] for place in seeded("images", name, str(seed)).permutation(len(paths))])
+    chosen = set(take_in_turn(queues, count))
     return replace(folder, records=tuple(record for record in folder.records if record.path in chosen))
 
 

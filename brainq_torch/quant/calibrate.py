@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestRow
 from brainq_torch.quant.prepare import (
     activation_quantizers,
     finalize,
@@ -36,14 +33,6 @@ _CANDIDATES = np.linspace(0.3, 1.0, 71)
 
 
 @dataclass(frozen=True)
-class CalibrationImages:
-    """Which images a calibration saw. sha256: over the lines ``sha256 path`` of its rows."""
-
-    rows: tuple[ManifestRow, ...]
-    sha256: str
-
-
-@dataclass(frozen=True)
 class ValueHistogram:
     """Values of one activation over all images.
 
@@ -61,26 +50,6 @@ class ValueHistogram:
         edges = np.linspace(self.low, self.high, _BINS + 1)
         middles: NDArray[Any] = (edges[:-1] + edges[1:]) / 2
         return middles
-
-
-def select_calibration_images(rows: Sequence[ManifestRow], count: int, seed: int) -> CalibrationImages:
-    """Draw ``count`` training images, as many of each class as can be had, without replacement, in seeded order.
-
-    Raises ValueError when there are fewer training images than asked for.
-    """
-    by_class = {name: [row for row in rows if row.split == "Training" and row.label == name] for name in CLASSES}
-    available = sum(map(len, by_class.values()))
-    if not 0 < count <= available:
-        raise ValueError(f"{count} calibration images were asked for; the run has {available} training images")
-    rng = np.random.default_rng(seed)
-    queues = [[members[i] for i in rng.permutation(len(members))] for members in by_class.values()]
-    chosen: list[ManifestRow] = []
-    while len(chosen) < count:
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop())
-    lines = "".join(f"{row.sha256} {row.path}\n" for row in chosen)
-    return CalibrationImages(tuple(chosen), hashlib.sha256(lines.encode()).hexdigest())
 
 
 def quantize_post_training(

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from brainq_torch.data.balanced import CALIBRATION_IMAGES, draw_balanced
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.split import manifest_folder, read_manifest
-from brainq_torch.quant.calibrate import Method, quantize_post_training, select_calibration_images
+from brainq_torch.quant.calibrate import Method, quantize_post_training
 from brainq_torch.quant.prepare import freeze_batchnorm, freeze_observers, prepare_qat, rebuild, unfreeze
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import MANIFEST
@@ -31,19 +32,19 @@ class Qat:
 
     observer_epochs: epochs in which activation ranges still follow the data, counted over all stages.
     batchnorm_epochs: epochs in which BatchNorm uses and updates batch statistics; 0 trains what will be deployed.
-    calibration_images: class-balanced training images for the start.
+    calibration_images: class-balanced training images for the start, those that ``export`` draws, too.
     method: how a range is chosen from them.
     scheme: bit widths.
     """
 
     observer_epochs: int = 1
     batchnorm_epochs: int = 0
-    calibration_images: int = 256
+    calibration_images: int = CALIBRATION_IMAGES
     method: Method = "percentile"
     scheme: Scheme = Scheme()  # noqa: RUF009 - frozen
 
 
-def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule, seed: int) -> nn.Module:
+def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module:
     """Return the fake-quantized copy of a float network that plain post-training quantization gives, ready to train.
 
     Its weights are kept in ``checkpoints/ptq.pt``: they are what the training is measured against at the end, and what
@@ -54,7 +55,7 @@ def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule, seed: int) 
     kept = data.out / "checkpoints" / "ptq.pt"
     if not kept.exists():
         data.prepare_data()
-        rows = select_calibration_images(read_manifest(data.out / MANIFEST), options.calibration_images, seed).rows
+        rows = draw_balanced(read_manifest(data.out / MANIFEST), options.calibration_images)
         pixels = load_pixels(manifest_folder(data.folder, rows), data.pixels)
         quantized = quantize_post_training(model, pixels, options.scheme, options.method)
         kept.parent.mkdir(exist_ok=True)
