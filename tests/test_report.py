@@ -68,6 +68,19 @@ def report(tmp_path_factory):
     return folder
 
 
+def test_images_without_copies_are_not_called_a_weak_test(tmp_path):
+    folder = write_study(tmp_path / "study", images=120, unseen=120, names=("mobilenetv2_float",))
+    assert main([str(folder), "--resamples", "10"]) == 0
+    text = (folder / "report.md").read_text()
+    assert "none of them has a copy in training, mirrored, turned or cropped, though perhaps of the same" in text
+    assert "proves little" not in text
+
+
+def test_copies_in_training_are_counted(report):
+    text = (report / "report.md").read_text()
+    assert re.search(r"80 of them \(66\.7 %\)\S* have a copy in training, .* a high figure on it proves little", text)
+
+
 @pytest.fixture(scope="module")
 def page(report):
     return Page((report / "report.html").read_text())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -57,10 +59,9 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> b
             elinewidth=1.2, markersize=6, label=family, zorder=3,
         )  # fmt: skip
     front = find_front(np.array([p.cost for p in points]), np.array([p.accuracy for p in points]))
-    axes.step(
-        [points[i].cost for i in front], [points[i].accuracy for i in front], where="post",
-        color="#555555", linestyle="--", linewidth=1, label="Pareto front", zorder=2,
-    )  # fmt: skip
+    corners = [(points[i].cost, points[i].accuracy) for i in front]
+    steps = list(chain(*(((x, y), (following, y)) for (x, y), (following, _) in pairwise(corners)), corners[-1:]))
+    axes.plot(*zip(*steps, strict=True), color="#555555", linestyle="--", linewidth=1, label="Pareto front", zorder=2)
     below = [point for point in points if point.accuracy <= bottom]
     if below:
         axes.plot(
@@ -71,7 +72,7 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> b
     if neighbour is not None and bottom < neighbour < axes.get_ylim()[1]:
         axes.axhline(neighbour, color="#999999", linestyle=":", linewidth=1.2, label="1-nearest-neighbour", zorder=1)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    _place_names(figure, axes, points)
+    _place_names(figure, axes, points, steps)
     return _save(figure)
 
 
@@ -112,14 +113,15 @@ def _set_scales(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylim(bottom - room, top + room)
 
 
-def _place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Write each name at the nearest place where it covers no other name and no mark."""
+def _place_names(figure: Figure, axes: Axes, points: Sequence[Point], steps: Sequence[tuple[float, float]]) -> None:
+    """Write each name at the nearest place where it covers no other name, no mark and nothing of the front."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     bottom, _ = axes.get_ylim()
     places = [(point.cost, max(point.accuracy, bottom)) for point in points]
     marks = axes.transData.transform(places)
     taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in marks]
+    taken += [Bbox([start, end]).padded(2 * scale) for start, end in pairwise(axes.transData.transform(steps))]
     frame = axes.get_window_extent()
     for index in np.argsort(-marks[:, 1], kind="stable"):
         point = points[index]
@@ -129,7 +131,7 @@ def _place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         offset, box = min(boxes, key=lambda place: _count_covered(place[1], taken, frame))
         axes.annotate(
             name, places[index], xytext=offset, textcoords="offset points", fontsize=_NAME_SIZE, zorder=4,
-            ha=_align(offset), va="center", bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.85},
+            ha=_align(offset), va="center", path_effects=[withStroke(linewidth=2, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip
         taken.append(box)

@@ -83,14 +83,15 @@ def _data(study: Study) -> Iterable[Item]:
         return value("NOT DONE" if value_ is None else f"{100 * value_:.2f} %")
 
     copies = data["images"] - data["unseen"]
-    yield Paragraph(
-        (
-            f"{data['split']} holds ", value(f"{data['images']} images"), "; ",
+    found: Text = ("none of them has a copy in training, mirrored, turned or cropped",)
+    if copies:
+        found = (
             value(f"{copies} of them ({100 * copies / data['images']:.1f} %)"),
             " have a copy in training, counting mirrored, turned and cropped ones: a high figure on it proves little. ",
-            value(f"{data['unseen']}"), " are unseen: without a copy, though perhaps of the same patient or scanner.",
-        )
-    )  # fmt: skip
+            value(f"{data['unseen']}"), " are unseen: without a copy",
+        )  # fmt: skip
+    end = ", though perhaps of the same patient or scanner."
+    yield Paragraph((f"{data['split']} holds ", value(f"{data['images']} images"), "; ", *found, end))
     yield Paragraph(
         (
             "To compare with: a 1-nearest-neighbour on 32 x 32 pixels is right on ",

@@ -24,16 +24,23 @@ def plot_grid(report: dict[str, Any], path: str | Path) -> None:
 
     report: the command's JSON.
     """
-    panels = [(Path(report["model"]).name, _accuracies(report), "viridis", 0.0, 100.0)]
+    models = [report, *([report["compare"]] if "compare" in report else [])]
+    titles = _tell_apart([model["model"] for model in models])
+    panels = [(title, _accuracies(model), "viridis", 0.0, 100.0) for title, model in zip(titles, models, strict=True)]
     if "compare" in report:
-        other = report["compare"]
-        panels.append((Path(other["model"]).name, _accuracies(other), "viridis", 0.0, 100.0))
         panels.append(("second less first, points", panels[1][1] - panels[0][1], "RdBu", -10.0, 10.0))
     figure = Figure(figsize=(1.4 + 3.2 * len(panels), 8.4), layout="constrained")
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
         _draw_panel(axes, *panel)
     figure.suptitle(f"accuracy, {report['n']} images, {report['split']}")
     figure.savefig(path, dpi=110)
+
+
+def _tell_apart(paths: Sequence[str]) -> list[str]:
+    """Return the paths' ends, a line for each folder, as far as it takes for no two to be alike."""
+    parts = [Path(path).parts for path in paths]
+    ends = [["/\n".join(part[-length:]) for part in parts] for length in range(1, 1 + max(map(len, parts)))]
+    return next((titles for titles in ends if len(set(titles)) == len(titles)), ends[0])
 
 
 def _accuracies(report: dict[str, Any]) -> NDArray[np.float64]:
