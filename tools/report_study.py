@@ -10,6 +10,8 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,24 +160,34 @@ def read_study(folder: Path) -> Study:
             f"{folder / STUDY} has format {data.get('format')!r}; this version reads "
             f"{STUDY_FORMAT}: run tools.study again"
         )
-    try:
+    with _naming(folder / STUDY):
         classes = tuple(map(str, data["classes"]))
         rows = {entry["id"]: _read_row(folder, entry, len(classes)) for entry in data["rows"]}
         _check_rows(folder, data, rows)
+        gradcam = data["gradcam"]
         study = Study(
             folder=folder,
             title=str(data["title"]),
-            commit=data["created_from"]["commit"],
+            commit=_text(data["created_from"]["commit"]),
             config=str(data["created_from"]["config"]),
             data=_read_data(data["data"]),
             classes=classes,
             rows=tuple(rows[name] for name in data["order"]),
-            gradcam=None if data["gradcam"] is None else (data["gradcam"]["row"], data["gradcam"]["file"]),
+            gradcam=None if gradcam is None else (str(gradcam["row"]), str(gradcam["file"])),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{folder / STUDY} lacks or misstates something ({error!r}); run tools.study again") from error
-    _check_together(study)
+        _check_together(study)
     return study
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what a misstatement in a file causes into a StudyError that names the file."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise StudyError(f"{path} lacks or misstates something ({error!r}); run tools.study again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -183,7 +195,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path} is missing; make it first: python -m tools.study --config configs/study.yaml")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is not JSON ({error}); run tools.study again") from error
     if not isinstance(data, dict):
         raise StudyError(f"{path} holds a {type(data).__name__}, not an object; run tools.study again")
@@ -202,6 +214,10 @@ def _read_data(data: dict[str, Any]) -> dict[str, Any]:
         "majority": _number(data["majority"]),
         "differences": tuple(map(str, data.get("differences", ()))),
     }
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _number(value: float | None) -> float | None:
@@ -239,9 +255,9 @@ def _read_done(folder: Path, entry: dict[str, Any], row: Row, classes: int) -> R
         row,
         file=str(entry["file"]),
         size_bytes=entry["bytes"],
-        checkpoint_bytes=entry["checkpoint_bytes"],
-        onnx_twin=entry["onnx_twin"],
-        parity=None if parity is None else Parity(bool(parity["passed"]), parity["file"], parity["entry"]),
+        checkpoint_bytes=None if entry["checkpoint_bytes"] is None else int(entry["checkpoint_bytes"]),
+        onnx_twin=_text(entry["onnx_twin"]),
+        parity=None if parity is None else Parity(bool(parity["passed"]), str(parity["file"]), str(parity["entry"])),
         temperature=None if entry["abstention"] is None else float(entry["abstention"]["temperature"]),
         predictions_file=entry["predictions"],
         latency_file=entry["latency"],
@@ -254,16 +270,11 @@ def _read_done(folder: Path, entry: dict[str, Any], row: Row, classes: int) -> R
 def _read_latency(path: Path) -> dict[str, Latency]:
     data = _read_json(path)
     measured = {}
-    load = (
-        f"{data['cpu']}, {data['cpu_count']} cores, load {data['load_average']:.1f}" if "load_average" in data else ""
-    )
     for engine in ENGINES:
-        values = data[engine]
-        if values is None:
+        with _naming(path):
+            latency = _read_engine(data, data[engine])
+        if latency is None:
             continue
-        latency = Latency(
-            float(values["median_ms"]), float(values["p90_ms"]), int(values["threads"]), int(values["runs"]), load
-        )
         if not 0 < latency.median_ms <= latency.p90_ms < float("inf"):
             raise StudyError(
                 f"{path}: {engine} has median {latency.median_ms} ms and p90 {latency.p90_ms} ms; "
@@ -271,6 +282,16 @@ def _read_latency(path: Path) -> dict[str, Latency]:
             )
         measured[engine] = latency
     return measured
+
+
+def _read_engine(data: dict[str, Any], values: dict[str, Any] | None) -> Latency | None:
+    if values is None:
+        return None
+    load = ""
+    if "load_average" in data:
+        load = f"{data['cpu']}, {data['cpu_count']} cores, load {data['load_average']:.1f}"
+    times = float(values["median_ms"]), float(values["p90_ms"])
+    return Latency(*times, int(values["threads"]), int(values["runs"]), load)
 
 
 def _read_predictions(path: Path, row: str, classes: int) -> tuple[Predictions, Predictions]:
