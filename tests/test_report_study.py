@@ -78,6 +78,34 @@ def test_broken_answers_are_refused(folder, message):
         read_study(folder)
 
 
+@pytest.mark.parametrize("file", ["study.json", f"latency/{ROW}.json"])
+@pytest.mark.parametrize("junk", [b"", b"[1]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000], ids=repr)
+def test_a_file_that_holds_something_else_is_named(folder, file, junk):
+    (folder / file).write_bytes(junk)
+    with pytest.raises(StudyError, match=file):
+        read_study(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"images": 1e999}},
+        {"data": {"nearest_neighbour": {"all": "much", "unseen": None}}},
+        {"gradcam": {"row": [], "file": "gradcam.png"}},
+        {"gradcam": {"row": "mobilenetv2_float", "file": None}},
+        {"rows": {"id": "a"}},
+        {"order": 5},
+    ],
+)
+def test_values_of_another_type_are_refused(folder, changes):
+    study = read_json(folder)
+    for key, value in changes.items():
+        study[key] = study[key] | value if key == "data" else value
+    write_json(folder, study)
+    with pytest.raises(StudyError, match=r"study\.json|gradcam"):
+        read_study(folder)
+
+
 def test_rows_of_another_number_of_images_are_refused(folder):
     edit(folder, data=read_json(folder)["data"] | {"images": 25})
     with pytest.raises(StudyError, match=r"holds 24 images, study\.json says 25"):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from study_stand_in import HERE, IMAGES, stand_in
 
-from tools import study, study_runs, study_steps
+from tools import study, study_runs, study_steps, study_table
 
 MODELS = {
     "mobile": {"config": "configs/quickstart.yaml"},
@@ -445,3 +445,22 @@ def test_real_commands_on_a_real_run(bench, tiny_run, tiny_export, phantoms, mon
         assert len(arrays["val_logits"]) > 0
     latency = json.loads((bench.out / row["latency"]).read_text())
     assert 0 < latency["litert"]["median_ms"] <= latency["litert"]["p90_ms"]
+
+
+@pytest.mark.parametrize(
+    "junk", ["", "[]", "5", '{"artefacts": 5}', '{"run": {"checkpoint_sha256": 1}, "artefacts": [1]}']
+)
+def test_a_parity_report_that_holds_something_else_is_no_export(tmp_path, junk):
+    (tmp_path / "parity.json").write_text(junk)
+    found, why = study_runs.find_export(tmp_path, tmp_path, ["fp32"])
+    assert not found
+    assert f"{tmp_path} is no export" in why
+    with pytest.raises(study_steps.StepFailed, match=r"parity\.json cannot be read as far as 'passed' of 'a\.tflite'"):
+        study_runs.read_entry(tmp_path / "parity.json", "artefacts", "a.tflite", "passed")
+
+
+@pytest.mark.parametrize("junk", ["", "[]", '{"leakage": [1]}', '{"leakage": {"Testing": {"majority": 1}}}'])
+def test_metrics_that_hold_something_else_are_named(tmp_path, junk):
+    (tmp_path / "metrics.json").write_text(junk)
+    with pytest.raises(study_steps.StepFailed, match=r"metrics\.json"):
+        study_table.read_leak_check(tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from brainq_torch.data.split import ManifestError, ManifestRow, read_manifest
+from brainq_torch.data.split import ManifestRow, read_manifest
 from tools.study_config import RECIPE_FILES
 from tools.study_steps import StepFailed, format_command, hash_file
 
@@ -48,18 +48,34 @@ def find_export(folder: Path, run: Path, recipes: Sequence[str]) -> tuple[bool, 
     Returns True, or False and why not.
     """
     try:
-        report = json.loads((folder / PARITY).read_text(encoding="utf-8"))
-        made_of, artefacts = report["run"]["checkpoint_sha256"], report["artefacts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        made_of = read_entry(folder / PARITY, "run", "checkpoint_sha256")
+        listed = {name: entry["sha256"] for name, entry in read_entry(folder / PARITY, "artefacts").items()}
+    except (StepFailed, AttributeError, KeyError, TypeError) as error:
         return False, f"{folder} is no export ({type(error).__name__}: {error})"
     if made_of != hash_file(run / CHECKPOINT):
         return False, f"{folder} was made of another {CHECKPOINT} than {run} has now"
     for name in (name for recipe in recipes for name in RECIPE_FILES[recipe] if name):
-        if name not in artefacts or not (folder / name).is_file():
+        if name not in listed or not (folder / name).is_file():
             return False, f"{folder} has no {name}"
-        if artefacts[name]["sha256"] != hash_file(folder / name):
+        if listed[name] != hash_file(folder / name):
             return False, f"{folder / name} is not the file that its {PARITY} lists"
     return True, ""
+
+
+def read_entry(path: Path, *keys: str) -> Any:
+    """Return what a JSON file of a run or an export holds under keys, each inside the one before.
+
+    Raises:
+        StepFailed: The file is missing, is no JSON, or lacks one of the keys.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        where = " of ".join(repr(key) for key in reversed(keys))
+        raise StepFailed(f"{path} cannot be read as far as {where} ({error!r}); make its folder anew") from error
+    return found
 
 
 @cache
@@ -99,7 +115,7 @@ class HandlingCheck:
         try:
             rows = read_manifest(run / MANIFEST)
             settings = _handling(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")))
-        except (ManifestError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise StepFailed(f"{run} cannot be used: {error}") from error
         if not self._first:
             self._first, self._rows, self._settings = name, rows, settings

@@ -16,11 +16,12 @@ import numpy as np
 
 from tools.command import write_report
 from tools.study_config import RowPlan
-from tools.study_runs import CHECKPOINT, CONFIG, METRICS, PARITY
-from tools.study_steps import relative_to
+from tools.study_runs import CHECKPOINT, CONFIG, METRICS, PARITY, read_entry
+from tools.study_steps import StepFailed, relative_to
 
 STUDY, PREDICTIONS, LATENCY, SOURCES = "study.json", "predictions", "latency", "sources"
 _LOG, _ENVIRONMENT, _LEAKAGE = "log.csv", "environment.json", "leakage.json"
+_NEIGHBOUR = ("nearest_neighbour", "nearest_neighbour_unseen", "majority")
 _ENGINES = {".tflite": "litert", ".onnx": "onnxruntime"}
 
 
@@ -45,7 +46,7 @@ def describe_row(
 ) -> dict[str, Any]:
     """Return a done row, and keep copies of the small files that its numbers come from in the study folder."""
     sources = _keep_sources(row, found, out)
-    parity = json.loads((found.export / PARITY).read_text(encoding="utf-8"))["artefacts"][found.file.name]
+    passed = bool(read_entry(found.export / PARITY, "artefacts", found.file.name, "passed"))
     checkpoint = find_training_checkpoint(found.run)
     with np.load(found.predictions) as arrays:
         abstention = arrays["abstention"].tolist()
@@ -68,7 +69,7 @@ def describe_row(
         "bytes": found.file.stat().st_size,
         "checkpoint_bytes": None if checkpoint is None else checkpoint.stat().st_size,
         "onnx_twin": None if found.twin is None else relative_to(found.twin, out),
-        "parity": {"passed": parity["passed"], "file": sources["parity"], "entry": found.file.name},
+        "parity": {"passed": passed, "file": sources["parity"], "entry": found.file.name},
         "predictions": relative_to(found.predictions, out),
         "latency": None if latency is None else relative_to(latency, out),
         "abstention": dict(zip(("temperature", "threshold"), abstention, strict=True)) if abstention else None,
@@ -109,8 +110,7 @@ def describe_data(root: Path, rows: Mapping[str, Measured]) -> dict[str, Any]:
         images, unseen = len(arrays["labels"]), int(arrays["unseen"].sum())
     checks = (read_leak_check(found.run) for found in rows.values())
     check = next((check for check in checks if check is not None), None)
-    neighbour = ("nearest_neighbour", "nearest_neighbour_unseen", "majority")
-    everything, fresh, majority = (None if check is None else check[name] for name in neighbour)
+    everything, fresh, majority = (None if check is None else check[name] for name in _NEIGHBOUR)
     return {
         "root": str(root),
         "split": "Testing",
@@ -123,11 +123,15 @@ def describe_data(root: Path, rows: Mapping[str, Measured]) -> dict[str, Any]:
 
 def read_leak_check(run: Path) -> dict[str, Any] | None:
     """Return what a run says of its Testing part's leaks, None in a run of an earlier version."""
-    leakage = json.loads((run / METRICS).read_text(encoding="utf-8")).get("leakage")
-    if leakage is None and (run / _LEAKAGE).is_file():
-        leakage = json.loads((run / _LEAKAGE).read_text(encoding="utf-8"))
-    found: dict[str, Any] | None = None if leakage is None else leakage.get("Testing")
-    return found
+    metrics = read_entry(run / METRICS)
+    try:
+        leakage = metrics.get("leakage")
+        if leakage is None and (run / _LEAKAGE).is_file():
+            leakage = read_entry(run / _LEAKAGE)
+        found = None if leakage is None else leakage.get("Testing")
+        return None if found is None else {name: found[name] for name in _NEIGHBOUR}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StepFailed(f"{run / METRICS} does not say as a run does how far its parts leak ({error!r})") from error
 
 
 def find_training_checkpoint(run: Path) -> Path | None:
