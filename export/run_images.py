@@ -112,8 +112,8 @@ def check_run_images(run: Run, root: Path | None = None) -> RunImages:
     """Hash every image of the run's manifest and keep those that are still what the manifest lists.
 
     root: where the images are now, when not where the run found them.
-    A run can be exported without its images (they may lie on another machine): parity then uses phantoms. So nothing
-    is raised; what is missing or changed is in ``problems``.
+    Float files can be made without a run's images (they may lie on another machine): parity then uses phantoms. So
+    nothing is raised here; what is missing or changed is in ``problems``.
     """
     root = run.data_root if root is None else root
     none = RunImages(root, (), run.pixels, (), synthetic=str(run.config["data"]["root"]) == "phantom")
