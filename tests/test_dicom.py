@@ -167,8 +167,8 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path):
 
 
 def test_colours_become_grey(tmp_path):
-    colours = np.zeros((40, 60, 3), np.uint8)
-    colours[:] = (200, 100, 50)
+    colours = np.repeat(np.arange(2400).reshape(40, 60, 1) % 256, 3, axis=2).astype(np.uint8)
+    colours[:8] = (200, 100, 50)
     path = write_dicom(
         tmp_path / "a.dcm",
         colours,
@@ -178,7 +178,9 @@ def test_colours_become_grey(tmp_path):
         PlanarConfiguration=0,
         PhotometricInterpretation="RGB",
     )
-    assert np.unique(read_grey(path).pixels).tolist() == [124]
+    grey = read_grey(path).pixels
+    assert np.unique(grey[:8]).tolist() == [124]
+    np.testing.assert_array_equal(grey[8:], colours[8:, :, 0])
 
 
 def test_several_frames_need_a_choice(tmp_path):

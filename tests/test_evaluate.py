@@ -23,7 +23,7 @@ from tools import evaluate
 
 KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes"}
 GREYS = (20, 80, 140, 200)
-"""Grey of each class's flat images, which the fake model tells apart."""
+"""Mean grey of each class's images, which the fake model tells apart."""
 
 
 class GreyRunner:
@@ -39,14 +39,19 @@ class GreyRunner:
         return -np.abs(means[:, None] - np.array(self.greys)).astype(np.float32)
 
 
+def picture(grey):
+    """An image of many greys around one."""
+    return Image.fromarray((grey - 15 + np.arange(36 * 40).reshape(36, 40) % 31).astype(np.uint8))
+
+
 def write_images(root, split, count, wrong=0):
-    """Write flat images per class; the first ``wrong`` gliomas look like a meningioma."""
+    """Write images per class; the first ``wrong`` gliomas look like a meningioma."""
     for label, name in enumerate(CLASSES):
         folder = root / split / name
         folder.mkdir(parents=True)
         for index in range(count):
             grey = GREYS[1] if name == "glioma" and index < wrong else GREYS[label]
-            Image.new("L", (40, 36), grey).save(folder / f"{index}.png")
+            picture(grey).save(folder / f"{index}.png")
 
 
 @pytest.fixture
@@ -166,7 +171,7 @@ def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fa
     words = ["a", "--data", str(data), "--manifest", str(manifest), "--split", "val"]
     assert evaluate.main(words) == 0
     assert "split val: 4 images" in capsys.readouterr().out
-    Image.new("L", (40, 36), 5).save(data / "Training" / "glioma" / "0.png")
+    picture(15).save(data / "Training" / "glioma" / "0.png")
     assert evaluate.main(words) == 2
     assert "Training/glioma/0.png (changed)" in capsys.readouterr().err
 

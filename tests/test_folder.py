@@ -349,12 +349,23 @@ def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
 def test_notes_that_say_the_same_are_counted_in_the_report(tmp_path):
     write_classes(tmp_path, 1)
     for index in range(10):
-        Image.new("1", (40, 40), 1).save(tmp_path / f"glioma/bits{index}.png")
+        Image.linear_gradient("L").convert("CMYK").save(tmp_path / f"glioma/colours{index}.tif")
     folder = scan_folder(tmp_path)
     assert len(folder.problems) == 10
     lines = folder.report().splitlines()
-    assert sum("1-bit" in line for line in lines) == 4
-    assert lines[-1].startswith("  note: 7 more files: 1-bit black and white")
+    assert sum("CMYK" in line for line in lines) == 4
+    assert lines[-1].startswith("  note: 7 more files: CMYK converted to grey")
+
+
+def test_a_blank_picture_is_named_with_its_remedy_and_left_out(tmp_path):
+    write_classes(tmp_path)
+    Image.new("L", (40, 40), 9).save(tmp_path / "glioma/blank.png")
+    folder = scan_folder(tmp_path)
+    assert "glioma/blank.png" not in {record.path for record in folder.records}
+    problem = problem_of(folder, "glioma/blank.png")
+    assert problem.severity == "error"
+    assert "fewer than 16 grey levels" in problem.what
+    assert "export the scan again" in problem.remedy
 
 
 def test_load_pixels_is_in_record_order_and_repeatable(tmp_path):

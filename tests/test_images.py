@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from brainq_torch.data.images import MAX_PIXELS, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.data.pictures import read_picture
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
@@ -56,10 +57,11 @@ def test_other_formats_equal_pillows_own_grey(tmp_path, suffix, mode):
 
 
 def test_colours_become_grey_by_luma_with_a_note(tmp_path):
-    colours = np.zeros((40, 40, 3), np.uint8)
-    colours[:] = (200, 100, 50)
+    colours = np.dstack([ramp()] * 3)
+    colours[:8] = (200, 100, 50)
     grey = read_grey(save(tmp_path / "photo.png", Image.fromarray(colours)))
-    assert np.unique(grey.pixels).tolist() == [124]  # 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2
+    assert np.unique(grey.pixels[:8]).tolist() == [124]  # 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2
+    np.testing.assert_array_equal(grey.pixels[8:], ramp()[8:])
     assert grey.notes == ("coloured pixels converted to grey",)
 
 
@@ -144,7 +146,7 @@ def test_lab_tiff(tmp_path):
 
 def test_one_bit(tmp_path):
     bits = ramp() > 100
-    grey = read_grey(save(tmp_path / "a.png", Image.fromarray(bits)))
+    grey = read_picture(save(tmp_path / "a.png", Image.fromarray(bits)))
     np.testing.assert_array_equal(grey.pixels, bits * np.uint8(255))
     assert grey.notes == ("1-bit black and white converted to grey",)
 
@@ -168,7 +170,7 @@ def test_float_and_signed_pixels_are_rescaled(tmp_path, dtype, low, high):
 
 
 def test_constant_sixteen_bit_image_is_black_and_says_so(tmp_path):
-    grey = read_grey(save(tmp_path / "a.png", Image.fromarray(np.full((40, 60), 3000, np.uint16))))
+    grey = read_picture(save(tmp_path / "a.png", Image.fromarray(np.full((40, 60), 3000, np.uint16))))
     assert not grey.pixels.any()
     assert grey.notes == ("16-bit or 32-bit pixels, all equal to 3000, shown as black",)
 
@@ -313,9 +315,37 @@ def test_names_of_any_letters(tmp_path, name):
 
 
 def test_tiny_images_are_noted(tmp_path):
-    grey = read_grey(save(tmp_path / "a.png", Image.new("L", (1, 1), 7)))
-    assert grey.pixels.tolist() == [[7]]
-    assert grey.notes == ("only 1 x 1 pixels",)
+    grey = read_grey(save(tmp_path / "a.png", Image.fromarray(ramp(8, 9))))
+    assert grey.pixels.tolist() == ramp(8, 9).tolist()
+    assert grey.notes == ("only 9 x 8 pixels",)
+
+
+def blank_pictures():
+    mask = np.zeros((96, 120), np.uint8)
+    mask[20:70, 30:90] = 255
+    levels = np.tile(np.arange(15, dtype=np.uint8) * 16, (96, 8))
+    hot = np.where(np.arange(levels.size).reshape(levels.shape) % 150 == 7, 250, levels).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(100, 115, (96, 120)).astype(np.uint8)
+    yield from {"black": mask * 0, "white": mask * 0 + 255, "mask": mask, "levels": levels, "hot": hot}.items()
+    yield from {"noise": noise, "wide": mask.astype(np.uint16) * 9, "dot": mask[:1, :1]}.items()
+
+
+@pytest.mark.parametrize(("name", "pixels"), blank_pictures())
+def test_a_picture_of_nothing_is_refused(tmp_path, name, pixels):
+    path = save(tmp_path / f"{name}.png", Image.fromarray(pixels))
+    with pytest.raises(UnreadableImageError, match=r"fewer than 16 grey levels.*; remove it, or export the scan again"):
+        read_grey(path)
+
+
+def test_levels_are_counted_on_the_head_alone(tmp_path):
+    frame = np.zeros((240, 240), np.uint8)
+    frame[:, :20] = np.arange(240, dtype=np.uint8)[:, None]  # a colour bar
+    inside = np.add.outer(np.square(np.arange(240) - 120), np.square(np.arange(240) - 120)) < 60**2
+    frame[inside] = 180
+    with pytest.raises(UnreadableImageError, match="fewer than 16 grey levels"):
+        read_grey(save(tmp_path / "mask.png", Image.fromarray(frame)))
+    frame[inside] = 180 + np.arange(inside.sum()) % 16
+    assert read_grey(save(tmp_path / "head.png", Image.fromarray(frame))).pixels.shape == (240, 240)
 
 
 def test_the_error_travels_between_processes():

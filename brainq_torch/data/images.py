@@ -17,6 +17,7 @@ from brainq_torch.data.greyscale import (
     UnreadableImageError,
     shrink_remedy,
 )
+from brainq_torch.data.head_crop import is_blank
 from brainq_torch.data.pictures import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture, read_picture
 
 __all__ = [
@@ -58,13 +59,18 @@ def read_grey(path: FilePath) -> GreyImage:
     these is noted. Above ``MAX_PIXELS`` a file is refused by its header, before any pixel is decoded.
     What DICOM, NIfTI and figshare .mat files add is said in ``dicom.py``, ``nifti.py`` and ``figshare.py``.
 
-    Raises UnreadableImageError for what is missing, empty, truncated, not an image, animated, gigantic or not finite.
+    Raises UnreadableImageError for what is missing, empty, truncated, damaged, not an image, animated, gigantic, not
+    finite, or blank (``head_crop.is_blank``).
     """
     reader = _reader_of(_read_head(path))
     if reader is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
         raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
-    return _guard(path, reader)
+    image = _guard(path, reader)
+    if is_blank(image.pixels):
+        reason = "shows fewer than 16 grey levels, as an empty frame or a mask does"
+        raise UnreadableImageError(path, reason, "remove it, or export the scan again with all its grey levels")
+    return image
 
 
 def read_origin(path: FilePath) -> Origin:

@@ -16,6 +16,8 @@ const ROUNDS = 4;
 const SMALL_PARTS = 100;
 const REACH = 2;
 const THIN_PARTS = 8;
+const FEWEST_LEVELS = 16;
+const STRAY_PERCENT = 1;
 
 /** Return the box {left, top, right, bottom} around the head, which may reach beyond the frame, or null. */
 export function findHead(image) {
@@ -41,6 +43,24 @@ export function findHead(image) {
   };
   const margin = Math.floor(Math.max(box.right - box.left, box.bottom - box.top) / MARGIN_PARTS);
   return { left: box.left - margin, top: box.top - margin, right: box.right + margin, bottom: box.bottom + margin };
+}
+
+/** Tell whether the head, or the frame without one, has fewer than 16 grey levels. */
+export function isBlank(image) {
+  const { width, height } = image;
+  const [left, top] = [width, height].map((side) => Math.floor(side / 4));
+  if (!hasFewLevels(crop(image, { left, top, right: width - left, bottom: height - top }))) return false;
+  const head = findHead(image);
+  if (head === null) return hasFewLevels(image);
+  const [right, bottom] = [Math.min(head.right, width), Math.min(head.bottom, height)];
+  return hasFewLevels(crop(image, { left: Math.max(head.left, 0), top: Math.max(head.top, 0), right, bottom }));
+}
+
+function hasFewLevels({ data }) {
+  const counts = new Uint32Array(256);
+  for (const value of data) counts[value] += 1;
+  const commonest = counts.sort().slice(1 - FEWEST_LEVELS);
+  return 100 * commonest.reduce((sum, count) => sum + count) >= (100 - STRAY_PERCENT) * data.length;
 }
 
 /** Return what is left when every plain row and column is taken off from outside. */

@@ -1,5 +1,6 @@
 /** Reads one PNG or JPEG file to 8-bit grey: brainq_torch/data/pictures.py in JavaScript. */
 
+import { isBlank } from "./head_crop.js";
 import { decodePng, isPng } from "./png.js";
 import { roundHalfEven } from "./resize.js";
 import { Unreadable } from "./unreadable.js";
@@ -22,6 +23,10 @@ export async function readGrey(bytes, decodeJpeg) {
     throw new Unreadable("is neither PNG nor JPEG", "use predict.py, which reads DICOM, NIfTI, TIFF and others as well");
   }
   const read = isJpeg ? await readJpeg(bytes, decodeJpeg) : pngToGrey(await decodePng(bytes, refuseGigantic));
+  if (isBlank(read.image)) {
+    const reason = "shows fewer than 16 grey levels, as an empty frame or a mask does";
+    throw new Unreadable(reason, "remove it, or export the scan again with all its grey levels");
+  }
   const { width, height } = read.image;
   const size = Math.min(width, height) < SMALL_SIDE ? [`only ${width} x ${height} pixels`] : [];
   return { image: read.image, notes: [...size, ...read.notes] };
