@@ -65,7 +65,7 @@ def read_bits(path: Path) -> Scheme:
     Raises BitsError.
     """
     try:
-        bits = json.loads(path.read_text(encoding="utf-8"))
+        bits = json.loads(path.read_text(encoding="utf-8-sig"))
         return replace(W4A8, exceptions={**W4A8.exceptions, **bits})
     except (ValueError, TypeError) as error:
         allowed = ", ".join(map(str, WEIGHT_BITS))

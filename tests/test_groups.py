@@ -79,3 +79,9 @@ def test_a_search_joins_what_the_files_say(monkeypatch):
     # where every image has a group, nothing is searched for
     monkeypatch.setattr("brainq_torch.data.groups.find_links", None)
     assert group_images(name_groups(records, pattern=EACH_ITS_OWN), pixels).groups == tuple(r.path for r in records)
+
+
+def test_a_table_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
+    (tmp_path / "groups.csv").write_bytes("path,group\nü.png,a\n".encode("latin-1"))
+    with pytest.raises(GroupError, match=r"groups\.csv is not UTF-8 text .*; save it as UTF-8$"):
+        name_groups(RECORDS, str(tmp_path / "groups.csv"))

@@ -88,3 +88,19 @@ def test_damaged_manifests_are_refused(tmp_path, text, match):
 def test_missing_manifest_is_named(tmp_path):
     with pytest.raises(ManifestError, match="is missing"):
         read_manifest(tmp_path / "manifest.csv")
+
+
+def test_a_manifest_may_start_with_a_byte_order_mark_and_must_be_utf_8(tmp_path):
+    path = tmp_path / "manifest.csv"
+    text = "path,label,split,group,sha256\nglioma/ü.png,glioma,val,,0\n"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert [row.path for row in read_manifest(path)] == ["glioma/ü.png"]
+    for content, message in {
+        text.encode("latin-1"): r"is not UTF-8 text \(invalid start byte at byte \d+\); save it as UTF-8",
+        text.encode("utf-16"): "is not UTF-8 text",
+        b'path,label\0\n"' + b"a" * 200_000: "is no CSV table",
+    }.items():
+        path.write_bytes(content)
+        with pytest.raises(ManifestError, match=message) as caught:
+            read_manifest(path)
+        assert "\n" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from brainq_torch.data.copies import SCAN, Links, find_links, link_given
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.records import ImageRecord
+from brainq_torch.data.tables import read_table
 
 SEARCH_PIXELS = PixelSpec(size=224)
 """What copies are searched in, whatever the network's input is: the audit and every run find the same groups."""
@@ -64,14 +64,11 @@ def name_groups(records: Sequence[ImageRecord], table: str = "", pattern: str = 
 def _read_table(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise GroupError(f"{path}, the table of groups, is no file; make one with python -m tools.audit DIR --groups")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
-        if not {"path", "group"} <= set(columns):
-            raise GroupError(f"{path} has the columns {columns}; path and group are needed")
-        rows = [(line["path"], line["group"]) for line in reader]
+    columns, rows = read_table(path, GroupError)
+    if not {"path", "group"} <= set(columns):
+        raise GroupError(f"{path} has the columns {columns}; path and group are needed")
     groups: dict[str, str] = {}
-    for name, group in rows:
+    for name, group in ((row["path"], row["group"]) for row in rows):
         if groups.setdefault(name, group) != group:
             raise GroupError(f"{path} puts {name} into two groups, {groups[name]!r} and {group!r}; leave one")
     return groups

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.folder import ImageFolder, ImageRecord
+from brainq_torch.data.tables import read_table
 
 MANIFEST_COLUMNS = ("path", "label", "split", "group", "sha256")
 
@@ -102,14 +103,10 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     """Read ``manifest.csv``. Raises ManifestError when it is missing, or its columns or labels are not ours."""
     if not path.is_file():
         raise ManifestError(f"{path} is missing; a run folder made by brainq_torch.fit has one")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
-            raise ManifestError(f"{path} has columns {reader.fieldnames}; expected {list(MANIFEST_COLUMNS)}")
-        try:
-            rows = [ManifestRow(**line) for line in reader]
-        except TypeError as error:
-            raise ManifestError(f"{path} has a line with too many or too few fields: {error}") from error
+    columns, lines = read_table(path, ManifestError)
+    if tuple(columns) != MANIFEST_COLUMNS:
+        raise ManifestError(f"{path} has columns {columns}; expected {list(MANIFEST_COLUMNS)}")
+    rows = [ManifestRow(**line) for line in lines]
     unknown = sorted({row.label for row in rows} - set(CLASSES))
     if unknown:
         raise ManifestError(f"{path} names unknown classes {unknown}; allowed are {list(CLASSES)}")

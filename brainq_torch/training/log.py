@@ -92,7 +92,7 @@ def write_log(path: Path, rows: Sequence[Row]) -> None:
 
 def read_log(path: Path) -> list[Row]:
     """Read ``log.csv``; numbers come back as float, the stage's name as text."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         return [
             {name: value if name == "stage" else float(value) for name, value in row.items()}
             for row in csv.DictReader(file)

@@ -1,0 +1,25 @@
+"""Reads CSV tables, whatever a spreadsheet put in front of them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+
+def read_table(path: Path, failure: type[ValueError]) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and the rows of a CSV file in UTF-8, with or without a byte order mark.
+
+    Raises ``failure`` for another encoding, what is no CSV, and rows with too many or too few fields.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except UnicodeDecodeError as error:
+        raise failure(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise failure(f"{path} is no CSV table: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(columns) or None in row.values():
+            raise failure(f"{path} has a line with too many or too few fields, row {number}")
+    return columns, rows
