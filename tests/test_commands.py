@@ -110,6 +110,41 @@ def test_an_unknown_flag_is_2(name, places, tmp_path, capsys, monkeypatch):
     assert "--no-such-flag" in said
 
 
+NUMBERS = (
+    ("--threads", "0", ("abstention", "bench", "compare", "evaluate", "gradcam", "low_bits", "predict", "predictions")),
+    ("--seed", "-1", ("gradcam", "pseudo_sources", "shift", "teacher_logits")),
+    ("--images", "0", ("edge", "gradcam", "low_bits", "shift")),
+    ("--budget", "0", ("low_bits",)),
+    ("--count", "0", ("pairs",)),
+    ("--rounds", "0", ("bench", "bench_training")),
+)
+
+
+NUMBERED = [(flag, number, f"tools.{name}") for flag, number, names in NUMBERS for name in names]
+
+
+@pytest.mark.parametrize(("flag", "number", "name"), NUMBERED)
+def test_a_number_that_makes_no_sense_is_2(flag, number, name, places, tmp_path, capsys):
+    words = COMMANDS[name].format(given=places["model"], new=tmp_path / "new", **places).split()
+    code, said = call(name, [*words, flag, number], capsys)
+    assert code == 2
+    assert said.count("error:") == 1
+    assert f"{flag}: {number} is too small" in said or f"{flag} is {number}" in said
+
+
+REPORTING = ("abstention", "audit", "bench", "bench_training", "compare", "doctor", "edge", "evaluate", "shift")
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_a_report_that_cannot_be_written_is_2_before_any_work(name, places, tmp_path, capsys):
+    given = places["data"] if name in ("audit", "bench_training") else places["model"]
+    words = COMMANDS[f"tools.{name}"].format(given=given, new=tmp_path / "new", **places)
+    words = words.replace(f" --pair {given} {given}", "").split()
+    code, said = call(f"tools.{name}", [*words, "--json", str(tmp_path / "none" / "report.json")], capsys)
+    assert code == 2
+    assert "report.json cannot be written" in said
+
+
 @pytest.mark.parametrize("name", ["tools.pseudo_sources", "tools.restore", "tools.study"])
 def test_a_file_that_is_no_utf8_is_2(name, places, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -97,6 +97,16 @@ def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, ca
     assert "head.png: glioma" in text[1]
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_model_that_cannot_abstain_is_told_once(runner, images, form, capsys):
+    assert predict.main(["model", str(images), *form]) == 0
+    assert capsys.readouterr().err.count("model cannot say uncertain: it carries no abstention") == 1
+    heads, labels = phantom_images(64, 32)
+    runner.abstention = fit_abstention(runner(heads), labels, heads, fit_typicality(heads))
+    assert predict.main(["model", str(images), *form]) == 0
+    assert "cannot say" not in capsys.readouterr().err
+
+
 def test_text_names_class_probability_and_the_notice(runner, images, capsys):
     assert predict.main(["model", str(images / "a b.png")]) == 0
     captured = capsys.readouterr()

@@ -18,7 +18,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.images import UnreadableImageError, read_grey
 from brainq_torch.training.abstention import Abstention, Judgement, cover, measure
 from export.runners import Runner, load_runner, run_named
-from tools.command import CommandError, check_targets, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 from tools.outliers import KINDS, draw_outliers
 from tools.predict import Unread, find_images
@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--outliers", metavar="DIR", help="more pictures that are no heads, beside the drawn ones")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the curve and the scores as PNG, replacing FILE")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
 
 

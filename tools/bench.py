@@ -19,7 +19,7 @@ import numpy as np
 
 from brainq_torch.checksum import find_damage
 from tools.bench_worker import SUFFIXES
-from tools.command import CommandError, positive, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command, write_report
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    check_targets(options.json)
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
     if options.json:

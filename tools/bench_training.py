@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from brainq_torch.fit import main as fit
 from brainq_torch.run import describe_environment, write_json
 from brainq_torch.training.log import read_log
-from tools.command import CommandError, positive, run_command
+from tools.command import CommandError, check_targets, positive, run_command
 
 BATCH = 32
 SIZE = 224
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    check_targets(options.json)
     if not (options.data / "Training").is_dir():
         raise CommandError(f"{options.data} has no folder Training; give the folder above it")
     rounds: list[dict[str, Any]] = []

@@ -45,9 +45,14 @@ def run_command(command: Callable[[], int]) -> int:
 
 def positive(word: str) -> int:
     """Read a number of an option, 1 or more. Raises argparse.ArgumentTypeError, ValueError."""
+    return natural(word, 1)
+
+
+def natural(word: str, least: int = 0) -> int:
+    """Read a number of an option, such as a seed. Raises argparse.ArgumentTypeError, ValueError."""
     number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{word} is too small; allowed are 1 and more")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{word} is too small; allowed are {least} and more")
     return number
 
 

@@ -19,7 +19,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.training.metrics import Comparison, Metrics, compare_predictions, compute_metrics
 from export.parity import Limits, Logits, judge
 from export.runners import Runner, load_runner, run_named
-from tools.command import CommandError, check_targets, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="also run each TFLite file without XNNPACK, as a row of its own and as a pair with itself",
     )
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
 
 

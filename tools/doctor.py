@@ -17,7 +17,7 @@ from brainq_torch.data.folder import scan_folder
 from brainq_torch.data.phantom import phantom_images
 from brainq_torch.data.pixels import PixelSpec
 from export.metadata import FileMetadata, MetadataError, read_metadata
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, check_targets, run_command, write_report
 from tools.doctor_checks import Finding, check_graph, describe_kind
 from tools.doctor_probe import MODES, Outcome, Range, probe
 from tools.doctor_ranges import check_ranges
@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    check_targets(options.json)
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
     print(format_diagnosis(diagnosis))
     if options.json:

@@ -29,7 +29,7 @@ from brainq_torch.training.metrics import (
     plot_confusion,
 )
 from export.runners import Runner, load_runner, run_named
-from tools.command import CommandError, check_targets, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command, write_report
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", help="write the metrics as JSON, replacing FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix as PNG, replacing FILE")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
 
 

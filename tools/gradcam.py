@@ -25,7 +25,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from export.runners import load_runner, run_named
-from tools.command import CommandError, check_targets, run_command
+from tools.command import CommandError, check_targets, natural, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 
 IMAGES = 8
@@ -60,8 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=int, default=IMAGES, metavar="K", help="show K, half of them wrong ones (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
 
 

@@ -39,7 +39,7 @@ from export.recipes import float_model
 from export.run_images import ImageSample, check_run_images
 from export.runners import OnnxRunner, TorchRunner
 from export.w4a8 import STATE
-from tools.command import CommandError, run_command
+from tools.command import CommandError, positive, run_command
 from tools.evaluate import choose_images, decode_images
 
 CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "low_bits.json"
@@ -65,20 +65,20 @@ def make_parser() -> argparse.ArgumentParser:
         default=[Rounding().method],
         help="beside nearest; the first also measures sensitivity and rounds within budgets (default: %(default)s)",
     )
-    parser.add_argument("--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N")
+    parser.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
     parser.add_argument(
-        "--images", type=int, metavar="N", help="measure on so many, evenly over the paths (default: all)"
+        "--images", type=positive, metavar="N", help="measure on so many, evenly over the paths (default: all)"
     )
-    parser.add_argument("--sensitivity-images", type=int, default=32, metavar="N")
+    parser.add_argument("--sensitivity-images", type=positive, default=32, metavar="N")
     parser.add_argument(
         "--budget",
         nargs="+",
-        type=int,
+        type=positive,
         default=[],
         metavar="BYTES",
         help="choose 4 or 8 bits per layer so that all weights take at most this",
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     return parser
 
 

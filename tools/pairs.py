@@ -22,7 +22,7 @@ from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.split import manifest_folder, read_manifest
 from brainq_torch.data.symmetry import mirror_half
 from export.runners import Runner, load_runner
-from tools.command import CommandError, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command, write_report
 
 _Pixels = NDArray[np.uint8]
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -130,14 +130,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
     parser.add_argument("--manifest", required=True, metavar="CSV", help="a run's manifest.csv")
     parser.add_argument("--split", default="val", help="part to make the pairs from (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=200, help="pairs of each kind (default: %(default)s)")
+    parser.add_argument("--count", type=positive, default=200, help="pairs of each kind (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, replacing FILE")
     return parser
 
 
 def _run(words: argparse.Namespace) -> int:
-    if words.count < 1:
-        raise CommandError(f"--count is {words.count}; at least 1 pair is needed")
+    check_targets(words.json)
     folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split)
     if not folder.records:
         raise CommandError(f"{words.manifest} has no images in part {words.split!r}")

@@ -32,7 +32,7 @@ from brainq_torch.data.split import (
     verify_manifest,
     write_manifest,
 )
-from tools.command import CommandError, run_command
+from tools.command import CommandError, natural, run_command
 
 _PIXELS = PixelSpec(128, "stretch")
 _AIR = 12  # grey levels up to here are no head
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--manifest", required=True, metavar="CSV", help="the images, with their groups")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
     parser.add_argument("--sources", type=int, default=4, metavar="K", help="how many to look for (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of clustering and validation part (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of clustering and validation part (default: 0)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the K manifests; must not exist")
     return parser
 

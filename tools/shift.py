@@ -28,7 +28,7 @@ from brainq_torch.data.images import UnreadableImageError, read_grey
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.records import sort_problems
 from export.runners import Runner, load_runner
-from tools.command import CommandError, check_targets, run_command, write_report
+from tools.command import CommandError, check_targets, natural, positive, run_command, write_report
 from tools.corruptions import Grey, corrupt, seeded
 from tools.evaluate import choose_images, class_order
 from tools.shift_scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
@@ -60,11 +60,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="Training, val, Testing or all (default: Testing if there, else val, else all)")
     parser.add_argument("--manifest", metavar="CSV", help="take the split from a run's manifest.csv, hashes checked")
     parser.add_argument("--images", type=int, metavar="N", help="draw N images, as many of each class (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: %(default)s)")
     parser.add_argument("--compare", metavar="MODEL", help="a second model on the same images, such as the INT8 file")
     parser.add_argument("--json", metavar="FILE", help="write the grid as JSON, replacing FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the grid as PNG; FILE_pictures.png shows the shifts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
     return parser
 
 

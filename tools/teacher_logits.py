@@ -21,7 +21,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.split import read_manifest, write_manifest
 from brainq_torch.run import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs, make_fold_manifests
-from tools.command import CommandError, run_command
+from tools.command import CommandError, natural, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--manifest", metavar="CSV", help="the student's images (default: those of the first run)")
     parser.add_argument("--held-out", action="store_true", help="of a fold's teacher: the images of its Testing part")
     parser.add_argument("--folds", type=int, metavar="K", help="write the manifests of K folds instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the folds (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the folds (default: 0)")
     parser.add_argument("--out", required=True, metavar="FILE", help="logits, one JSON line per image, or a folder")
     return parser
 
