@@ -72,12 +72,37 @@ def test_two_tensors_of_one_buffer_are_both_right(tmp_path):
     build.op("MUL", [middle, second], [logits], schema.MulOptionsT())
     path = build.write(tmp_path / "shared.tflite", [image], [logits])
     cast_to_float16(path, tmp_path / "half.tflite")
-    interpreter = Interpreter(str(tmp_path / "half.tflite"))
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ones((1, 4), np.float32))
-    interpreter.invoke()
-    logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    logits = run(tmp_path / "half.tflite", np.ones((1, 4), np.float32))
     np.testing.assert_array_equal(logits, [[0.75, 3.75, 2.0, 12.0]])
+
+
+def run(path, image):
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def test_a_padded_max_pooling_stays_what_it_is(tmp_path):
+    # As onnx2tf writes MaxPool2d(3, 2, padding=1): PADV2 with float32's lowest number, which float16 does not have.
+    build = TFLiteBuilder()
+    image = build.tensor("image", (1, 4, 4, 1))
+    pads = build.tensor("pads", (4, 2), "INT32", data=np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))
+    lowest = build.tensor("pad_value", (1,), data=np.array([np.finfo(np.float32).min], np.float32))
+    padded, pooled = build.tensor("padded", (1, 6, 6, 1)), build.tensor("pooled", (1, 2, 2, 1))
+    build.op("PADV2", [image, pads, lowest], [padded], schema.PadV2OptionsT())
+    pool = schema.Pool2DOptionsT()
+    pool.padding, pool.filterHeight, pool.filterWidth, pool.strideH, pool.strideW = schema.Padding.VALID, 3, 3, 2, 2
+    build.op("MAX_POOL_2D", [padded], [pooled], pool)
+    factor = build.tensor("factor", (1,), data=np.array([0.5], np.float32))
+    logits = build.tensor("logits", (1, 2, 2, 1))
+    build.op("MUL", [pooled, factor], [logits], schema.MulOptionsT())
+    path = build.write(tmp_path / "padded.tflite", [image], [logits])
+    cast_to_float16(path, tmp_path / "half.tflite")
+    values = -np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(run(tmp_path / "half.tflite", values)[0, ..., 0], [[-0.5, -1.0], [-2.5, -3.0]])
+    assert set(constants(read_model(tmp_path / "half.tflite"), "FLOAT16", "<f2")) == {"factor_float16"}
 
 
 @pytest.mark.parametrize("value", [70000.0, np.nan])
