@@ -8,9 +8,12 @@ a neighbouring slice that differs in one place only is not called a copy. The li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,10 @@ from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from brainq_torch.data.alignment import compare
+from brainq_torch.data.journal import Journal
 
 EQUAL, COPY, SCAN = 0, 1, 2
 """Kinds of link: pixel-equal; the same picture; the same head (a neighbouring slice, or a copy much altered)."""
@@ -100,11 +105,12 @@ def orient(images: NDArray[Any], turn: int) -> NDArray[Any]:
     return turned[..., ::-1] if turn % 2 else turned
 
 
-def find_links(pixels: _Pixels) -> Links:
+def find_links(pixels: _Pixels, kept: Path | None = None) -> Links:
     """Find which images show the same picture or the same head.
 
     pixels: (N, H, W) uint8. Beyond them about 50 kB of memory an image; time grows with N squared, 7000 images take
-    45 s of one core. Blank images are linked to pixel-equal ones only.
+    45 s of one core. Blank images are linked to pixel-equal ones only. Says on stderr how far it is.
+    kept: a file in which a search that was killed finds its steps when it is started again.
     """
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"images are (N, H, W) uint8; got {pixels.shape} {pixels.dtype}")
@@ -112,7 +118,11 @@ def find_links(pixels: _Pixels) -> Links:
         raise ValueError("there are no images to compare; at least 1 is needed")
     distinct, representative = _distinct(pixels)
     repeated = np.setdiff1d(np.arange(len(pixels)), distinct)
-    pairs = _Verification(len(distinct), _find_candidates([pixels[position] for position in distinct]))
+    hashes = b"".join(_digest(pixels[position]) for position in distinct)
+    journal = Journal(kept, np.frombuffer(blake2b(hashes).digest(), np.uint8))
+    pairs = _Verification(
+        len(distinct), _find_candidates([pixels[position] for position in distinct], journal), journal
+    )
     held = np.flatnonzero(pairs.kind <= SCAN)
     ones = np.ones(len(repeated), np.int64)
     return Links(
@@ -146,10 +156,14 @@ def link_given(pixels: _Pixels, groups: _Ints) -> Links:
 
 def _distinct(pixels: _Pixels) -> tuple[_Ints, _Ints]:
     """Return positions of the distinct images, and for each image the position of the first that equals it."""
-    digests = [blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in pixels]
+    digests = [_digest(image) for image in pixels]
     seen: dict[bytes, int] = {}
     representative = np.array([seen.setdefault(digest, position) for position, digest in enumerate(digests)])
     return np.unique(representative), representative
+
+
+def _digest(image: _Pixels) -> bytes:
+    return blake2b(np.ascontiguousarray(image), digest_size=16).digest()
 
 
 def head_boxes(pixels: Sequence[_Pixels]) -> _Ints:
@@ -221,20 +235,34 @@ def _unit_rows(images: _Floats) -> _Floats:
     return np.asarray(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6), dtype=np.float32)
 
 
-def _search(images: _Floats) -> Iterator[tuple[_Ints, _Ints, int, _Floats]]:
+def _search(images: _Floats, journal: Journal) -> Iterator[tuple[_Ints, _Ints, int, _Floats]]:
     """Yield (first, second, turn, correlation) of the pairs above the floor, block by block."""
     rows = _unit_rows(images)
-    for turn in range(len(ORIENTATIONS)):
+    starts = range(0, len(rows), _BLOCK)
+    for turn in _show_progress(range(len(ORIENTATIONS)), "searching copies"):
         turned = _unit_rows(orient(images, turn))
-        for start in range(0, len(rows), _BLOCK):
-            block = turned[start : start + _BLOCK] @ rows[start:].T
-            block[np.tri(*block.shape, dtype=np.bool_)] = -1.0  # each pair once, no image with itself
-            floors = np.full((len(block), 1), _SEARCH_FLOOR, np.float32)
-            crowded = (block > _SEARCH_FLOOR).sum(axis=1) > _MOST_PER_IMAGE
-            if crowded.any():
-                floors[crowded, 0] = np.partition(block[crowded], -_MOST_PER_IMAGE, axis=1)[:, -_MOST_PER_IMAGE]
-            first, second = np.nonzero(block >= floors)
-            yield first + start, second + start, turn, block[first, second]
+        for start in starts:
+            block = turned[start : start + _BLOCK]
+            first, second, score = journal.step(partial(_search_block, block, rows[start:]))
+            yield first.astype(np.int64) + start, second.astype(np.int64) + start, turn, score.astype(np.float32)
+
+
+def _search_block(turned: _Floats, rows: _Floats) -> NDArray[np.float64]:
+    """Return (3, M): positions in either, and the correlation."""
+    block = turned @ rows.T
+    block[np.tri(*block.shape, dtype=np.bool_)] = -1.0  # each pair once, no image with itself
+    floors = np.full((len(block), 1), _SEARCH_FLOOR, np.float32)
+    crowded = (block > _SEARCH_FLOOR).sum(axis=1) > _MOST_PER_IMAGE
+    if crowded.any():
+        floors[crowded, 0] = np.partition(block[crowded], -_MOST_PER_IMAGE, axis=1)[:, -_MOST_PER_IMAGE]
+    first, second = np.nonzero(block >= floors)
+    return np.stack([first, second, block[first, second]])
+
+
+def _show_progress[Item](steps: Sequence[Item], what: str) -> Iterable[Item]:
+    """Say on stderr how far the steps are: seldom in a log file, not at all where they take seconds."""
+    bar: Iterable[Item] = tqdm(steps, desc=what, mininterval=0.5 if sys.stderr.isatty() else 15, delay=3)
+    return bar
 
 
 @dataclass(frozen=True)
@@ -252,7 +280,7 @@ class _Candidates:
     turn: _Ints
 
 
-def _find_candidates(pixels: Sequence[_Pixels]) -> _Candidates:
+def _find_candidates(pixels: Sequence[_Pixels], journal: Journal) -> _Candidates:
     whole, heads = _whole_frames(pixels), head_boxes(pixels)
     sides = np.maximum(heads[:, 2] - heads[:, 0], heads[:, 3] - heads[:, 1])
     # Small heads in large black frames all look alike as a whole: those are verified as head crops.
@@ -261,7 +289,7 @@ def _find_candidates(pixels: Sequence[_Pixels]) -> _Candidates:
     views, scores = [], []
     for view, boxes in enumerate((whole, heads)):
         small = normalise_locally(_shrink(pixels, boxes, _SEARCH_SIDE), _SEARCH_SMOOTH, _SEARCH_WINDOW)
-        for first, second, turn, score in _search(small):
+        for first, second, turn, score in _search(small, journal):
             verified_in = np.where(small_head[first] & small_head[second], 1, view)
             found.append((verified_in, first, second, np.full_like(first, turn)))
             scores.append(score)
@@ -275,8 +303,8 @@ def _find_candidates(pixels: Sequence[_Pixels]) -> _Candidates:
 class _Verification:
     """Measures candidates, no more of them than it takes to connect every group."""
 
-    def __init__(self, count: int, candidates: _Candidates) -> None:
-        self._count, self._candidates = count, candidates
+    def __init__(self, count: int, candidates: _Candidates, journal: Journal) -> None:
+        self._count, self._candidates, self._journal = count, candidates, journal
         self.first, self.second, self.turn = candidates.first, candidates.second, candidates.turn
         self.overall = np.full(len(self.first), -1.0, np.float32)
         self.windows = np.full(len(self.first), -1.0, np.float32)
@@ -297,7 +325,7 @@ class _Verification:
 
     def _accept_unaligned(self) -> None:
         """Take, best first, the pairs that match as they are: most copies do, and alignment costs much more."""
-        for start in range(0, len(self.first), 4096):
+        for start in _show_progress(range(0, len(self.first), 4096), "comparing pairs"):
             groups = self._groups()
             part = np.arange(start, min(start + 4096, len(self.first)))
             part = part[groups[self.first[part]] != groups[self.second[part]]]
@@ -318,18 +346,22 @@ class _Verification:
             ]  # candidates are best first
             if not len(best):
                 return
-            for batch in np.array_split(best, -(-len(best) // _BATCH)):
+            for batch in _show_progress(np.array_split(best, -(-len(best) // _BATCH)), "aligning pairs"):
                 self._measure(batch, _STEPS)
             open_pairs[best] = False
 
     def _measure(self, pairs: _Ints, steps: int) -> None:
         if not len(pairs):
             return
+        overall, windows = self._journal.step(lambda: self._compare(pairs, steps))
+        better = overall > self.overall[pairs]
+        self.overall[pairs[better]], self.windows[pairs[better]] = overall[better], windows[better]
+
+    def _compare(self, pairs: _Ints, steps: int) -> _Floats:
+        """Return (2, M): overall, windows."""
         shape = (len(pairs), _VERIFY_SIDE, _VERIFY_SIDE)
         target, moving = np.empty(shape, np.float32), np.empty(shape, np.float32)
         for row, pair in enumerate(pairs):
             view = self._candidates.views[self._candidates.view[pair]]
             target[row], moving[row] = orient(view[self.first[pair]], self.turn[pair]), view[self.second[pair]]
-        overall, windows = compare(torch.from_numpy(target), torch.from_numpy(moving), steps)
-        better = overall > self.overall[pairs]
-        self.overall[pairs[better]], self.windows[pairs[better]] = overall[better], windows[better]
+        return np.stack(compare(torch.from_numpy(target), torch.from_numpy(moving), steps))

@@ -149,6 +149,11 @@ class ImageDataModule(L.LightningDataModule):
         return self.out / "leakage.json"
 
     @property
+    def _search(self) -> Path:
+        """What a search for copies has found so far."""
+        return self.out / "search.npy"
+
+    @property
     def _made_labels(self) -> Path:
         """Labels of the images made for training, (M,) int64."""
         return self.out / "made_labels.npy"
@@ -162,6 +167,7 @@ class ImageDataModule(L.LightningDataModule):
         """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
         self.cache.unlink()
         self._leakage.unlink()
+        self._search.unlink(missing_ok=True)
         self._made_labels.unlink(missing_ok=True)
         self._views.unlink(missing_ok=True)
 
@@ -182,7 +188,7 @@ class ImageDataModule(L.LightningDataModule):
         if manifest.exists():
             verify_manifest(self.folder, read_manifest(manifest))
             if not self._leakage.exists():  # a run that an earlier version began
-                self._write_leakage(check_rows(self.folder, read_manifest(manifest)))
+                self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
         else:
             self._draw_splits(manifest)
         if not self.cache.exists():
@@ -232,11 +238,11 @@ class ImageDataModule(L.LightningDataModule):
     def _draw_splits(self, manifest: Path) -> None:
         """Write the leak check, then the manifest: where that is, the other is, and is its own."""
         if self.manifest:
-            drawn = adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest))
+            drawn = adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest), self._search)
         else:
             found = scan_folder(self.folder)
             print(found.report(), flush=True)
-            drawn = self.plan.draw(found)
+            drawn = self.plan.draw(found, self._search)
         self._write_leakage(drawn)
         partial = manifest.with_name(manifest.name + ".partial")
         write_manifest(partial, drawn.rows)

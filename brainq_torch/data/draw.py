@@ -53,10 +53,13 @@ class SplitPlan:
     groups: str = ""
     group_pattern: str = ""
 
-    def draw(self, folder: ImageFolder) -> Draw:
-        """Draw the splits. Raises GroupError, or ValueError where a class cannot be divided."""
+    def draw(self, folder: ImageFolder, kept: Path | None = None) -> Draw:
+        """Draw the splits. kept: see ``copies.find_links``.
+
+        Raises GroupError, or ValueError where a class cannot be divided.
+        """
         records = name_groups(folder.records, self.groups, self.group_pattern)
-        pixels, found = _find_groups(folder, records)
+        pixels, found = _find_groups(folder, records, kept)
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
         records = assign_splits(records, self._choose(records))
         return Draw(make_manifest(folder.root, records), _report_leaks(pixels, records, found))
@@ -73,7 +76,7 @@ class SplitPlan:
         return grouped_split(labels, groups, self.fraction, self.seed)
 
 
-def adopt_splits(folder: ImageFolder, manifest: Path) -> Draw:
+def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> Draw:
     """Take over the splits and groups of another manifest; images that it does not list are left out.
 
     folder: scanned, not necessarily decoded. Groups are searched for where the manifest lacks any.
@@ -87,13 +90,13 @@ def adopt_splits(folder: ImageFolder, manifest: Path) -> Draw:
     unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
     if unlisted:
         print(f"{unlisted} images of {folder.root} are not in {manifest} and are left out", flush=True)
-    return check_rows(folder.root, rows)
+    return check_rows(folder.root, rows, kept)
 
 
-def check_rows(root: Path, rows: Sequence[ManifestRow]) -> Draw:
+def check_rows(root: Path, rows: Sequence[ManifestRow], kept: Path | None = None) -> Draw:
     """Measure how far splits that are drawn already leak; groups are searched for where any is missing."""
     folder = manifest_folder(root, rows)
-    pixels, found = _find_groups(folder, folder.records)
+    pixels, found = _find_groups(folder, folder.records, kept)
     rows = [replace(row, group=group) for row, group in zip(rows, found.groups, strict=True)]
     return Draw(rows, _report_leaks(pixels, folder.records, found))
 
@@ -133,11 +136,13 @@ def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRo
         )
 
 
-def _find_groups(folder: ImageFolder, records: Sequence[ImageRecord]) -> tuple[NDArray[np.uint8], Grouping]:
+def _find_groups(
+    folder: ImageFolder, records: Sequence[ImageRecord], kept: Path | None
+) -> tuple[NDArray[np.uint8], Grouping]:
     pixels = load_pixels(folder, SEARCH_PIXELS)
     if not all(record.group for record in records):
         print(f"looking for copies among {len(records)} images, about 1 minute for 7000 ...", flush=True)
-    return pixels, group_images(records, pixels)
+    return pixels, group_images(records, pixels, kept)
 
 
 def _report_leaks(pixels: NDArray[np.uint8], records: Sequence[ImageRecord], found: Grouping) -> dict[str, LeakCheck]:

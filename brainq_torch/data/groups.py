@@ -83,24 +83,25 @@ def _match(records: Sequence[ImageRecord], pattern: str) -> dict[str, str]:
     return {path: found[1 if compiled.groups else 0] or "" for path, found in matches if found}
 
 
-def group_images(records: Sequence[ImageRecord], pixels: NDArray[np.uint8]) -> Grouping:
+def group_images(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None) -> Grouping:
     """Take the groups that the records have; where any has none, search all, and join what is found with them.
 
     pixels: (N, s, s) uint8 in record order, of ``SEARCH_PIXELS``. Found groups are numbered by their first image.
+    kept: see ``copies.find_links``.
     """
     if all(record.group for record in records):
         groups = tuple(record.group for record in records)
         return Grouping(groups, link_given(pixels, np.unique(groups, return_inverse=True)[1]))
-    links = find_all_links(records, pixels)
+    links = find_all_links(records, pixels, kept)
     return Grouping(tuple(map(str, links.groups(SCAN).tolist())), links)
 
 
-def find_all_links(records: Sequence[ImageRecord], pixels: NDArray[np.uint8]) -> Links:
+def find_all_links(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None) -> Links:
     """Search all images, and link those of one given group as well.
 
     pixels: (N, s, s) uint8 in record order, of ``SEARCH_PIXELS``.
     """
-    found = find_links(pixels)
+    found = find_links(pixels, kept)
     if not any(record.group for record in records):
         return found
     names = [record.group or f"\0{position}" for position, record in enumerate(records)]  # without one: its own

@@ -1,0 +1,40 @@
+"""Keeps the results of a long computation's steps in a file: one that was killed goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Journal:
+    """Results of steps that are always taken in the same order.
+
+    file: where they are kept; None keeps nothing. key: (K,) uint8, a hash of what the results depend on: those of
+    another are forgotten.
+    """
+
+    def __init__(self, file: Path | None, key: NDArray[np.uint8]) -> None:
+        self._file = file and file.open("r+b" if file.exists() else "w+b")
+        if self._file and not np.array_equal(self.step(lambda: key), key):
+            self._file.seek(0)
+            self.step(lambda: key, again=True)
+
+    def step(self, compute: Callable[[], NDArray[Any]], again: bool = False) -> NDArray[Any]:
+        """Return the next step's result, computed where it was not kept. again: forget it and all after it."""
+        if not self._file:
+            return compute()
+        place = self._file.tell()
+        try:
+            if not again:
+                return np.asarray(np.load(self._file))
+        except (EOFError, ValueError):  # the end, or what a kill left half written
+            self._file.seek(place)
+        self._file.truncate()
+        result = compute()
+        np.save(self._file, result)
+        self._file.flush()
+        return result
