@@ -29,5 +29,5 @@ def import_extra(name: str) -> Any:
         if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
             raise
         raise MissingExtraError(
-            f"{error.name} is not installed; exported files need it: pip install 'brainq_torch[export]'"
+            f"{error.name} is not installed; exported files need it: in the checkout, pip install -e '.[export]'"
         ) from error

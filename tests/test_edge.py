@@ -248,7 +248,7 @@ def test_vela_gets_int8_files_only(tmp_path):
     assert estimate(tmp_path / "m.tflite", "float32", "Ethos-U55-128", "Size", "vela").refused
     absent = estimate(tmp_path / "m.tflite", "int8", "Ethos-U55-128", "Size", None)
     assert not absent.refused
-    assert "pip install 'brainq_torch[edge]'" in absent.reason
+    assert "pip install -e '.[edge]'" in absent.reason
 
 
 # TFLite-Micro
@@ -353,7 +353,7 @@ def test_command_without_engines_says_not_done_and_how(tmp_path, capsys, monkeyp
     assert edge.main([str(model), *arguments, "--layers", "--tflm-python", blocked_python(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("NOT DONE: ") == 4  # two engines, and the two devices that hang on them
-    assert "pip install 'brainq_torch[edge]'" in printed
+    assert "pip install -e '.[edge]'" in printed
     assert files["report.md"].read_text().strip() in printed
     report = json.loads(files["report.json"].read_text())["models"][0]
     assert report["cost"]["macs"] == 18464

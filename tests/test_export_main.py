@@ -304,7 +304,7 @@ def test_an_unknown_recipe_names_those_allowed(run, capsys):
 def test_a_missing_package_names_the_extra(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main([str(run), *FLOAT]) == 2
-    assert "pip install 'brainq_torch[export]'" in capsys.readouterr().err
+    assert "pip install -e '.[export]'" in capsys.readouterr().err
     assert not {"export", "export.partial"} & set(names(run))
 
 

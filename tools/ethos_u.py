@@ -21,7 +21,7 @@ from tools.not_done import NotDone
 
 CONFIG = "Arm/vela.ini"
 SECONDS = 600
-INSTALL = "pip install 'brainq_torch[edge]', or name the program with --vela"
+INSTALL = "pip install -e '.[edge]' in the checkout, or name the program with --vela"
 STRATEGIES = ("Performance", "Size")
 """Vela's two: as fast as the memory allows, or in as little fast memory as it can."""
 

@@ -25,7 +25,7 @@ from tools.not_done import NotDone
 
 WORKER = Path(__file__).with_name("tflm_worker.py")
 SECONDS = 600
-INSTALL = "pip install 'brainq_torch[edge]', or name an environment that has tflite-micro with --tflm-python"
+INSTALL = "pip install -e '.[edge]' in the checkout, or name an environment that has tflite-micro with --tflm-python"
 ENGINES = {"LiteRT reference kernels": "BUILTIN_REF", "LiteRT with XNNPACK": "AUTO"}
 """What TFLite-Micro is compared with -> LiteRT's name for it. Its convolutions round as those of the first do, twice
 per sum; the second, in which files are checked everywhere else, rounds once."""

@@ -182,7 +182,7 @@ def _guard[Result](path: FilePath, reader: Callable[[FilePath], Result]) -> Resu
     except UnreadableImageError:
         raise
     except ModuleNotFoundError as error:
-        remedy = "install the optional readers: pip install 'brainq_torch[medical]'"
+        remedy = "install the optional readers, in the checkout: pip install -e '.[medical]'"
         raise UnreadableImageError(path, f"needs the package {error.name}", remedy) from error
     except MemoryError:
         raise UnreadableImageError(path, "does not fit into memory", shrink_remedy()) from None

@@ -193,7 +193,9 @@ class TimmTeacher(Teacher):
         try:
             import timm
         except ModuleNotFoundError as error:
-            raise ValueError("a timm teacher needs timm, which is not installed: pip install '.[timm]'") from error
+            raise ValueError(
+                "a timm teacher needs timm, which is not installed: in the checkout, pip install -e '.[timm]'"
+            ) from error
         model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(CLASSES))
         state = _read_state(Path(self.weights))
         check_weights_fit(model, state, f"{self.weights} (timm {self.name})")
