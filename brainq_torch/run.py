@@ -19,6 +19,7 @@ from brainq_torch import __version__
 from brainq_torch.commit import find_commit
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import ManifestRow, read_manifest
+from brainq_torch.files import TensorFileError, atomic_path, load_tensors, save_tensors
 from brainq_torch.models import build_model
 from brainq_torch.training.abstention import Abstention
 
@@ -28,6 +29,8 @@ MANIFEST = "manifest.csv"
 METRICS = "metrics.json"
 ENVIRONMENT = "environment.json"
 LOG = "log.csv"
+LEAKAGE = "leakage.json"
+"""How far the held-out splits leak, until ``metrics.json`` says it."""
 PHANTOMS = "phantoms"
 """Sub-folder of a run whose data root is ``phantom``: the images it wrote and trained on."""
 
@@ -88,9 +91,7 @@ def save_checkpoint(
         "quantization": quantization,
         "abstention": abstention.to_json() if abstention else None,
     }
-    partial = path.with_name(path.name + ".partial")
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
+    save_tensors(checkpoint, path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -101,12 +102,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{path} is missing; train first: python -m brainq_torch.fit --out {path.parent}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes fail anywhere inside the unpickler; code in them is refused there too
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(
-            f"{path} is truncated, or not a file of tensors and plain data, and was not loaded: {reason}"
-        ) from error
+        checkpoint = load_tensors(path)
+    except TensorFileError as error:
+        raise RunError(str(error)) from error
     missing = _CHECKPOINT_KEYS - checkpoint.keys() if isinstance(checkpoint, dict) else _CHECKPOINT_KEYS
     if missing:
         raise RunError(f"{path} is not a brainq_torch checkpoint: it lacks {sorted(missing)}")
@@ -116,7 +114,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return result
 
 
-def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
+def _build(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """Rebuild the network of ``read_checkpoint``'s data, in eval mode.
 
     Raises RunError when the weights are those of another architecture.
@@ -163,37 +161,55 @@ def load_run(folder: str | Path) -> Run:
             f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with "
             f"python -m brainq_torch.fit --resume --out {folder}"
         )
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RunError(f"{folder / CONFIG} is not YAML: {error}") from error
+    config = read_config(folder)
     checkpoint = read_checkpoint(folder / CHECKPOINT)
+    try:
+        return _interpret(folder, config, checkpoint)
+    except RunError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder / CHECKPOINT} is written in a way that is not ours ({error!r}); copy it again, or train again"
+        ) from error
+
+
+def _interpret(folder: Path, config: dict[str, Any], checkpoint: dict[str, Any]) -> Run:
+    """Build the run. Raises nearly anything where the checkpoint's entries are not of the kind they should be."""
+    abstention = checkpoint.get("abstention")
     return Run(
         folder=folder,
-        model=build_from_checkpoint(checkpoint, folder / CHECKPOINT),
+        model=_build(checkpoint, folder / CHECKPOINT),
         model_name=checkpoint["model"]["name"],
         model_arguments=checkpoint["model"]["arguments"],
         pixels=PixelSpec.from_json(checkpoint["pixels"]),
         classes=tuple(checkpoint["classes"]),
         config=config,
         quantization=checkpoint["quantization"],
-        abstention=_read_abstention(checkpoint.get("abstention"), folder / CHECKPOINT),
+        abstention=Abstention.from_json(abstention) if abstention is not None else None,
     )
 
 
-def _read_abstention(data: Any, path: Path) -> Abstention | None:
-    """Rebuild what an earlier version's checkpoint lacks."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run folder's ``config.yaml``.
+
+    Raises:
+        RunError: it is no YAML, or not the configuration of a run.
+    """
+    path = folder / CONFIG
     try:
-        return Abstention.from_json(data) if data is not None else None
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{path} says in a way that is not ours when not to answer: {error!r}") from error
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict) or "root" not in data:
+        raise RunError(f"{path} is not the configuration of a run: it does not say data.root; copy it again")
+    return dict(config)
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON, complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_to_the_same_integers(qat_run, tiny_run, phantoms, 
 
 
 def test_averaged_weights_are_refused(tiny_run, phantoms, tmp_path, capsys):
-    assert main(_words(tiny_run, phantoms, tmp_path / "run", "--ema_decay=0.9")) == 1
+    assert main(_words(tiny_run, phantoms, tmp_path / "run", "--ema_decay=0.9")) == 2
     assert "ema_decay 0" in capsys.readouterr().err
 
 

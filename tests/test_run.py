@@ -88,3 +88,32 @@ def test_environment_is_described_without_git(monkeypatch):
     described = describe_environment()
     assert described["commit"] is None
     assert described["packages"]["torch"] == version("torch")
+
+
+def _set(name, value):
+    return lambda checkpoint: checkpoint | {name: value}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("model", None), _set("model", {"name": "mobilenetv2"}), _set("model", {"name": 5, "arguments": {}}),
+        _set("model", {"name": "mobilenetv2", "arguments": {"width_mult": "wide"}}), _set("pixels", {"size": "large"}),
+        _set("pixels", []), _set("classes", 4), _set("state_dict", {"classifier.1.bias": 1}), _set("state_dict", 7),
+        _set("quantization", {"unknown": 1}), _set("abstention", {"temperature": None}),
+    ],
+)  # fmt: skip
+def test_malformed_entries_are_refused_by_name(change, run):
+    torch.save(change(read_checkpoint(run / CHECKPOINT)), run / CHECKPOINT)
+    with pytest.raises(RunError, match=r"model\.ckpt"):
+        load_run(run)
+
+
+def test_a_flipped_bit_in_the_weights_is_refused(run):
+    whole = (run / CHECKPOINT).read_bytes()
+    for place in range(len(whole) // 3, len(whole), len(whole) // 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 8
+        (run / CHECKPOINT).write_bytes(damaged)
+        with pytest.raises(RunError, match="checksum"):
+            load_run(run)

@@ -15,6 +15,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.split import ManifestRow, read_manifest, write_manifest
 from brainq_torch.fit import main
 from brainq_torch.models import build_model
+from brainq_torch.models.pretrained import PretrainedError
 from brainq_torch.run import CHECKPOINT, CONFIG, MANIFEST, RunError, save_checkpoint
 from brainq_torch.training.classifier import Classifier, CrossEntropy
 from brainq_torch.training.distill import Distillation, SoftTargets
@@ -163,7 +164,7 @@ def test_missing_teacher_is_one_line(tmp_path, capsys):
         "--distillation.teacher.runs=[absent]",
         '--distillation.terms=[{"class_path": "brainq_torch.training.distill.SoftTargets"}]',
     ]
-    assert main([*words, *teacher]) == 1
+    assert main([*words, *teacher]) == 2
     assert "error: absent is no folder" in capsys.readouterr().err
 
 
@@ -215,7 +216,7 @@ def test_timm_network_as_teacher(tmp_path, data):
     torch.save(rgb.state_dict(), tmp_path / "rgb.pt")
     with pytest.raises(RunError, match="another architecture"):
         TimmTeacher(name, str(tmp_path / "rgb.pt")).load(data, [])
-    with pytest.raises(FileNotFoundError, match="trained on the four classes"):
+    with pytest.raises(PretrainedError, match="is no file"):
         TimmTeacher(name, str(tmp_path / "absent.pt")).load(data, [])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights
 
+from brainq_torch.files import load_tensors
 from brainq_torch.models.mobilenetv2 import MobileNetV2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,7 +38,7 @@ def load_pretrained(model: nn.Module, source: str) -> None:
         raise PretrainedError(
             f"there are no published weights for {type(model).__name__} here; use --model.pretrained none"
         )
-    state = _download() if source == "imagenet" else _read(Path(source))
+    state = _download() if source == "imagenet" else read_weights(Path(source))
     copy_mapped(model, fold_rgb_stem(state))
 
 
@@ -101,15 +102,16 @@ def _download() -> dict[str, Tensor]:
     return weights
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file, or a state dict that ``torch.save`` wrote. Raises PretrainedError."""
     if not path.is_file():
-        raise PretrainedError(f"{path} is no file; --model.pretrained takes none, imagenet, or a weights file's path")
+        raise PretrainedError(f"{path} is no file; give the path of a .safetensors, .pth or .pt file of weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except Exception as error:  # the readers raise whatever the damaged bytes make them stumble over
         raise PretrainedError(f"{path} could not be read as weights ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.quant.calibrate import Method as RangeMethod
 from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.layer_samples import apply_rows, sample_inputs, walk_inputs
@@ -187,15 +187,14 @@ class _State:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str) -> dict[str, Tensor] | None:
-        path = self.folder / f"{name}.pt"
-        found: dict[str, Tensor] | None = torch.load(path, weights_only=True) if path.exists() else None
+        try:
+            found: dict[str, Tensor] = load_tensors(self.folder / f"{name}.pt")
+        except TensorFileError:  # missing, or damaged: to be made again
+            return None
         return found
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        path = self.folder / f"{name}.pt"
-        partial = path.with_name(path.name + ".partial")
-        torch.save(tensors, partial)
-        os.replace(partial, path)
+        save_tensors(tensors, self.folder / f"{name}.pt")
 
 
 def _fingerprint(*parts: Any) -> str:

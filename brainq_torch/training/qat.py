@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from brainq_torch.data.balanced import CALIBRATION_IMAGES, draw_balanced
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.folder import load_pixels
 from brainq_torch.data.split import manifest_folder, read_manifest
+from brainq_torch.files import load_tensors, save_tensors
 from brainq_torch.quant.calibrate import Method, quantize_post_training
 from brainq_torch.quant.prepare import freeze_batchnorm, freeze_observers, prepare_qat, rebuild, unfreeze
 from brainq_torch.quant.scheme import Scheme
@@ -59,9 +59,7 @@ def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Modul
         pixels = load_pixels(manifest_folder(data.folder, rows), data.pixels)
         quantized = quantize_post_training(model, pixels, options.scheme, options.method)
         kept.parent.mkdir(exist_ok=True)
-        partial = kept.with_name(kept.name + ".partial")
-        torch.save(quantized.state_dict(), partial)
-        os.replace(partial, kept)
+        save_tensors(quantized.state_dict(), kept)
     quantized = load_ptq(options, model, data)
     unfreeze(quantized)
     return quantized
@@ -70,7 +68,7 @@ def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Modul
 def load_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module:
     """Return the finalized network that ``start_ptq`` kept. model: a float network of the same architecture."""
     quantized = rebuild(model, options.scheme.to_json())
-    quantized.load_state_dict(torch.load(data.out / "checkpoints" / "ptq.pt", weights_only=True))
+    quantized.load_state_dict(load_tensors(data.out / "checkpoints" / "ptq.pt"))
     return quantized
 
 

@@ -21,6 +21,7 @@ from brainq_torch.data.datamodule import Batch, ImageDataModule
 from brainq_torch.data.device import pick_device
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.split import ManifestRow, read_manifest
+from brainq_torch.models.pretrained import read_weights
 from brainq_torch.run import MANIFEST, check_weights_fit, load_run
 from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint
 
@@ -182,7 +183,7 @@ class TimmTeacher(Teacher):
     """Any timm network, built with one input channel and our classes, with weights trained for them.
 
     name: for ``timm.create_model``. weights: ``.safetensors`` or ``torch.save``d state dict; input is our pixel scale.
-    Loading raises ValueError without timm, FileNotFoundError without weights, RunError when they do not fit.
+    Loading raises ValueError without timm, PretrainedError without readable weights, RunError when they do not fit.
     """
 
     name: str
@@ -196,8 +197,11 @@ class TimmTeacher(Teacher):
             raise ValueError(
                 "a timm teacher needs timm, which is not installed: in the checkout, pip install -e '.[timm]'"
             ) from error
-        model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(CLASSES))
-        state = _read_state(Path(self.weights))
+        try:
+            model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(CLASSES))
+        except Exception as error:  # timm refuses a name in its own way, a network for a single channel in any
+            raise ValueError(f"timm does not build {self.name!r} for grey images: {error}") from error
+        state = read_weights(Path(self.weights))
         check_weights_fit(model, state, f"{self.weights} (timm {self.name})")
         model.load_state_dict(state)
         return FrozenTeacher([model], layers)
@@ -285,14 +289,3 @@ def _keep_output(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, An
 def _remove(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; a timm teacher needs weights trained on the four classes")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
