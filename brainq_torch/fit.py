@@ -1,11 +1,19 @@
-"""Train a classifier: ``python -m brainq_torch.fit --config configs/mobilenetv2.yaml --data.root DIR --out RUN``."""
+"""Train a classifier: ``python -m brainq_torch.fit --config configs/mobilenetv2.yaml --data.root DIR --out RUN``.
+
+Exit codes: 0 trained, 1 the loss became no number, 2 wrong input, 130 or 143 interrupted.
+"""
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import shutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +21,15 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import nn
 
+from brainq_torch.console import escape_unprintable
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
 from brainq_torch.data.folder import DataFolderError
@@ -31,21 +40,21 @@ from brainq_torch.data.typicality import fit_typicality
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError, load_pretrained
 from brainq_torch.quant.prepare import finalize
+from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import (
     CHECKPOINT,
     CONFIG,
-    ENVIRONMENT,
     LOG,
     MANIFEST,
     METRICS,
     RunError,
-    describe_environment,
     load_run,
     save_checkpoint,
     write_json,
 )
 from brainq_torch.training.abstention import Abstention, fit_abstention, measure
 from brainq_torch.training.belief import find_unseen, measure_belief, summarise
+from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import EpochLog, plot_curves, read_log
@@ -54,10 +63,18 @@ from brainq_torch.training.qat import Qat, QatSchedule, choose, load_ptq, start_
 from brainq_torch.training.stages import FreezeBackbone, Stage
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+DEFAULT_OUT = "runs/quickstart"
 USER_ERRORS = (
-    DataFolderError, ManifestError, PretrainedError, RunError, TrainingDivergedError, UnreadableImageError, OSError,
+    DataFolderError, ManifestError, MisconfigurationException, PretrainedError, RunError, UnreadableImageError, OSError,
+    ValueError,
 )  # fmt: skip
 """What a user can cause: reported in a line, without a traceback."""
+
+DIVERGED, WRONG_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+"""Exit codes; the last two as a shell has them for SIGINT and SIGTERM."""
+
+IMPORTS = ("brainq_torch", "lightning")
+"""Packages whose classes a configuration may name; nothing else is imported for it."""
 
 TYPICAL_IMAGES, UNSEEN_IMAGES = 500, 100
 """About so many training images show what images look like; so many unseen validation images, where a split is not
@@ -82,9 +99,12 @@ class ModelOptions:
 
 def make_parser() -> ArgumentParser:
     """Build the command line: every key of a YAML is a flag; unknown keys are errors."""
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=list(IMPORTS), instantiate_subclass_spec_in_any=False
+    )
     parser = ArgumentParser(prog="python -m brainq_torch.fit", description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML from configs/")
-    parser.add_argument("--out", type=str, default="runs/quickstart", help="run folder to make")
+    parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --out")
     parser.add_argument("--init", type=str, default="", help="run folder whose weights to start from")
@@ -109,33 +129,69 @@ def make_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    escape_unprintable()
     parser = make_parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    config = parser.parse_args(_with_config(words))
+    config = parser.parse_args(_with_config(list(sys.argv[1:] if arguments is None else arguments)))
+    out = Path(config.out)
     try:
-        fit(parser, config)
-    except (*USER_ERRORS, ValueError) as error:
-        print(f"error: {_explain(error, Path(config.out))}", file=sys.stderr)
-        return 1
+        with _sigterm_raises():
+            fit(parser, config)
+    except (*USER_ERRORS, TrainingDivergedError) as error:
+        print(f"error: {_explain(error, out)}", file=sys.stderr)
+        return DIVERGED if isinstance(error, TrainingDivergedError) else WRONG_INPUT
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
+        if is_first_process():
+            begun = f"; continue with: {_resume_command(out)}" if (out / CONFIG).is_file() else ""
+            print(f"stopped{begun}", file=sys.stderr)
+        return TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED
     return 0
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end the block as Lightning lets it end a training, with a SIGTERMException."""
+
+    def handle(signum: int, _: Any) -> None:
+        if signal.getsignal(signum) is handle:  # else Lightning's own is in charge: it ends the step first, or requeues
+            raise SIGTERMException
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _resume_command(out: Path) -> str:
+    return shlex.join(["python", "-m", "brainq_torch.fit", "--resume", "--out", str(out)])
 
 
 def _explain(error: Exception, out: Path) -> str:
     """Return the error's message; a full disk comes in many wordings, so it is recognised by the space left."""
     if isinstance(error, OSError) and out.is_dir() and shutil.disk_usage(out).free < _FULL_DISK_BYTES:
-        return f"the disk is full ({error}); free some space, then: python -m brainq_torch.fit --resume --out {out}"
-    return str(error)
+        return f"the disk is full ({error}); free some space, then: {_resume_command(out)}"
+    return " ".join(str(error).split())
 
 
 def _with_config(words: list[str]) -> list[str]:
-    """Add the configuration that the words leave out: that of the run being resumed, else the quickstart."""
-    if any(word == "--config" or word.startswith("--config=") for word in words) or {"-h", "--help"} & set(words):
+    """Put the configuration first, so that flags beat it, and add the one that the words leave out.
+
+    That is the configuration of the run being resumed, else the quickstart.
+    """
+    if {"-h", "--help"} & set(words):
         return words
-    if "--resume" in words and "--out" in words[:-1]:
-        own = Path(words[words.index("--out") + 1]) / CONFIG
-        if own.is_file():
-            return ["--config", str(own), *words]
-    return ["--config", str(DEFAULT_CONFIG), *words]
+    early = argparse.ArgumentParser(prog="python -m brainq_torch.fit", add_help=False, allow_abbrev=False)
+    early.add_argument("--config", action="append")
+    early.add_argument("--out")
+    early.add_argument("--resume", action="store_true")
+    known, others = early.parse_known_args(words)
+    own = Path(known.out or DEFAULT_OUT) / CONFIG
+    configs = known.config or [own if known.resume and own.is_file() else DEFAULT_CONFIG]
+    out = [] if known.out is None else [f"--out={known.out}"]
+    return [*(f"--config={path}" for path in configs), *others, *out, *["--resume"] * known.resume]
 
 
 def fit(parser: ArgumentParser, config: Namespace) -> None:
@@ -144,21 +200,25 @@ def fit(parser: ArgumentParser, config: Namespace) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
-    if not _claim(out, parser, config):
-        print(f"{out} is complete; nothing to resume")
-        return
-    try:
-        _fit_claimed(out, parser.instantiate(config))
-    except Exception:
-        # Nothing but the configuration is there yet: the corrected command must not find a folder in its way.
-        if _is_first_process() and not (out / MANIFEST).exists():
-            shutil.rmtree(out)
-        raise
+    with claim(out, _resolved(parser, config), config.resume) as unfinished:
+        if unfinished:
+            _fit_claimed(out, parser.instantiate(config))
+        else:
+            print(f"{out} is complete; nothing to resume")
+
+
+def _resolved(parser: ArgumentParser, config: Namespace) -> str:
+    """Return the whole configuration as YAML; how the run is resumed is no part of it."""
+    kept = config.clone()
+    for name in ("config", "resume"):
+        kept.pop(name, None)
+    return str(parser.dump(kept, skip_validation=True))
 
 
 def _fit_claimed(out: Path, config: Namespace) -> None:
     if not config.stages:
         raise ValueError("no stages to train; give --config with a list of stages")
+    _check_trainer(config.trainer)
     if config.qat and config.ema_decay:
         raise ValueError("qat needs ema_decay 0: an average of quantization scales is the scale of no weights")
     data: ImageDataModule = config.data
@@ -171,67 +231,25 @@ def _fit_claimed(out: Path, config: Namespace) -> None:
         model.compile()
     for index in range(len(config.stages)):
         _train_stage(out, config, index, model, data)
-    if _is_first_process():
+    if is_first_process():
         _finish(out, config, model, data)
 
 
-def _is_first_process() -> bool:
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # set when Lightning is imported
-
-
-def _claim(out: Path, parser: ArgumentParser, config: Namespace) -> bool:
-    """Make the run folder, or check that the one there is this run. Returns False when it is complete."""
-    text = _resolved(parser, config)
-    if not _is_first_process():
-        return not (out / METRICS).exists()
-    if out.exists() and any(out.iterdir()):
-        if not config.resume:
-            raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
-        if (out / CONFIG).is_file():
-            _check_same(out, text)
-            _write_config(out, text)
-            return not (out / METRICS).exists()
-        strangers = [path.name for path in out.iterdir() if path.name != CONFIG + ".partial"]
-        if strangers:
-            raise RunError(f"{out} is no run folder (no {CONFIG}, but {strangers[:3]}); name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    _write_config(out, text)
-    write_json(out / ENVIRONMENT, describe_environment())
-    return True
-
-
-def _write_config(out: Path, text: str) -> None:
-    partial = out / (CONFIG + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out / CONFIG)
-
-
-def _resolved(parser: ArgumentParser, config: Namespace) -> str:
-    """Return the whole configuration as YAML; how the run is resumed is no part of it."""
-    kept = config.clone()
-    for name in ("config", "resume"):
-        kept.pop(name, None)
-    return str(parser.dump(kept, skip_validation=True))
-
-
-def _check_same(out: Path, text: str) -> None:
-    """Refuse to resume with another configuration than the run began with; run and images may have moved."""
-    before, now = (_flatten(yaml.safe_load(source)) for source in ((out / CONFIG).read_text(encoding="utf-8"), text))
-    # An option that is off ("") may be newer than the run.
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name, "") != now.get(name, "")]
-    names = [name for name in names if name not in ("out", "data.root")]
-    if names:
-        changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
+def _check_trainer(options: Namespace) -> None:
+    """Refuse what Lightning can do and a run cannot. Raises RunError."""
+    if options.fast_dev_run:
         raise RunError(
-            f"{out} was begun with another configuration ({changes}). Resume it without --config or other flags, "
-            "or train into another --out"
+            "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "
+            "--trainer.limit_train_batches 1 and stages of one epoch"
         )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}.{key}").items()}
-    return {prefix.lstrip("."): tree}
+    if options.accumulate_grad_batches < 1:
+        raise RunError(f"trainer.accumulate_grad_batches is {options.accumulate_grad_batches}; at least 1 is needed")
+    if options.check_val_every_n_epoch != 1 or options.limit_val_batches == 0:
+        raise RunError(
+            f"trainer.check_val_every_n_epoch is {options.check_val_every_n_epoch}, trainer.limit_val_batches "
+            f"{options.limit_val_batches}; a run finds its best weights by validating after every epoch: leave out "
+            "the first, and give the second no 0"
+        )
 
 
 def _start_model(config: Namespace) -> nn.Module:
@@ -258,29 +276,45 @@ def _train_stage(out: Path, config: Namespace, index: int, model: nn.Module, dat
     done = folder / "done"
     data.stage_index = index
     if not done.exists():
-        last = folder / "last.ckpt"
         module = Classifier(model, stage, index, config.loss, config.seed, config.distillation)
-        earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
-        trainer = L.Trainer(
-            **vars(config.trainer),
-            max_epochs=stage.epochs,
-            callbacks=_callbacks(config, index, folder, EpochLog(out / LOG, stage.name, earlier)),
-            logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
-            use_distributed_sampler=False,  # the data module's sampler is reproducible already
-            num_sanity_val_steps=0,
-            default_root_dir=out,
-        )
+        trainer = _make_trainer(out, config, index, folder)
         with warnings.catch_warnings():
-            # The batches come from memory: loader processes would only copy them (measured in results/).
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-        if trainer.interrupted:
-            raise RunError(f"stopped; continue with: python -m brainq_torch.fit --resume --out {out}")
+            # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone
+            # is in eval mode on purpose, a resumed stage's folder is not empty. The rest is Lightning's own.
+            warnings.filterwarnings("ignore", ".*(not have many workers|in eval mode|is not empty|LeafSpec).*")
+            trainer.fit(module, datamodule=data, ckpt_path=find_last(folder), weights_only=True)
+        if not (folder / BEST).exists():
+            raise RunError(
+                f"stage {stage.name!r} ended before its first epoch was validated; "
+                "give trainer.max_steps, max_time and limit_train_batches more, or leave them out"
+            )
         if trainer.is_global_zero:
             done.touch()
         trainer.strategy.barrier()
-    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict({name.removeprefix("model."): value for name, value in best.items()})
+    model.load_state_dict(read_best(folder))
+
+
+def _make_trainer(out: Path, config: Namespace, index: int, folder: Path) -> L.Trainer:
+    """Build a stage's Trainer. folder: of its checkpoints. Raises RunError for options that Lightning refuses."""
+    stage: Stage = config.stages[index]
+    earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
+    options = vars(config.trainer).copy()
+    if options["enable_progress_bar"] is None:
+        options["enable_progress_bar"] = sys.stdout.isatty()
+    options["enable_model_summary"] = bool(options["enable_model_summary"])  # it counts no FLOPs without an example
+    try:
+        return L.Trainer(
+            **options,
+            max_epochs=stage.epochs,
+            callbacks=_callbacks(config, index, folder, EpochLog(out / LOG, stage.name, earlier)),
+            plugins=[StageCheckpoints()],
+            logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
+            use_distributed_sampler=False,  # the data module's sampler is reproducible already
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+        )
+    except Exception as error:  # Lightning refuses options by exceptions of every kind
+        raise RunError(f"these trainer options cannot be had: {error}") from error
 
 
 def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> list[Callback]:

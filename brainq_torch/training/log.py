@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import lightning as L
 import matplotlib as mpl
 from lightning.pytorch.callbacks import Callback
+
+from brainq_torch.files import atomic_path
 
 COLUMNS = (
     "stage", "epoch", "rate", "train_loss", "val_loss", "val_accuracy", "val_macro_f1",
@@ -24,6 +25,8 @@ Row = dict[str, Any]
 
 class EpochLog(Callback):
     """Collect one row per epoch in the checkpoint and write ``log.csv`` from it, so that a resumed run's log is whole.
+
+    Where no progress bar is shown, as in a file, each epoch is printed as a line.
 
     path: the file. earlier: rows of the stages before this one.
     """
@@ -70,6 +73,10 @@ class EpochLog(Callback):
         )
         if trainer.is_global_zero:
             write_log(self.path, [*self.earlier, *self.rows])
+            if trainer.progress_bar_callback is None:
+                words = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+                epoch = f"{self.stage_name}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+                print(f"{epoch}: {words}, {seconds:.1f} s", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows for the checkpoint."""
@@ -82,12 +89,10 @@ class EpochLog(Callback):
 
 def write_log(path: Path, rows: Sequence[Row]) -> None:
     """Write ``log.csv``, complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def read_log(path: Path) -> list[Row]:

@@ -1,0 +1,134 @@
+"""Whose run folder it is: one training at a time, which begins it, continues it, or leaves it as it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from brainq_torch.files import atomic_path
+from brainq_torch.lock import LockedError, hold_lock
+from brainq_torch.run import (
+    CONFIG,
+    ENVIRONMENT,
+    LEAKAGE,
+    MANIFEST,
+    METRICS,
+    PHANTOMS,
+    RunError,
+    describe_environment,
+    read_config,
+    write_json,
+)
+
+LOCK = "fit.lock"
+_CONFIG_BEFORE = "config.before.yaml"
+_MACHINES = frozenset(
+    {
+        "out", "data.root", "data.workers", "threads", "compile", "trainer.accelerator", "trainer.enable_progress_bar",
+        "trainer.enable_model_summary", "trainer.profiler",
+    }
+)  # fmt: skip
+"""Options that belong to the machine: a run may go on elsewhere, and in another way of doing the same."""
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process that writes the run folder, or the only one."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # set when Lightning is imported
+
+
+@contextmanager
+def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
+    """Own the run folder while the block runs: make it, or check that the one there is this run.
+
+    A training that fails before it has a manifest takes away what it made itself, so that the corrected command finds
+    nothing in its way, and nothing else.
+
+    Args:
+        out: the run folder.
+        text: the whole configuration as YAML.
+        resume: whether a run that was begun may be continued.
+
+    Yields:
+        Whether there is anything to train; a complete run is left as it is.
+
+    Raises:
+        RunError: another training is at work there, the folder is something else, or it is another run.
+    """
+    if not is_first_process():  # the first one owns it for all
+        yield not (out / METRICS).exists()
+        return
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with hold_lock(out / LOCK):
+            before = {path.name for path in out.iterdir()}
+            try:
+                yield _begin(out, text, resume)
+            except Exception:
+                if not (out / MANIFEST).exists():
+                    _remove({CONFIG, ENVIRONMENT, LEAKAGE, PHANTOMS} - before, out)
+                raise
+    except LockedError as error:
+        raise RunError(f"{out} is being trained by {error}; wait for it, or name another folder with --out") from error
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
+
+
+def _remove(names: set[str], out: Path) -> None:
+    for path in (out / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _begin(out: Path, text: str, resume: bool) -> bool:
+    """Write what a run begins with, or check that it was this run's. Returns False where the run is complete."""
+    held = {path.name for path in out.iterdir() if path.suffix != ".partial"} - {LOCK, CONFIG, ENVIRONMENT}
+    if not held - {_CONFIG_BEFORE}:
+        write_json(out / ENVIRONMENT, describe_environment())
+        _keep_other_config(out, text)
+    elif not resume:
+        raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
+    elif not (out / CONFIG).is_file():
+        raise RunError(f"{out} is no run folder (no {CONFIG}, but {sorted(held)[:3]}); name another folder with --out")
+    else:
+        _check_same(out, text)
+    with atomic_path(out / CONFIG) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return not (out / METRICS).exists()
+
+
+def _keep_other_config(out: Path, text: str) -> None:
+    """Move a configuration aside that nothing was trained by: it may be the user's own."""
+    config = out / CONFIG
+    if config.is_file() and config.read_bytes() != text.encode():
+        config.replace(out / _CONFIG_BEFORE)
+
+
+def _check_same(out: Path, text: str) -> None:
+    """Refuse to resume with another configuration than the run began with; run and images may have moved."""
+    before, now = _flatten(read_config(out)), _flatten(yaml.safe_load(text))
+    # An option that is off ("") may be newer than the run.
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name, "") != now.get(name, "")]
+    names = [name for name in names if name not in _MACHINES]
+    if names:
+        changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
+        raise RunError(
+            f"{out} was begun with another configuration ({changes}). Resume it without --config or other flags, "
+            "or train into another --out"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}.{key}").items()}
+    return {prefix.lstrip("."): tree}
