@@ -24,10 +24,10 @@ from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
 from export.abstention import ValidationPart
-from export.artefact_folder import PARITY, ExportFolderError, check_target, write_as_a_whole
+from export.artefact_folder import PARITY, ExportFolderError, check_target, say_note, write_as_a_whole
 from export.bundle import make_bundle
 from export.bundle_page import DEFAULT_RUNTIME, INSTALL, PACKAGE
-from export.bundle_predict import BundleError
+from export.bundle_predict import CHECK_FAILED, BundleError, GoldenError
 from export.encodings import EncodingError
 from export.extra import MissingExtraError
 from export.flatbuffer import FlatbufferError
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         advice = f"the disk is full ({full}); nothing was kept. Free some space and run the same command again"
         print(f"error: {error if full is None else advice}", file=sys.stderr)
-        return 2
+        return CHECK_FAILED if isinstance(error, GoldenError) else 2
     return 0 if report.passed else 1
 
 
@@ -140,7 +140,7 @@ def export_run(
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     _check_images(run, names, images, sample, calibration_images)
-    with write_as_a_whole(out, replace, lambda message: print(f"note: {message}", file=sys.stderr)) as folder:
+    with write_as_a_whole(out, replace, say_note) as folder:
         context = ExportContext(run, folder, images, calibration_images, calibration_method, rounding, low_bits)
         plain, origin = find_float_model(run)
         if plain is None:

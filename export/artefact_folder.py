@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from brainq_torch.lock import LockedError, hold_lock
 
@@ -19,12 +21,39 @@ class ExportFolderError(ValueError):
     """A folder that an export may not write to."""
 
 
+class FolderKind(NamedTuple):
+    """What kind of folder is written.
+
+    name: in messages, with its article. flag: names the folder on the command line. made: returns the paths that an
+    earlier command wrote into such a folder, and raises OSError, ValueError, KeyError or TypeError for another folder.
+    """
+
+    name: str
+    flag: str
+    made: Callable[[Path], set[str]]
+
+
+def _exported(folder: Path) -> set[str]:
+    return {PARITY, *json.loads((folder / PARITY).read_text(encoding="utf-8"))["artefacts"]}
+
+
+EXPORT = FolderKind("an export", "--out", _exported)
+
+
+def say_note(message: str) -> None:
+    """Say on standard error what a command did besides."""
+    print(f"note: {message}", file=sys.stderr)
+
+
 @contextmanager
-def write_as_a_whole(target: Path, replace: bool, say: Callable[[str], None]) -> Iterator[Path]:
+def write_as_a_whole(
+    target: Path, replace: bool, say: Callable[[str], None], kind: FolderKind = EXPORT
+) -> Iterator[Path]:
     """Give a folder to write into; it becomes ``target`` when the block ends, and vanishes when the block raises.
 
     The folder is ``target`` + ".partial", on the same disk, so that a rename finishes it. What a killed export left
-    there is removed, and said. replace: ``target`` may be an earlier export; it goes only after the new one is whole.
+    there is removed, and said. replace: ``target`` may be an earlier one of its kind, which goes only after the new one
+    is whole.
     Raises ExportFolderError when the target may not be written, or another process is writing it.
     """
     partial, replaced = _beside(target, ".partial"), _beside(target, ".replaced.partial")
@@ -32,7 +61,7 @@ def write_as_a_whole(target: Path, replace: bool, say: Callable[[str], None]) ->
     try:
         with hold_lock(_beside(target, ".lock")):
             _recover(target, replaced, say)
-            check_target(target, replace)
+            check_target(target, replace, kind)
             _make_empty(partial, say)
             try:
                 yield partial
@@ -43,38 +72,30 @@ def write_as_a_whole(target: Path, replace: bool, say: Callable[[str], None]) ->
             _take_place(partial, target, replaced)
     except LockedError as error:
         raise ExportFolderError(
-            f"another export is writing {target} ({error}); wait for it, or use another --out"
+            f"another export is writing {target} ({error}); wait for it, or use another {kind.flag}"
         ) from error
 
 
-def check_target(target: Path, replace: bool) -> None:
-    """Raise ExportFolderError unless ``target`` is free, or is an export and may be replaced."""
+def check_target(target: Path, replace: bool, kind: FolderKind = EXPORT) -> None:
+    """Raise ExportFolderError unless ``target`` is free, or is one of its kind and may be replaced."""
+    another = f"name another folder with {kind.flag}"
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
-        raise ExportFolderError(f"{target} is not a folder; name another with --out")
-    names = {path.name for path in target.iterdir()}
-    if not names:
+        raise ExportFolderError(f"{target} is not a folder; {another}")
+    files = [path for path in target.rglob("*") if path.is_symlink() or not path.is_dir()]
+    if not files:
         return
     if not replace:
-        raise ExportFolderError(f"{target} exists; name another folder with --out, or replace it with --force")
-    strangers = sorted(names - _exported(target))
-    if strangers:
-        raise ExportFolderError(
-            f"{target} holds what no export made ({', '.join(strangers[:5])}) and would be lost; "
-            "move it away, or name another folder with --out"
-        )
-
-
-def _exported(target: Path) -> set[str]:
-    """Return the names that an earlier export wrote into the folder, or raise ExportFolderError where it made none."""
+        raise ExportFolderError(f"{target} exists; {another}, or replace it with --force")
     try:
-        return {PARITY, *json.loads((target / PARITY).read_text(encoding="utf-8"))["artefacts"]}
+        strangers = sorted({path.relative_to(target).as_posix() for path in files} - kind.made(target))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportFolderError(
-            f"{target} is not an export (no readable {PARITY}), so --force does not replace it; "
-            "name another folder with --out"
-        ) from error
+        reason = f"{target} is not {kind.name} ({error}), so --force does not replace it"
+        raise ExportFolderError(f"{reason}; {another}") from error
+    if strangers:
+        what = f"{target} holds what is no part of {kind.name} ({', '.join(strangers[:5])}) and would be lost"
+        raise ExportFolderError(f"{what}; move it away, or {another}")
 
 
 def _beside(target: Path, suffix: str) -> Path:
@@ -113,7 +134,7 @@ def _take_place(partial: Path, target: Path, replaced: Path) -> None:
 
 def _flush(folder: Path) -> None:
     """Force every file to the disk before the rename that declares them whole."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         _sync(path)
     _sync(folder)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +23,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.phantom import render_phantom
 from brainq_torch.run import Run
 from export import bundle_predict
-from export.artefact_folder import PARITY
+from export.artefact_folder import PARITY, FolderKind, say_note, write_as_a_whole
 from export.bundle_card import write_card
 from export.bundle_page import find_twin, write_page
 from export.bundle_predict import (
@@ -29,9 +33,12 @@ from export.bundle_predict import (
     PIXELS,
     SUMS,
     BundleError,
+    GoldenError,
     Model,
     golden_answer,
     judge,
+    read_about,
+    read_sums,
     summarise,
 )
 from export.metadata import FileMetadata, read_metadata
@@ -45,14 +52,12 @@ INT8 first: parity limits how far it may be from the float model, it is the smal
 are the same on every processor and in the browser, so that a clinic can see that nothing changed on the way.
 """
 
-SOURCES = (
-    "__init__.py", "data/__init__.py", "data/checksums.py", "data/classes.py", "data/dicom.py", "data/figshare.py",
-    "data/greyscale.py", "data/head_crop.py", "data/images.py", "data/nifti.py", "data/pictures.py", "data/pixels.py",
-    "data/typicality.py", "training/__init__.py", "training/abstention.py",
-)  # fmt: skip
-"""Files of brainq_torch that the predictor runs, copied as they are: what training did to an image, the clinic does."""
+_PACKAGES = {"ai-edge-litert": "ai_edge_litert", "numpy": "numpy", "pillow": "PIL"}
+"""Packages that the predictor needs, and the module of each."""
 
-_PACKAGES = ("ai-edge-litert", "numpy", "pillow")
+_PILLOW_OF_310 = "12.3.0"
+"""The last Pillow for Python 3.10; it gives the pixels of later ones (``brainq_torch.data.pixels.resize``)."""
+
 _LICENCE = "LICENSE"
 
 
@@ -65,7 +70,7 @@ class _Frame(NamedTuple):
 
 
 _GOLDEN_FRAMES = {"wide": _Frame(224, (20, 0), (0, 40)), "tall": _Frame(300, (160, 0), (0, 0))}
-"""None is square. Pillow 13 resizes tall frames in another order than earlier ones: the golden images show it."""
+"""None is square. Pillow 13 resizes tall frames in another order than earlier ones: these show whether that matters."""
 
 
 @dataclass(frozen=True)
@@ -96,36 +101,25 @@ def make_bundle(
     asked for; the best of ``PREFERENCE`` when empty. replace: an earlier bundle at ``target`` is replaced once the new
     one is whole. page_runtime: folder of the npm package onnxruntime-web; without it there is no browser page.
     Returns the names of the files. The same run, export and versions give the same bytes. Raises BundleError where
-    parity failed or was not measured, where a file is not the one it was measured on, or where ``target`` is something
-    else.
+    parity failed or was not measured, or where a file is not the one it was measured on; GoldenError where the bundle
+    does not work by itself; ExportFolderError where ``target`` is something else.
     """
-    check_target(target, replace)
     artefacts = read_parity(exported)
     names = list(dict.fromkeys(files)) or [_choose_best(exported, artefacts)]
     models = [_choose(run, exported, artefacts, name, ".tflite") for name in names]
     page = _choose(run, exported, artefacts, find_twin(names[0], artefacts), ".onnx") if page_runtime else None
-    partial = target.absolute().with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _fill(partial, run, models, page, page_runtime)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    with write_as_a_whole(target, replace, say_note, BUNDLE) as folder:
+        _fill(folder, run, models, page, page_runtime)
+        _replay_alone(folder)
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
-def check_target(target: Path, replace: bool) -> None:
-    """Raise BundleError unless ``target`` is free, or is a bundle and may be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not replace:
-        raise BundleError(f"{target} exists; name another folder, or replace it with --force")
-    if not (target / ABOUT).is_file() or not (target / SUMS).is_file():
-        raise BundleError(f"{target} is not a bundle, so --force does not replace it; name another folder")
+def _bundled(folder: Path) -> set[str]:
+    read_about(folder)
+    return {SUMS, *read_sums(folder)}
+
+
+BUNDLE = FolderKind("a bundle", "--bundle", _bundled)
 
 
 def read_parity(exported: Path) -> dict[str, Any]:
@@ -180,7 +174,7 @@ def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
 def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, page_runtime: Path | None) -> None:
     """Write every file of the bundle, checksums last."""
     package = Path(brainq_torch.__file__).parent
-    for name in SOURCES:
+    for name in find_sources():
         _copy(package / name, folder / "brainq_torch" / name)
     _copy(Path(bundle_predict.__file__), folder / "predict.py")
     for model in models:
@@ -202,8 +196,7 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
             "logit_scale": scale._asdict() if scale else None,
         }
     _dump(folder / ABOUT, about)
-    pins = "".join(f"{name}=={version(name)}\n" for name in _PACKAGES)
-    (folder / "requirements.txt").write_text(f"# DICOM files need pydicom as well.\n{pins}", encoding="utf-8")
+    (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
     write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None)
     _write_golden(folder, models, page)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -214,7 +207,7 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
 def _write_golden(folder: Path, models: list[Chosen], page: Chosen | None) -> None:
     """Draw phantoms, one per class and frame, and write what each file answers; no image of a patient leaves.
 
-    Raises BundleError where the bundle's predictor does not give the runner's logits bit for bit, or where the page's
+    Raises GoldenError where the bundle's predictor does not give the runner's logits bit for bit, or where the page's
     file names another class than the first one, whose place it takes.
     """
     (folder / "golden").mkdir()
@@ -231,15 +224,59 @@ def _write_golden(folder: Path, models: list[Chosen], page: Chosen | None) -> No
         for path, entry in entries.items():
             entry["pixels_sha256"], answer = _ask_runner(runner, folder / path)
             if predictor and golden_answer(predictor, folder / path) != (entry["pixels_sha256"], answer):
-                raise BundleError(f"{path}: the bundle answers otherwise than the runner, which gives {answer}")
+                raise GoldenError(f"{path}: the bundle answers otherwise than the runner, which gives {answer}")
             entry["answers"][file.path.name] = answer
             first = entry["answers"][models[0].path.name]
             if file is page and any(answer[key] != first[key] for key in ("class", "best")):
-                raise BundleError(
+                raise GoldenError(
                     f"{path}: the page's file answers {answer}, {models[0].path.name} {first}; "
                     "choose another with --bundle-file"
                 )
     _dump(folder / GOLDEN, entries)
+
+
+def find_sources() -> list[str]:
+    """Return the files of brainq_torch that predict.py imports, at the top of a file or within a function.
+
+    They are copied as they are: what training did to an image, the clinic does.
+    """
+    package = Path(brainq_torch.__file__).parent
+    finder: Any = _OwnModules(path=[str(package.parent)])
+    finder.run_script(bundle_predict.__file__)
+    files = [Path(module.__file__) for name, module in finder.modules.items() if name != "__main__"]
+    return sorted(file.relative_to(package).as_posix() for file in files)
+
+
+class _OwnModules(ModuleFinder):
+    """Follows the imports of brainq_torch alone."""
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        """See ModuleFinder."""
+        if path is None and name != brainq_torch.__name__:
+            raise ImportError(name)
+        return super().find_module(name, path, parent)
+
+
+def _requirements() -> str:
+    pins = {name: f"{name}=={version(name)}" for name in _PACKAGES}
+    pillow = pins.pop("pillow")
+    lines = ["# DICOM files need pydicom as well.", *pins.values(), f'{pillow} ; python_version >= "3.11"']
+    return "\n".join([*lines, f'pillow=={_PILLOW_OF_310} ; python_version < "3.11"', ""])
+
+
+def _replay_alone(folder: Path) -> None:
+    """Replay the golden images with a Python that sees the bundle and its packages alone. Raises GoldenError."""
+    code = (
+        "import runpy, sys; packages, *sys.argv = sys.argv[1:]; sys.path.append(packages)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    with tempfile.TemporaryDirectory() as packages:
+        for module in _PACKAGES.values():
+            (Path(packages) / module).symlink_to(import_module(module).__path__[0])
+        command = [sys.executable, "-ISBc", code, packages, str(folder / "predict.py"), "--verify"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GoldenError(f"the bundle does not work by itself:\n{done.stderr.strip()}")
 
 
 def _ask_runner(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:

@@ -1,20 +1,29 @@
 #!/usr/bin/env python3
 """Name the class of brain-MRI images: python predict.py scan.png folder/ [--json]. For research only.
 
-Needs Python 3.12 and the three packages of requirements.txt (ai-edge-litert, or tflite-runtime; numpy; Pillow), no
-PyTorch; DICOM files also need pydicom. --verify replays the golden images of this folder. Before every run the folder
-is checked against SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find damage and careless
-changes; whoever means harm could write new ones.
+Needs Python 3.10 and the three packages of requirements.txt (ai-edge-litert, numpy, Pillow), no PyTorch; DICOM files
+also need pydicom. --verify replays the golden images of this folder. Before every run the folder is checked against
+SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find damage and careless changes; whoever
+means harm could write new ones.
 """
 
-from __future__ import annotations  # lets an older Python come as far as the message below
+# ruff: noqa: E402 - imports that follow the guard
+import sys
+
+OLDEST_PYTHON = (3, 10)
+if __name__ == "__main__":  # before any other import
+    if sys.version_info < OLDEST_PYTHON:
+        sys.exit("error: Python 3.10 or newer is needed")
+    if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
+        # This folder: until it has been checked, a json.py in it must not run in place of Python's own.
+        sys.path[:] = [entry for entry in sys.path[1:] if entry != sys.path[0]]
 
 import argparse
 import hashlib
 import importlib
+import io
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,52 +36,64 @@ PIXELS = "pixels.json"
 GOLDEN = "golden.json"
 NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
 UNCERTAIN = "uncertain"
-OLDEST_PYTHON = (3, 12)
-ANSWERED, SOME_UNREAD, UNUSABLE = 0, 1, 2
+ANSWERED, SOME_UNREAD, CHECK_FAILED, UNUSABLE = 0, 1, 1, 2
 FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
 
-
 OUTLIER_TOLERANCE = 1e-5
-MAY_BE_ADDED = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".ima", ".nii", ".gz", ".mat")
-"""Endings of scans, which may be put into the folder. Any other added file might be run in place of a package."""
-LEFT_BY_VIEWERS = (".DS_Store", "Thumbs.db", "desktop.ini")
+CODE = (".py", ".pyc", ".pyo", ".pyw", ".so", ".pyd", ".dll", ".dylib")
+"""Endings of what Python, on any system, might run in place of a package. Other added files, scans say, do no harm."""
+_NAMED = 5
 
 
 class BundleError(Exception):
     """A folder that must not be used, or packages that are missing."""
 
 
+class GoldenError(BundleError):
+    """Golden images are answered otherwise than where the bundle was made."""
+
+
 def check_files(folder: Path) -> None:
     """Compare every file with SHA256SUMS. Raises BundleError that names what is missing, changed or added."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = read_sums(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{SUMS} cannot be read ({error}); copy the whole folder again") from error
-    sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines if "  " in line)}
-    wrong = [f"{name} is not listed in {SUMS}" for name in _find_strangers(folder, sums)]
+    needed = (ABOUT, LABELS, PIXELS, GOLDEN, "predict.py")
+    wrong = [f"{name} is not listed in {SUMS}" for name in needed if name not in sums]
     for name, digest in sorted(sums.items()):
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             wrong.append(f"{name} has changed")
-    if wrong:
-        remedy = "Copy the whole folder again; keep other files than scans elsewhere"
-        raise BundleError(f"this folder was damaged or changed: {'; '.join(wrong)}. {remedy}")
+    added = [f"{name} was added, move it out" for name in _find_added_code(folder, sums)]
+    if wrong or added:
+        faults = [*wrong, *added]
+        named = "; ".join(faults[:_NAMED]) + (f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else "")
+        remedy = "Copy the whole folder again" if wrong else "Python might run what was added in place of a package"
+        raise BundleError(f"this folder was damaged or changed: {_printable(named)}. {remedy}")
 
 
-def _find_strangers(folder: Path, sums: dict[str, str]) -> list[str]:
-    """Return what is in the folder, is not listed and is no scan: files, and links to other folders."""
-    strangers = [name for name in (ABOUT, LABELS, PIXELS, GOLDEN, "predict.py") if name not in sums]
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that the bundle was made of. Raises OSError or UnicodeDecodeError."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines if "  " in line)}
+
+
+def _find_added_code(folder: Path, sums: dict[str, str]) -> list[str]:
+    """Return what is not listed and could be imported: files by their ending, and links to other folders.
+
+    Nothing whose name starts with a dot could, such as the ._predict.py that a Mac leaves beside predict.py.
+    """
+    added = []
     for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if Path(parent, name).is_symlink()]
-        for name in [*files, *links]:
-            path = Path(parent, name).relative_to(folder).as_posix()
-            is_scan = name.lower().endswith(MAY_BE_ADDED) and name not in links
-            if path not in sums and not is_scan and name not in LEFT_BY_VIEWERS and path != SUMS:
-                strangers.append(path)
-    return sorted(set(strangers))
+        code = [name for name in files if name.lower().endswith(CODE) and not name.startswith(".")]
+        added += [Path(parent, name).relative_to(folder).as_posix() for name in [*links, *code]]
+    return sorted(set(added) - set(sums))
 
 
 class Model:
@@ -91,7 +112,8 @@ class Model:
         self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
         abstention = models[self.file]["metadata"].get("abstention")
         self.abstention = Abstention.from_json(abstention) if abstention else None
-        self._interpreter = _interpreter()(str(folder / self.file), num_threads=threads)
+        interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
+        self._interpreter = interpreter(str(folder / self.file), num_threads=threads)
         self._interpreter.allocate_tensors()
         self._input, self._output = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
         if int(self._output["shape"][-1]) != len(self.classes):
@@ -182,26 +204,27 @@ def summarise(raw: Any, answer: dict[str, Any]) -> dict[str, Any]:
 def verify(model: Model, folder: Path) -> list[str]:
     """Replay the golden images. Returns a line for each that differs.
 
-    Pixels and class must be the same; integer logits may differ by one, float ones by ``FLOAT_TOLERANCE``.
+    Pixels, class and integer logits must be the same; float logits may differ by ``FLOAT_TOLERANCE``.
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    wrong, exact = [], 0
+    wrong, exact, tolerance = [], 0, 0.0
     for name, entry in golden.items():
         digest, found = golden_answer(model, folder / name)
         expected = entry["answers"][model.file]
         difference = max(abs(one - other) for one, other in zip(found["logits"], expected["logits"], strict=True))
         exact += digest == entry["pixels_sha256"] and difference == 0
-        whole = all(isinstance(value, int) for value in expected["logits"])
+        tolerance = 0.0 if all(isinstance(value, int) for value in expected["logits"]) else FLOAT_TOLERANCE
         if digest != entry["pixels_sha256"]:
             wrong.append(f"{name}: its pixels differ: another Pillow reads or resizes it otherwise")
         elif (found["class"], found["best"]) != (expected["class"], expected["best"]):
             wrong.append(f"{name}: is {_both(found)}, must be {_both(expected)}")
-        elif difference > (1 if whole else FLOAT_TOLERANCE):
+        elif not difference <= tolerance:  # NaN is no answer, either
             wrong.append(f"{name}: logits differ by {difference:g}")
         elif abs(found.get("outlier", 0) - expected.get("outlier", 0)) > OUTLIER_TOLERANCE:
             wrong.append(f"{name}: its outlier score is {found['outlier']:g}, must be {expected['outlier']:g}")
     if not wrong:
-        print(f"verified: {model.file}, {len(golden)} golden images, {exact} of them equal to the last bit")
+        rest = "" if exact == len(golden) else f", the rest within {tolerance:g}, as expected of float"
+        print(f"verified: {model.file}, {len(golden)} golden images, {exact} of them equal to the last bit{rest}")
     return wrong
 
 
@@ -276,7 +299,10 @@ def _remedy(error: Any) -> str:
 
 
 def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
-    """Run the command. Returns 0, 1 when an image could not be read, 2 when the folder or Python cannot be used."""
+    """Run the command.
+
+    Returns 0; 1 when an image could not be read or a golden image differs; 2 when the folder or Python cannot be used.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files or folders")
     parser.add_argument("--json", action="store_true", help="one JSON line per image")
@@ -288,16 +314,18 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
         parser.error("IMAGE is missing; name image files or folders, or use --verify")
     try:
         check_files(folder)
+        if __name__ == "__main__":
+            sys.path.insert(0, str(folder))
         model = _load(folder, options.model, options.threads)
         if options.verify:
             files = [options.model] if options.model else [entry["file"] for entry in read_about(folder)["models"]]
             wrong = [line for file in files for line in verify(_load(folder, file, options.threads), folder)]
             if wrong:
-                raise BundleError("golden images differ here:\n  " + "\n  ".join(wrong))
+                raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
             return ANSWERED
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
+        return CHECK_FAILED if isinstance(error, GoldenError) else UNUSABLE
     if not options.json:
         print(NOTICE, file=sys.stderr)
     return answer_all(model, options.images, options.json)
@@ -312,16 +340,6 @@ def _load(folder: Path, file: str | None, threads: int) -> Model:
         raise BundleError(f"the model cannot be loaded: {error}") from error
 
 
-def _interpreter() -> Any:
-    """Return the Interpreter class of LiteRT, or of its smaller predecessor."""
-    for name in ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"):
-        try:
-            return importlib.import_module(name).Interpreter
-        except ModuleNotFoundError:
-            continue
-    raise ModuleNotFoundError("no TFLite interpreter", name="ai-edge-litert")
-
-
 def _printable(text: object) -> str:
     """Escape control characters and undecodable bytes: a file name may hold anything."""
     letters = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
@@ -329,8 +347,7 @@ def _printable(text: object) -> str:
 
 
 if __name__ == "__main__":
-    if sys.version_info < OLDEST_PYTHON:
-        sys.exit("error: Python 3.12 or newer is needed")
     sys.dont_write_bytecode = True  # this folder stays as it was made
-    sys.path.insert(0, str(HERE))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this console has no letters for stops nothing
     sys.exit(main())

@@ -67,7 +67,7 @@ def test_the_old_one_survives_a_replacement_that_fails(tmp_path):
 def test_replace_refuses_what_no_export_made(tmp_path):
     write(tmp_path / "export")
     (tmp_path / "export/thesis.docx").write_text("years of work")
-    with pytest.raises(ExportFolderError, match=r"no export made \(thesis.docx\)"):
+    with pytest.raises(ExportFolderError, match=r"no part of an export \(thesis.docx\)"):
         write(tmp_path / "export", replace=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter").write_text("dear")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-type FilePath = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 
 MAX_PIXELS = 40_000_000
 """Largest width * height that is decoded; Pillow then holds at most two copies of 4 bytes per pixel, 320 MB."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def read_grey(path: FilePath) -> GreyImage:
     if reader is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
         raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
-    image = _guard(path, reader)
+    with _guarded(path):
+        image = reader(path)
     if is_blank(image.pixels):
         reason = "shows fewer than 16 grey levels, as an empty frame or a mask does"
         raise UnreadableImageError(path, reason, "remove it, or export the scan again with all its grey levels")
@@ -79,10 +81,11 @@ def read_origin(path: FilePath) -> Origin:
     Raises UnreadableImageError as ``read_grey`` does.
     """
     reader = _reader_of(_read_head(path))
-    if reader is _read_dicom:
-        return _guard(path, _dicom_origin)
-    if reader is _read_figshare:
-        return _guard(path, _figshare_origin)
+    with _guarded(path):
+        if reader is _read_dicom:
+            return _dicom_origin(path)
+        if reader is _read_figshare:
+            return _figshare_origin(path)
     return Origin()
 
 
@@ -175,10 +178,11 @@ def _figshare_origin(path: FilePath) -> Origin:
     return Origin(label, patient)
 
 
-def _guard[Result](path: FilePath, reader: Callable[[FilePath], Result]) -> Result:
+@contextmanager
+def _guarded(path: FilePath) -> Iterator[None]:
     """Turn whatever a reader raises for one file into the one error that callers know."""
     try:
-        return reader(path)
+        yield
     except UnreadableImageError:
         raise
     except ModuleNotFoundError as error:
