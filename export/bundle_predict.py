@@ -41,8 +41,8 @@ FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
 
 OUTLIER_TOLERANCE = 1e-5
-CODE = (".py", ".pyc", ".pyo", ".pyw", ".so", ".pyd", ".dll", ".dylib")
-"""Endings of what Python, on any system, might run in place of a package. Other added files, scans say, do no harm."""
+CODE = (".py", ".pyc", ".pyo", ".pyw", ".so", ".pyd", ".dll", ".dylib", ".tflite")
+"""Endings of what might be run in place of a package or a model, on any system. Other added files do no harm."""
 _NAMED = 5
 
 
@@ -52,6 +52,10 @@ class BundleError(Exception):
 
 class GoldenError(BundleError):
     """Golden images are answered otherwise than where the bundle was made."""
+
+
+class NotFiniteError(ValueError):
+    """Logits that are no answer: NaN or infinite."""
 
 
 def check_files(folder: Path) -> None:
@@ -72,7 +76,7 @@ def check_files(folder: Path) -> None:
     if wrong or added:
         faults = [*wrong, *added]
         named = "; ".join(faults[:_NAMED]) + (f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else "")
-        remedy = "Copy the whole folder again" if wrong else "Python might run what was added in place of a package"
+        remedy = "Copy the whole folder again" if wrong else "What was added might be run in place of a package"
         raise BundleError(f"this folder was damaged or changed: {_printable(named)}. {remedy}")
 
 
@@ -83,7 +87,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def _find_added_code(folder: Path, sums: dict[str, str]) -> list[str]:
-    """Return what is not listed and could be imported: files by their ending, and links to other folders.
+    """Return what is not listed and might be run: files by their ending, and links to other folders.
 
     Nothing whose name starts with a dot could, such as the ._predict.py that a Mac leaves beside predict.py.
     """
@@ -101,6 +105,7 @@ class Model:
 
     def __init__(self, folder: Path, file: str | None = None, threads: int = 1) -> None:
         """Load one of the bundle's files, the first where none is named."""
+        from brainq_torch.checksum import find_damage
         from brainq_torch.data.pixels import PixelSpec
         from brainq_torch.training.abstention import Abstention
 
@@ -108,6 +113,8 @@ class Model:
         self.file = next(iter(models)) if file is None else file
         if self.file not in models:
             raise BundleError(f"{file} is not in this folder; allowed are {', '.join(models)}")
+        if damage := find_damage(folder / self.file):
+            raise BundleError(damage)
         self.classes = (folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1]
         self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
         abstention = models[self.file]["metadata"].get("abstention")
@@ -136,16 +143,18 @@ class Model:
         return self._interpreter.get_tensor(self._output["index"])[0]
 
     def logits(self, raw: Any) -> Any:
-        """Turn the file's own logits into (C,) float32 ones."""
+        """Turn the file's own logits into (C,) float32 ones. Raises NotFiniteError."""
         import numpy as np
 
         if raw.dtype == np.float32:
+            if not np.isfinite(raw).all():
+                raise NotFiniteError(f"{self.file} gives logits that are not finite, {raw.tolist()}: it is broken")
             return raw
         scale, zero_point = self._output["quantization"]
         return (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
     def answer(self, path: Path) -> dict[str, Any]:
-        """Read and classify one image. Raises UnreadableImageError."""
+        """Read and classify one image. Raises UnreadableImageError or NotFiniteError."""
         from brainq_torch.data.images import read_grey
 
         grey = read_grey(path)
@@ -209,7 +218,11 @@ def verify(model: Model, folder: Path) -> list[str]:
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     wrong, exact, tolerance = [], 0, 0.0
     for name, entry in golden.items():
-        digest, found = golden_answer(model, folder / name)
+        try:
+            digest, found = golden_answer(model, folder / name)
+        except NotFiniteError as error:
+            wrong.append(f"{name}: {error}")
+            continue
         expected = entry["answers"][model.file]
         difference = max(abs(one - other) for one, other in zip(found["logits"], expected["logits"], strict=True))
         exact += digest == entry["pixels_sha256"] and difference == 0
@@ -218,7 +231,7 @@ def verify(model: Model, folder: Path) -> list[str]:
             wrong.append(f"{name}: its pixels differ: another Pillow reads or resizes it otherwise")
         elif (found["class"], found["best"]) != (expected["class"], expected["best"]):
             wrong.append(f"{name}: is {_both(found)}, must be {_both(expected)}")
-        elif not difference <= tolerance:  # NaN is no answer, either
+        elif difference > tolerance:
             wrong.append(f"{name}: logits differ by {difference:g}")
         elif abs(found.get("outlier", 0) - expected.get("outlier", 0)) > OUTLIER_TOLERANCE:
             wrong.append(f"{name}: its outlier score is {found['outlier']:g}, must be {expected['outlier']:g}")
@@ -268,9 +281,10 @@ def answer_all(model: Model, words: list[str], as_json: bool) -> int:
         total += 1
         try:
             answer = model.answer(path)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, NotFiniteError) as error:
             unread += 1
-            answer = {"path": str(path), "error": f"{error.reason}; {_remedy(error)}"}
+            why = str(error) if isinstance(error, NotFiniteError) else f"{error.reason}; {_remedy(error)}"
+            answer = {"path": str(path), "error": why}
             print(f"not read: {_printable(path)}: {_printable(answer['error'])}", file=sys.stderr)
         if as_json:
             print(json.dumps(answer), flush=True)
@@ -323,19 +337,22 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
             if wrong:
                 raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
             return ANSWERED
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)
+        return UNUSABLE
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return CHECK_FAILED if isinstance(error, GoldenError) else UNUSABLE
     if not options.json:
         print(NOTICE, file=sys.stderr)
+    if model.abstention is None:
+        print(f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows", file=sys.stderr)
     return answer_all(model, options.images, options.json)
 
 
 def _load(folder: Path, file: str | None, threads: int) -> Model:
     try:
         return Model(folder, file, threads)
-    except ModuleNotFoundError as error:
-        raise BundleError(f"{error.name} is not installed: python -m pip install -r requirements.txt") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"the model cannot be loaded: {error}") from error
 

@@ -52,3 +52,14 @@ def test_json_round_trip_refuses_what_it_does_not_know():
 def test_only_grey_bytes_are_resized(grey):
     with pytest.raises(ValueError, match="uint8"):
         PixelSpec(64).apply(grey)
+
+
+def test_the_order_of_the_passes_is_pillow_13s_whatever_pillow_does():
+    random = np.random.default_rng(0)
+    for height, width, new_height, new_width in random.integers(1, 300, (200, 4)).tolist():
+        image = Image.fromarray(random.integers(0, 256, (height, width), np.uint8))
+        expected = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        assert resize(image, new_width, new_height).tobytes() == expected.tobytes()
+    tall = Image.fromarray(random.integers(0, 256, (500, 100), np.uint8))
+    across_first = tall.resize((60, 500), Image.Resampling.BILINEAR).resize((60, 60), Image.Resampling.BILINEAR)
+    assert resize(tall, 60, 60).tobytes() != across_first.tobytes()

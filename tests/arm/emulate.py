@@ -1,0 +1,177 @@
+"""Runs a bundle on emulated 64-bit ARM processors: ``python tests/arm/emulate.py BUNDLE``.
+
+QEMU runs Debian's arm64 Python 3.13 with the aarch64 wheels of the bundle's requirements, on one processor type after
+the other: --verify, and the logits of 20 phantoms beside this machine's. Needs qemu-aarch64-static, apt-get, dpkg-deb
+and uv or pip; fetches about 60 MB and changes nothing of this system. Where something cannot be had it says SKIPPED and
+the reason, and exits with 0; 1 where the answers differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from brainq_torch.data.phantom import render_phantom
+
+PROCESSORS = ("cortex-a53", "cortex-a72", "cortex-a76")
+PYTHON = "3.13"
+RELEASE = "trixie"
+FLOAT_TOLERANCE = 1e-3
+IMAGES = 20
+INTEGER_FILES = ("model_int8.tflite", "model_w4a8.tflite")
+_SECONDS = 600
+_ALONE = (
+    "import runpy, sys; packages, *sys.argv = sys.argv[1:]; sys.path.append(packages)\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+_WHEELS = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)] + ["manylinux2014_aarch64"]
+
+
+class UnavailableError(Exception):
+    """What cannot be had on this machine."""
+
+
+class DifferentError(Exception):
+    """A bundle that answers otherwise on another processor."""
+
+
+def find_uv() -> str | None:
+    """Return a uv that answers: `make` puts one into .uv where the PATH has none, and a pyenv shim may not work."""
+    for uv in filter(None, (shutil.which("uv"), ".uv/bin/uv")):
+        if Path(uv).exists() and subprocess.run([uv, "--version"], capture_output=True, check=False).returncode == 0:
+            return uv
+    return None
+
+
+def fetch(*command: str | Path) -> str:
+    """Run a command that brings something. Returns what it printed. Raises UnavailableError."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "failed").splitlines()[-1]
+        raise UnavailableError(f"{Path(command[0]).name} says: {last}")
+    return done.stdout
+
+
+def fetch_python(folder: Path) -> Path:
+    """Unpack Debian's arm64 Python and the libraries that the wheels need. Returns the root of their tree."""
+    for name in ("lists/partial", "cache/archives/partial", "root/usr/lib"):
+        (folder / name).mkdir(parents=True)
+    (folder / "root/lib").symlink_to("usr/lib")
+    (folder / "status").touch()
+    archives = fetch("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Component: main")
+    archive = next((line for line in archives.splitlines() if "security" not in line), None)
+    if archive is None:
+        raise UnavailableError("apt-get knows no archive of Debian")
+    (folder / "sources.list").write_text(f"deb [arch=arm64] {archive} {RELEASE} main\n")
+    settings = {
+        "Dir::Etc::sourcelist": folder / "sources.list", "Dir::Etc::sourceparts": "-", "Dir::Cache": folder / "cache",
+        "Dir::State::lists": folder / "lists", "Dir::State::status": folder / "status", "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64", "APT::Sandbox::User": "root", "APT::Update::Error-Mode": "any",
+    }  # fmt: skip
+    words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    fetch("apt-get", *words, "update")
+    packages = (f"python{PYTHON}", "libstdc++6")
+    fetch("apt-get", *words, "install", "--download-only", "--yes", "--no-install-recommends", *packages)
+    for package in sorted((folder / "cache/archives").glob("*.deb")):
+        fetch("dpkg-deb", "-x", package, folder / "root")
+    return folder / "root"
+
+
+def fetch_packages(requirements: Path, folder: Path) -> Path:
+    """Install aarch64 wheels into the folder, for the emulated Python."""
+    wanted = ["--target", folder, "--only-binary", ":all:", "--python-version", PYTHON, "-r", requirements]
+    if uv := find_uv():
+        fetch(uv, "pip", "install", "--python-platform", "aarch64-manylinux_2_28", *wanted)
+    else:
+        platforms = [word for name in _WHEELS for word in ("--platform", name)]
+        fetch(sys.executable, "-m", "pip", "install", *platforms, *wanted)
+    return folder
+
+
+def emulate(bundle: Path, work: Path, processors: Sequence[str] = PROCESSORS) -> list[str]:
+    """Compare a bundle's answers on emulated processors with this machine's.
+
+    Args:
+        bundle: The folder; each of its model files is run.
+        work: An empty folder for what is fetched.
+        processors: QEMU's names.
+
+    Returns:
+        A line for each file and processor.
+
+    Raises:
+        UnavailableError: something cannot be had here.
+        DifferentError: golden images or integer logits differ, or float logits by more than ``FLOAT_TOLERANCE``.
+    """
+    qemu = shutil.which("qemu-aarch64-static")
+    if qemu is None:
+        raise UnavailableError("qemu-aarch64-static is not there: apt-get install qemu-user-static")
+    root = fetch_python(work / "debian")
+    packages = fetch_packages(bundle / "requirements.txt", work / "packages")
+    images = [work / f"{number}.png" for number in range(IMAGES)]
+    for number, path in enumerate(images):
+        Image.fromarray(render_phantom(number % 4, number, seed=1, size=160 + 7 * number)).save(path)
+    lines = []
+    for model in json.loads((bundle / "bundle.json").read_text())["models"]:
+        expected = _logits([sys.executable], bundle, model["file"], images)
+        for processor in processors:
+            python = [qemu, "-cpu", processor, "-L", root, root / f"usr/bin/python{PYTHON}", "-ISBc", _ALONE, packages]
+            verified = _run(python, bundle, "--verify", "--model", model["file"]).strip()
+            found = _logits(python, bundle, model["file"], images)
+            compared = compare(found, expected, model["file"] in INTEGER_FILES)
+            lines.append(f"{processor} (emulated): {verified}; {compared}")
+    return lines
+
+
+def compare(found: list[list[float]], expected: list[list[float]], is_integer: bool) -> str:
+    """Say how far (N, C) logits are from the expected ones. Raises DifferentError where that is too far."""
+    pairs = zip(found, expected, strict=True)
+    differences = [max(abs(a - b) for a, b in zip(one, other, strict=True)) for one, other in pairs]
+    said = f"{len(found)} images: {differences.count(0)} equal to the last bit, logits differ by {max(differences):.1g}"
+    if max(differences) > (0 if is_integer else FLOAT_TOLERANCE):
+        raise DifferentError(said)
+    return said
+
+
+def _logits(python: list[str | Path], bundle: Path, file: str, images: list[Path]) -> list[list[float]]:
+    said = _run(python, bundle, "--json", "--model", file, *images)
+    return [json.loads(line)["logits"] for line in said.splitlines()]
+
+
+def _run(python: list[str | Path], bundle: Path, *words: str | Path) -> str:
+    command = [*python, bundle / "predict.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    if done.returncode:
+        raise DifferentError(f"{' '.join(map(str, command))} ends with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            print("\n".join(emulate(options.bundle, Path(work))))
+        except UnavailableError as error:
+            print(f"SKIPPED: {error}")
+        except DifferentError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
