@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.data.pixels import PixelSpec, resize, scale_pixels
 
 
 def test_stretch_is_pillows_bilinear():
