@@ -20,7 +20,6 @@ if __name__ == "__main__":  # before any other import
 
 import argparse
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -105,6 +104,8 @@ class Model:
 
     def __init__(self, folder: Path, file: str | None = None, threads: int = 1) -> None:
         """Load one of the bundle's files, the first where none is named."""
+        from ai_edge_litert.interpreter import Interpreter
+
         from brainq_torch.checksum import find_damage
         from brainq_torch.data.pixels import PixelSpec
         from brainq_torch.training.abstention import Abstention
@@ -119,8 +120,7 @@ class Model:
         self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
         abstention = models[self.file]["metadata"].get("abstention")
         self.abstention = Abstention.from_json(abstention) if abstention else None
-        interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
-        self._interpreter = interpreter(str(folder / self.file), num_threads=threads)
+        self._interpreter = Interpreter(str(folder / self.file), num_threads=threads)
         self._interpreter.allocate_tensors()
         self._input, self._output = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
         if int(self._output["shape"][-1]) != len(self.classes):
