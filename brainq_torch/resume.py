@@ -20,6 +20,7 @@ from brainq_torch.run import (
     MANIFEST,
     METRICS,
     PHANTOMS,
+    SEARCH,
     RunError,
     describe_environment,
     read_config,
@@ -72,7 +73,7 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
                 yield _begin(out, text, resume)
             except Exception:
                 if not (out / MANIFEST).exists():
-                    _remove({CONFIG, ENVIRONMENT, LEAKAGE, PHANTOMS} - before, out)
+                    _remove({CONFIG, ENVIRONMENT, LEAKAGE, PHANTOMS, SEARCH} - before, out)
                 raise
     except LockedError as error:
         raise RunError(f"{out} is being trained by {error}; wait for it, or name another folder with --out") from error
@@ -92,14 +93,16 @@ def _remove(names: set[str], out: Path) -> None:
 
 def _begin(out: Path, text: str, resume: bool) -> bool:
     """Write what a run begins with, or check that it was this run's. Returns False where the run is complete."""
-    held = {path.name for path in out.iterdir() if path.suffix != ".partial"} - {LOCK, CONFIG, ENVIRONMENT}
-    if not held - {_CONFIG_BEFORE}:
+    held = {path.name for path in out.iterdir() if path.suffix != ".partial"}
+    if not held - {LOCK, CONFIG, ENVIRONMENT, _CONFIG_BEFORE, SEARCH}:  # a search knows its images
         write_json(out / ENVIRONMENT, describe_environment())
         _keep_other_config(out, text)
     elif not resume:
         raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
     elif not (out / CONFIG).is_file():
-        raise RunError(f"{out} is no run folder (no {CONFIG}, but {sorted(held)[:3]}); name another folder with --out")
+        raise RunError(
+            f"{out} is no run folder (no {CONFIG}, but {sorted(held - {LOCK})[:3]}); name another folder with --out"
+        )
     else:
         _check_same(out, text)
     with atomic_path(out / CONFIG) as partial:

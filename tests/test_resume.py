@@ -56,6 +56,7 @@ def test_a_folder_with_nothing_but_the_configuration_is_begun(resumed, words, te
     out.mkdir()
     (out / "config.yaml").write_text(text)
     (out / "phantoms.partial").mkdir()
+    (out / "search.npy").write_bytes(b"half")
     assert main([*words, *resumed]) == 0
     assert yaml.safe_load((out / "config.yaml").read_text())["out"] == str(out)
     assert (out / "config.before.yaml").read_text() == text

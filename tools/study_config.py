@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 RECIPE_FILES = {
     "fp32": ("model_fp32.tflite", "model_fp32.onnx"),
@@ -110,6 +110,8 @@ class StudyPlan:
 
 def make_parser() -> ArgumentParser:
     """Build the command line: every key of a YAML is a flag; unknown keys are errors."""
+    # As for a run's configuration, nothing from elsewhere is imported because a YAML names it.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[__name__])
     parser = ArgumentParser(
         prog="python -m tools.study",
         description="Train, compress, compare and report, as one YAML says. What is there and unchanged is not made "

@@ -28,7 +28,7 @@ from brainq_torch.data.phantom import write_phantoms
 from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
 from brainq_torch.data.split import ManifestRow, manifest_folder, read_manifest, verify_manifest, write_manifest
 from brainq_torch.data.style import StyleMixing
-from brainq_torch.run import LEAKAGE, MANIFEST, PHANTOMS, write_json
+from brainq_torch.run import LEAKAGE, MANIFEST, PHANTOMS, SEARCH, write_json
 
 
 class Batch(NamedTuple):
@@ -151,7 +151,7 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def _search(self) -> Path:
         """What a search for copies has found so far."""
-        return self.out / "search.npy"
+        return self.out / SEARCH
 
     @property
     def _made_labels(self) -> Path:
