@@ -118,6 +118,17 @@ def test_kept_views_are_fresh_changes_to_the_nearest_grey_level(phantoms, tmp_pa
         _data(phantoms, tmp_path / "other", views=-1)
 
 
+@pytest.mark.parametrize(("error", "is_kept"), [(KeyboardInterrupt, True), (ValueError, False)])
+def test_what_a_killed_search_found_is_kept_for_resuming(phantoms, tmp_path, monkeypatch, error, is_kept):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr("brainq_torch.data.draw.make_manifest", stop)
+    with pytest.raises(error):
+        ImageDataModule(str(tmp_path), root=str(phantoms), size=32).prepare_data()
+    assert (tmp_path / "search.npy").exists() == is_kept
+
+
 def test_no_image_is_decoded_twice(phantoms, tmp_path, monkeypatch):
     calls = []
     original = datamodule.load_pixels

@@ -237,16 +237,22 @@ class ImageDataModule(L.LightningDataModule):
 
     def _draw_splits(self, manifest: Path) -> None:
         """Write the leak check, then the manifest: where that is, the other is, and is its own."""
-        if self.manifest:
-            drawn = adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest), self._search)
-        else:
-            found = scan_folder(self.folder)
-            print(found.report(), flush=True)
-            drawn = self.plan.draw(found, self._search)
+        try:
+            drawn = self._draw()
+        except Exception:  # a kill keeps what was found; what the user must correct leaves nothing in the way
+            self._search.unlink(missing_ok=True)
+            raise
         self._write_leakage(drawn)
         partial = manifest.with_name(manifest.name + ".partial")
         write_manifest(partial, drawn.rows)
         os.replace(partial, manifest)
+
+    def _draw(self) -> Draw:
+        if self.manifest:
+            return adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest), self._search)
+        found = scan_folder(self.folder)
+        print(found.report(), flush=True)
+        return self.plan.draw(found, self._search)
 
     def _write_leakage(self, drawn: Draw) -> None:
         write_json(self._leakage, {split: check.to_json() for split, check in drawn.leakage.items()})
