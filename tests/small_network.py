@@ -51,7 +51,9 @@ def small_network(seed=0):
             values.copy_(torch.from_numpy(generator.integers(-16, 17, values.shape)) / 16)
             if values.dim() == 1:  # a BatchNorm's factor, or a bias that cannot be overlooked
                 values.abs_().mul_(0.5).add_(0.5)
-        model.depth[0].weight[:, 0, 1, 1] += 2  # more than its neighbours: no channel is dead behind the ReLU
+        # each channel goes its own way through, above what the others take from it: none is dead behind a ReLU
+        model.depth[0].weight[:, 0, 1, 1] += 2
+        model.point[0].weight[:, :, 0, 0].diagonal().add_(2)
     return model.eval()
 
 
