@@ -29,14 +29,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import nn
 
+from brainq_torch.abstention.outlier import fit_typicality
+from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
 from brainq_torch.console import escape_unprintable
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
-from brainq_torch.data.folder import DataFolderError
-from brainq_torch.data.images import UnreadableImageError
+from brainq_torch.data.dataset.load import DataFolderError
+from brainq_torch.data.dataset.manifest import ManifestError, read_manifest
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestError, read_manifest
-from brainq_torch.data.typicality import fit_typicality
+from brainq_torch.data.reading.image import UnreadableImageError
+from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
+from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError, load_pretrained
 from brainq_torch.quant.prepare import finalize
@@ -52,13 +55,10 @@ from brainq_torch.run import (
     save_checkpoint,
     write_json,
 )
-from brainq_torch.training.abstention import Abstention, fit_abstention, measure
-from brainq_torch.training.belief import find_unseen, measure_belief, summarise
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import EpochLog, plot_curves, read_log
-from brainq_torch.training.metrics import compute_metrics, plot_confusion
 from brainq_torch.training.qat import Qat, QatSchedule, choose, load_ptq, start_ptq
 from brainq_torch.training.stages import FreezeBackbone, Stage
 

@@ -16,12 +16,12 @@ import yaml
 from torch import Tensor, nn
 
 from brainq_torch import __version__
-from brainq_torch.commit import find_commit
+from brainq_torch.abstention.policy import Abstention
+from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.files import TensorFileError, atomic_path, load_tensors, save_tensors
 from brainq_torch.models import build_model
-from brainq_torch.training.abstention import Abstention
+from brainq_torch.provenance import find_commit
 
 CHECKPOINT = "model.ckpt"
 CONFIG = "config.yaml"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from brainq_torch.console import escape_unprintable
-from brainq_torch.data.balanced import CALIBRATION_IMAGES
-from brainq_torch.data.folder import DataFolderError
-from brainq_torch.data.split import hash_file
+from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.data.dataset.load import DataFolderError
+from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.quant.calibrate import Method
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.prepare import PrepareError
@@ -23,18 +23,16 @@ from brainq_torch.quant.rounding import Method as RoundingMethod
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
-from export.abstention import ValidationPart
-from export.artefact_folder import PARITY, ExportFolderError, check_target, say_note, write_as_a_whole
-from export.bundle import make_bundle
-from export.bundle_page import DEFAULT_RUNTIME, INSTALL, PACKAGE
-from export.bundle_predict import CHECK_FAILED, BundleError, GoldenError
-from export.encodings import EncodingError
+from export.bundle.build import make_bundle
+from export.bundle.predict import CHECK_FAILED, BundleError, GoldenError
+from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE
 from export.extra import MissingExtraError
-from export.flatbuffer import FlatbufferError
-from export.metadata import MetadataError, write_metadata
-from export.onnx_graph import OnnxExportError
-from export.parity import FLOAT_MODEL, ArtefactReport, LogitTable, ParityReport, climb
-from export.quantize import QuantizeError
+from export.folder import PARITY, ExportFolderError, check_target, say_note, write_as_a_whole
+from export.graph.encodings import EncodingError
+from export.graph.flatbuffer import FlatbufferError
+from export.graph.float_onnx import OnnxExportError
+from export.graph.quantize import QuantizeError
+from export.graph.tflite import ConversionError
 from export.recipes import (
     RECIPES,
     ExportContext,
@@ -45,9 +43,11 @@ from export.recipes import (
     resolve_recipes,
     versions,
 )
-from export.run_images import ImageSample, RunImages, check_run_images
-from export.runners import RunnerError, TorchRunner
-from export.tflite import ConversionError
+from export.run.metadata import MetadataError, write_metadata
+from export.run.runners import RunnerError, TorchRunner
+from export.run.sample import ImageSample, RunImages, check_run_images
+from export.verify.abstention import ValidationPart
+from export.verify.parity import FLOAT_MODEL, ArtefactReport, LogitTable, ParityReport, climb
 from export.w4a8 import BitsError, read_bits
 
 PARITY_IMAGES = 256

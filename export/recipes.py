@@ -11,14 +11,17 @@ from typing import Any
 from torch import nn
 
 from brainq_torch import __version__
-from brainq_torch.data.balanced import CALIBRATION_IMAGES
-from brainq_torch.data.split import hash_file
+from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.quant.calibrate import Method
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import CHECKPOINT, CONFIG, Run, RunError, describe_environment, load_run
-from export.int8 import (
+from export.graph.float_onnx import export_float_onnx
+from export.graph.quantize import cast_to_float16
+from export.graph.tflite import convert_float
+from export.integer_files import (
     INT8_FILES,
     ONNX_INT8,
     TFLITE_DYNAMIC_INT8,
@@ -29,12 +32,9 @@ from export.int8 import (
     make_int8,
     make_int8_tf,
 )
-from export.metadata import FileMetadata
-from export.onnx_graph import export_float_onnx
-from export.parity import FLOAT_MODEL, Limits, Rung
-from export.quantize import cast_to_float16
-from export.run_images import ImageSample, RunImages
-from export.tflite import convert_float
+from export.run.metadata import FileMetadata
+from export.run.sample import ImageSample, RunImages
+from export.verify.parity import FLOAT_MODEL, Limits, Rung
 from export.w4a8 import ONNX_W4A8, TFLITE_W4A8, W4A8_FILES, make_w4a8
 
 ONNX_FP32 = "model_fp32.onnx"

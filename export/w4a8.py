@@ -14,9 +14,9 @@ from tqdm import tqdm
 from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
 from brainq_torch.quant.prepare import PrepareError, weighted_layers
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
-from export.int8 import IntegerFiles, describe_calibration
-from export.parity import FOUR_BIT
-from export.qdq_graph import LARGEST_INT4
+from export.graph.qdq_onnx import LARGEST_INT4
+from export.integer_files import IntegerFiles, describe_calibration
+from export.verify.parity import FOUR_BIT
 
 if TYPE_CHECKING:
     from export.recipes import ExportContext

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from brainq_torch.data.phantom import write_phantoms
+from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.fit import main
 
 TINY = [
@@ -89,12 +89,11 @@ class SmallInt8:
 @pytest.fixture(scope="session")
 def small_int8(tmp_path_factory) -> SmallInt8:
     """The integer files of the small network. Read only: copy them before changing them."""
-    from small_network import SIDE, small_images, small_network
-
     from brainq_torch.data.pixels import PixelSpec
     from brainq_torch.quant.calibrate import quantize_post_training
-    from export import int8
-    from export.qdq_graph import export_qdq_onnx
+    from export import integer_files as int8
+    from export.graph.qdq_onnx import export_qdq_onnx
+    from tests.support.small_network import SIDE, small_images, small_network
 
     folder = tmp_path_factory.mktemp("small_int8")
     made = SmallInt8(

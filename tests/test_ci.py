@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 
-import conftest
 import pytest
+
+from tests import conftest
 
 pytest_plugins = ["pytester"]
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
 
 from brainq_torch.fit import main, make_parser
-from tools import study_config
+from tests.conftest import TINY
+from tools.study import config as study_config
 
 STUDIES = sorted(Path("configs").rglob("study*.yaml"))
 CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if path not in STUDIES]

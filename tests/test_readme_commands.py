@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonargparse
 import pytest
 
-from export.bundle_page import INSTALL
+from export.bundle.web import INSTALL
 
 README = Path("README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
@@ -18,7 +18,7 @@ BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
 def read_commands(text):
     """The words of every ``python -m MODULE ...`` of ours in lines of shell; a bundle's predict.py is a module, too."""
     text = (
-        re.sub(r"\\\n", " ", text).replace("$(PYTHON)", "python").replace("python clinic/", "python -m export.bundle_")
+        re.sub(r"\\\n", " ", text).replace("$(PYTHON)", "python").replace("python clinic/", "python -m export.bundle.")
     )
     for line in re.findall(r"python -m .*", text):
         words = shlex.split(line, comments=True)[2:]
@@ -52,7 +52,7 @@ def parse(module, words, monkeypatch):
             raise ParsedError
 
         monkeypatch.setattr(parser, "parse_args", stop)
-    main = importlib.import_module(f"{module}.__main__" if module == "export" else module).main
+    main = importlib.import_module(f"{module}.__main__" if Path(*module.split(".")).is_dir() else module).main
     with pytest.raises(ParsedError):
         main(words)
 
@@ -64,7 +64,7 @@ def test_it_parses(module, words, monkeypatch):
 
 def test_they_were_found():
     modules = {module for module, _ in COMMANDS}
-    assert {"brainq_torch.fit", "export", "export.bundle_predict", "tools.evaluate", "tools.study"} <= modules
+    assert {"brainq_torch.fit", "export", "export.bundle.predict", "tools.evaluate", "tools.study"} <= modules
     assert len(COMMANDS) > 40
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.folder import ImageFolder
+from brainq_torch.data.dataset.load import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.training.metrics import Comparison, Metrics, compare_predictions, compute_metrics
-from export.parity import Limits, Logits, judge
-from export.runners import Runner, load_runner, run_named
+from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predictions, compute_metrics
+from export.run.runners import Runner, load_runner, run_named
+from export.verify.parity import Limits, Logits, judge
 from tools.command import CommandError, check_targets, positive, run_command, write_report
 from tools.evaluate import choose_images, class_order, decode_images
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files' logits, number by number. measured: as in ``export.parity.judge``, LSB of the artefact's scale."""
+    """Two files' logits, number by number. measured: as in ``verify.parity.judge``, LSB of the artefact's scale."""
 
     reference: str
     artefact: str

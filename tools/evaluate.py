@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.folder import DataFolderError, ImageFolder, ImageRecord, Problem, scan_folder
-from brainq_torch.data.images import UnreadableImageError, read_grey
+from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, scan_folder
+from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
+from brainq_torch.data.dataset.sample import sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.records import sort_problems
-from brainq_torch.data.split import ManifestError, manifest_folder, read_manifest, verify_manifest
-from brainq_torch.training.metrics import (
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.evaluation.metrics import (
     Comparison,
     Interval,
     Metrics,
@@ -28,7 +28,7 @@ from brainq_torch.training.metrics import (
     compute_metrics,
     plot_confusion,
 )
-from export.runners import Runner, load_runner, run_named
+from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, positive, run_command, write_report
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.data.balanced import take_in_turn
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
-from export.runners import load_runner, run_named
+from export.run.runners import load_runner, run_named
 from tools.command import CommandError, check_targets, natural, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 

@@ -22,22 +22,22 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from brainq_torch.data.balanced import CALIBRATION_IMAGES
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.split import hash_file
+from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.data.dataset.manifest import hash_file
+from brainq_torch.evaluation.metrics import compare_predictions, compute_metrics
 from brainq_torch.quant.low_bits import W4A8, LowBits, quantize_low_bits
 from brainq_torch.quant.prepare import weighted_layers
 from brainq_torch.quant.rounding import Method, Rounding
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.quant.sensitivity import Sensitivity, choose_bits, measure_sensitivity
 from brainq_torch.run import CHECKPOINT, Run, load_run, write_json
-from brainq_torch.training.metrics import compare_predictions, compute_metrics
-from export.metadata import FileMetadata
-from export.parity import logit_noise
-from export.qdq_graph import export_qdq_onnx, refill_qdq_onnx
+from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
 from export.recipes import float_model
-from export.run_images import ImageSample, check_run_images
-from export.runners import OnnxRunner, TorchRunner
+from export.run.metadata import FileMetadata
+from export.run.runners import OnnxRunner, TorchRunner
+from export.run.sample import ImageSample, check_run_images
+from export.verify.parity import logit_noise
 from export.w4a8 import STATE
 from tools.command import CommandError, positive, run_command
 from tools.evaluate import choose_images, decode_images

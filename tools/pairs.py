@@ -1,8 +1,9 @@
 """Ask whether a model looks at the lesion or at the source: ``python -m tools.pairs MODEL --data DIR --manifest CSV``.
 
-Pairs of images of one head, with and without a tumour, made from a run's validation part as ``data/counterfactual.py``
-makes training images: drawn and transplanted lesions on tumour-free heads, tumour heads whose healthy half is mirrored
-onto the other. Only a model that goes by the lesion gets both images of a pair right.
+Pairs of images of one head, with and without a tumour, made from a run's validation part as
+``data/synthesis/counterfactual.py`` makes training images: drawn and transplanted lesions on tumour-free heads,
+tumour heads whose healthy half is mirrored onto the other. Only a model that goes by the lesion gets both images of
+a pair right.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR, Maker, paint_any, transplant_lesion
-from brainq_torch.data.folder import load_pixels
-from brainq_torch.data.split import manifest_folder, read_manifest
-from brainq_torch.data.symmetry import mirror_half
-from export.runners import Runner, load_runner
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
+from brainq_torch.data.synthesis.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR, Maker, paint_any, transplant_lesion
+from brainq_torch.data.synthesis.midline import mirror_half
+from export.run.runners import Runner, load_runner
 from tools.command import CommandError, check_targets, positive, run_command, write_report
 
 _Pixels = NDArray[np.uint8]

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from brainq_torch.data.images import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
-from brainq_torch.training.abstention import UNCERTAIN
-from export.runners import Runner, load_runner, run_named
+from brainq_torch.abstention.policy import UNCERTAIN
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from export.run.runners import Runner, load_runner, run_named
 from tools.command import positive, run_command
 
 SOME_UNREAD = 1

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.split import ManifestRow, read_manifest
-from brainq_torch.training.belief import find_unseen
-from export.runners import Runner, load_runner, run_named
+from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
+from brainq_torch.evaluation.unseen import find_unseen
+from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 

@@ -21,10 +21,8 @@ from sklearn.cluster import KMeans
 from sklearn.preprocessing import StandardScaler
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.folder import load_pixels
-from brainq_torch.data.leakage import grouped_split
-from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.split import (
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import (
     ManifestRow,
     manifest_folder,
     number_groups,
@@ -32,6 +30,8 @@ from brainq_torch.data.split import (
     verify_manifest,
     write_manifest,
 )
+from brainq_torch.data.leakage.check import grouped_split
+from brainq_torch.data.pixels import PixelSpec
 from tools.command import CommandError, natural, run_command
 
 _PIXELS = PixelSpec(128, "stretch")

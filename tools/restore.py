@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import read_manifest
+from brainq_torch.evaluation.metrics import compute_metrics
+from brainq_torch.evaluation.unseen import measure_belief
 from brainq_torch.fit import ModelOptions, make_parser, predict
 from brainq_torch.models import build_model
 from brainq_torch.run import CHECKPOINT, CONFIG, MANIFEST, METRICS, save_checkpoint, write_json
-from brainq_torch.training.belief import measure_belief
-from brainq_torch.training.metrics import compute_metrics
-from export.flatbuffer import constant, operator_name, read_model
-from export.metadata import read_metadata
-from export.runners import load_runner
+from export.graph.flatbuffer import constant, operator_name, read_model
+from export.run.metadata import read_metadata
+from export.run.runners import load_runner
 from tools.command import CommandError, run_command
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")

@@ -16,18 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from brainq_torch.data.augment import Augmentation
+from brainq_torch.data.augment.appearance import StyleMixing
+from brainq_torch.data.augment.device import pick_device
+from brainq_torch.data.augment.geometry import Augmentation
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.counterfactual import Counterfactual, make_images
-from brainq_torch.data.device import pick_device
-from brainq_torch.data.draw import Draw, SplitPlan, adopt_splits, check_rows
-from brainq_torch.data.folder import load_pixels, scan_folder
-from brainq_torch.data.groups import EACH_ITS_OWN
-from brainq_torch.data.leakage import LeakCheck, read_leakage
-from brainq_torch.data.phantom import write_phantoms
+from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.data.dataset.manifest import (
+    ManifestRow,
+    manifest_folder,
+    read_manifest,
+    verify_manifest,
+    write_manifest,
+)
+from brainq_torch.data.leakage.check import LeakCheck, read_leakage
+from brainq_torch.data.leakage.groups import EACH_ITS_OWN
+from brainq_torch.data.leakage.splits import Draw, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
-from brainq_torch.data.split import ManifestRow, manifest_folder, read_manifest, verify_manifest, write_manifest
-from brainq_torch.data.style import StyleMixing
+from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_images
+from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.run import LEAKAGE, MANIFEST, PHANTOMS, SEARCH, write_json
 
 

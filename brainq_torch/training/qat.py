@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from brainq_torch.data.balanced import CALIBRATION_IMAGES, draw_balanced
 from brainq_torch.data.datamodule import ImageDataModule
-from brainq_torch.data.folder import load_pixels
-from brainq_torch.data.split import manifest_folder, read_manifest
+from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES, draw_balanced
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.files import load_tensors, save_tensors
 from brainq_torch.quant.calibrate import Method, quantize_post_training
 from brainq_torch.quant.prepare import freeze_batchnorm, freeze_observers, prepare_qat, rebuild, unfreeze

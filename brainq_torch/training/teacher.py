@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brainq_torch.data.augment.device import pick_device
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import Batch, ImageDataModule
-from brainq_torch.data.device import pick_device
+from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestRow, read_manifest
 from brainq_torch.models.pretrained import read_weights
 from brainq_torch.run import MANIFEST, check_weights_fit, load_run
 from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint

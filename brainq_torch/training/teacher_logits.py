@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.folder import load_pixels
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import ManifestRow, hash_file, manifest_folder, number_groups
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.split import ManifestRow, hash_file, manifest_folder, number_groups
 from brainq_torch.run import CHECKPOINT, load_run
 
 _FORMAT = 1

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from brainq_torch.data.phantom import render_phantom
+from brainq_torch.data.synthesis.phantom import render_phantom
 
 PROCESSORS = ("cortex-a53", "cortex-a72", "cortex-a76")
 PYTHON = "3.13"

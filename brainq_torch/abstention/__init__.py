@@ -1,0 +1,1 @@
+"""When a model does not answer: a fitted policy and an outlier score."""

@@ -1,0 +1,1 @@
+"""Train-only random changes of a batch: geometry and appearance."""

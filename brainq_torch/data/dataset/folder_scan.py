@@ -1,0 +1,279 @@
+"""Walks a data folder: decides which layout it has, and names every file and folder that does not fit."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brainq_torch.data.classes import CLASSES, class_of_folder, split_of_folder
+from brainq_torch.data.dataset.sample import DataFolderError, ImageRecord, Problem, Severity
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, UnreadableImageError, looks_like_image, read_origin
+from brainq_torch.data.reading.raster import PICTURE_SUFFIXES
+
+LAYOUTS = f"""Allowed layouts, where {{class}} is {", ".join(CLASSES)} or a name that means one of them:
+  DIR/Training/{{class}}/*.jpg and DIR/Testing/{{class}}/*.jpg
+  DIR/train/{{class}}/*.jpg, DIR/val/{{class}}/*.jpg and DIR/test/{{class}}/*.jpg
+  DIR/{{class}}/*.jpg
+  DIR/*.mat or DIR/*/*.mat of the figshare brain tumour data set, whose files name their class"""
+
+_FIGSHARE_CLASSES = ("glioma", "meningioma", "pituitary")
+_FIGSHARE_INDEX = "cvind.mat"
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
+_SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
+_MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"})
+
+
+@dataclass
+class FolderWalk:
+    """Everything found below a data folder.
+
+    records: files to be read as images, in no particular order. problems: what was named on the way.
+    fatal: why the folder cannot be used at all. expected: the (split, class) pairs that must have an image.
+    """
+
+    root: Path
+    records: list[ImageRecord] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    fatal: list[str] = field(default_factory=list)
+    expected: list[tuple[str, str]] = field(default_factory=list)
+    _entered: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Decide which layout the folder has and collect its images.
+
+        Raises DataFolderError when there is no such folder.
+        """
+        _require_folder(self.root)
+        folders, files = self._list(self.root)
+        splits = [name for name in folders if split_of_folder(name)]
+        classes = [name for name in folders if class_of_folder(name)]
+        if splits and classes:
+            kinds = f"split folders ({', '.join(splits)}) beside class folders ({', '.join(classes)})"
+            self.fatal.append(f"{self.root} mixes two layouts: {kinds}; keep one of the two.")
+        elif splits:
+            self._read_splits(folders)
+        elif classes:
+            self.expected.extend(("all", name) for name in CLASSES)
+            self._read_classes(self.root, folders, "all")
+        elif not self._read_figshare(folders, files):
+            self.fatal.append(self._why_no_layout(folders, files))
+        self._name_strays(self.root, files)
+
+    def name_problem(self, path: Path, what: str, remedy: str, severity: Severity) -> None:
+        """Add a problem with one file or folder below the root."""
+        self.problems.append(Problem(self._relative(path), what, remedy, severity))
+
+    def _read_splits(self, folders: Sequence[str]) -> None:
+        first: dict[str, str] = {}
+        for name in folders:
+            split = split_of_folder(name)
+            if split is None:
+                self._refuse_folder(self.root / name, "no split (Training, val, Testing)")
+                continue
+            self._note_merge(first, split, self.root / name)
+            inner, files = self._list(self.root / name)
+            self._read_classes(self.root / name, inner, split)
+            self._name_strays(self.root / name, files)
+        self.expected.extend((split, name) for split in first for name in CLASSES)
+
+    def _read_classes(self, parent: Path, folders: Sequence[str], split: str) -> None:
+        first: dict[str, str] = {}
+        for name in folders:
+            class_name = class_of_folder(name)
+            if class_name is None:
+                self._refuse_folder(parent / name, f"no class ({', '.join(CLASSES)})")
+                continue
+            self._note_merge(first, class_name, parent / name)
+            before = len(self.records)
+            self._read_images(parent / name, class_name, split)
+            self._warn_of_nested(parent / name, class_name, self.records[before:])
+
+    def _read_images(self, folder: Path, class_name: str, split: str) -> None:
+        """Collect the images of a class folder and of the folders nested in it."""
+        folders, files = self._list(folder)
+        for name in files:
+            if self._is_image(folder / name):
+                self._add(folder / name, class_name, split)
+        for name in folders:
+            if _means_something_else(name, class_name):
+                what = f"folder inside {class_name} whose name means something else, not read"
+                self.name_problem(folder / name, what, "move it to where it belongs", "error")
+                continue
+            self._read_images(folder / name, class_name, split)
+
+    def _add(self, path: Path, class_name: str, split: str) -> None:
+        """Add an image of a class folder, with the patient where its file names one; refuse one of another class."""
+        origin = Origin() if path.suffix.lower() in PICTURE_SUFFIXES else self._read_origin(path)
+        if origin is None:
+            return
+        if origin.label is not None and CLASSES[origin.label] != class_name:
+            what = f"says that it is {CLASSES[origin.label]}, but lies in a folder of {class_name}, not read"
+            self.name_problem(path, what, "move it to where it belongs", "error")
+            return
+        self.records.append(ImageRecord(self._relative(path), CLASSES.index(class_name), split, origin.group))
+
+    def _read_figshare(self, folders: Sequence[str], files: Sequence[str]) -> bool:
+        """Read .mat files that name their class themselves, here or one folder down; tell whether there are any."""
+        parts = {self.root / name: self._list(self.root / name) for name in folders}
+        listed = [self.root / name for name in files] + [
+            part / name for part, found in parts.items() for name in found[1]
+        ]
+        paths = [path for path in listed if path.suffix.lower() == ".mat"]
+        for path in paths:
+            self._add_figshare(path)
+        if paths:
+            for part, (deeper, inner) in parts.items():
+                self._name_strays(part, inner)
+                for name in deeper:
+                    self.name_problem(part / name, "folder too deep, not read", "move its .mat files up", "error")
+            self.expected.extend(("all", name) for name in _FIGSHARE_CLASSES)
+            missing = ", ".join(name for name in CLASSES if name not in _FIGSHARE_CLASSES)
+            what = f"figshare .mat files have no class {missing}"
+            self.name_problem(self.root, what, "sort them into class folders and add images of it to train", "warning")
+        return bool(paths)
+
+    def _add_figshare(self, path: Path) -> None:
+        if path.name.lower() == _FIGSHARE_INDEX:
+            self.name_problem(path, "cross-validation index of the data set, ignored", "nothing to do", "note")
+            return
+        origin = self._read_origin(path)
+        if origin is not None and origin.label is None:
+            self.name_problem(path, "names no class, not read", "move it into a class folder", "error")
+        elif origin is not None and origin.label is not None:
+            self.records.append(ImageRecord(self._relative(path), origin.label, "all", origin.group))
+
+    def _read_origin(self, path: Path) -> Origin | None:
+        """Return what a medical file says of itself; name the file, and return None, when it cannot be read."""
+        try:
+            return read_origin(path)
+        except UnreadableImageError as error:
+            self.name_problem(path, error.reason, error.remedy, "error")
+            return None
+
+    def _warn_of_nested(self, folder: Path, class_name: str, records: Sequence[ImageRecord]) -> None:
+        """Name the images of a class that lie deeper than its folder, once for the class."""
+        parents = [record.path.rpartition("/")[0] for record in records]
+        nested = [parent for parent in parents if parent != self._relative(folder)]
+        if nested:
+            count = len(set(nested))
+            what = f"{len(nested)} images in {count} nested folders (the first: {nested[0]}) read as {class_name}"
+            self.name_problem(folder, what, "nothing to do, or move out what is no scan of that class", "warning")
+
+    def _list(self, folder: Path) -> tuple[list[str], list[str]]:
+        """Return the names of the folders and of the files in a folder, in byte order; name what is neither here."""
+        try:
+            if not self._enter(folder):
+                return [], []
+            names = sorted(os.listdir(folder), key=os.fsencode)
+        except OSError as error:
+            what = f"folder cannot be listed ({error.strerror}), not read"
+            self.name_problem(folder, what, "give permission to read it (chmod +rx)", "error")
+            return [], []
+        kept = [name for name in names if self._is_readable_name(folder / name)]
+        folders = [name for name in kept if _is_folder(folder / name)]
+        files = [name for name in kept if name not in set(folders)]
+        return [name for name in folders if not self._is_hidden(folder / name)], files
+
+    def _enter(self, folder: Path) -> bool:
+        """Refuse a folder that a link makes appear a second time, which also ends loops of links."""
+        status = folder.stat()
+        first = self._entered.setdefault((status.st_dev, status.st_ino), self._relative(folder))
+        if first == self._relative(folder):
+            return True
+        what = f"link to a folder that is read already ({first}), not read again"
+        self.name_problem(folder, what, "remove the link, or copy the images if they are meant twice", "warning")
+        return False
+
+    def _is_readable_name(self, path: Path) -> bool:
+        try:
+            path.name.encode("utf-8")
+        except UnicodeEncodeError:  # such a name could not be written to manifest.csv
+            self.name_problem(path, "name is not valid UTF-8, not read", "rename it", "error")
+            return False
+        return True
+
+    def _is_hidden(self, path: Path) -> bool:
+        if path.name.startswith(".") or path.name.lower() in _SYSTEM_FOLDERS:
+            self.name_problem(path, "hidden or system folder, ignored", "rename it if it holds scans", "note")
+            return True
+        return False
+
+    def _is_image(self, path: Path) -> bool:
+        """Tell whether a file is to be read as an image; name it when it is not."""
+        if path.name.lower() in _SYSTEM_FILES or path.name.startswith("._"):
+            self.name_problem(path, "system file, ignored", "nothing to do", "note")
+            return False
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return True
+        try:
+            is_image = looks_like_image(path)
+        except UnreadableImageError as error:
+            self.name_problem(path, error.reason, error.remedy, "error")
+            return False
+        if not is_image:
+            self.name_problem(path, "not an image, ignored", "move it out of the class folder", "note")
+        return is_image
+
+    def _name_strays(self, folder: Path, files: Sequence[str]) -> None:
+        """Name the files beside class or split folders: an image there has no class."""
+        named = {record.path for record in self.records} | {problem.path for problem in self.problems}
+        for name in files:
+            if self._relative(folder / name) in named:
+                continue
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                what = "image outside any class folder, not read"
+                self.name_problem(folder / name, what, "move it into the folder of its class", "error")
+            else:
+                self.name_problem(folder / name, "file outside any class folder, ignored", "nothing to do", "note")
+
+    def _refuse_folder(self, path: Path, meaning: str) -> None:
+        self.fatal.append(f"{path}: unknown folder, its name means {meaning}.")
+        self.name_problem(path, "unknown folder, not read", "rename it to what it means, or move it out", "error")
+
+    def _note_merge(self, first: dict[str, str], meaning: str, path: Path) -> None:
+        if first.setdefault(meaning, self._relative(path)) != self._relative(path):
+            what = f"means {meaning} as {first[meaning]} does, both are read"
+            self.name_problem(path, what, "nothing to do, or merge the two on disk", "note")
+
+    def _why_no_layout(self, folders: Sequence[str], files: Sequence[str]) -> str:
+        """Say what the folder holds instead, and what was probably meant."""
+        if not folders and not files:
+            return f"{self.root} {'cannot be read' if self.problems else 'is empty'}."
+        if class_of_folder(self.root.resolve().name) and files:
+            return f"{self.root} is itself a class folder; name the folder above it."
+        for name in folders:
+            if any(split_of_folder(inner) or class_of_folder(inner) for inner in self._list(self.root / name)[0]):
+                return f"{self.root} holds no class folders, but {self.root / name} does; name that one."
+        found = [f"{name}/" for name in folders] + list(files)
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        return f"{self.root} holds neither class nor split folders; it holds {', '.join(found[:5])}{more}."
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _require_folder(root: Path) -> None:
+    try:
+        mode = root.stat().st_mode
+    except FileNotFoundError:
+        raise DataFolderError(f"{root} does not exist; check the path.\n{LAYOUTS}") from None
+    except OSError as error:
+        raise DataFolderError(f"{root} cannot be opened ({error.strerror}).\n{LAYOUTS}") from error
+    if not stat.S_ISDIR(mode):
+        raise DataFolderError(f"{root} is a file, not a folder; name the folder of the data set.\n{LAYOUTS}")
+
+
+def _means_something_else(name: str, class_name: str) -> bool:
+    """Tell whether a nested folder's name is that of another class, of a split, or of masks."""
+    meaning = class_of_folder(name) or split_of_folder(name) or class_name
+    return meaning != class_name or name.lower() in _MASK_FOLDERS
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:  # a link to nothing, or to itself, is named when it is read as a file
+        return False

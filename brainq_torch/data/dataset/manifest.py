@@ -1,0 +1,151 @@
+"""Who trains, who validates: the stratified split and the manifest that pins every image by its hash."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.load import ImageFolder, ImageRecord
+from brainq_torch.data.tables import read_table
+
+MANIFEST_COLUMNS = ("path", "label", "split", "group", "sha256")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read, or images that are no longer those it lists."""
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One image of a run: path below the data root, class name, ``Training``/``val``/``Testing``, group, SHA-256."""
+
+    path: str
+    label: str
+    split: str
+    group: str
+    sha256: str
+
+
+def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Choose validation images, the same share of every class.
+
+    labels: N class indices. fraction: share to validate on, in (0, 1). Returns (N,) bool, True for validation.
+    Raises ValueError when a class is too small to give each side an image.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    small = [CLASSES[label] for label, count in enumerate(counts) if 0 < count < 2]
+    if small:
+        raise ValueError(f"class {', '.join(small)} has a single training image; two are needed to split it")
+    positions = np.arange(len(labels))
+    try:
+        _, chosen = train_test_split(positions, test_size=fraction, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise ValueError(f"{len(labels)} images cannot be split with fraction {fraction}: {error}") from error
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[chosen] = True
+    return mask
+
+
+def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] | None) -> list[ImageRecord]:
+    """Give every image the part it plays in a run: ``Training``, ``val`` or ``Testing``.
+
+    validation: (N,) bool over the non-Testing records in order, or None where the folder brings its own ``val``.
+    """
+    drawn = iter(validation) if validation is not None else None
+    assigned = []
+    for record in records:
+        if record.split == "Testing":
+            split = "Testing"
+        elif drawn is not None:
+            split = "val" if next(drawn) else "Training"
+        else:
+            split = "val" if record.split == "val" else "Training"
+        assigned.append(replace(record, split=split))
+    return assigned
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_manifest(root: Path, records: Sequence[ImageRecord]) -> list[ManifestRow]:
+    """Hash every record's file. Order is kept. Raises OSError when a file has gone."""
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda record: hash_file(root / record.path), records))
+    return [
+        ManifestRow(record.path, CLASSES[record.label], record.split, record.group, sha256)
+        for record, sha256 in zip(records, hashes, strict=True)
+    ]
+
+
+def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write ``manifest.csv``: one line per image, columns path, label, split, group, sha256 (UTF-8)."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(MANIFEST_COLUMNS)
+        writer.writerows([row.path, row.label, row.split, row.group, row.sha256] for row in rows)
+
+
+def read_manifest(path: Path) -> list[ManifestRow]:
+    """Read ``manifest.csv``. Raises ManifestError when it is missing, or its columns or labels are not ours."""
+    if not path.is_file():
+        raise ManifestError(f"{path} is missing; a run folder made by brainq_torch.fit has one")
+    columns, lines = read_table(path, ManifestError)
+    if tuple(columns) != MANIFEST_COLUMNS:
+        raise ManifestError(f"{path} has columns {columns}; expected {list(MANIFEST_COLUMNS)}")
+    rows = [ManifestRow(**line) for line in lines]
+    unknown = sorted({row.label for row in rows} - set(CLASSES))
+    if unknown:
+        raise ManifestError(f"{path} names unknown classes {unknown}; allowed are {list(CLASSES)}")
+    return rows
+
+
+def number_groups(rows: Sequence[ManifestRow]) -> NDArray[np.int64]:
+    """Return the number of each row's group, (len(rows),) int64; a row without a group is a group of its own."""
+    return np.unique([row.group or f"image:{row.path}" for row in rows], return_inverse=True)[1]
+
+
+def manifest_folder(root: Path, rows: Sequence[ManifestRow], split: str | None = None) -> ImageFolder:
+    """Turn manifest rows (of one split, or all) back into an image folder below ``root``."""
+    records = tuple(
+        ImageRecord(row.path, CLASSES.index(row.label), row.split, row.group)
+        for row in rows
+        if split is None or row.split == split
+    )
+    return ImageFolder(root, records, ())
+
+
+def verify_manifest(root: Path, rows: Sequence[ManifestRow]) -> None:
+    """Check that every image is still the one the manifest lists.
+
+    Raises ManifestError that counts and names the missing and the changed images.
+    """
+
+    def fault(row: ManifestRow) -> str:
+        path = root / row.path
+        if not path.is_file():
+            return f"{row.path} (missing)"
+        return "" if hash_file(path) == row.sha256 else f"{row.path} (changed)"
+
+    with ThreadPoolExecutor() as pool:
+        faults = [found for found in pool.map(fault, rows) if found]
+    if faults:
+        shown = ", ".join(faults[:5])
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ManifestError(
+            f"{len(faults)} of {len(rows)} images under {root} are not those of the run's manifest: {shown}{more}. "
+            "Restore them, name the right folder with --data.root, or train a new run"
+        )

@@ -1,0 +1,1 @@
+"""Which images show the same picture, head or patient, and splits that keep them together."""

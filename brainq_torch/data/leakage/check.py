@@ -1,0 +1,259 @@
+"""Keeps accuracy honest: groups that may not be divided, a split that respects them, how far a test set leaks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links, find_links
+
+SOURCES = {"val": ("Training",), "Testing": ("Training", "val")}
+"""Held-out split -> the splits that a model measured on it has seen."""
+
+_NAMES = {"val": "validation part", "Testing": "test set"}
+_NEIGHBOUR_SIDE = 32
+
+
+def find_groups(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Give copies of one picture and neighbouring slices of one head the same group number.
+
+    pixels: (N, H, W) uint8, all splits together. Returns (N,) int64. ``find_links`` of ``copies.py`` gives the pairs.
+    """
+    return find_links(pixels).groups(SCAN)
+
+
+def share_group(
+    groups: NDArray[np.int64], in_test: NDArray[np.bool_], in_train: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return (N,) bool: test images whose group also has a training image.
+
+    groups: (N,) int64. in_test, in_train: (N,) bool.
+    """
+    return np.asarray(in_test & np.isin(groups, groups[in_train]))
+
+
+def grouped_split(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose validation images: no group on both sides, and of every class its share as far as groups allow.
+
+    labels, groups: (N,) int64. fraction: share to validate on, in (0, 1). Returns (N,) bool, True for validation.
+    Groups come in random order and are taken while they fit; then small ones, while that brings counts nearer.
+    (scikit-learn's StratifiedGroupKFold knows fractions 1/k only, and refuses classes of fewer than k images.)
+    Raises ValueError when a class is one single group.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
+    if not len(labels) == len(groups) > 0:
+        raise ValueError(
+            f"there are {len(labels)} labels and {len(groups)} groups; there must be one of each per image"
+        )
+    _, member = np.unique(groups, return_inverse=True)
+    table = np.zeros((member.max() + 1, max(len(CLASSES), int(labels.max()) + 1)))
+    np.add.at(table, (member, labels), 1)
+    chosen = _choose_groups(table, fraction * table.sum(axis=0), np.random.default_rng(seed))
+    _check_both_sides(table, chosen)
+    return np.asarray(chosen[member])
+
+
+def _choose_groups(
+    table: NDArray[np.float64], wanted: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """table: (groups, classes) image counts. wanted: (classes,) images to choose. Returns (groups,) bool."""
+    weight = 1.0 / np.maximum(wanted, 1e-9)  # a class's miss counts relative to its share, not to its size
+    missing = wanted.copy()
+    chosen = np.zeros(len(table), dtype=bool)
+    order = rng.permutation(len(table))
+    for group in order:
+        if (table[group] <= missing)[table[group] > 0].all():
+            chosen[group] = True
+            missing -= table[group]
+    for group in order[np.argsort(table[order].sum(axis=1), kind="stable")]:  # the small ones fill up best
+        after = missing - table[group]
+        if not chosen[group] and ((after * weight) ** 2).sum() < ((missing * weight) ** 2).sum():
+            chosen[group] = True
+            missing = after
+    taken = wanted - missing
+    for label in np.flatnonzero((table.sum(axis=0) > 0) & (taken < 0.5)):  # a few images: the share rounds to none
+        holders = np.flatnonzero(table[:, label])
+        if len(holders) > 1:
+            chosen[holders[np.argmin(table[holders].sum(axis=1))]] = True
+    return chosen
+
+
+def _check_both_sides(table: NDArray[np.float64], chosen: NDArray[np.bool_]) -> None:
+    one_sided = (table.sum(axis=0) > 0) & ((table[chosen].sum(axis=0) == 0) | (table[~chosen].sum(axis=0) == 0))
+    if one_sided.any():
+        label = int(np.flatnonzero(one_sided)[0])
+        name = CLASSES[label] if label < len(CLASSES) else str(label)
+        raise ValueError(
+            f"the {int(table[:, label].sum())} images of class {name} form {np.count_nonzero(table[:, label])} "
+            "group(s) of near-identical images, which cannot be divided between training and validation: add images "
+            "of other patients, or use --data.split stratified, knowing that its validation figure is then too good"
+        )
+
+
+def nearest_neighbour_accuracy(
+    train_pixels: NDArray[np.uint8],
+    train_labels: NDArray[np.int64],
+    test_pixels: NDArray[np.uint8],
+    test_labels: NDArray[np.int64],
+) -> float:
+    """Return the share of test images whose nearest training image has their class: what memorising alone is worth.
+
+    pixels: (N, H, W) uint8, compared at 32 x 32 by Euclidean distance. labels: (N,) int64.
+    """
+    if not len(train_pixels) or not len(test_pixels):
+        raise ValueError(
+            f"a nearest neighbour needs images on both sides; got {len(train_pixels)} training and {len(test_pixels)} "
+            "test images"
+        )
+    train, test = (shrink_for_neighbours(part).reshape(len(part), -1) for part in (train_pixels, test_pixels))
+    model = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
+    model.fit(train.astype(np.float32), train_labels)
+    return float(np.mean(model.predict(test.astype(np.float32)) == test_labels))
+
+
+def shrink_for_neighbours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize (N, H, W) images to (N, 32, 32), the size at which neighbours are compared; no change if they have it."""
+    size = (_NEIGHBOUR_SIDE, _NEIGHBOUR_SIDE)
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in pixels])
+
+
+@dataclass(frozen=True)
+class LeakCheck:
+    """How much of a test set the training set already holds. Each count includes the one before.
+
+    equal_count: test images that are pixel-equal to a training image. copy_count: copies, also mirrored, turned,
+    cropped or re-windowed. related_count: with neighbouring slices of one head as well.
+    nearest_neighbour: 1-NN accuracy on the whole test set; nearest_neighbour_unseen: on the images that are not related
+    to any training image, None where there are none. majority: accuracy of always naming training's largest class.
+    searched: False where groups were given instead of searched for: copies are then the pixel-equal images alone, and
+    related images those of a group that training has, too. name: what the images are called.
+    """
+
+    test_count: int
+    equal_count: int
+    copy_count: int
+    related_count: int
+    nearest_neighbour: float
+    nearest_neighbour_unseen: float | None
+    majority: float
+    searched: bool = True
+    name: str = "test set"
+
+    @property
+    def leaks(self) -> bool:
+        """Whether any test image is a copy of a training image, or is of a given group that training has, too."""
+        return (self.copy_count if self.searched else self.related_count) > 0
+
+    @property
+    def verdict(self) -> str:
+        """Return one plain sentence."""
+        if not self.searched:
+            count, what = self.related_count, "are of groups that training images are of, too"
+        else:
+            count, what = self.copy_count, "are copies of training images"
+        share = f"{count} of {self.test_count} images ({count / self.test_count:.1%}) {what}"
+        if self.leaks:
+            return f"the {self.name} leaks: {share}"
+        if not self.searched:
+            return f"no image of the {self.name} is of a group that a training image is of, too"
+        more = f"{self.related_count} of {self.test_count} may be neighbouring slices"
+        return f"no image of the {self.name} is a copy of a training image ({more})"
+
+    def lines(self) -> list[str]:
+        """Return the verdict and the figures behind it, to be printed."""
+        unseen = self.nearest_neighbour_unseen
+        rest = self.test_count - self.related_count
+        counts = f"pixel-equal {self.equal_count}, with mirrored, turned, cropped and re-windowed copies "
+        counts += f"{self.copy_count}, with neighbouring slices {self.related_count}"
+        if not self.searched:
+            counts = f"pixel-equal {self.equal_count}; other copies were not looked for, as groups were given"
+        return [
+            ("warning: " if self.leaks else "") + self.verdict,
+            *([f"  {counts}"] if self.related_count else []),
+            f"  a nearest neighbour on 32 x 32 pixels scores {self.nearest_neighbour:.1%} on the whole {self.name}, "
+            + ("no image of it is unseen" if unseen is None else f"{unseen:.1%} on the {rest} unseen images of it")
+            + f"; always naming the largest class {self.majority:.1%}",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return asdict(self) | {"leaks": self.leaks}
+
+
+def check_leak(
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    in_train: NDArray[np.bool_],
+    in_test: NDArray[np.bool_],
+    links: Links,
+    name: str = "test set",
+) -> LeakCheck:
+    """Measure how far a test set leaks. name: what the report calls it.
+
+    pixels: (N, H, W) uint8. labels: (N,) int64. in_train, in_test: (N,) bool, neither empty, no image in both.
+    links: what ``find_links`` found on the same pixels.
+    """
+    if links.count != len(pixels):
+        raise ValueError(
+            f"the links are of {links.count} images, the pixels of {len(pixels)}; find them on the same ones"
+        )
+    if not in_train.any() or not in_test.any() or (in_train & in_test).any():
+        raise ValueError(
+            f"{in_train.sum()} images are for training, {in_test.sum()} for testing, {(in_train & in_test).sum()} for "
+            "both; each side needs some of its own"
+        )
+    equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
+    unseen = in_test & ~related
+    small = shrink_for_neighbours(pixels)  # before they are divided: a part of the full-size images is a copy of them
+
+    def neighbour(part: NDArray[np.bool_]) -> float:
+        return nearest_neighbour_accuracy(small[in_train], labels[in_train], small[part], labels[part])
+
+    return LeakCheck(
+        test_count=int(in_test.sum()),
+        equal_count=int(equal.sum()),
+        copy_count=int(copied.sum()),
+        related_count=int(related.sum()),
+        nearest_neighbour=neighbour(in_test),
+        nearest_neighbour_unseen=neighbour(unseen) if unseen.any() else None,
+        majority=float(np.mean(labels[in_test] == np.bincount(labels[in_train]).argmax())),
+        searched=links.searched,
+        name=name,
+    )
+
+
+def check_splits(
+    pixels: NDArray[np.uint8], labels: NDArray[np.int64], splits: NDArray[np.str_], links: Links
+) -> dict[str, LeakCheck]:
+    """Measure how far each held-out split leaks: ``val`` from Training, ``Testing`` from both.
+
+    pixels: (N, H, W) uint8. labels: (N,) int64. splits: (N,) split names. Splits without images, or without any to
+    train on, are left out.
+    """
+    checks = {}
+    for split, sources in SOURCES.items():
+        held_out, source = splits == split, np.isin(splits, sources)
+        if held_out.any() and source.any():
+            checks[split] = check_leak(pixels, labels, source, held_out, links, _NAMES[split])
+    return checks
+
+
+def read_leakage(path: Path) -> dict[str, LeakCheck]:
+    """Read a JSON object of split -> ``LeakCheck.to_json``."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    names = {field.name for field in fields(LeakCheck)}
+    return {
+        split: LeakCheck(**{name: value for name, value in check.items() if name in names})
+        for split, check in data.items()
+    }

@@ -1,0 +1,153 @@
+"""Draws the splits of a run, no group on both sides, and says first how far the held-out images leak."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.load import ImageFolder, load_pixels
+from brainq_torch.data.dataset.manifest import (
+    ManifestError,
+    ManifestRow,
+    assign_splits,
+    make_manifest,
+    manifest_folder,
+    read_manifest,
+    stratified_split,
+    verify_manifest,
+)
+from brainq_torch.data.dataset.sample import ImageRecord
+from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_split
+from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups
+
+SPLITS = ("Training", "val", "Testing")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The manifest of a run, and per held-out split how far it leaks."""
+
+    rows: list[ManifestRow]
+    leakage: dict[str, LeakCheck]
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How the validation part is drawn where the folder brings none, and what may not be divided.
+
+    split: ``grouped`` keeps groups whole, ``stratified`` does not. fraction: of the images other than Testing.
+    groups, group_pattern: see ``groups.name_groups``; without them, the groups that the files name, or a search's.
+    """
+
+    split: Literal["grouped", "stratified"]
+    fraction: float
+    seed: int
+    groups: str = ""
+    group_pattern: str = ""
+
+    def draw(self, folder: ImageFolder, kept: Path | None = None) -> Draw:
+        """Draw the splits. kept: see ``copies.find_links``.
+
+        Raises GroupError, or ValueError where a class cannot be divided.
+        """
+        records = name_groups(folder.records, self.groups, self.group_pattern)
+        pixels, found = _find_groups(folder, records, kept)
+        records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
+        records = assign_splits(records, self._choose(records))
+        return Draw(make_manifest(folder.root, records), _report_leaks(pixels, records, found))
+
+    def _choose(self, records: Sequence[ImageRecord]) -> NDArray[np.bool_] | None:
+        """Return the validation images among the records other than Testing, None where the folder has its own."""
+        if any(record.split == "val" for record in records):
+            return None
+        usable = [record for record in records if record.split != "Testing"]
+        labels = np.array([record.label for record in usable])
+        if self.split == "stratified":
+            return stratified_split(labels.tolist(), self.fraction, self.seed)
+        groups = np.unique([record.group for record in usable], return_inverse=True)[1]
+        return grouped_split(labels, groups, self.fraction, self.seed)
+
+
+def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> Draw:
+    """Take over the splits and groups of another manifest; images that it does not list are left out.
+
+    folder: scanned, not necessarily decoded. Groups are searched for where the manifest lacks any.
+    Raises ManifestError when it lists images that the folder lacks, has changed, or keeps under another class, splits
+    that do not exist, or none to train or validate on.
+    """
+    rows = read_manifest(manifest)
+    _check_splits(manifest, rows)
+    verify_manifest(folder.root, rows)
+    _check_labels(folder, manifest, rows)
+    unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
+    if unlisted:
+        print(f"{unlisted} images of {folder.root} are not in {manifest} and are left out", flush=True)
+    return check_rows(folder.root, rows, kept)
+
+
+def check_rows(root: Path, rows: Sequence[ManifestRow], kept: Path | None = None) -> Draw:
+    """Measure how far splits that are drawn already leak; groups are searched for where any is missing."""
+    folder = manifest_folder(root, rows)
+    pixels, found = _find_groups(folder, folder.records, kept)
+    rows = [replace(row, group=group) for row, group in zip(rows, found.groups, strict=True)]
+    return Draw(rows, _report_leaks(pixels, folder.records, found))
+
+
+def _check_splits(manifest: Path, rows: Sequence[ManifestRow]) -> None:
+    counts = Counter(row.split for row in rows)
+    unknown = sorted(counts.keys() - set(SPLITS))
+    if unknown:
+        raise ManifestError(f"{manifest} names unknown splits {unknown}; allowed are {list(SPLITS)}")
+    empty = [split for split in ("Training", "val") if not counts[split]]
+    if empty:
+        raise ManifestError(
+            f"{manifest} has no images of split {empty[0]}; a run needs some to train and to validate on"
+        )
+    untrained = sorted(set(CLASSES) - {row.label for row in rows if row.split == "Training"})
+    if untrained:
+        raise ManifestError(f"{manifest} has no Training image of {', '.join(untrained)}; each class needs some")
+    twice = [path for path, count in Counter(row.path for row in rows).items() if count > 1]
+    if twice:
+        raise ManifestError(
+            f"{manifest} lists {len(twice)} images more than once, first: {twice[0]}; leave one line each"
+        )
+
+
+def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRow]) -> None:
+    labels = {record.path: CLASSES[record.label] for record in folder.records}
+    wrong = [
+        f"{row.path} ({row.label}, in the folder {labels[row.path]})"
+        for row in rows
+        if row.path in labels and labels[row.path] != row.label
+    ]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ManifestError(
+            f"{manifest} gives {len(wrong)} images another class than {folder.root}: {', '.join(wrong[:_SHOWN])}{more}"
+            ". Correct the manifest, or move the images"
+        )
+
+
+def _find_groups(
+    folder: ImageFolder, records: Sequence[ImageRecord], kept: Path | None
+) -> tuple[NDArray[np.uint8], Grouping]:
+    pixels = load_pixels(folder, SEARCH_PIXELS)
+    if not all(record.group for record in records):
+        print(f"looking for copies among {len(records)} images, about 1 minute for 7000 ...", flush=True)
+    return pixels, group_images(records, pixels, kept)
+
+
+def _report_leaks(pixels: NDArray[np.uint8], records: Sequence[ImageRecord], found: Grouping) -> dict[str, LeakCheck]:
+    labels, splits = np.array([record.label for record in records]), np.array([record.split for record in records])
+    checks = check_splits(pixels, labels, splits, found.links)
+    for split, check in checks.items():
+        print("\n".join([f"{split}: {check.lines()[0]}", *check.lines()[1:]]), flush=True)
+    return checks

@@ -1,0 +1,127 @@
+"""Reads the figshare brain tumour data set's .mat files, MATLAB v7.3, which is HDF5 (the only file that knows h5py).
+
+J. Cheng, Brain tumor dataset, figshare 1512427: 3064 T1-weighted contrast-enhanced slices of 233 patients; each file
+holds a struct ``cjdata`` with image, label (1 meningioma, 2 glioma, 3 pituitary), PID, tumorBorder and tumorMask.
+https://figshare.com/articles/dataset/brain_tumor_dataset/1512427
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.reading.grey import (
+    COPY_AGAIN,
+    FilePath,
+    GreyImage,
+    UnreadableImageError,
+    refuse_gigantic,
+    rescale_to_uint8,
+)
+
+FIGSHARE_CLASSES: dict[int, str] = {1: "meningioma", 2: "glioma", 3: "pituitary"}
+"""The data set's own label numbers; it has no images without a tumour."""
+
+_MAX_TEXT = 256
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3  # HDF5 filter numbers; MATLAB writes no others
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Chunks read directly by several threads at once fail now and then (H5Dread_chunk), whichever files they are of."""
+
+
+def read_figshare(path: FilePath) -> GreyImage:
+    """Decode ``cjdata/image`` to grey, its own minimum..maximum becoming 0..255.
+
+    Raises UnreadableImageError for other .mat files, gigantic or overfull data sets, and values that are not finite.
+    """
+    with _open(path) as file:
+        values = _read_array(path, file, "cjdata/image")
+    # MATLAB stores column by column, so that HDF5 sees every matrix transposed.
+    grey, note = rescale_to_uint8(path, values.T, "MATLAB values")
+    return GreyImage(grey, (note,))
+
+
+def read_figshare_origin(path: FilePath) -> tuple[int, str]:
+    """Return the label, an index into CLASSES, and the patient's pseudonym (``PID``), empty when the file has none.
+
+    Raises UnreadableImageError when the label is none of 1, 2, 3.
+    """
+    with _open(path) as file:
+        label = _read_array(path, file, "cjdata/label").ravel()
+        letters = _read_array(path, file, "cjdata/PID").ravel() if "cjdata/PID" in file else np.empty(0)
+    number = int(label[0]) if label.size == 1 and np.isfinite(label).all() else None
+    if number is None or number not in FIGSHARE_CLASSES or number != label[0]:
+        allowed = ", ".join(f"{key} ({name})" for key, name in FIGSHARE_CLASSES.items())
+        reason = f"has cjdata/label {label[:4].tolist()}; allowed are {allowed}"
+        raise UnreadableImageError(path, reason, COPY_AGAIN)
+    if letters.size > _MAX_TEXT:
+        raise UnreadableImageError(path, f"has a PID of {letters.size} letters", COPY_AGAIN)
+    patient = "".join(chr(int(letter)) for letter in letters).strip().strip("\x00")
+    return CLASSES.index(FIGSHARE_CLASSES[number]), patient
+
+
+def read_tumour_mask(path: FilePath) -> npt.NDArray[np.bool_]:
+    """Return ``cjdata/tumorMask``: (h, w), True on the tumour, in the frame of ``read_figshare``'s pixels."""
+    with _open(path) as file:
+        return np.asarray(_read_array(path, file, "cjdata/tumorMask").T != 0)
+
+
+@contextmanager
+def _open(path: FilePath) -> Iterator[h5py.File]:
+    """Open the file and make sure that it is one of the data set's."""
+    with open(path, "rb") as file:
+        if file.read(14) == b"MATLAB 5.0 MAT":
+            raise UnreadableImageError(path, "is a MATLAB 5 file", "save it in MATLAB with save(..., '-v7.3')")
+    with _ONE_AT_A_TIME, h5py.File(path, "r") as matlab:
+        if not isinstance(matlab.get("cjdata", getlink=True), h5py.HardLink):  # a link may lead to other files
+            remedy = "leave it out: other .mat files have no agreed place for an image"
+            raise UnreadableImageError(path, "is no figshare brain tumour file (it has no struct cjdata)", remedy)
+        yield matlab
+
+
+def _read_array(path: FilePath, file: h5py.File, name: str) -> npt.NDArray[Any]:
+    """Read a matrix of real numbers, after its size has been bounded from what HDF5 says of it."""
+    group, _, member = name.rpartition("/")
+    if not isinstance(file[group], h5py.Group) or member not in file[group]:
+        raise UnreadableImageError(path, f"has no {name}", COPY_AGAIN)
+    if not isinstance(file[group].get(member, getlink=True), h5py.HardLink):
+        raise UnreadableImageError(path, f"has a link in place of {name}", COPY_AGAIN)
+    matrix = file[name]
+    if not isinstance(matrix, h5py.Dataset) or matrix.dtype.kind not in "iufb" or matrix.dtype.itemsize > 8:
+        raise UnreadableImageError(path, f"has no matrix of real numbers in {name}", COPY_AGAIN)
+    if matrix.ndim != 2 or min(matrix.shape) < 1:
+        raise UnreadableImageError(path, f"has {name} of shape {matrix.shape}; allowed is (rows, columns)", COPY_AGAIN)
+    refuse_gigantic(path, *matrix.shape)
+    if matrix.is_virtual or matrix.external:
+        raise UnreadableImageError(path, f"keeps {name} in other files", COPY_AGAIN)
+    if matrix.chunks is not None:
+        _refuse_bomb(path, matrix)
+    values: npt.NDArray[Any] = matrix[()]
+    return values
+
+
+def _refuse_bomb(path: FilePath, matrix: h5py.Dataset) -> None:
+    """Inflate each stored chunk as far as it may go: HDF5 itself inflates to the end, however large that is."""
+    rows, columns = matrix.chunks
+    refuse_gigantic(path, rows, columns)
+    pipeline = matrix.id.get_create_plist()
+    filters = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
+    if filters.count(_DEFLATE) > 1 or not set(filters) <= {_DEFLATE, _SHUFFLE, _FLETCHER32}:
+        raise UnreadableImageError(path, f"is stored with HDF5 filters {filters}", "save it again with MATLAB")
+    if _DEFLATE not in filters:
+        return
+    chunk_bytes = rows * columns * matrix.dtype.itemsize
+    for index in range(matrix.id.get_num_chunks()):
+        stored = matrix.id.get_chunk_info(index)
+        _, data = matrix.id.read_direct_chunk(stored.chunk_offset)
+        if stored.filter_mask == 0 and len(zlib.decompressobj().decompress(data, chunk_bytes + 1)) > chunk_bytes:
+            raise UnreadableImageError(path, "inflates to more than its header says (a decompression bomb)", COPY_AGAIN)

@@ -1,0 +1,1 @@
+"""Metrics with intervals, paired comparison, and how far an accuracy can be believed."""

@@ -1,0 +1,159 @@
+/** Reads one PNG or JPEG file to 8-bit grey: brainq_torch/data/reading/raster.py in JavaScript. */
+
+import { isBlank } from "./head_crop.js";
+import { decodePng, isPng } from "./png.js";
+import { roundHalfEven } from "./resize.js";
+import { Unreadable } from "./unreadable.js";
+
+export const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
+
+const MAX_PIXELS = 40_000_000;
+const COLOUR_SPREAD = 32;
+const COLOUR_FRACTION = 0.001;
+const SMALL_SIDE = 32;
+const GREY = 0;
+const RGB = 2;
+const PALETTE = 3;
+
+/** Return {image, notes} of a file's bytes. decodeJpeg: maps bytes to {width, height, data: RGBA}. */
+export async function readGrey(bytes, decodeJpeg) {
+  if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
+  const isJpeg = bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;
+  if (!isPng(bytes) && !isJpeg) {
+    throw new Unreadable("is neither PNG nor JPEG", "use predict.py, which reads DICOM, NIfTI, TIFF and others as well");
+  }
+  const read = isJpeg ? await readJpeg(bytes, decodeJpeg) : pngToGrey(await decodePng(bytes, refuseGigantic));
+  if (isBlank(read.image)) {
+    const reason = "shows fewer than 16 grey levels, as an empty frame or a mask does";
+    throw new Unreadable(reason, "remove it, or export the scan again with all its grey levels");
+  }
+  const { width, height } = read.image;
+  const size = Math.min(width, height) < SMALL_SIDE ? [`only ${width} x ${height} pixels`] : [];
+  return { image: read.image, notes: [...size, ...read.notes] };
+}
+
+function refuseGigantic(width, height) {
+  if (width * height > MAX_PIXELS) {
+    const reason = `has gigantic dimensions, ${width} x ${height} pixels`;
+    throw new Unreadable(reason, `resize it to at most ${MAX_PIXELS / 1e6} megapixels`);
+  }
+}
+
+async function readJpeg(bytes, decodeJpeg) {
+  const { width, height, components } = jpegFrame(bytes);
+  refuseGigantic(width, height);
+  if (components !== 1 && components !== 3) {
+    throw new Unreadable(`is a JPEG of ${components} colours`, "use predict.py, or save it as PNG");
+  }
+  const decoded = await decodeJpeg(bytes);
+  const pixels = { ...decoded, channels: 4, depth: 8, samples: decoded.data };
+  if (components === 1) return { image: take(pixels, ([value]) => value), notes: [JPEG_NOTE] };
+  return { image: take(pixels, luma), notes: [...colourNotes(pixels), JPEG_NOTE] };
+}
+
+/** Find the frame header (ITU-T T.81, B.2.2), and that the file has an end. */
+function jpegFrame(bytes) {
+  let offset = 2;
+  while (offset + 9 < bytes.length && bytes[offset] === 0xff) {
+    const marker = bytes[offset + 1];
+    const length = (bytes[offset + 2] << 8) | bytes[offset + 3];
+    if (marker === 0xff) {
+      offset += 1;
+    } else if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
+      if (bytes[offset + 4] !== 8) throw new Unreadable("is a JPEG of more than 8 bits", "use predict.py");
+      const [height, width] = [5, 7].map((step) => (bytes[offset + step] << 8) | bytes[offset + step + 1]);
+      const isWhole = bytes.some((byte, place) => place > offset && byte === 0xff && bytes[place + 1] === 0xd9);
+      if (isWhole && width && height) return { width, height, components: bytes[offset + 9] };
+      break;
+    } else {
+      offset += 2 + length;
+    }
+  }
+  throw new Unreadable("is a truncated or damaged JPEG", "copy or download it again");
+}
+
+/** Turn a decoded PNG grey, by its own rules for each kind. */
+function pngToGrey(png) {
+  if (png.colour === GREY && png.depth === 16) return wideToGrey(png);
+  const notes = png.depth === 16 ? ["16 bits per colour reduced to 8"] : [];
+  const pixels = png.colour === PALETTE ? lookUp(png) : toEightBits(png);
+  const alpha = alphaOf(png, pixels);
+  const grey = take(pixels, pixels.channels < 3 ? ([value]) => value : luma);
+  if (alpha?.some((value) => value < 255)) {
+    const data = grey.data.map((value, place) => Math.trunc((value * alpha[place]) / 255));
+    return { image: { ...grey, data }, notes: [...notes, "transparency composited on black"] };
+  }
+  if (png.colour === PALETTE && !alpha) notes.push("palette converted to grey");
+  else if (pixels.channels > 2) notes.push(...colourNotes(pixels));
+  else if (png.depth === 1) notes.push("1-bit black and white converted to grey");
+  return { image: grey, notes };
+}
+
+/** Rescale 16-bit grey from its own minimum..maximum to 0..255. */
+function wideToGrey({ width, height, samples, transparency }) {
+  let [low, high] = [65535, 0];
+  for (const value of samples) {
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  const note = `rescaled from ${low}..${high} to 0..255`;
+  const notes = [`16-bit or 32-bit pixels${high > low ? ` ${note}` : `, all equal to ${low}, shown as black`}`];
+  if (transparency) notes.push("transparency ignored");
+  const scale = (value) => (high > low ? roundHalfEven(((value - low) / (high - low)) * 255) : 0);
+  return { image: { width, height, data: Uint8Array.from(samples, scale) }, notes };
+}
+
+/** Scale fewer bits up to 8, and keep the upper 8 of 16. */
+function toEightBits(png) {
+  const factor = 255 / ((1 << Math.min(png.depth, 8)) - 1);
+  const shift = png.depth === 16 ? 8 : 0;
+  return { ...png, samples: Uint8Array.from(png.samples, (value) => (value >> shift) * factor) };
+}
+
+function lookUp(png) {
+  const { palette, samples } = png;
+  if (!palette || samples.some((value) => 3 * value + 2 >= palette.length)) {
+    throw new Unreadable("is a PNG that uses colours not in its palette", "save it as a grey PNG");
+  }
+  const colours = new Uint8Array(3 * samples.length);
+  samples.forEach((value, place) => colours.set(palette.subarray(3 * value, 3 * value + 3), 3 * place));
+  return { ...png, samples: colours, channels: 3 };
+}
+
+/** Return the opacity of each pixel, or null for a picture that has none. */
+function alphaOf(png, { channels, samples }) {
+  const count = png.width * png.height;
+  if (png.colour >= 4) return Uint8Array.from({ length: count }, (_, place) => samples[(place + 1) * channels - 1]);
+  if (!png.transparency) return null;
+  if (png.colour === PALETTE) return Uint8Array.from(png.samples, (value) => png.transparency[value] ?? 255);
+  if (png.depth !== 8) {
+    throw new Unreadable(`is a PNG of ${png.depth} bits with a transparent colour`, "use predict.py, or save it without");
+  }
+  const clear = Array.from({ length: channels }, (_, channel) => png.transparency[2 * channel + 1]);
+  const isClear = (place) => clear.every((value, channel) => samples[place * channels + channel] === value);
+  return Uint8Array.from({ length: count }, (_, place) => (isClear(place) ? 0 : 255));
+}
+
+/** Make a grey image of what a function gives for each pixel. */
+function take({ width, height, channels, samples }, grey) {
+  const data = new Uint8Array(width * height);
+  for (let place = 0; place < data.length; place++) {
+    data[place] = grey(samples.subarray(place * channels, (place + 1) * channels));
+  }
+  return { width, height, data };
+}
+
+/** ITU-R 601-2 luma in Pillow's fixed point (libImaging/Convert.c, L24). */
+function luma([red, green, blue]) {
+  return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16;
+}
+
+/** Note a picture that is no grey scan: a photograph, or a scan with coloured marks. */
+function colourNotes({ width, height, channels, samples }) {
+  let coloured = 0;
+  for (let place = 0; place < width * height; place++) {
+    const [red, green, blue] = samples.subarray(place * channels, place * channels + 3);
+    coloured += Math.max(red, green, blue) - Math.min(red, green, blue) > COLOUR_SPREAD;
+  }
+  return coloured / (width * height) > COLOUR_FRACTION ? ["coloured pixels converted to grey"] : [];
+}

@@ -1,0 +1,312 @@
+"""A fake-quantized network as QDQ ONNX: int8 weights, int32 biases, and the scales that training left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.quant.fake_quantize import TIE_BREAK, MeanQuantizer
+from brainq_torch.quant.prepare import Layer, activation_quantizers, check_finalized, running_order, weighted_layers
+from brainq_torch.quant.scheme import Encoding, quantize_bias, quantize_weight
+from export.extra import import_extra
+from export.graph.float_onnx import OUTPUT, OnnxExportError, trace_onnx
+
+STORED = "/uint8"
+"""Ending of the name under which an activation is stored as integers."""
+
+TIES = "/ties"
+"""Ending of the name of a mean as it is rounded, moved off half-way; all that makes it is called so, and more."""
+
+UINT8_SHIFT = 128
+"""Activations are uint8 in the QDQ file: its integer plus its zero point are both 128 more than in int8.
+
+The real values are the same. ONNX Runtime's x86 kernels multiply uint8 by int8; given int8 activations it has to
+convert, does so for some only, and leaves 15 of MobileNetV2's 52 convolutions and every addition in float.
+"""
+
+LARGEST_INT4 = 7
+_INT4_OPSET = 21
+_INT4_IR_VERSION = 10
+
+_OPS = torch.ops.quantized_decomposed  # registered by brainq_torch.quant.prepare
+
+
+def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
+    """Write a fake-quantized network as QDQ ONNX, which ONNX Runtime fuses into integer kernels.
+
+    model: finalized (``quant.prepare.finalize``), (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) logits.
+    Input and output are float32, so that the file runs wherever the float one does. Each activation is called after
+    the module that makes it: ``features.0.0`` dequantized, ``features.0.0/uint8`` as stored. Each weight is an int8
+    initializer ``features.0.0.weight``, each bias an int32 one with scale input scale x weight scale, as in TFLite.
+    Weights of 4 bits and fewer are packed int4 initializers; such a file is of opset 21, the first that has them.
+    Raises PrepareError for a network that is float or not finalized, OnnxExportError.
+    """
+    check_finalized(model)
+    graph = trace_onnx(integer_copy(model), pixels, custom_translation_table=_translations())
+    _pool_globally(graph.graph)
+    _name_activations(graph.graph, model)
+    _break_ties(graph.graph, model, pixels)
+    _name_constants(graph.graph, model)
+    _pack_weights(graph, [layer.name for layer in weighted_layers(model) if layer.largest <= LARGEST_INT4])
+    import_extra("onnx").checker.check_model(graph, full_check=True)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def refill_qdq_onnx(template: Path, model: nn.Module, path: Path) -> None:
+    """Write ``export_qdq_onnx``'s file of another network of the same structure, whose tracing takes most of the time.
+
+    template: a file of ``export_qdq_onnx``. model: finalized; its layers may have other integers, scales and bits.
+    """
+    check_finalized(model)
+    graph, quantizers = import_extra("onnx").load(template), activation_quantizers(model)
+    for name in running_order(model):
+        encoding = quantizers[name].encoding
+        _add_constant(graph.graph, f"{name}/scale", np.float32(encoding.scale))
+        _add_constant(graph.graph, f"{name}/zero_point", np.uint8(encoding.zero_point + UINT8_SHIFT))
+        if any(node.output[0] == name + TIES for node in graph.graph.node):
+            _add_tie_constants(graph.graph, name, encoding)
+    _name_constants(graph.graph, model)
+    _pack_weights(graph, [layer.name for layer in weighted_layers(model) if layer.largest <= LARGEST_INT4])
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def integer_copy(model: nn.Module) -> nn.Module:
+    """Return a copy that holds integers and dequantizes them on every call: the QDQ file, but for ``_break_ties``."""
+    result = copy.deepcopy(model).eval()
+    quantizers = activation_quantizers(model)
+    for name, quantizer in quantizers.items():
+        result.set_submodule(f"{name}.activation_post_process", _Rounded(quantizer.encoding))
+    for layer in weighted_layers(model):
+        result.set_submodule(
+            layer.name, _IntegerLayer(layer, quantizers[layer.source].encoding, quantizers[layer.name].encoding)
+        )
+    return result
+
+
+class _Rounded(nn.Module):
+    """QuantizeLinear, DequantizeLinear."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self.grid = (encoding.scale, encoding.zero_point + UINT8_SHIFT, 0, 255, torch.uint8)
+
+    def forward(self, real: Tensor) -> Tensor:
+        steps = _OPS.quantize_per_tensor(real, *self.grid)
+        result: Tensor = _OPS.dequantize_per_tensor(steps, *self.grid)
+        return result
+
+
+class _IntegerLayer(nn.Module):
+    """A convolution or linear layer with its ReLU, whose weight and bias are dequantized from integers."""
+
+    def __init__(self, layer: Layer, source: Encoding, output: Encoding) -> None:
+        super().__init__()
+        bias, bias_scale = quantize_bias(layer.bias, source.scale, layer.weight_scale)
+        self.register_buffer("weight", quantize_weight(layer.weight, layer.weight_scale, layer.largest))
+        self.register_buffer("weight_scale", layer.weight_scale.clone())
+        self.register_buffer("bias", bias)
+        self.register_buffer("bias_scale", bias_scale)
+        self.register_buffer("zero_point", torch.zeros(len(bias), dtype=torch.int8))
+        self.register_buffer("bias_zero_point", torch.zeros(len(bias), dtype=torch.int32))
+        self.relu = layer.relu
+        self.geometry = _geometry(layer.module)
+        self.activation_post_process = _Rounded(output)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        weight = _dequantize(self.weight, self.weight_scale, self.zero_point)
+        bias = _dequantize(self.bias, self.bias_scale, self.bias_zero_point)
+        if self.geometry is None:
+            result = nn.functional.linear(activation, weight, bias)
+        else:
+            result = nn.functional.conv2d(activation, weight, bias, *self.geometry)
+        rounded: Tensor = self.activation_post_process(nn.functional.relu(result) if self.relu else result)
+        return rounded
+
+
+def _geometry(module: nn.Module) -> tuple[Any, ...] | None:
+    """Return stride, padding, dilation and groups of a convolution, None for a linear layer."""
+    if not isinstance(module, nn.Conv2d):
+        return None
+    return module.stride, module.padding, module.dilation, module.groups
+
+
+def _dequantize(steps: Any, scale: Any, zero_point: Any) -> Tensor:
+    limits = torch.iinfo(steps.dtype)
+    result: Tensor = _OPS.dequantize_per_channel(steps, scale, zero_point, 0, limits.min, limits.max, steps.dtype)
+    return result
+
+
+def _translations() -> dict[Any, Any]:
+    """Translate the one operation that torch's exporter does not know: DequantizeLinear with an axis."""
+    onnxscript = import_extra("onnxscript")
+    opset = onnxscript.opset18
+
+    def dequantize_per_channel(
+        steps: Any, scale: Any, zero_point: Any, axis: int, lowest: int, highest: int, dtype: int, out_dtype: int = -1
+    ) -> Any:
+        return opset.DequantizeLinear(steps, scale, zero_point, axis=axis)
+
+    return {_OPS.dequantize_per_channel.default: dequantize_per_channel}
+
+
+def _name_activations(graph: Any, model: nn.Module) -> None:
+    """Call each activation after the module that makes it. The exporter keeps the order, not the names."""
+    names, quantizers = running_order(model), activation_quantizers(model)
+    rounding = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    if len(rounding) != len(names):
+        raise OnnxExportError(f"the graph has {len(rounding)} QuantizeLinear for {len(names)} activations")
+    renamed: dict[str, str] = {}
+    for name, node in zip(names, rounding, strict=True):
+        (back,) = [user for user in graph.node if node.output[0] in user.input]
+        scale, zero_point = (f"{name}/scale", f"{name}/zero_point")
+        encoding = quantizers[name].encoding
+        _add_constant(graph, scale, np.float32(encoding.scale))
+        _add_constant(graph, zero_point, np.uint8(encoding.zero_point + UINT8_SHIFT))
+        node.input[1:] = back.input[1:] = [scale, zero_point]
+        renamed |= {node.output[0]: name + STORED, back.output[0]: name}
+    # The exporter has names of its own, such as add, which a module may have too.
+    taken = set(renamed.values())
+    values = [value for node in graph.node for value in node.output if value in taken and value not in renamed]
+    renamed |= {value: f"{value}/unrounded" for value in values}
+    _rename(graph, {old: new for old, new in renamed.items() if old != OUTPUT})
+
+
+def _break_ties(graph: Any, model: nn.Module, pixels: PixelSpec) -> None:
+    """Let means that lie half-way between two integers go where LiteRT's go: ``fake_quantize.break_ties`` as nodes.
+
+    QuantizeLinear rounds them to even. Of an odd number of integers no mean lies half-way: such a pooling is left for
+    ONNX Runtime to run in its integer kernel.
+    """
+    make_node = import_extra("onnx.helper").make_node
+    for name, quantizer in _even_means(model, pixels).items():
+        (position,) = [at for at, node in enumerate(graph.node) if node.output[0] == name + STORED]
+        mean, ending = graph.node[position].input[0], name + TIES
+        centred, sign, step = (f"{ending}/{part}" for part in ("integer", "sign", "step"))
+        _add_tie_constants(graph, name, quantizer.encoding)
+        nodes = [
+            make_node("Add", [mean, f"{ending}/zero"], [centred]),
+            make_node("Sign", [centred], [sign]),
+            make_node("Mul", [sign, f"{ending}/size"], [step]),
+            make_node("Add", [mean, step], [ending]),
+        ]
+        graph.node[position].input[0] = ending
+        following = list(graph.node[position:])
+        del graph.node[position:]
+        graph.node.extend(nodes + following)
+
+
+@torch.no_grad()
+def _even_means(model: nn.Module, pixels: PixelSpec) -> dict[str, MeanQuantizer]:
+    """Return the quantizers of means over an even number of pixels, by activation."""
+    found: dict[str, MeanQuantizer] = {}
+
+    def note(name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        if inputs[0][0, 0].numel() % 2 == 0:
+            found[name] = module.activation_post_process
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(partial(note, name))
+        for name, quantizer in activation_quantizers(model).items()
+        if isinstance(quantizer, MeanQuantizer)
+    ]
+    model(torch.zeros(1, 1, pixels.size, pixels.size))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _add_tie_constants(graph: Any, name: str, encoding: Encoding) -> None:
+    _add_constant(graph, f"{name}{TIES}/zero", np.float32(encoding.zero_point * encoding.scale))
+    _add_constant(graph, f"{name}{TIES}/size", np.float32(TIE_BREAK * encoding.scale))
+
+
+def _name_constants(graph: Any, model: nn.Module) -> None:
+    """Give every layer constants of its own, called after it.
+
+    The exporter merges equal ones, zero points and all-zero biases of different layers, under one of their names;
+    ONNX Runtime's ``session.x64quantprecision`` (exact sums on processors without VNNI) cannot load such a file.
+    """
+    layers = weighted_layers(model)
+    producers = {output: node for node in graph.node for output in node.output}
+    nodes = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    if len(nodes) != len(layers):
+        raise OnnxExportError(f"the graph has {len(nodes)} convolutions and linear layers, the network {len(layers)}")
+    quantizers = activation_quantizers(model)
+    for layer, node in zip(layers, nodes, strict=True):
+        bias, bias_scale = quantize_bias(layer.bias, quantizers[layer.source].encoding.scale, layer.weight_scale)
+        weight = quantize_weight(layer.weight, layer.weight_scale, layer.largest)
+        for part, value, scale, position in (("weight", weight, layer.weight_scale, 1), ("bias", bias, bias_scale, 2)):
+            dequantize = producers[node.input[position]]
+            names = [f"{layer.name}.{part}", f"{layer.name}.{part}_scale", f"{layer.name}.{part}_zero_point"]
+            for name, content in zip(names, (value, scale, torch.zeros(len(scale), dtype=value.dtype)), strict=True):
+                _add_constant(graph, name, content.numpy())
+            dequantize.input[:] = names
+            node.input[position] = dequantize.output[0] = f"{layer.name}.{part}/real"
+    _drop_unused_constants(graph)
+
+
+def _pack_weights(model: Any, layers: Sequence[str]) -> None:
+    """Store the weights of these layers as int4, two in a byte, and raise the opset to what knows that."""
+    if not layers:
+        return
+    numpy_helper, int4 = import_extra("onnx.numpy_helper"), import_extra("ml_dtypes").int4
+    packed = {f"{name}.{part}" for name in layers for part in ("weight", "weight_zero_point")}
+    for tensor in model.graph.initializer:
+        if tensor.name in packed:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(int4), tensor.name))
+    for operators in model.opset_import:
+        if operators.domain in ("", "ai.onnx"):
+            operators.version = _INT4_OPSET
+    model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
+
+
+def _pool_globally(graph: Any) -> None:
+    """Write the mean over height and width as GlobalAveragePool: ONNX Runtime has an integer kernel for that only."""
+    constants = read_constants(graph)
+    for node in graph.node:
+        if node.op_type == "ReduceMean" and sorted(axis % 4 for axis in constants[node.input[1]]) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+
+
+def _add_constant(graph: Any, name: str, value: Any) -> None:
+    """Add an initializer, in place of one of that name."""
+    for position, tensor in enumerate(graph.initializer):
+        if tensor.name == name:
+            del graph.initializer[position]
+            break
+    graph.initializer.append(import_extra("onnx.numpy_helper").from_array(np.asarray(value), name))
+
+
+def _drop_unused_constants(graph: Any) -> None:
+    used = {value for node in graph.node for value in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [names.get(value, value) for value in node.input]
+        node.output[:] = [names.get(value, value) for value in node.output]
+    del graph.value_info[:]  # they hold the old names; shapes are inferred again by whoever needs them
+
+
+def read_constants(graph: Any) -> dict[str, Any]:
+    """Return every constant of an ONNX graph as {name: array}, initializer or Constant node."""
+    to_array = import_extra("onnx.numpy_helper").to_array
+    constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    constants |= {
+        node.output[0]: to_array(node.attribute[0].t)
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    return constants

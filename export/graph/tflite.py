@@ -1,0 +1,138 @@
+"""Float ONNX to float TFLite through onnx2tf, the only file that knows it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.extra import import_extra, require_extra
+from export.graph.flatbuffer import constant, operator_name, read_model, schema, write_model
+from export.graph.float_onnx import INPUT
+
+TIME_LIMIT_S = 1800
+"""Of one conversion: half a minute to two on a quiet machine, but machines may be shared."""
+_LOG_LINES_SHOWN = 25
+_FP16_PERMISSION = b"reduced_precision_support"
+
+
+class ConversionError(RuntimeError):
+    """onnx2tf did not make the file; the message ends with the last lines it printed."""
+
+
+def convert_float(onnx_path: Path, out_path: Path) -> None:
+    """Write a float32 TFLite file of a float ONNX file.
+
+    onnx_path: input ``image`` (batch, 1, H, W) float32. The TFLite file's is (N, H, W, 1) float32: N is 1 until a
+    caller resizes the input. Raises ConversionError.
+    """
+    require_extra("onnx2tf")  # the converter itself runs in a process of its own
+    with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
+        fixed = Path(folder, "model.onnx")
+        write_single_batch(onnx_path, fixed)
+        _run_onnx2tf(fixed, Path(folder), "model_float32.tflite")
+        model = read_model(Path(folder, "model_float32.tflite"))
+    _refuse_placeholders(model, onnx_path)
+    _forbid_reduced_precision(model)
+    _allow_any_batch(model)
+    write_model(model, out_path)
+
+
+def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray[np.float32]) -> None:
+    """Write an INT8 TFLite file of a float ONNX file with TensorFlow's own converter.
+
+    images: (N, H, W, 1) float32 scaled pixels, the representative data set that it chooses the ranges from.
+    Input and output are int8, weights per output channel. Raises ConversionError.
+    """
+    require_extra("onnx2tf")
+    require_extra("tensorflow")
+    with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
+        fixed, representative = Path(folder, "model.onnx"), Path(folder, "images.npy").resolve()
+        write_single_batch(onnx_path, fixed)
+        np.save(representative, images)
+        unscaled = ["[[[[0.0]]]]", "[[[[1.0]]]]"]  # mean and standard deviation: the images are scaled already
+        options = ["-tb", "tf_converter", "-oiqt", "-qt", "per-channel", "-iqd", "int8", "-oqd", "int8"]
+        made = "model_full_integer_quant.tflite"
+        _run_onnx2tf(fixed, Path(folder), made, [*options, "-cind", INPUT, str(representative), *unscaled])
+        write_model(read_model(Path(folder, made)), out_path)
+
+
+def write_single_batch(onnx_path: Path, out_path: Path) -> None:
+    """Write an ONNX file with its batch dimension fixed to one and the shape arithmetic folded away.
+
+    Given a dynamic batch, onnx2tf computes shapes at run time: 44 extra operators on MobileNetV2, some transposes.
+    """
+    onnx = import_extra("onnx")
+    optimizer = import_extra("onnxscript.optimizer")
+    model = onnx.load(onnx_path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]  # they still hold the symbolic batch
+    model = optimizer.optimize(model)
+    out_path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _run_onnx2tf(onnx_path: Path, folder: Path, made: str, options: Sequence[str] = ()) -> None:
+    """Run the converter in a process of its own. made: the file that it is to leave in the folder.
+
+    Importing it seeds the random generators, silences every warning and removes the recursion limit of the process.
+    onnxsim is left out: it runs as a command found on PATH, so the result would depend on the shell.
+    """
+    command = [sys.executable, "-m", "onnx2tf", "-i", str(onnx_path.resolve()), "-o", str(folder.resolve()), "-nuo"]
+    command += options
+    log_path = folder / "onnx2tf.log"
+    with log_path.open("wb") as log:
+        try:
+            code = subprocess.run(
+                command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=TIME_LIMIT_S
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise ConversionError(f"onnx2tf did not finish within {TIME_LIMIT_S} s") from error
+    if code != 0 or not (folder / made).is_file():
+        lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise ConversionError(
+            f"onnx2tf made no {made} (exit code {code}). The end of what it printed:\n"
+            + "\n".join(lines[-_LOG_LINES_SHOWN:])
+        )
+
+
+def _refuse_placeholders(model: Any, onnx_path: Path) -> None:
+    """Refuse what onnx2tf writes, without a word, for an operator it cannot translate: one that no runtime has."""
+    names = [code.customCode.decode() for code in model.operatorCodes if code.customCode]
+    if names:
+        raise ConversionError(f"onnx2tf cannot translate operators of {onnx_path.name}; it wrote {', '.join(names)}")
+
+
+def _forbid_reduced_precision(model: Any) -> None:
+    """Take out onnx2tf's permission to run the float32 file in float16.
+
+    XNNPACK would use it on processors with float16 arithmetic (most phones), where the parity shown here would not
+    hold.
+    """
+    model.metadata = [entry for entry in model.metadata or [] if entry.name != _FP16_PERMISSION]
+
+
+def _allow_any_batch(model: Any) -> None:
+    """Let the input be resized to any number of images: mark the batch as dynamic, and un-fix it in RESHAPE."""
+    graph = model.subgraphs[0]
+    for index in (*graph.inputs, *graph.outputs):
+        tensor = graph.tensors[index]
+        tensor.shapeSignature = [-1, *tensor.shape[1:]]
+    for operator in graph.operators:
+        if operator_name(model, operator) != "RESHAPE":
+            continue
+        target = graph.tensors[operator.inputs[1]]
+        shape = constant(model, target, "<i4")
+        if shape is not None and shape[0] == 1 and -1 not in shape:
+            free = shape.copy()
+            free[0] = -1
+            model.buffers[target.buffer].data = free.view("u1")
+            # The operator's own copy of the shape is only a fallback, but would contradict.
+            operator.builtinOptions = schema().ReshapeOptionsT()
+            operator.builtinOptions.newShape = free.tolist()

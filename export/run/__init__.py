@@ -1,0 +1,1 @@
+"""Runs checkpoints, ONNX and TFLite files behind one signature."""

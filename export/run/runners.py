@@ -1,0 +1,385 @@
+"""Checkpoint, ONNX and TFLite behind one signature: uint8 grey images in, logits out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from brainq_torch.abstention.policy import Abstention
+from brainq_torch.checksum import find_damage
+from brainq_torch.console import without_chatter
+from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from export.extra import import_extra
+from export.run.metadata import FileMetadata, MetadataError, read_metadata
+
+if TYPE_CHECKING:  # loading PyTorch takes seconds and 900 MB, and an exported file does not need it
+    from torch import nn
+
+BATCH = 4
+"""Images per call of the network: at 224 pixels PyTorch needs half the time per image with 4 that it needs with 32,
+whose activations outgrow the caches."""
+
+
+class RunnerError(ValueError):
+    """A model that cannot be run, or images that it cannot be fed."""
+
+
+class NotFiniteError(RunnerError):
+    """Logits that are NaN or infinite. model: what gave them. image: number of the first such image of the call."""
+
+    def __init__(self, model: str, image: int, name: str | None = None) -> None:
+        super().__init__(
+            f"{model} gives logits that are not finite for {name or f'image {image}'}: weights are broken, or "
+            "activations too large; python -m tools.doctor tells more of an exported file"
+        )
+        self.model, self.image = model, image
+
+
+def run_named(runner: Runner, images: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the runner's logits of (N, size, size) uint8 images. Its errors name the image. names: N of them."""
+    try:
+        return runner(images)
+    except NotFiniteError as error:
+        raise NotFiniteError(error.model, error.image, names[error.image]) from error
+
+
+UINT8_SHIFT = 128
+"""What a uint8 integer and its zero point are more than the int8 ones of the same real value."""
+
+
+class Scale(NamedTuple):
+    """Affine int8 quantization of a tensor: real = scale * (integer - zero_point); one LSB is ``scale``."""
+
+    scale: float
+    zero_point: int
+
+
+class Runner(Protocol):
+    """A model ready to run.
+
+    logit_scale: quantization of the logits where they are integers inside the file, else None.
+    abstention: when the model does not answer, None where it does not say.
+    """
+
+    pixels: PixelSpec
+    classes: tuple[str, ...]
+    logit_scale: Scale | None
+    abstention: Abstention | None
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Map (N, size, size) uint8 grey images to (N, C) float32 logits. N may be anything, 0 included.
+
+        Raises RunnerError, for logits that are not finite NotFiniteError.
+        """
+        ...
+
+    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+        """Map (N, size, size) uint8 grey images to the file's own (N, C) integer logits, as int8 where they are uint8.
+
+        Raises RunnerError for a model whose logits are float.
+        """
+        ...
+
+
+def load_runner(
+    path: str | Path,
+    threads: int = 1,
+    pixels: PixelSpec | None = None,
+    classes: tuple[str, ...] | None = None,
+    accelerated: bool = True,
+) -> Runner:
+    """Load a run folder, an .onnx or a .tflite file.
+
+    Args:
+        path: The model. Where a file carries a checksum, it must hold.
+        threads: Processor threads of one call.
+        pixels: For a file that does not say them itself, with ``classes``; refused where they contradict it.
+        classes: Likewise, in logit order.
+        accelerated: False runs the graph as it is written: ONNX Runtime without its optimisations, LiteRT without
+            XNNPACK.
+
+    Raises:
+        RunnerError, MetadataError, RunError or MissingExtraError, each with what to do.
+    """
+    path = Path(path)
+    if threads < 1:
+        raise RunnerError(f"threads is {threads}; allowed are 1 and more")
+    if not path.exists():
+        raise RunnerError(f"{path} does not exist; give a run folder, an .onnx or a .tflite file")
+    if path.is_dir():
+        from brainq_torch.run import load_run
+
+        run = load_run(path)
+        _check_claims(path, FileMetadata(run.classes, run.pixels, {}), pixels, classes)
+        return TorchRunner(run.model, run.pixels, run.classes, threads, run.abstention, str(path))
+    runners: dict[str, type[OnnxRunner | TFLiteRunner]] = {".onnx": OnnxRunner, ".tflite": TFLiteRunner}
+    if path.suffix not in runners:
+        raise RunnerError(f"{path} ends in {path.suffix!r}; give a run folder or a file ending in {sorted(runners)}")
+    return runners[path.suffix](path, _describe(path, pixels, classes), threads, accelerated)
+
+
+class TorchRunner:
+    """A network in PyTorch, in eval mode."""
+
+    logit_scale: Scale | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pixels: PixelSpec,
+        classes: tuple[str, ...],
+        threads: int = 1,
+        abstention: Abstention | None = None,
+        name: str = "the network in PyTorch",
+    ) -> None:
+        if model.training:
+            raise RunnerError("the model is in training mode: BatchNorm and dropout would answer as such; call .eval()")
+        import torch
+
+        # A copy, because channels last (a third faster) is a layout that must not reach the exporter.
+        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        self.pixels, self.classes, self.abstention = pixels, classes, abstention
+        self._threads, self._name = threads, name
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See ``Runner``."""
+        import torch
+
+        with torch.inference_mode(), _torch_threads(self._threads):
+            batches = [
+                self.model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in _batches(images, self.pixels)
+            ]
+        return _join(self._name, batches, np.float32, len(self.classes))
+
+    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+        """Raise RunnerError: PyTorch computes in float here, even a fake-quantized network."""
+        raise RunnerError("a checkpoint has no integer logits; export it and run the int8 file")
+
+
+class OnnxRunner:
+    """An ONNX file in ONNX Runtime on the CPU.
+
+    optimised: False runs the graph as it is written, which the comparison of a QDQ file with its source needs:
+    ONNX Runtime otherwise fuses Q and DQ into integer kernels of its own.
+    """
+
+    def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, optimised: bool = True) -> None:
+        runtime = import_extra("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors: warnings of a healthy file would land in a command's output
+        if not optimised:
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            # Without a fallback, which would print to standard output before it fails in the same way.
+            self._session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+            raise RunnerError(f"{path} cannot be run by ONNX Runtime: {error}") from error
+        self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
+        self._name, size = str(path), self.pixels.size
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
+        self._input = inputs[0].name
+        self._batch = 1 if inputs[0].shape[0] == 1 else BATCH
+        _check_shapes(path, tuple(inputs[0].shape[1:]), (1, size, size), outputs[0].shape[-1], self.classes)
+        self.logit_scale = _onnx_logit_scale(path)
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See ``Runner``."""
+        batches = [self._run(batch) for batch in _batches(images, self.pixels, self._batch)]
+        return _join(self._name, batches, np.float32, len(self.classes))
+
+    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+        """See ``Runner``: the integers that the last DequantizeLinear was fed."""
+        if self.logit_scale is None:
+            raise RunnerError("this ONNX file has float logits; only a QDQ file has integer ones")
+        steps = np.rint(self(images) / np.float32(self.logit_scale.scale)) + self.logit_scale.zero_point
+        integers: npt.NDArray[np.int8] = steps.astype(np.int8)
+        return integers
+
+    def _run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        try:
+            logits: npt.NDArray[np.float32] = self._session.run(None, {self._input: scale_pixels(batch)})[0]
+        except Exception as error:  # as in __init__
+            raise RunnerError(f"{self._name} cannot be run by ONNX Runtime: {error}") from error
+        return logits
+
+
+class TFLiteRunner:
+    """A TFLite file in the LiteRT interpreter on the CPU, one image a call, as a device runs it.
+
+    xnnpack: False runs LiteRT's built-in kernels throughout, as a device without XNNPACK does.
+    """
+
+    def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, xnnpack: bool = True) -> None:
+        litert = import_extra("ai_edge_litert.interpreter")
+        kernels = litert.OpResolverType
+        resolver = kernels.AUTO if xnnpack else kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            with without_chatter():
+                self._interpreter = litert.Interpreter(
+                    str(path), num_threads=threads, experimental_op_resolver_type=resolver
+                )
+                self._interpreter.allocate_tensors()
+            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        except (ValueError, RuntimeError) as error:
+            raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
+        self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
+        self._name = str(path)
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
+        self._input, self._output = inputs[0], outputs[0]
+        sides = (self.pixels.size, self.pixels.size, 1)
+        _check_shapes(path, tuple(map(int, self._input["shape"][1:])), sides, self._output["shape"][-1], self.classes)
+        self._input_scale = _tensor_scale(path, self._input)
+        self._shift = UINT8_SHIFT if self._output["dtype"] == np.uint8 else 0
+        scale = _tensor_scale(path, self._output)
+        self.logit_scale = None if scale is None else scale._replace(zero_point=scale.zero_point - self._shift)
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See ``Runner``; integer logits are dequantized."""
+        if self.logit_scale is None:
+            return self._invoke(images)
+        scale, zero_point = self.logit_scale
+        return (self.raw(images).astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+
+    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+        """See ``Runner``."""
+        if self.logit_scale is None:
+            raise RunnerError("this TFLite file has float logits; only an integer file has integer ones")
+        return (self._invoke(images).astype(np.int16) - self._shift).astype(np.int8)
+
+    def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return the logits in the file's own type."""
+        rows = []
+        for image in _batches(images, self.pixels, 1):
+            self._interpreter.set_tensor(self._input["index"], self._feed(image))
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:
+                raise RunnerError(f"{self._name} cannot be run by the LiteRT interpreter: {error}") from error
+            rows.append(self._interpreter.get_tensor(self._output["index"]))
+        return _join(self._name, rows, self._output["dtype"], len(self.classes))
+
+    def _feed(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Scale (1, size, size) uint8 and quantize it as the file wants; at scale 1/128 that is pixel - 128."""
+        scaled = scale_pixels(image).transpose(0, 2, 3, 1)
+        if self._input_scale is None:
+            return scaled
+        kind = self._input["dtype"]
+        limits = np.iinfo(kind)
+        steps = np.rint(scaled / np.float32(self._input_scale.scale)) + self._input_scale.zero_point
+        integers: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(kind)
+        return integers
+
+
+def _describe(path: Path, pixels: PixelSpec | None, classes: tuple[str, ...] | None) -> FileMetadata:
+    """Return the file's own metadata, or the caller's where it has none. A damaged file is not even opened."""
+    if damage := find_damage(path):
+        raise RunnerError(damage)
+    if (pixels is None) != (classes is None):
+        raise RunnerError("give pixels and classes together, or neither where the file says them itself")
+    try:
+        metadata = read_metadata(path)
+    except MetadataError:
+        if pixels is None or classes is None:
+            raise
+        return FileMetadata(tuple(classes), pixels, {})
+    _check_claims(path, metadata, pixels, classes)
+    return metadata
+
+
+def _check_claims(
+    path: Path, metadata: FileMetadata, pixels: PixelSpec | None, classes: tuple[str, ...] | None
+) -> None:
+    """Refuse a caller's pixels or classes that differ from what the model says itself."""
+    if pixels is not None and pixels != metadata.pixels:
+        raise RunnerError(f"{path} was made for {metadata.pixels}, not for {pixels}; leave pixels out")
+    if classes is not None and tuple(classes) != metadata.classes:
+        raise RunnerError(f"{path} has the classes {metadata.classes}, not {tuple(classes)}; leave classes out")
+
+
+def _check_shapes(
+    path: Path, image: tuple[Any, ...], expected: tuple[int, ...], logits: Any, classes: tuple[str, ...]
+) -> None:
+    """Refuse a file whose tensors do not fit what is said about it."""
+    if image != expected:
+        raise RunnerError(f"{path} takes images of shape {image}, but its pixels say {expected}")
+    if logits != len(classes):
+        raise RunnerError(f"{path} gives {logits} logits, but names {len(classes)} classes: {', '.join(classes)}")
+
+
+def _batches(images: npt.NDArray[np.uint8], pixels: PixelSpec, size: int = BATCH) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the images in batches, or raise RunnerError where they are not what ``PixelSpec.apply`` gives."""
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (pixels.size, pixels.size):
+        raise RunnerError(
+            f"images are {images.shape} {images.dtype}; need (N, {pixels.size}, {pixels.size}) uint8, "
+            "as PixelSpec.apply makes them"
+        )
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def _join(model: str, batches: list[npt.NDArray[Any]], dtype: Any, classes: int) -> npt.NDArray[Any]:
+    """Return the batches' logits as one. Raises NotFiniteError: no runner hands out an answer that is none."""
+    logits = np.concatenate(batches) if batches else np.empty((0, classes), dtype)
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if broken.size:
+        raise NotFiniteError(model, int(broken[0]))
+    return logits
+
+
+def _onnx_logit_scale(path: Path) -> Scale | None:
+    """Return the quantization of an ONNX file's logits, or None when no DequantizeLinear makes them."""
+    onnx = import_extra("onnx")
+    graph = onnx.load(path).graph
+    node = next((node for node in graph.node if graph.output[0].name in node.output), None)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    constants = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    constants |= {
+        constant.output[0]: onnx.numpy_helper.to_array(constant.attribute[0].t)
+        for constant in graph.node
+        if constant.op_type == "Constant" and constant.attribute[0].name == "value"
+    }
+    missing = [name for name in node.input[1:] if name not in constants]
+    if missing:
+        raise RunnerError(f"{path}: the scale of the logits is computed ({missing}); a constant is needed")
+    zero_point = constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)  # the operator's own default
+    shift = UINT8_SHIFT if zero_point.dtype == np.uint8 else 0
+    return Scale(float(constants[node.input[1]].item()), int(zero_point.item()) - shift)
+
+
+def _tensor_scale(path: Path, details: dict[str, Any]) -> Scale | None:
+    """Return a TFLite tensor's quantization, or None for a float32 tensor."""
+    if details["dtype"] == np.float32:
+        return None
+    scale, zero_point = details["quantization"]
+    if details["dtype"] not in (np.int8, np.uint8) or scale == 0:
+        raise RunnerError(
+            f"{path}: tensor {details['name']} is {np.dtype(details['dtype'])} with scale {scale}; "
+            "allowed are float32, and int8 or uint8 with one scale"
+        )
+    return Scale(float(scale), int(zero_point))
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Set torch's threads for one call, and put back what the process had."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

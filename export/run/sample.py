@@ -1,0 +1,146 @@
+"""Images that stand for a run: class-balanced, seeded, each checked against the manifest's SHA-256."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.balanced import draw_balanced
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import ManifestError, ManifestRow, hash_file, manifest_folder
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run import Run, RunError
+
+PHANTOM = "phantom"
+"""What a sample calls the split of a phantom."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """Images of a run, or phantoms where it has too few.
+
+    pixels: (N, size, size) uint8. labels: (N,) int64, indices into CLASSES. names: path in the manifest, or the
+    phantom's number. splits: the part each played in the run, ``phantom`` for a phantom.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    @property
+    def own_images(self) -> int:
+        """How many are the run's own; the others are phantoms in their place."""
+        return sum(split != PHANTOM for split in self.splits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: how many, from where, which."""
+        labels = Counter(self.labels.tolist())
+        return {
+            "count": len(self.names),
+            "splits": dict(Counter(self.splits)),
+            "per_class": {name: labels[label] for label, name in enumerate(CLASSES)},
+            "names": list(self.names),
+        }
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run that are still there and unchanged.
+
+    root: folder that the paths are relative to. problems: what is missing or changed, one readable line each.
+    listed: the whole manifest. synthetic: the run was trained on phantoms, so that others can stand for them.
+    """
+
+    root: Path
+    rows: tuple[ManifestRow, ...]
+    pixels: PixelSpec
+    problems: tuple[str, ...]
+    listed: tuple[ManifestRow, ...] = ()
+    synthetic: bool = False
+
+    def sample(self, count: int, splits: Sequence[str], seed: int = 0) -> ImageSample:
+        """Draw a class-balanced sample (``draw_balanced``). Phantoms fill what the run lacks; the sample says so."""
+        chosen = draw_balanced(self.rows, count, splits, seed)
+        parts = [load_pixels(manifest_folder(self.root, chosen), self.pixels)] if chosen else []
+        labels = [CLASSES.index(row.label) for row in chosen]
+        names, parts_played = [row.path for row in chosen], [row.split for row in chosen]
+        missing = count - len(chosen)
+        if missing:
+            phantoms, phantom_labels = phantom_images(missing, self.pixels.size, seed)
+            parts.append(phantoms)
+            labels += phantom_labels.tolist()
+            names += [f"phantom {seed}/{number}" for number in range(missing)]
+            parts_played += [PHANTOM] * missing
+        return ImageSample(np.concatenate(parts), np.array(labels, np.int64), tuple(names), tuple(parts_played))
+
+    def calibration(self, count: int) -> ImageSample:
+        """Draw training images to choose ranges from, those that ``fit`` draws; all where the run has fewer."""
+        return self.sample(self.count_calibration(count) or count, ("Training",))
+
+    def count_calibration(self, count: int) -> int:
+        """Return how many of ``count`` images to calibrate on can be had.
+
+        Raises:
+            RunError: Images of the draw are gone, and their class has too few others to take their place.
+        """
+        listed, there = (Counter(row.label for row in draw_balanced(rows, count)) for rows in (self.listed, self.rows))
+        if not self.synthetic and (there != listed or not there):
+            raise RunError(
+                f"of the {listed.total() or count} training images that ranges are chosen from, {there.total()} can be "
+                f"had in the run's own balance of classes: {self.explain()}"
+            )
+        return there.total()
+
+    def explain(self) -> str:
+        """Return what is wrong with the images in a line, and what to do."""
+        return f"{' '.join(self.problems[:2])}. Name the folder where the run's images are now with --data"
+
+
+def check_run_images(run: Run, root: Path | None = None) -> RunImages:
+    """Hash every image of the run's manifest and keep those that are still what the manifest lists.
+
+    root: where the images are now, when not where the run found them.
+    Float files can be made without a run's images (they may lie on another machine): parity then uses phantoms. So
+    nothing is raised here; what is missing or changed is in ``problems``.
+    """
+    root = run.data_root if root is None else root
+    none = RunImages(root, (), run.pixels, (), synthetic=str(run.config["data"]["root"]) == "phantom")
+    try:
+        listed = tuple(run.manifest())
+    except ManifestError as error:
+        return replace(none, problems=(str(error),))
+    if not root.is_dir():
+        problem = f"{root}, the folder of the run's {len(listed)} images, is not there"
+        return replace(none, problems=(problem,), listed=listed)
+    with ThreadPoolExecutor() as pool:
+        faults = list(pool.map(lambda row: _fault(root, row), listed))
+    rows = tuple(row for row, fault in zip(listed, faults, strict=True) if not fault)
+    problems = _describe(root, [fault for fault in faults if fault], len(listed))
+    return replace(none, rows=rows, problems=problems, listed=listed)
+
+
+def _fault(root: Path, row: ManifestRow) -> str:
+    path = root / row.path
+    if not path.is_file():
+        return f"{row.path} is missing"
+    return "" if hash_file(path) == row.sha256 else f"{row.path} has changed"
+
+
+def _describe(root: Path, faults: Sequence[str], total: int) -> tuple[str, ...]:
+    if not faults:
+        return ()
+    more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    head = f"{len(faults)} of {total} images under {root} are not those of the run's manifest, and are not used:"
+    return (head, *faults[:_SHOWN], *more)

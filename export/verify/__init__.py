@@ -1,0 +1,1 @@
+"""Compares every exported file with what it was made from."""

@@ -1,0 +1,61 @@
+"""Fits to each exported file when it does not answer: its logits are not quite those of the network it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from brainq_torch.abstention.outlier import Typicality, fit_typicality
+from brainq_torch.abstention.policy import Abstention, fit_abstention
+from brainq_torch.evaluation.unseen import find_unseen
+from brainq_torch.run import Run
+from export.run.runners import RunnerError, load_runner
+from export.run.sample import ImageSample, RunImages
+
+IMAGES = 300
+"""Validation images that every file answers for this; class-balanced."""
+
+_FEWEST = 100
+_TYPICAL = 500
+
+
+@dataclass(frozen=True)
+class ValidationPart:
+    """What files are fitted to. sample: None where too few of the run's validation images are there."""
+
+    run: Run
+    sample: ImageSample | None
+    typicality: Typicality | None
+
+    @classmethod
+    def of(cls, run: Run, images: RunImages) -> ValidationPart:
+        """Take the run's validation images; from a run of an earlier version, learn what its images look like."""
+        images = _leave_out_seen(images)
+        counts = {split: sum(row.split == split for row in images.rows) for split in ("Training", "val")}
+        needed = min(_FEWEST, run.abstention.fitted_on if run.abstention else _FEWEST)
+        if counts["val"] < needed or (run.abstention is None and counts["Training"] < _FEWEST):
+            return cls(run, None, None)
+        sample = images.sample(min(IMAGES, counts["val"]), ("val",))
+        if run.abstention is not None:
+            return cls(run, sample, run.abstention.typicality)
+        trained_on = images.sample(min(_TYPICAL, counts["Training"]), ("Training",))
+        return cls(run, sample, fit_typicality(trained_on.pixels))
+
+    def fit(self, path: Path) -> Abstention | None:
+        """Fit to a file's own answers; where that cannot be, return the network's. path: .onnx or .tflite."""
+        if self.sample is None or self.typicality is None:
+            return self.run.abstention
+        try:
+            logits = load_runner(path, pixels=self.run.pixels, classes=self.run.classes)(self.sample.pixels)
+        except RunnerError:  # the parity ladder says what is wrong with the file
+            return self.run.abstention
+        return fit_abstention(logits, self.sample.labels, self.sample.pixels, self.typicality)
+
+
+def _leave_out_seen(images: RunImages) -> RunImages:
+    """Drop the validation images of whose group training has some, where enough others are left."""
+    validated = [row for row in images.rows if row.split == "val"]
+    seen = {row.path for row, fresh in zip(validated, find_unseen(images.rows, "val"), strict=True) if not fresh}
+    if len(validated) - len(seen) < _FEWEST:
+        return images
+    return replace(images, rows=tuple(row for row in images.rows if row.path not in seen))

@@ -1,0 +1,404 @@
+"""scan_folder and load_pixels: every layout, and every problem named in one report."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, load_pixels, scan_folder
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.reading.image import read_grey
+
+REAL_DATA = Path(__file__).parents[4] / "../shared/data/brain-tumor-mri-dataset"
+
+
+def write_image(path: Path, value: int = 0) -> Path:
+    """Write a 40 x 60 picture with a few values, so that no two are alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (np.add.outer(np.arange(40) * 3, np.arange(60)) + value).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_classes(root: Path, count: int = 2, suffix: str = ".png", names: tuple[str, ...] = CLASSES) -> Path:
+    for label, name in enumerate(names):
+        for index in range(count):
+            write_image(root / name / f"{index}{suffix}", 40 * label + index)
+    return root
+
+
+def problem_of(folder: ImageFolder, path: str) -> Problem:
+    """The only problem with that path."""
+    (problem,) = [problem for problem in folder.problems if problem.path == path]
+    return problem
+
+
+def test_training_and_testing(tmp_path):
+    write_classes(tmp_path / "Training", 3)
+    write_classes(tmp_path / "Testing", 1)
+    folder = scan_folder(tmp_path)
+    assert folder.root == tmp_path
+    assert folder.problems == ()
+    assert len(folder.records) == 16
+    assert folder.split_counts() == {"Training": 12, "Testing": 4}
+    assert folder.records[0] == ImageRecord("Testing/glioma/0.png", 0, "Testing", "")
+    assert [record.label for record in folder.select("Testing").records] == [0, 1, 2, 3]
+
+
+def test_train_val_test_become_the_canonical_splits(tmp_path):
+    for name in ("train", "val", "test"):
+        write_classes(tmp_path / name)
+    folder = scan_folder(tmp_path)
+    assert folder.split_counts() == {"Testing": 8, "Training": 8, "val": 8}
+    assert folder.select("test") == folder.select("Testing")
+
+
+def test_class_folders_alone_and_a_splits_own_folder(tmp_path):
+    write_classes(tmp_path / "Testing")
+    write_classes(tmp_path / "Training")
+    folder = scan_folder(str(tmp_path / "Testing"))
+    assert folder.split_counts() == {"all": 8}
+    assert folder.select("all").records == folder.records
+    with pytest.raises(DataFolderError, match=r"no images of split 'Testing'; .* all \(8 images\)"):
+        folder.select("Testing")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor"),
+        ("Glioma", "MENINGIOMA", "Healthy", "Pituitary"),
+        ("1 glioma", "2 meningioma", "3 No Tumor", "0 pituitary"),
+    ],
+)
+def test_names_that_mean_the_classes(tmp_path, names):
+    write_classes(tmp_path, 1, names=names)
+    folder = scan_folder(tmp_path)
+    assert {record.path.split("/")[0]: record.label for record in folder.records} == {
+        name: label for label, name in enumerate(names)
+    }
+
+
+def test_records_are_in_the_byte_order_of_their_paths(tmp_path):
+    write_classes(tmp_path, 1)
+    for name in ("b.png", "B.png", "10.png", "9.png", "é.png", "z/a.png", "z.png", "脑.png"):
+        write_image(tmp_path / "glioma" / name)
+    paths = [record.path for record in scan_folder(tmp_path).records]
+    assert paths == sorted(paths, key=str.encode)
+    assert paths[:4] == ["glioma/0.png", "glioma/10.png", "glioma/9.png", "glioma/B.png"]
+    assert paths == [record.path for record in scan_folder(tmp_path, verify=False).records]
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".bmp", ".tiff", ".webp", ".gif"])
+def test_other_suffixes(tmp_path, suffix):
+    write_classes(tmp_path, 1, suffix)
+    assert len(scan_folder(tmp_path).records) == 4
+
+
+def test_unreadable_images_are_named_and_left_out(tmp_path):
+    write_classes(tmp_path)
+    whole = (tmp_path / "glioma/0.png").read_bytes()
+    (tmp_path / "glioma/truncated.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "glioma/zero.jpg").touch()
+    (tmp_path / "glioma/text.png").write_text("not an image")
+    (tmp_path / "glioma/broken.png").symlink_to("nowhere.png")
+    (tmp_path / "glioma/self.png").symlink_to("self.png")
+    Image.new("L", (40, 40)).save(
+        tmp_path / "glioma/film.gif", save_all=True, append_images=[Image.new("L", (40, 40), 9)]
+    )
+    folder = scan_folder(tmp_path)
+    expected = {
+        "glioma/truncated.png": "truncated or damaged",
+        "glioma/zero.jpg": "zero bytes",
+        "glioma/text.png": "not an image",
+        "glioma/broken.png": "link to nothing",
+        "glioma/self.png": "cannot be opened",
+        "glioma/film.gif": "several frames",
+    }
+    assert {problem.path for problem in folder.problems} == set(expected)
+    for path, what in expected.items():
+        assert what in problem_of(folder, path).what
+        assert problem_of(folder, path).severity == "error"
+        assert problem_of(folder, path).remedy
+    assert len(folder.records) == 8
+    report = folder.report()
+    assert "6 errors, 0 warnings, 0 notes" in report
+    assert all(f"  error: {path}: " in report for path in expected)
+
+
+def test_converted_images_are_read_and_noted(tmp_path):
+    write_classes(tmp_path)
+    glioma = tmp_path / "glioma"
+    grey = Image.open(glioma / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 9).save(glioma / "wide.png")
+    grey.convert("RGB").convert("CMYK").save(glioma / "cmyk.jpg")
+    Image.merge("LA", (grey, grey)).save(glioma / "alpha.png")
+    grey.save(glioma / "turned.jpg", exif=exif)
+    grey.save(glioma / "named.jpg", "PNG")
+    (glioma / "without suffix").write_bytes((glioma / "0.png").read_bytes())
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 8 + 6
+    expected = {
+        "wide.png": "rescaled",
+        "cmyk.jpg": "CMYK",
+        "alpha.png": "transparency",
+        "turned.jpg": "EXIF orientation 6",
+    }
+    for name, what in {**expected, "named.jpg": "content is PNG"}.items():
+        assert what in problem_of(folder, f"glioma/{name}").what
+        assert problem_of(folder, f"glioma/{name}").severity == "note"
+
+
+def test_files_that_are_no_images_are_notes(tmp_path):
+    write_classes(tmp_path)
+    for name in ("Thumbs.db", ".DS_Store", "._0.png", "labels.csv", "readme.txt"):
+        (tmp_path / "glioma" / name).write_bytes(b"\0\5\x16\7 whatever")
+    (tmp_path / "LICENSE").write_text("free")
+    (tmp_path / "glioma/.ipynb_checkpoints").mkdir()
+    write_image(tmp_path / "glioma/.ipynb_checkpoints/0-checkpoint.png")
+    (tmp_path / "__MACOSX").mkdir()
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 8
+    assert len(folder.problems) == 8
+    assert {problem.severity for problem in folder.problems} == {"note"}
+    assert all("ignored" in problem.what for problem in folder.problems)
+
+
+def test_an_image_beside_the_class_folders_is_an_error(tmp_path):
+    write_classes(tmp_path / "Training")
+    write_image(tmp_path / "stray.png")
+    write_image(tmp_path / "Training/other.png")
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 8
+    for path in ("stray.png", "Training/other.png"):
+        assert problem_of(folder, path).severity == "error"
+        assert "outside any class folder" in problem_of(folder, path).what
+
+
+def test_nested_folders_are_read_with_one_warning(tmp_path):
+    write_classes(tmp_path)
+    for patient in ("p1", "p2"):
+        write_image(tmp_path / f"glioma/{patient}/slices/a.png")
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 10
+    problem = problem_of(folder, "glioma")
+    assert problem.severity == "warning"
+    assert "2 images in 2 nested folders (the first: glioma/p1/slices) read as glioma" in problem.what
+
+
+@pytest.mark.parametrize("name", ["meningioma", "Testing", "masks"])
+def test_a_nested_folder_that_means_something_else_is_not_read(tmp_path, name):
+    write_classes(tmp_path)
+    write_image(tmp_path / f"glioma/{name}/a.png")
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 8
+    assert problem_of(folder, f"glioma/{name}").severity == "error"
+
+
+def test_two_folders_of_one_meaning_are_merged_with_a_note(tmp_path):
+    for name in ("train", "Training"):
+        write_classes(tmp_path / name, 1)
+    write_image(tmp_path / "train/no_tumor/a.png")
+    folder = scan_folder(tmp_path)
+    assert folder.split_counts() == {"Training": 9}
+    assert "means notumor as train/no_tumor does" in problem_of(folder, "train/notumor").what
+    assert "means Training as Training does" in problem_of(folder, "train").what
+
+
+def test_loops_of_links_end(tmp_path):
+    write_classes(tmp_path)
+    (tmp_path / "glioma/loop").symlink_to(tmp_path / "glioma", target_is_directory=True)
+    (tmp_path / "glioma/up").symlink_to("..", target_is_directory=True)
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 8
+    assert "link to a folder that is read already (glioma)" in problem_of(folder, "glioma/loop").what
+    assert "link to a folder that is read already (.)" in problem_of(folder, "glioma/up").what
+
+
+def test_links_to_images_and_folders_are_followed(tmp_path):
+    write_classes(tmp_path / "elsewhere")
+    for name in CLASSES:
+        (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name, target_is_directory=True)
+    (tmp_path / "data/glioma/link.png").symlink_to(tmp_path / "elsewhere/pituitary/0.png")
+    assert len(scan_folder(tmp_path / "data").records) == 9
+
+
+def test_a_test_folder_that_is_a_link_to_the_training_folder_is_refused(tmp_path):
+    write_classes(tmp_path / "Training")
+    (tmp_path / "Testing").symlink_to(tmp_path / "Training", target_is_directory=True)
+    with pytest.raises(
+        DataFolderError, match=r"split Training: class glioma is missing(.|\n)*link to a folder that is read"
+    ):
+        scan_folder(tmp_path)
+
+
+def test_names_of_any_letters(tmp_path):
+    root = tmp_path / "данные with space"
+    write_classes(root, 1)
+    for name in ("with space.png", "опухоль.png", "脑.png", 'a"b,c;d.png', "line\nbreak.png"):
+        write_image(root / "glioma" / name)
+    folder = scan_folder(root)
+    assert len(folder.records) == 9
+    assert folder.problems == ()
+    assert load_pixels(folder, PixelSpec(size=32)).shape == (9, 32, 32)
+
+
+def test_a_name_that_is_not_utf8_is_an_error(tmp_path):
+    write_classes(tmp_path)
+    bad = os.fsencode(tmp_path / "glioma") + b"/caf\xe9.png"
+    try:
+        shutil.copy(os.fsencode(tmp_path / "glioma/0.png"), bad)
+    except OSError:
+        pytest.skip("this file system refuses such names itself")
+    folder = scan_folder(tmp_path)
+    assert len(folder.records) == 8
+    assert [problem.what for problem in folder.problems] == ["name is not valid UTF-8, not read"]
+    assert "caf\\udce9.png" in folder.report()
+    folder.report().encode()
+
+
+def test_one_error_reports_everything(tmp_path):
+    write_classes(tmp_path / "Training")
+    write_classes(tmp_path / "Testing", names=("glioma", "meningioma", "notumor"))
+    (tmp_path / "Training/pituitary/zero.png").touch()
+    write_image(tmp_path / "Training/astrocytoma/a.png")
+    (tmp_path / "Testing/notumor/0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "Testing/notumor/1.png").unlink()
+    write_image(tmp_path / "extra/glioma/a.png")
+    with pytest.raises(DataFolderError) as caught:
+        scan_folder(tmp_path)
+    message = str(caught.value)
+    for part in (
+        f"{tmp_path}/Training/astrocytoma: unknown folder, its name means no class (glioma, meningioma, notumor, pit",
+        f"{tmp_path}/extra: unknown folder, its name means no split (Training, val, Testing)",
+        f"{tmp_path}, split Testing: class pituitary is missing or has no readable image",
+        f"{tmp_path}, split Testing: class notumor is missing or has no readable image",
+        "error: Training/pituitary/zero.png: has zero bytes",
+        "error: Testing/notumor/0.png: starts like an image, but its header is truncated or damaged",
+        "DIR/Training/{class}/*.jpg",
+        "DIR/train/{class}/*.jpg",
+        "DIR/{class}/*.jpg",
+    ):
+        assert part in message
+
+
+def test_mixed_layouts_are_refused(tmp_path):
+    write_classes(tmp_path)
+    write_classes(tmp_path / "Training")
+    with pytest.raises(
+        DataFolderError, match=r"mixes two layouts: split folders \(Training\) beside class folders \(gli"
+    ):
+        scan_folder(tmp_path)
+
+
+def test_an_empty_class_is_refused(tmp_path):
+    write_classes(tmp_path)
+    shutil.rmtree(tmp_path / "notumor")
+    (tmp_path / "notumor").mkdir()
+    for verify in (True, False):
+        with pytest.raises(DataFolderError, match="class notumor is missing or has no readable image"):
+            scan_folder(tmp_path, verify=verify)
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    write_classes(tmp_path / "archive/data")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").touch()
+    expected = {
+        "missing": "does not exist; check the path",
+        "archive/data/glioma/0.png": "is a file, not a folder",
+        "empty": "is empty",
+        "archive": f"holds no class folders, but {tmp_path}/archive/data does; name that one",
+        "archive/data/glioma": "is itself a class folder; name the folder above it",
+        "texts": "holds neither class nor split folders; it holds a.txt",
+    }
+    for name, words in expected.items():
+        with pytest.raises(DataFolderError) as caught:
+            scan_folder(tmp_path / name)
+        assert words in str(caught.value)
+        assert "Allowed layouts" in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
+    write_classes(tmp_path)
+    list_folder = os.listdir
+
+    def refuse(path):
+        if Path(path) == tmp_path / "glioma":
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr("os.listdir", refuse)  # chmod would not stop a test that runs as root
+    with pytest.raises(
+        DataFolderError, match=r"class glioma is missing(.|\n)*folder cannot be listed \(Permission denied\)"
+    ):
+        scan_folder(tmp_path)
+    monkeypatch.setattr("os.listdir", lambda path: refuse(tmp_path / "glioma"))
+    with pytest.raises(DataFolderError, match=r"cannot be read(.|\n)*give permission to read it"):
+        scan_folder(tmp_path)
+
+
+def test_notes_that_say_the_same_are_counted_in_the_report(tmp_path):
+    write_classes(tmp_path, 1)
+    for index in range(10):
+        Image.linear_gradient("L").convert("CMYK").save(tmp_path / f"glioma/colours{index}.tif")
+    folder = scan_folder(tmp_path)
+    assert len(folder.problems) == 10
+    lines = folder.report().splitlines()
+    assert sum("CMYK" in line for line in lines) == 4
+    assert lines[-1].startswith("  note: 7 more files: CMYK converted to grey")
+
+
+def test_a_blank_picture_is_named_with_its_remedy_and_left_out(tmp_path):
+    write_classes(tmp_path)
+    Image.new("L", (40, 40), 9).save(tmp_path / "glioma/blank.png")
+    folder = scan_folder(tmp_path)
+    assert "glioma/blank.png" not in {record.path for record in folder.records}
+    problem = problem_of(folder, "glioma/blank.png")
+    assert problem.severity == "error"
+    assert "fewer than 16 grey levels" in problem.what
+    assert "export the scan again" in problem.remedy
+
+
+def test_load_pixels_is_in_record_order_and_repeatable(tmp_path):
+    write_classes(tmp_path, 7)
+    folder = scan_folder(tmp_path, verify=False)
+    spec = PixelSpec(size=32)
+    pixels = load_pixels(folder, spec)
+    assert pixels.shape == (28, 32, 32)
+    assert pixels.dtype == np.uint8
+    expected = np.stack([spec.apply(read_grey(tmp_path / record.path).pixels) for record in folder.records])
+    np.testing.assert_array_equal(pixels, expected)
+    assert len(np.unique(pixels.reshape(28, -1), axis=0)) == 28  # the control: the pictures differ
+    np.testing.assert_array_equal(pixels, load_pixels(folder, spec))
+
+
+def test_load_pixels_names_every_unreadable_image(tmp_path):
+    write_classes(tmp_path)
+    folder = scan_folder(tmp_path, verify=False)
+    (tmp_path / "glioma/0.png").write_bytes(b"")
+    (tmp_path / "pituitary/1.png").unlink()
+    with pytest.raises(
+        DataFolderError, match=r"2 of 8 images cannot be read:(.|\n)*zero bytes(.|\n)*1.png: does not exist"
+    ):
+        load_pixels(folder, PixelSpec(size=32))
+
+
+def test_the_real_data_set():
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real data set is not in ../shared/data")
+    folder = scan_folder(REAL_DATA, verify=False)
+    assert folder.split_counts() == {"Testing": 1311, "Training": 5708}
+    assert folder.problems == ()
+    assert folder.select("Testing").report().splitlines()[1:3] == [
+        "1311 images",
+        "  Testing: 1311 (glioma 300, meningioma 306, notumor 405, pituitary 300)",
+    ]

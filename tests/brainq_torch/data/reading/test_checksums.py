@@ -1,0 +1,134 @@
+"""One flipped bit: the file is refused, or its pixels are what they were."""
+
+import gzip
+import struct
+import zlib
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+
+FLIPS = 300
+RANDOM = np.random.default_rng(0)
+GREY = (np.add.outer(np.arange(48), np.arange(40)) * 2 + RANDOM.integers(0, 30, (48, 40))).astype(np.uint8)
+DEFLATE = {"compression": "tiff_adobe_deflate"}
+
+
+def write_nifti(path):
+    voxels = RANDOM.integers(0, 900, (12, 10, 6)).astype(np.int16)
+    path.write_bytes(gzip.compress(nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()))
+
+
+KINDS = {
+    "grey.png": lambda path: Image.fromarray(GREY).save(path),
+    "wide.png": lambda path: Image.fromarray(GREY.astype(np.uint16) * 200).save(path),
+    "palette.png": lambda path: Image.fromarray(np.dstack([GREY, GREY // 2, 255 - GREY])).quantize(40).save(path),
+    "volume.nii.gz": write_nifti,
+    "one.tif": lambda path: Image.fromarray(GREY).save(path, **DEFLATE),
+    "strips.tif": lambda path: Image.fromarray(GREY).save(path, strip_size=400, **DEFLATE),
+    "wide.tif": lambda path: Image.fromarray(GREY.astype(np.uint16) * 200).save(path, **DEFLATE),
+}
+
+
+def bits_of(path, whole):
+    """What may be flipped. Nothing guards the tags of a TIFF: there are some flips that nobody can notice."""
+    if path.suffix != ".tif":
+        return np.arange(8 * len(whole))
+    with Image.open(path) as image:
+        places = zip(image.tag_v2[273], image.tag_v2[279], strict=True)
+        return np.concatenate([np.arange(8 * start, 8 * (start + size)) for start, size in places])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_bit_never_gives_other_pixels(tmp_path, name):
+    path = tmp_path / name
+    KINDS[name](path)
+    whole, expected = path.read_bytes(), read_grey(path).pixels
+    refused = 0
+    for bit in np.random.default_rng(1).choice(bits_of(path, whole), FLIPS):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            np.testing.assert_array_equal(read_grey(path).pixels, expected)
+        except UnreadableImageError:
+            refused += 1
+    assert refused > 0.9 * FLIPS  # a gzip file's time and name are nobody's business
+
+
+@pytest.mark.parametrize("tag", [256, 257, 258, 259, 262])
+def test_a_tiff_whose_tags_say_another_size_or_nothing_is_refused(tmp_path, tag):
+    path = tmp_path / "a.tif"
+    KINDS["strips.tif"](path)
+    whole = path.read_bytes()
+    entry = next(place for place in range(8, len(whole)) if whole[place : place + 2] == struct.pack("<H", tag))
+    for place in [*range(entry, entry + 2), *([entry + 8] if tag < 258 else [])]:
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(UnreadableImageError):
+                read_grey(path)
+
+
+def write_rgb_tiff(path, colours, planes, layout, cut):
+    """Write what Pillow cannot: planes apart, or tiles, deflated (TIFF 6.0, sections 2, 8 and 15)."""
+    height, width, _ = colours.shape
+    parts = [zlib.compress(np.ascontiguousarray(piece).tobytes()) for plane in planes for piece in cut(plane)]
+    offsets = [8 + sum(map(len, parts[:index])) for index in range(len(parts))]
+    table = 8 + sum(map(len, parts))
+    tags = {256: [width], 257: [height], 258: [8, 8, 8], 259: [8], 262: [2], 277: [3], 284: [1 + (len(planes) > 1)]}
+    tags |= layout | dict(zip((324, 325) if 322 in layout else (273, 279), (offsets, [*map(len, parts)]), strict=True))
+    entries, more = b"", b""
+    for tag, values in sorted(tags.items()):
+        words = struct.pack(f"<{len(values)}I", *values)
+        place = table + 6 + 12 * len(tags) + len(more)
+        entries += struct.pack("<HHI", tag, 4, len(values)) + (words if len(values) == 1 else struct.pack("<I", place))
+        more += words if len(values) > 1 else b""
+    head = b"II*\0" + struct.pack("<I", table)
+    path.write_bytes(head + b"".join(parts) + struct.pack("<H", len(tags)) + entries + bytes(4) + more)
+
+
+def strips(plane):
+    return [plane[top : top + 7] for top in range(0, len(plane), 7)]
+
+
+def tiles(plane):
+    padded = np.pad(plane, ((0, 0), (0, 8), *((0, 0),) * (plane.ndim - 2)))
+    return [padded[top : top + 16, left : left + 16] for top in range(0, 48, 16) for left in range(0, 48, 16)]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "cut"),
+    [
+        ({278: [7]}, strips),
+        ({322: [16], 323: [16]}, tiles),
+    ],
+)
+def test_a_whole_tiff_of_any_layout_is_read_and_a_damaged_one_is_not(tmp_path, apart, layout, cut):
+    colours = np.dstack([GREY, GREY // 2, 255 - GREY])
+    path = tmp_path / "a.tif"
+    write_rgb_tiff(path, colours, [*colours.transpose(2, 0, 1)] if apart else [colours], layout, cut)
+    np.testing.assert_array_equal(read_grey(path).pixels, np.asarray(Image.fromarray(colours).convert("L")))
+    damaged = bytearray(path.read_bytes())
+    damaged[300] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(UnreadableImageError, match="truncated or damaged TIFF"):
+        read_grey(path)
+
+
+@pytest.mark.parametrize("change", [lambda stream: stream[:-1] + bytes([stream[-1] ^ 1]), lambda stream: stream[:-4]])
+def test_a_png_keeps_a_checksum_of_its_pixels_as_well(tmp_path, change):
+    def part(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    stream = change(zlib.compress(b"".join(b"\0" + row.tobytes() for row in GREY)))
+    pixels = part(b"IDAT", stream[:-4]) + part(b"IDAT", stream[-4:])  # Pillow stops before the second
+    header = part(b"IHDR", struct.pack(">IIBBBBB", 40, 48, 8, 0, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + part(b"IEND", b""))
+    with pytest.raises(UnreadableImageError, match="truncated or damaged PNG"):
+        read_grey(tmp_path / "a.png")

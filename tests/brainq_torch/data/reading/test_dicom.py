@@ -1,0 +1,295 @@
+"""The DICOM reader, on files made by pydicom and on damaged ones."""
+# ruff: noqa: E402
+# (the imports below need a package that may be absent, and then the file is skipped)
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
+
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
+
+from brainq_torch.data.reading.dicom import read_dicom
+from brainq_torch.data.reading.image import UnreadableImageError, looks_like_image, read_grey, read_origin
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(Invalid value for VR|Expected explicit VR)"
+)  # pydicom, on damaged files
+
+STORED = (np.add.outer(np.arange(40) * 20, np.arange(60) * 10) + 5).astype(np.uint16)  # 5 .. 1375
+
+
+def write_dicom(path: Path, stored: np.ndarray = STORED, syntax: str = ExplicitVRLittleEndian, **tags) -> Path:
+    """Write an MR image; a tag given as None is left out."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    image = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    bits = stored.dtype.itemsize * 8
+    values = {
+        "SOPClassUID": MRImageStorage,
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "Modality": "MR",
+        "PatientID": "patient 7",
+        "Rows": stored.shape[-2],
+        "Columns": stored.shape[-1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(stored.dtype.kind == "i"),
+        "PixelData": stored.tobytes(),
+        **tags,
+    }
+    for name, value in values.items():
+        if value is not None:
+            setattr(image, name, value)
+    image.save_as(path, enforce_file_format=True)
+    return path
+
+
+def rescaled(values: np.ndarray) -> np.ndarray:
+    """The rule without a window: the image's own minimum..maximum becomes 0..255."""
+    return np.rint((values - values.min()) / (values.max() - values.min()) * 255).astype(np.uint8)
+
+
+def windowed(values: np.ndarray, centre: float, width: float) -> np.ndarray:
+    """PS3.3 C.11.2.1.2.1, written down apart from the reader."""
+    fraction = (values - (centre - 0.5)) / (width - 1) + 0.5
+    return np.rint(np.clip(fraction, 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_plain_image(tmp_path, syntax):
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", syntax=syntax))
+    np.testing.assert_array_equal(grey.pixels, rescaled(STORED.astype(float)))
+    assert grey.notes == ("DICOM values rescaled from 5..1375 to 0..255",)
+
+
+def test_content_decides_and_the_patient_becomes_a_group_without_a_name(tmp_path):
+    path = write_dicom(tmp_path / "IM0001")
+    assert looks_like_image(path)
+    group = read_origin(path).group
+    assert len(group) == 16
+    assert "patient" not in group
+    assert read_origin(path).label is None
+    assert group == read_origin(write_dicom(tmp_path / "b.dcm", stored=STORED[::-1].copy())).group
+    assert group != read_origin(write_dicom(tmp_path / "c.dcm", PatientID="patient 8")).group
+    assert read_origin(write_dicom(tmp_path / "d.dcm", PatientID=None)).group == ""
+
+
+def test_rescale_and_window_are_applied_in_that_order(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RescaleSlope=2, RescaleIntercept=-100, WindowCenter=900, WindowWidth=800)
+    grey = read_grey(path)
+    np.testing.assert_array_equal(grey.pixels, windowed(STORED * 2.0 - 100, 900, 800))
+    assert grey.notes == ("VOI window centre 900 width 800 applied",)
+
+
+def test_signed_values_below_zero(tmp_path):
+    stored = STORED.astype(np.int16) - 700
+    np.testing.assert_array_equal(
+        read_grey(write_dicom(tmp_path / "a.dcm", stored)).pixels, rescaled(stored.astype(float))
+    )
+    path = write_dicom(tmp_path / "b.dcm", stored, WindowCenter=0, WindowWidth=500)
+    np.testing.assert_array_equal(read_grey(path).pixels, windowed(stored.astype(float), 0, 500))
+
+
+def test_the_first_of_several_windows(tmp_path):
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=[600, 100], WindowWidth=[300, 50]))
+    np.testing.assert_array_equal(grey.pixels, windowed(STORED.astype(float), 600, 300))
+    assert grey.notes[0] == "first of 2 VOI windows"
+
+
+def test_other_window_functions(tmp_path):
+    exact = read_grey(
+        write_dicom(tmp_path / "a.dcm", WindowCenter=600, WindowWidth=300, VOILUTFunction="LINEAR_EXACT")
+    ).pixels
+    np.testing.assert_array_equal(exact, np.rint(np.clip((STORED - 600.0) / 300 + 0.5, 0, 1) * 255).astype(np.uint8))
+    sigmoid = read_grey(write_dicom(tmp_path / "b.dcm", WindowCenter=600, WindowWidth=300, VOILUTFunction="SIGMOID"))
+    expected = 255 / (1 + np.exp(-4 * (STORED - 600.0) / 300))  # PS3.3 C.11.2.1.3.1
+    assert np.abs(sigmoid.pixels - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(("centre", "width"), [(600, 0), (600, -5), (None, 100), (600, None)])
+def test_an_impossible_window_is_ignored_and_noted(tmp_path, centre, width):
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=centre, WindowWidth=width))
+    np.testing.assert_array_equal(grey.pixels, rescaled(STORED.astype(float)))
+    assert "ignored" in grey.notes[0]
+
+
+def test_voi_look_up_table(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [2048, 0, 16]
+    entries = (np.arange(2048) * 32).astype(np.uint16)
+    table.add_new("LUTData", "OW", entries.tobytes())
+    path = write_dicom(tmp_path / "a.dcm", VOILUTSequence=[table])
+    np.testing.assert_array_equal(read_grey(path).pixels, np.rint(entries[STORED] / 65535 * 255).astype(np.uint8))
+    assert read_grey(path).notes == ("VOI look-up table applied",)
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(grey.pixels, 255 - rescaled(STORED.astype(float)))
+    assert grey.notes[-1] == "MONOCHROME1 (white is zero) inverted"
+    path = write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1", WindowCenter=600, WindowWidth=300)
+    np.testing.assert_array_equal(read_grey(path).pixels, 255 - windowed(STORED.astype(float), 600, 300))
+
+
+def test_padding_does_not_stretch_the_grey_range(tmp_path):
+    stored = STORED.astype(np.int16)
+    stored[:3] = -32000
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", stored, PixelPaddingValue=-32000))
+    np.testing.assert_array_equal(grey.pixels[3:], rescaled(stored[3:].astype(float)))
+    assert not grey.pixels[:3].any()
+    assert "padding pixels shown as the darkest" in grey.notes
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path):
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", PixelSpacing=[1.0, 0.5]))  # rows 1 mm apart, columns 0.5 mm
+    assert grey.pixels.shape == (80, 60)
+    assert grey.notes[-1] == "pixels of 1 x 0.5 mm stretched to squares"
+
+
+def test_colours_become_grey(tmp_path):
+    colours = np.repeat(np.arange(2400).reshape(40, 60, 1) % 256, 3, axis=2).astype(np.uint8)
+    colours[:8] = (200, 100, 50)
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        colours,
+        Rows=40,
+        Columns=60,
+        SamplesPerPixel=3,
+        PlanarConfiguration=0,
+        PhotometricInterpretation="RGB",
+    )
+    grey = read_grey(path).pixels
+    assert np.unique(grey[:8]).tolist() == [124]
+    np.testing.assert_array_equal(grey[8:], colours[8:, :, 0])
+
+
+def test_several_frames_need_a_choice(tmp_path):
+    frames = np.stack([STORED, STORED[::-1], STORED[:, ::-1]])
+    path = write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=3)
+    with pytest.raises(UnreadableImageError, match=r"has 3 frames; save the one frame that is meant"):
+        read_grey(path)
+    np.testing.assert_array_equal(read_dicom(path, frame=2).pixels, rescaled(frames[1].astype(float)))
+    with pytest.raises(UnreadableImageError, match="no frame 4, its frames are 1 to 3"):
+        read_dicom(path, frame=4)
+
+
+def test_compressed_jpeg_and_rle(tmp_path):
+    grey = (STORED // 6).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.jpg", quality=95)
+    data = encapsulate([(tmp_path / "a.jpg").read_bytes()])
+    path = write_dicom(tmp_path / "a.dcm", grey, JPEGBaseline8Bit, PixelData=data)
+    assert np.abs(read_grey(path).pixels.astype(int) - rescaled(grey.astype(float))).max() <= 4
+    image = pydicom.dcmread(write_dicom(tmp_path / "b.dcm"))
+    image.compress(RLELossless)
+    image.save_as(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(read_grey(tmp_path / "b.dcm").pixels, rescaled(STORED.astype(float)))
+
+
+def test_a_compression_without_decoder_says_what_to_install(tmp_path):
+    path = write_dicom(
+        tmp_path / "a.dcm", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8\xff\xf7 not really"])
+    )
+    with pytest.raises(UnreadableImageError, match=r"cannot be decoded \(JPEG-LS Lossless.*pip install pylibjpeg"):
+        read_grey(path)
+
+
+@pytest.mark.parametrize("modality", ["CT", "SEG", "OT"])
+def test_another_modality_is_refused(tmp_path, modality):
+    with pytest.raises(UnreadableImageError, match=f"has modality '{modality}'; only MR images are read"):
+        read_grey(write_dicom(tmp_path / "a.dcm", Modality=modality))
+
+
+@pytest.mark.parametrize("modality", [None, ""])
+def test_no_pixel_without_a_modality(tmp_path, modality):
+    with pytest.raises(UnreadableImageError, match="names no modality"):
+        read_grey(write_dicom(tmp_path / "a.dcm", Modality=modality))
+
+
+@pytest.mark.parametrize("name", ["Rows", "Columns", "BitsStored", "PixelRepresentation", "PhotometricInterpretation"])
+def test_missing_tags_are_named(tmp_path, name):
+    with pytest.raises(UnreadableImageError, match=f"has no {name}; export it again"):
+        read_grey(write_dicom(tmp_path / "a.dcm", **{name: None}))
+
+
+def test_no_pixels(tmp_path):
+    with pytest.raises(UnreadableImageError, match="has no pixels"):
+        read_grey(write_dicom(tmp_path / "a.dcm", PixelData=None))
+
+
+def test_palette_colours_are_refused(tmp_path):
+    with pytest.raises(UnreadableImageError, match="has PhotometricInterpretation PALETTE COLOR"):
+        read_grey(write_dicom(tmp_path / "a.dcm", PhotometricInterpretation="PALETTE COLOR"))
+
+
+def test_a_slope_of_zero_or_not_a_number(tmp_path):
+    with pytest.raises(UnreadableImageError, match="RescaleSlope 0"):
+        read_grey(write_dicom(tmp_path / "a.dcm", RescaleSlope=0, RescaleIntercept=0))
+    with pytest.raises(UnreadableImageError, match="not finite"):
+        read_grey(write_dicom(tmp_path / "b.dcm", RescaleSlope="nan", RescaleIntercept=0))
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.7, 0.99])
+def test_truncated(tmp_path, kept):
+    path = write_dicom(tmp_path / "a.dcm")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(UnreadableImageError):
+        read_grey(path)
+
+
+def test_gigantic_dimensions_are_refused_before_decoding(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", Rows=65_000, Columns=65_000)
+    with pytest.raises(UnreadableImageError, match="gigantic dimensions, 65000 x 65000"):
+        read_grey(path)
+    with pytest.raises(UnreadableImageError, match="truncated or damaged"):  # within bounds, but the file is too short
+        read_grey(write_dicom(tmp_path / "b.dcm", Rows=4000, Columns=4000))
+
+
+def test_a_deflated_bomb_is_not_inflated(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", syntax=DeflatedExplicitVRLittleEndian)
+    with pytest.raises(UnreadableImageError, match=r"is a deflated DICOM file; save it uncompressed"):
+        read_grey(path)
+
+
+def test_random_damage_ends_in_the_one_error(tmp_path):
+    whole = write_dicom(tmp_path / "a.dcm", WindowCenter=600, WindowWidth=300).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in rng.integers(132, 1000, 3):
+            data[place] = rng.integers(256)
+        (tmp_path / "b.dcm").write_bytes(data)
+        try:
+            read_grey(tmp_path / "b.dcm")
+        except UnreadableImageError:
+            refused += 1
+    assert refused > 20
+
+
+def test_without_pydicom_the_remedy_is_the_extra(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm")
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    monkeypatch.delitem(__import__("sys").modules, "brainq_torch.data.reading.dicom")
+    with pytest.raises(UnreadableImageError, match=r"needs the package pydicom; .*pip install -e '\.\[medical\]'"):
+        read_grey(path)

@@ -1,0 +1,421 @@
+"""read_grey: every common format and every way in which an image file can be wrong."""
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.data.reading.image import MAX_PIXELS, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.data.reading.raster import read_picture
+
+
+def ramp(height: int = 40, width: int = 60) -> np.ndarray:
+    """A smooth picture in which every corner differs, so that a wrong orientation shows."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return (rows * 2 + columns * 2.9).astype(np.uint8)
+
+
+def save(path: Path, image: Image.Image, image_format: str | None = None, **options) -> Path:
+    image.save(path, image_format, **options)
+    return path
+
+
+GREY = Image.fromarray(ramp())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".gif", ".pgm"])
+def test_lossless_grey_formats_come_out_unchanged(tmp_path, suffix):
+    grey = read_grey(save(tmp_path / f"a{suffix}", GREY))
+    assert grey.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(grey.pixels, ramp())
+    assert grey.notes == (
+        ("palette converted to grey",) if suffix == ".gif" and Image.open(tmp_path / "a.gif").mode == "P" else ()
+    )
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_compressed_tiff(tmp_path, compression):
+    path = save(tmp_path / "a.tiff", GREY, compression=compression)
+    np.testing.assert_array_equal(read_grey(path).pixels, ramp())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".jp2"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_other_formats_equal_pillows_own_grey(tmp_path, suffix, mode):
+    path = save(tmp_path / f"a{suffix}", GREY.convert(mode))
+    grey = read_grey(path)
+    np.testing.assert_array_equal(grey.pixels, np.asarray(Image.open(path).convert("L")))
+    assert grey.notes == ()
+    assert np.abs(grey.pixels.astype(int) - ramp()).max() <= 12  # lossy compression of a ramp
+
+
+def test_colours_become_grey_by_luma_with_a_note(tmp_path):
+    colours = np.dstack([ramp()] * 3)
+    colours[:8] = (200, 100, 50)
+    grey = read_grey(save(tmp_path / "photo.png", Image.fromarray(colours)))
+    assert np.unique(grey.pixels[:8]).tolist() == [124]  # 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2
+    np.testing.assert_array_equal(grey.pixels[8:], ramp()[8:])
+    assert grey.notes == ("coloured pixels converted to grey",)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_exif_orientation_is_honoured(tmp_path, suffix, orientation):
+    # What a camera stores, so that the turn that EXIF 2.3 gives for tag 0x0112 brings the picture back.
+    upright = ramp()
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {".webp": {"lossless": True}, ".jpg": {"quality": 100}}.get(suffix, {})
+    path = save(tmp_path / f"a{suffix}", Image.fromarray(np.ascontiguousarray(stored)), exif=exif, **lossless)
+    grey = read_grey(path)
+    assert grey.pixels.shape == upright.shape
+    assert np.abs(grey.pixels.astype(int) - upright).max() <= 4
+    assert grey.notes == (() if orientation == 1 else (f"EXIF orientation {orientation} applied",))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's own word for it, beside ours
+@pytest.mark.parametrize("exif", [b"II*\x00\xff\xff\xff\x7f garbage", b" this is not EXIF", b""])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png"])
+def test_damaged_exif_does_not_lose_the_picture(tmp_path, suffix, exif):
+    grey = read_grey(save(tmp_path / f"a{suffix}", GREY, exif=b"Exif\x00\x00" + exif))
+    assert grey.pixels.shape == (40, 60)
+    assert grey.notes in ((), ("EXIF data damaged, read as upright",))
+    assert grey.notes or not exif
+
+
+def test_transparency_is_composited_on_black(tmp_path):
+    alpha = np.full((40, 60), 255, np.uint8)
+    alpha[:20] = 0
+    alpha[20:30] = 128
+    rgba = np.dstack([ramp()] * 3 + [alpha])
+    expected = np.rint(ramp() * (alpha / 255.0))
+    for name, image in {"rgba.png": Image.fromarray(rgba), "la.png": Image.fromarray(rgba).convert("LA")}.items():
+        grey = read_grey(save(tmp_path / name, image))
+        assert np.abs(grey.pixels - expected).max() <= 1
+        assert "transparency composited on black" in grey.notes
+
+
+def test_opaque_alpha_changes_nothing(tmp_path):
+    grey = read_grey(save(tmp_path / "a.png", GREY.convert("RGBA")))
+    np.testing.assert_array_equal(grey.pixels, ramp())
+    assert grey.notes == ()
+
+
+def test_palette_and_transparent_palette(tmp_path):
+    palette = GREY.convert("P")
+    path = save(tmp_path / "a.png", palette)
+    np.testing.assert_array_equal(read_grey(path).pixels, np.asarray(palette.convert("L")))
+    assert read_grey(path).notes == ("palette converted to grey",)
+    index = int(np.asarray(palette)[0, 0])
+    path = save(tmp_path / "b.png", palette, transparency=index)
+    assert (read_grey(path).pixels[np.asarray(palette) == index] == 0).all()
+    assert "transparency composited on black" in read_grey(path).notes
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", GREY.convert("RGB").convert("CMYK"))
+    grey = read_grey(path)
+    assert np.abs(grey.pixels.astype(int) - ramp()).max() <= 8
+    assert grey.notes == ("CMYK converted to grey",)
+
+
+def test_lab_tiff(tmp_path):
+    lab = Image.merge("LAB", (GREY, Image.new("L", GREY.size, 128), Image.new("L", GREY.size, 128)))
+    grey = read_grey(save(tmp_path / "a.tif", lab))
+    np.testing.assert_array_equal(grey.pixels, ramp())
+    assert grey.notes == ("LAB colours converted to grey",)
+
+
+def test_one_bit(tmp_path):
+    bits = ramp() > 100
+    grey = read_picture(save(tmp_path / "a.png", Image.fromarray(bits)))
+    np.testing.assert_array_equal(grey.pixels, bits * np.uint8(255))
+    assert grey.notes == ("1-bit black and white converted to grey",)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_rescaled_not_clipped(tmp_path, suffix):
+    wide = ramp().astype(np.uint16) * 13 + 700  # 700 .. about 4000, as scanners store it
+    grey = read_grey(save(tmp_path / f"a{suffix}", Image.fromarray(wide)))
+    low, high = int(wide.min()), int(wide.max())
+    np.testing.assert_array_equal(grey.pixels, np.rint((wide - low) / (high - low) * 255).astype(np.uint8))
+    assert grey.notes == (f"16-bit or 32-bit pixels rescaled from {low}..{high} to 0..255",)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [(np.float32, -1.5, 2.25), (np.int32, -70000, 900000)])
+def test_float_and_signed_pixels_are_rescaled(tmp_path, dtype, low, high):
+    values = np.linspace(low, high, 40 * 60).reshape(40, 60).astype(dtype)
+    grey = read_grey(save(tmp_path / "a.tif", Image.fromarray(values)))
+    assert grey.pixels.min() == 0
+    assert grey.pixels.max() == 255
+    assert "rescaled from" in grey.notes[0]
+
+
+def test_constant_sixteen_bit_image_is_black_and_says_so(tmp_path):
+    grey = read_picture(save(tmp_path / "a.png", Image.fromarray(np.full((40, 60), 3000, np.uint16))))
+    assert not grey.pixels.any()
+    assert grey.notes == ("16-bit or 32-bit pixels, all equal to 3000, shown as black",)
+
+
+def test_wide_tiff_in_which_white_is_zero_is_inverted(tmp_path):
+    wide = ramp().astype(np.uint16) * 100
+    path = save(tmp_path / "a.tif", Image.fromarray(wide), tiffinfo={262: 0})
+    if Image.open(path).tag_v2[262] != 0:  # Pillow's writer may insist on its own photometric tag
+        data = path.read_bytes()
+        entry = struct.pack("<HHI", 262, 3, 1)
+        assert data.count(entry) == 1
+        start = data.index(entry) + len(entry)
+        path.write_bytes(data[:start] + b"\x00\x00" + data[start + 2 :])
+    grey = read_grey(path)
+    np.testing.assert_array_equal(grey.pixels, 255 - np.rint(wide / wide.max() * 255).astype(np.uint8))
+    assert "inverted" in grey.notes[-1]
+
+
+def sixteen_bit_rgb_png(path: Path) -> None:
+    """Pillow cannot write this one, so the chunks are made here (PNG specification, section 5.3)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    wide = np.repeat((ramp().astype(">u2") * 257)[:, :, None], 3, axis=2)
+    rows = b"".join(b"\x00" + row.tobytes() for row in wide)
+    header = struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def test_sixteen_bit_colour_keeps_its_upper_byte_and_says_so(tmp_path):
+    sixteen_bit_rgb_png(tmp_path / "a.png")
+    grey = read_grey(tmp_path / "a.png")
+    np.testing.assert_array_equal(grey.pixels, ramp())
+    assert grey.notes == ("16 bits per colour reduced to 8",)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_are_refused(tmp_path, value):
+    values = ramp().astype(np.float32)
+    values[3, 4] = value
+    path = save(tmp_path / "a.tif", Image.fromarray(values))
+    with pytest.raises(UnreadableImageError, match=r"not finite numbers; replace NaN"):
+        read_grey(path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_several_frames_are_refused(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", GREY, save_all=True, append_images=[Image.fromarray(255 - ramp())])
+    with pytest.raises(UnreadableImageError, match="several frames; save the one frame"):
+        read_grey(path)
+
+
+def test_a_cameras_second_picture_is_noted(tmp_path):
+    path = save(tmp_path / "a.jpg", GREY.convert("RGB"), "MPO", save_all=True, append_images=[GREY.convert("RGB")])
+    assert any("several pictures" in note for note in read_grey(path).notes)
+
+
+FORMATS = {
+    "png": {},
+    "jpg": {},
+    "bmp": {},
+    "tif": {},
+    "webp": {"lossless": True},
+    "gif": {},
+    "pgm": {},
+    "jp2": {},
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_truncated_files_are_refused(tmp_path, suffix, kept):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise), **FORMATS[suffix])
+    whole = path.read_bytes()
+    read_grey(path)  # the control: the whole file is fine
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(UnreadableImageError, match="truncated or damaged") as caught:
+        read_grey(path)
+    assert caught.value.remedy == "copy or download it again, or remove it"
+
+
+def test_wrong_suffix_is_read_by_content_and_noted(tmp_path):
+    grey = read_grey(save(tmp_path / "a.jpg", GREY, "PNG"))
+    np.testing.assert_array_equal(grey.pixels, ramp())
+    assert grey.notes == ("content is PNG although the name ends in .jpg",)
+    assert read_grey(save(tmp_path / "scan", GREY, "PNG")).notes == ()
+    assert looks_like_image(tmp_path / "scan")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Patient list, 2021\n", b"BMI of all patients\n" * 9, b"%PDF-1.7", b"%!PS-Adobe EPSF", b"PK\x03\x04", b"\0"],
+)
+def test_files_that_are_no_images(tmp_path, content):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    assert not looks_like_image(path)
+    with pytest.raises(UnreadableImageError, match=r"is not an image in a known format \(PNG, JPEG"):
+        read_grey(path)
+
+
+def test_missing_empty_folder_pipe_and_broken_links(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    reasons = {
+        "missing.png": "does not exist",
+        "empty.png": "zero bytes",
+        "folder.png": "is a folder",
+        "broken.png": "link to nothing",
+        "loop.png": "cannot be opened",
+        "pipe.png": "not a regular file",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UnreadableImageError, match=reason) as caught:
+            read_grey(tmp_path / name)
+        assert caught.value.path == str(tmp_path / name)
+        assert caught.value.remedy
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", GREY)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)  # chmod would not stop a test that runs as root
+    with pytest.raises(UnreadableImageError, match="may not be read by this user; give read permission"):
+        read_grey(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["with space.png", "опухоль.png", "脑 肿瘤 é.png", "a'b\"c;d,e.png", "line\nbreak.png"]
+)
+def test_names_of_any_letters(tmp_path, name):
+    np.testing.assert_array_equal(read_grey(save(tmp_path / name, GREY)).pixels, ramp())
+
+
+def test_tiny_images_are_noted(tmp_path):
+    grey = read_grey(save(tmp_path / "a.png", Image.fromarray(ramp(8, 9))))
+    assert grey.pixels.tolist() == ramp(8, 9).tolist()
+    assert grey.notes == ("only 9 x 8 pixels",)
+
+
+def blank_pictures():
+    mask = np.zeros((96, 120), np.uint8)
+    mask[20:70, 30:90] = 255
+    levels = np.tile(np.arange(15, dtype=np.uint8) * 16, (96, 8))
+    hot = np.where(np.arange(levels.size).reshape(levels.shape) % 150 == 7, 250, levels).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(100, 115, (96, 120)).astype(np.uint8)
+    yield from {"black": mask * 0, "white": mask * 0 + 255, "mask": mask, "levels": levels, "hot": hot}.items()
+    yield from {"noise": noise, "wide": mask.astype(np.uint16) * 9, "dot": mask[:1, :1]}.items()
+
+
+@pytest.mark.parametrize(("name", "pixels"), blank_pictures())
+def test_a_picture_of_nothing_is_refused(tmp_path, name, pixels):
+    path = save(tmp_path / f"{name}.png", Image.fromarray(pixels))
+    with pytest.raises(UnreadableImageError, match=r"fewer than 16 grey levels.*; remove it, or export the scan again"):
+        read_grey(path)
+
+
+def test_levels_are_counted_on_the_head_alone(tmp_path):
+    frame = np.zeros((240, 240), np.uint8)
+    frame[:, :20] = np.arange(240, dtype=np.uint8)[:, None]  # a colour bar
+    inside = np.add.outer(np.square(np.arange(240) - 120), np.square(np.arange(240) - 120)) < 60**2
+    frame[inside] = 180
+    with pytest.raises(UnreadableImageError, match="fewer than 16 grey levels"):
+        read_grey(save(tmp_path / "mask.png", Image.fromarray(frame)))
+    frame[inside] = 180 + np.arange(inside.sum()) % 16
+    assert read_grey(save(tmp_path / "head.png", Image.fromarray(frame))).pixels.shape == (240, 240)
+
+
+def test_the_error_travels_between_processes():
+    error = UnreadableImageError("a.png", "is broken", "mend it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.path, copy.reason, copy.remedy) == ("a.png", "is broken", "mend it")
+    assert str(copy) == "a.png: is broken; mend it"
+
+
+def gigantic_files(folder: Path) -> list[Path]:
+    """Small valid files, their dimensions then overwritten in the header by gigantic ones."""
+    patches = {  # where each format keeps width and height
+        "png": (16, struct.pack(">II", 200_000, 200_000)),
+        "bmp": (18, struct.pack("<ii", 200_000, 200_000)),
+        "gif": (6, struct.pack("<HH", 65_535, 65_535)),
+        "webp": (24, (16_382).to_bytes(3, "little") * 2),
+    }
+    paths = []
+    for suffix, (start, dimensions) in patches.items():
+        image = GREY.convert("RGBA") if suffix == "webp" else GREY
+        path = save(folder / f"gigantic.{suffix}", image, **({"exif": b"Exif\x00\x00"} if suffix == "webp" else {}))
+        data = bytearray(path.read_bytes())
+        data[start : start + len(dimensions)] = dimensions
+        if suffix == "png":
+            data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        path.write_bytes(data)
+        paths.append(path)
+    path = save(folder / "gigantic.jpg", GREY)
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 65_535, 65_535)
+    path.write_bytes(data)
+    plain = folder / "gigantic.pgm"
+    plain.write_bytes(b"P5 900000 900000 255\n" + b"\0" * 100)
+    return [*paths, path, plain]
+
+
+def zip_bomb(path: Path) -> Path:
+    """A real image of 144 megapixels in a 140 kB file: all black, so that deflate shrinks it a thousand times."""
+    return save(path, Image.new("L", (12_000, 12_000)), compress_level=9)
+
+
+def test_gigantic_dimensions_are_refused_from_the_header_in_little_memory(tmp_path):
+    paths = [*gigantic_files(tmp_path), zip_bomb(tmp_path / "bomb.png")]
+    assert paths[-1].stat().st_size < 200_000
+    program = """
+import resource, sys, warnings
+warnings.simplefilter("ignore")
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        read_grey(path)
+    except UnreadableImageError as error:
+        assert "gigantic" in error.reason or "truncated" in error.reason, error
+        assert not path.endswith(("png", "bmp", "jpg", "gif", "pgm")) or "gigantic" in error.reason, error
+    else:
+        raise SystemExit(f"{path} was read")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    command = [sys.executable, "-c", program, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4], check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 64  # MiB; decoded, the bomb alone would be 144
+
+
+def test_the_largest_allowed_image_is_read_and_one_row_more_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("brainq_torch.data.reading.grey.MAX_PIXELS", 2400)
+    assert read_grey(save(tmp_path / "a.png", GREY)).pixels.size == 2400
+    path = save(tmp_path / "b.png", Image.new("L", (60, 41)))
+    with pytest.raises(UnreadableImageError, match="gigantic dimensions, 60 x 41 pixels"):
+        read_grey(path)
+    assert MAX_PIXELS == 40_000_000

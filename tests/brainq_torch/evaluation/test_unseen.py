@@ -1,0 +1,46 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from brainq_torch.data.dataset.manifest import ManifestRow
+from brainq_torch.data.leakage.check import LeakCheck
+from brainq_torch.evaluation.metrics import compute_metrics
+from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
+
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+
+
+def leak(name, copies, neighbour, unseen):
+    return LeakCheck(8, copies, copies, copies, neighbour, unseen, 0.25, True, name)
+
+
+def rows(split, groups):
+    return [ManifestRow(f"{split}/{i}.png", CLASSES[i % 4], split, str(group), "0") for i, group in enumerate(groups)]
+
+
+def test_the_unseen_images_are_those_whose_group_training_lacks():
+    # Training has groups 0-7, val 8-15; Testing shares 0-3 with training and 8 with val, which training chose by.
+    manifest = rows("Training", range(8)) + rows("val", range(8, 16)) + rows("Testing", [0, 1, 2, 3, 8, 21, 22, 23])
+    labels = np.arange(8) % 4
+    logits = np.eye(4, dtype=np.float32)[labels]
+    logits[7] = logits[7, ::-1]  # one mistake, on an unseen image
+    leakage = {"val": leak("validation part", 0, 0.5, 0.5), "Testing": leak("test set", 5, 0.9, 0.25)}
+    belief = measure_belief(manifest, {"val": (logits, labels), "Testing": (logits, labels)}, leakage)
+    assert belief.unseen.keys() == {"Testing"}  # all of val is unseen: its accuracy says it already
+    assert (belief.unseen["Testing"].n, belief.unseen["Testing"].accuracy) == (3, pytest.approx(2 / 3))
+    assert find_unseen(manifest, "Testing").tolist() == [False] * 5 + [True] * 3
+    without = [replace(row, group="") for row in manifest]
+    assert find_unseen(without, "val").all()  # an image without a group is its own
+    data = belief.to_json()
+    assert data["leakage"]["Testing"]["leaks"] is True
+    assert data["unseen"]["Testing"]["n"] == 3
+
+    measured = {split: compute_metrics(logits, labels) for split in ("val", "Testing")}
+    text = "\n".join(summarise("runs/x", measured, belief, phantom=False))
+    assert "Testing (official): accuracy 87.50% [" in text
+    assert "a nearest neighbour 90.00%" in text
+    assert "warning: the test set leaks: 5 of 8 images" in text
+    assert "on its 3 images that training has not seen: accuracy 66.67%" in text
+    assert "val (grouped): accuracy 87.50%" in text
+    assert "synthetic" not in text

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models.quantization import mobilenet_v2
+
+from brainq_torch.models import build_model, pretrained
+from brainq_torch.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PretrainedError, fold_rgb_stem, load_pretrained
+
+SHARED_WEIGHTS = Path(__file__).parents[4] / "shared" / "weights" / "mobilenet_v2_imagenet.safetensors"
+
+
+@pytest.fixture(scope="module")
+def rgb_network():
+    """torchvision's network with statistics that are not the trivial zero and one."""
+    torch.manual_seed(0)
+    model = mobilenet_v2(weights=None, quantize=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def _load(tmp_path, state):
+    file = tmp_path / "weights.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    model = build_model("mobilenetv2")
+    load_pretrained(model, str(file))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_folded_grey_network_equals_the_rgb_network_on_grey_images(tmp_path, rgb_network):
+    model = _load(tmp_path, rgb_network.state_dict())
+    pixels = torch.randint(0, 256, (2, 1, 96, 96), generator=torch.Generator().manual_seed(0)).float()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    rgb = (pixels.expand(-1, 3, -1, -1) / 255 - mean) / std
+    stem, rgb_stem = model.features[0]((pixels - 128) / 128), rgb_network.features[0](rgb)
+    # zero padding means mid-grey here and the ImageNet mean there: the outermost ring differs, and nothing else
+    torch.testing.assert_close(stem[:, :, 1:, 1:], rgb_stem[:, :, 1:, 1:], atol=2e-5, rtol=0)
+    assert (stem - rgb_stem)[:, :, 0].abs().max() > 1e-3
+    # with the same stem output, everything behind it is the same network, bit for bit
+    torch.testing.assert_close(model.features[1:](rgb_stem), rgb_network.features[1:](rgb_stem), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_whole_network_agrees_once_the_border_is_out_of_sight(rgb_network, tmp_path):
+    """Pad by hand with the value that means the same grey in both, so that the networks see no border at all."""
+    model = _load(tmp_path, rgb_network.state_dict())
+    model.features[0][0].padding = rgb_network.features[0][0].padding = (0, 0)
+    pixels = torch.randint(0, 256, (2, 1, 97, 97), generator=torch.Generator().manual_seed(1)).float()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    grey = model.features((pixels - 128) / 128)
+    rgb = rgb_network.features((pixels.expand(-1, 3, -1, -1) / 255 - mean) / std)
+    model.features[0][0].padding = rgb_network.features[0][0].padding = (1, 1)
+    torch.testing.assert_close(grey, rgb, atol=1e-4, rtol=1e-4)
+
+
+def test_the_head_keeps_its_own_start(tmp_path, rgb_network):
+    model = _load(tmp_path, rgb_network.state_dict())
+    assert model.classifier[1].weight.shape == (4, 1280)
+
+
+def test_none_loads_nothing():
+    torch.manual_seed(0)
+    model = build_model("mobilenetv2", width_mult=0.35)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    load_pretrained(model, "none")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_differing_weights_are_refused_by_name(tmp_path, rgb_network):
+    state = dict(rgb_network.state_dict())
+    with pytest.raises(PretrainedError, match=r"missing features\.3"):
+        _load(tmp_path, {name: value for name, value in state.items() if not name.startswith("features.3.")})
+    with pytest.raises(PretrainedError, match="unexpected extra"):
+        _load(tmp_path, {**state, "extra": torch.zeros(1)})
+    with pytest.raises(PretrainedError, match=r"has shape .*\(7,\)"):
+        _load(tmp_path, {**state, "features.0.1.weight": torch.zeros(7)})
+    with pytest.raises(PretrainedError, match="not a torchvision MobileNetV2"):
+        _load(tmp_path, {"fc.weight": torch.zeros(3)})
+    with pytest.raises(PretrainedError, match="for RGB input"):
+        fold_rgb_stem({**state, "features.0.0.weight": torch.zeros(32, 1, 3, 3)})
+
+
+def test_a_refused_file_changes_nothing(tmp_path, rgb_network):
+    model = build_model("mobilenetv2")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / "weights.safetensors"
+    save_file({**rgb_network.state_dict(), "extra": torch.zeros(1)}, file)
+    with pytest.raises(PretrainedError):
+        load_pretrained(model, str(file))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class _Intruder:
+    def __reduce__(self):
+        return (Path.touch, (Path("intruder_was_here"),))
+
+
+def test_damaged_and_hostile_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = build_model("mobilenetv2")
+    with pytest.raises(PretrainedError, match="is no file"):
+        load_pretrained(model, "nowhere.pth")
+    for name in ("broken.safetensors", "broken.pth"):
+        (tmp_path / name).write_bytes(b"\x00garbage")
+        with pytest.raises(PretrainedError, match="could not be read"):
+            load_pretrained(model, name)
+    torch.save({"features": _Intruder()}, "hostile.pth")
+    with pytest.raises(PretrainedError, match="could not be read"):
+        load_pretrained(model, "hostile.pth")
+    assert not Path("intruder_was_here").exists()
+
+
+def test_no_network_says_what_to_do(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(pretrained.MobileNet_V2_Weights, "get_state_dict", offline)
+    with pytest.raises(PretrainedError, match=r"give the path of a torchvision-named"):
+        load_pretrained(build_model("mobilenetv2"), "imagenet")
+
+
+@pytest.mark.skipif(not SHARED_WEIGHTS.is_file(), reason="the published ImageNet weights are not beside this checkout")
+def test_the_published_file_loads():
+    model = build_model("mobilenetv2")
+    load_pretrained(model, str(SHARED_WEIGHTS))
+    assert model.eval()(torch.zeros(1, 1, 64, 64)).isfinite().all()

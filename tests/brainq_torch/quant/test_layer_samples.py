@@ -1,0 +1,60 @@
+"""What layers see: rows that a matrix multiplies, and one pass that serves layers which change on the way."""
+
+import threading
+
+import pytest
+import torch
+
+from brainq_torch.quant.layer_samples import apply_rows, sample_inputs, walk_inputs
+from tests.support.small_network import as_input, small_images, small_network
+
+NAMES = ["stem.0", "depth.0", "point.0", "classifier"]
+
+
+@pytest.fixture
+def network():
+    return small_network()
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [as_input(small_images(6, seed)) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_give_what_the_layer_gives(network, batches, name):
+    """Every position of it, in the order of a random permutation: compared as sorted values."""
+    layer = network.get_submodule(name)
+    rows = sample_inputs(network, [name], batches, 10**6, seed=0)[name]
+    outputs = []
+    layer.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+    for batch in batches:
+        network(batch)
+    weight = layer.weight.detach().reshape(rows.shape[1], -1, rows.shape[2])
+    made = apply_rows(rows, weight) + (0 if layer.bias is None else layer.bias.detach())
+    wanted = torch.cat([one.flatten(2).transpose(1, 2).flatten(0, 1) if one.dim() == 4 else one for one in outputs])
+    assert made.shape == wanted.shape
+    assert torch.allclose(made.sort(0).values, wanted.sort(0).values, atol=1e-4)
+
+
+def test_a_walk_feeds_each_layer_what_the_changed_ones_before_it_make(network, batches):
+    before = sample_inputs(network, NAMES, batches, 16, seed=3)
+    for name, rows in walk_inputs(network, NAMES, batches, 16, seed=3):
+        # As a fresh pass through the network as it now stands gives it.
+        assert torch.equal(rows, sample_inputs(network, [name], batches, 16, seed=3)[name])
+        assert torch.equal(rows, before[name]) == (name == NAMES[0])
+        with torch.no_grad():
+            network.get_submodule(name).weight.mul_(1.5)
+
+
+def test_a_walk_that_is_left_or_breaks_leaves_no_thread_and_no_hook(network, batches):
+    alive = threading.active_count()
+    walk = walk_inputs(network, NAMES, batches, 16, seed=0)
+    next(walk)
+    assert threading.active_count() > alive
+    walk.close()
+    assert threading.active_count() == alive
+    with pytest.raises(RuntimeError, match="expected input"):
+        sample_inputs(network, NAMES[1:], [batches[0], batches[1].repeat(1, 2, 1, 1)], 16, seed=0)
+    assert threading.active_count() == alive
+    assert not any(module._forward_pre_hooks for module in network.modules())

@@ -1,0 +1,172 @@
+"""What ``python -m brainq_torch.fit`` makes of its words and of signals."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainq_torch import fit
+from brainq_torch.fit import main, make_parser
+from brainq_torch.run import read_checkpoint
+from tests.conftest import TINY
+
+
+def words_for(phantoms, out):
+    return [*TINY, f"--data.root={phantoms}", f"--out={out}", "--stages=[{name: all, epochs: 2}]"]
+
+
+def same_weights(one, other):
+    first, second = (read_checkpoint(run / "model.ckpt")["state_dict"] for run in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def whole(phantoms, tmp_path_factory):
+    """A run of two epochs that nothing stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(words_for(phantoms, out)) == 0
+    return out
+
+
+@pytest.mark.parametrize("form", [["--config", "configs/quickstart.yaml"], ["--config=configs/quickstart.yaml"]])
+def test_a_flag_beats_the_file_wherever_it_stands(form):
+    flags = ["--out", "MINE", "--data.batch_size", "4"]
+    for words in ([*form, *flags], [*flags, *form], [*flags[:2], *form, *flags[2:]]):
+        config = make_parser().parse_args(fit._with_config(words))
+        assert (config.out, config.data.batch_size, config.data.size) == ("MINE", 4, 96)
+
+
+@pytest.mark.parametrize("out", [["--out", "RUN"], ["--out=RUN"]])
+def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
+    words = [word.replace("RUN", str(tiny_run)) for word in out]
+    for order in (["--resume", *words], [*words, "--resume"]):
+        config = make_parser().parse_args(fit._with_config(order))
+        assert (config.resume, config.out, config.data.size) == (True, str(tiny_run), 32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--trainer.check_val_every_n_epoch=2"], "validating after every epoch"),
+        (["--trainer.limit_val_batches=0"], "validating after every epoch"),
+        (["--trainer.fast_dev_run=1"], "keeps no checkpoint"),
+        (["--trainer.limit_train_batches=0"], "ended before its first epoch was validated"),
+        (["--trainer.precision=7"], "precision"),
+        (["--trainer.strategy=no_such"], "no_such"),
+        (["--trainer.accelerator=tpu"], "trainer options"),
+        (["--trainer.devices=none"], "devices"),
+        (["--trainer.profiler=no_such"], "profiler"),
+        (["--trainer.gradient_clip_algorithm=no_such"], "no_such"),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches"),
+        (["--trainer.val_check_interval=1000"], "val_check_interval"),
+    ],
+)
+def test_wrong_trainer_flags_are_a_line(flags, match, phantoms, tmp_path, capsys):
+    try:
+        code = main([*words_for(phantoms, tmp_path / "run"), *flags])
+    except SystemExit as stop:  # the parser's
+        code = stop.code
+    assert code == 2
+    assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--distillation.teacher=intruder.Teacher",
+        "--distillation.teacher.class_path=intruder.Teacher",
+        "--distillation={teacher: {class_path: intruder.Teacher}, terms: []}",
+        "--distillation.terms=[{class_path: intruder.Term}]",
+        "--distillation.terms=[{class_path: brainq_torch.training.distill.StandardizedLogits, "
+        "init_args: {term: {class_path: intruder.Term}}}]",
+        "--trainer.profiler=intruder.Profiler",
+        "--trainer.strategy.class_path=intruder.Strategy",
+        "--loss={class_path: intruder.Loss}",
+        "--data={class_path: intruder.Data}",
+        "--model.arguments={width_mult: {class_path: intruder.Number}}",
+        "--stages=[{class_path: intruder.Stage}]",
+        "--distillation.teacher=brainq_torch.fit.os.system",
+    ],
+)
+def test_classes_from_elsewhere_are_not_even_imported(flag, phantoms, tmp_path, monkeypatch):
+    (tmp_path / "intruder.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [word.replace("quickstart", "mobilenetv2_kd") for word in words_for(phantoms, tmp_path / "run")]
+    try:
+        code = main([*words, "--model.pretrained=none", flag])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "intruder" not in sys.modules
+
+
+def test_each_epoch_is_a_line_where_no_bar_is_shown(phantoms, tmp_path, capsys):
+    assert main(words_for(phantoms, tmp_path / "run")) == 0
+    printed = capsys.readouterr().out
+    assert [f"all: epoch {number} of 2: train_loss " in printed for number in (1, 2, 3)] == [True, True, False]
+    assert "FLOPs" not in printed
+
+
+@pytest.mark.parametrize("moment", ["before", "in training"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_its_code_and_the_advice(
+    number, code, moment, phantoms, whole, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    owner, name = (fit, "_start_model") if moment == "before" else (fit.Classifier, "validation_step")
+    original = getattr(owner, name)
+
+    def interrupt(*arguments):
+        os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, interrupt)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert main(words_for(phantoms, out)) == code
+    assert f"stopped; continue with: python -m brainq_torch.fit --resume --out {out}" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    monkeypatch.undo()
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert same_weights(whole, out)
+
+
+def test_slurm_requeues_the_job_and_it_ends_with_the_same_weights(phantoms, whole, tmp_path, monkeypatch):
+    out, asked = tmp_path / "run", tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+    for name, value in {"NTASKS": 1, "JOB_NAME": "train", "JOB_ID": 77, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    step, count = fit.Classifier.training_step, []
+
+    def requeue(*arguments):
+        count.append(1)
+        if len(count) == 5:  # in the second epoch of four steps
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(fit.Classifier, "training_step", requeue)
+    assert main([*words_for(phantoms, out), "--resume"]) == 143
+    assert asked.read_text() == "requeue 77\n"
+    assert main([*words_for(phantoms, out), "--resume"]) == 0
+    assert same_weights(whole, out)
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(whole, tmp_path, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    stage = out / "checkpoints" / "1-all"
+    for path in (stage / "done", out / "model.ckpt", out / "metrics.json"):
+        path.unlink()
+    content = bytearray((stage / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (stage / "last.ckpt").write_bytes(content)
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert "last.previous.ckpt is trained again" in capsys.readouterr().err
+    assert same_weights(whole, out)

@@ -1,0 +1,43 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from brainq_torch.lock import LockedError, hold_lock
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from brainq_torch.lock import hold_lock\n"
+    "with hold_lock(Path(sys.argv[1])):\n"
+    "    print('held', flush=True); time.sleep(60)\n"
+)
+
+
+def test_the_holder_is_named_and_leaves_no_file(tmp_path):
+    with hold_lock(tmp_path / "lock"), pytest.raises(LockedError, match=f"process {os.getpid()} on "):
+        hold_lock(tmp_path / "lock").__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_ends_with_its_process_whatever_kills_it(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError, match=f"process {process.pid} on "):
+            hold_lock(tmp_path / "lock").__enter__()
+        process.kill()
+    with hold_lock(tmp_path / "lock"):
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_a_process_that_the_holder_forked_does_not_keep_the_lock(tmp_path):
+    forking = HOLD.replace("import sys", "import os, sys").replace("    print(", "    print(os.fork(), ")
+    with subprocess.Popen([sys.executable, "-c", forking, str(tmp_path / "lock")], stdout=subprocess.PIPE) as process:
+        child = max(int(process.stdout.readline().split()[0]) for _ in range(2))  # both are up
+        process.kill()
+        process.wait()
+        try:
+            with hold_lock(tmp_path / "lock"):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)

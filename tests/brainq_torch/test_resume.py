@@ -1,0 +1,109 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from brainq_torch import fit, resume
+from brainq_torch.fit import main
+from brainq_torch.lock import hold_lock
+from brainq_torch.run import RunError
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def words(phantoms, tmp_path):
+    stages = "[{name: all, epochs: 1}]"
+    return [*TINY, f"--data.root={phantoms}", f"--out={tmp_path / 'run'}", f"--stages={stages}"]
+
+
+@pytest.fixture
+def text(tiny_run):
+    """A run's whole configuration."""
+    return (tiny_run / "config.yaml").read_text()
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resume_that_fails_removes_nothing(tiny_run, tmp_path, capsys):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "manifest.csv").unlink()
+    (run / "metrics.json").unlink()
+    (run / "notes.txt").write_text("precious")
+    before = contents(run)
+    assert main(["--resume", "--out", str(run), "--data.root", str(tmp_path / "gone")]) == 2
+    assert "gone" in capsys.readouterr().err
+    assert contents(run).keys() == before.keys()
+    assert contents(run)[Path("notes.txt")] == b"precious"
+
+
+def test_what_a_failed_call_made_is_taken_away(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = [*TINY, f"--out={out}", "--data.phantoms_per_class=2", "--data.group_pattern=(nothing)"]
+    assert main(words) == 2
+    assert not out.exists()
+    out.mkdir()
+    assert main(words) == 2
+    assert not list(out.iterdir())
+    assert "phantoms_per_class" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resumed", [[], ["--resume"]])
+def test_a_folder_with_nothing_but_the_configuration_is_begun(resumed, words, text, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(text)
+    (out / "phantoms.partial").mkdir()
+    (out / "search.npy").write_bytes(b"half")
+    assert main([*words, *resumed]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["out"] == str(out)
+    assert (out / "config.before.yaml").read_text() == text
+    assert not (out / "fit.lock").exists()
+
+
+def test_a_second_training_is_told_who_is_in_the_way(words, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    with hold_lock(out / "fit.lock"):
+        holder = (out / "fit.lock").read_text()
+        assert main(words) == main([*words, "--resume"]) == 2
+        assert capsys.readouterr().err.count(f"is being trained by {holder}") == 2
+        assert [path.name for path in out.iterdir()] == ["fit.lock"]
+
+
+def test_other_processes_of_a_training_leave_the_lock_to_the_first(text, tmp_path, monkeypatch):
+    with resume.claim(tmp_path / "run", text, False) as first:
+        monkeypatch.setattr(resume, "is_first_process", lambda: False)
+        with resume.claim(tmp_path / "run", text, False) as second:
+            assert (first, second) == (True, True)
+
+
+def test_an_option_newer_than_the_run_does_not_stop_a_resume(text, tmp_path):
+    config = yaml.safe_load(text)
+    del config["data"]["manifest"], config["data"]["groups"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    resume._check_same(tmp_path, text)
+    del config["data"]["batch_size"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match=r"data\.batch_size: None -> 8"):
+        resume._check_same(tmp_path, text)
+
+
+def test_what_belongs_to_the_machine_may_change(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    own = ["--config", str(tmp_path / "config.yaml")]
+    flags = ["--threads=1", "--data.workers=2", "--trainer.accelerator=gpu", "--trainer.enable_progress_bar=true"]
+    parser = fit.make_parser()
+    resume._check_same(tmp_path, fit._resolved(parser, parser.parse_args([*own, *flags])))
+    with pytest.raises(RunError, match=r"trainer\.devices: 1 -> '2'"):
+        resume._check_same(tmp_path, fit._resolved(parser, parser.parse_args([*own, "--trainer.devices=2"])))
+
+
+@pytest.mark.parametrize("content", [b"- a list", b"data: 5", b"a: [", b"\x00", b"data: {}", "ä".encode("latin-1")])
+def test_a_damaged_configuration_is_a_line(content, words, tiny_run, tmp_path, capsys):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "config.yaml").write_bytes(content)
+    assert main([*words, "--resume"]) == 2
+    assert f"{run / 'config.yaml'} is no" in capsys.readouterr().err

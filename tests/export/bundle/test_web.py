@@ -1,0 +1,383 @@
+"""The bundle's browser page: its JavaScript sees the pixels that Python sees, and gives Python's answers."""
+
+import hashlib
+import json
+import shutil
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.abstention.outlier import fit_typicality
+from brainq_torch.abstention.policy import fit_abstention
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.synthesis.phantom import phantom_images, render_phantom
+from brainq_torch.run import load_run
+from export.__main__ import main as export_main
+from export.bundle.build import make_bundle
+from export.bundle.predict import GOLDEN, SUMS, BundleError, Model, main
+from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE, RUNTIME_VERSION
+from export.folder import PARITY
+from tests.support.chromium import Chromium, serve
+
+PAGE = Path("export/bundle/page").resolve()
+SPECS = [PixelSpec(224), PixelSpec(224, "pad"), PixelSpec(224, "head"), PixelSpec(33, "pad"), PixelSpec(160, "head")]
+CLASSES = ["a", "b", "c", "d"]
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+
+
+def read_in_node(folder, paths, **more):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed; the page's pixels are then tested in Chromium alone")
+    job = {"page": str(PAGE), "paths": [str(path) for path in paths], "specs": [spec.to_json() for spec in SPECS]}
+    (folder / "job.json").write_text(json.dumps(job | more))
+    command = [node, "tests/support/page_pixels.mjs", str(folder / "job.json")]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def read_in_python(path):
+    try:
+        grey = read_grey(path)
+    except UnreadableImageError:
+        return {"error": True}
+    specs = [(hash_of(pixels), list(notes)) for pixels, notes in (spec.apply_with_notes(grey.pixels) for spec in SPECS)]
+    notes = [list(grey.pixels.shape), hash_of(grey.pixels), list(grey.notes)]
+    return dict(zip(("shape", "sha256", "notes"), notes, strict=True)) | {
+        "specs": [{"sha256": digest, "notes": found} for digest, found in specs]
+    }
+
+
+def hash_of(pixels):
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def write_png(path, width, height, depth, colour, rows, interlaced=0, extra=b""):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + extra + pixels + chunk(b"IEND", b""))
+
+
+def interlaced_rows(random, width, height, bits):
+    rows = b""
+    for left, top, step_x, step_y in ADAM7:
+        columns, lines = max(0, -(-(width - left) // step_x)), max(0, -(-(height - top) // step_y))
+        for _ in range(lines if columns else 0):
+            rows += bytes([random.integers(0, 5)]) + random.bytes(-(-columns * bits // 8))
+    return rows
+
+
+def with_bar(inside):
+    """A disc in the middle of a black frame, and a bar of all greys at its edge."""
+    away = np.square(np.arange(240) - 120)
+    frame = np.where(np.add.outer(away, away) < 60**2, inside, 0).astype(np.uint8)
+    frame[:, :20] = np.arange(240, dtype=np.uint8)[:, None]
+    return frame
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """PNG files of every kind, by name."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    sizes = [(1, 1), (31, 700), (100, 37), (224, 224), (513, 511), (900, 33), (40, 600), (64, 64), (448, 448)]
+    images = {f"noise_{h}_{w}": Image.fromarray(random.integers(0, 256, (h, w)).astype(np.uint8)) for h, w in sizes}
+    for label in range(4):
+        for side in (64, 224, 517):
+            phantom = np.pad(render_phantom(label, side, seed=side, size=side), ((11 * label, 30), (side // 4, 17)))
+            images[f"phantom_{label}_{side}"] = Image.fromarray(phantom)
+    colours = random.integers(0, 256, (60, 50, 4)).astype(np.uint8)
+    rgb, grey = Image.fromarray(colours[..., :3]), colours[..., 0].copy()
+    opaque = colours.copy()
+    opaque[..., 3] = 255
+    images |= {
+        "rgb": rgb, "rgba": Image.fromarray(colours), "opaque": Image.fromarray(opaque),
+        "grey_alpha": Image.fromarray(colours[..., :2].copy(), "LA"), "one_bit": Image.fromarray(grey > 99),
+        "grey_16": Image.fromarray(grey.astype(np.uint16) * 211 + 7),
+        "flat_16": Image.fromarray(np.full((40, 40), 500, np.uint16)),
+        "faint": Image.fromarray(np.stack([grey // 8, grey // 8 + 9, grey // 8], -1)),
+        **{f"levels_{count}": Image.fromarray(grey % count * 16) for count in (15, 16)},
+        "mask": Image.fromarray(with_bar(180)),
+        "head": Image.fromarray(with_bar(random.integers(180, 200, (240, 240)))),
+        **{f"palette_{count}": rgb.quantize(count) for count in (2, 4, 9, 200)},
+    }  # fmt: skip
+    for name, image in images.items():
+        image.save(folder / f"{name}.png")
+    clear = {"index": 3, "bytes": bytes(range(0, 200, 10)), "none": b"\xff" * 20}
+    for name, transparency in clear.items():
+        rgb.quantize(20).save(folder / f"palette_clear_{name}.png", transparency=transparency)
+    Image.fromarray(grey).save(folder / "grey_clear.png", transparency=17)
+    Image.fromarray(colours[..., :3] // 128 * 255).save(folder / "rgb_clear.png", transparency=(255, 0, 255))
+    for depth, colour, channels in ((2, 0, 1), (4, 0, 1), (16, 2, 3), (16, 4, 2), (16, 6, 4)):
+        row = -(-37 * depth * channels // 8)
+        rows = b"".join(bytes([line % 5]) + random.bytes(row) for line in range(21))
+        write_png(folder / f"bits_{depth}_{colour}.png", 37, 21, depth, colour, rows)
+    for width, height in ((37, 21), (3, 2)):
+        for depth, colour, channels in ((8, 2, 3), (4, 0, 1), (16, 0, 1)):
+            rows = interlaced_rows(random, width, height, depth * channels)
+            write_png(folder / f"interlaced_{width}_{depth}_{colour}.png", width, height, depth, colour, rows, 1)
+    gamma = struct.pack(">I", 4) + b"gAMA" + struct.pack(">I", 100000)
+    gamma += struct.pack(">I", zlib.crc32(gamma[4:]))
+    write_png(folder / "gamma.png", 37, 21, 8, 2, random.bytes(0) + (b"\0" + random.bytes(111)) * 21, 0, gamma)
+    return folder
+
+
+def test_the_page_sees_what_python_sees(pictures, tmp_path):
+    paths = sorted(pictures.glob("*.png"))
+    assert len(paths) == 54
+    found = read_in_node(tmp_path, paths)
+    expected = {path.stem: read_in_python(path) for path in paths}
+    blank = {name for name, answer in expected.items() if "error" in answer}
+    assert {"noise_1_1", "flat_16", "one_bit", "palette_2", "bits_2_0", "mask", "levels_15"} <= blank
+    assert not blank & {"phantom_0_64", "grey_16", "palette_200", "levels_16", "head"}
+    assert {path.stem: found[str(path)] for path in paths if path.stem not in blank} == {
+        name: answer for name, answer in expected.items() if name not in blank
+    }
+    assert all("fewer than 16 grey levels" in found[str(path)]["error"] for path in paths if path.stem in blank)
+
+
+def test_what_python_refuses_the_page_refuses(pictures, tmp_path):
+    content = (pictures / "rgb.png").read_bytes()
+    files = {
+        "cut": content[:500], "empty": b"", "text": b"hello", "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF",
+        "no_end": content[:-12], "gigantic": content[:16] + struct.pack(">II", 40_000, 40_000) + content[24:],
+    }  # fmt: skip
+    for name, some in files.items():
+        (tmp_path / f"{name}.png").write_bytes(some)
+    write_png(tmp_path / "bomb.png", 30_000, 30_000, 8, 0, b"")
+    write_png(tmp_path / "short.png", 37, 21, 8, 2, b"\0" * 50)
+    Image.open(pictures / "rgb.png").save(
+        tmp_path / "frames.png", save_all=True, append_images=[Image.new("RGB", (60, 50))]
+    )
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(pictures / "rgb.png").save(
+        tmp_path / "turned.png", exif=turned
+    )  # Python reads it, the page says it cannot
+    paths = sorted(tmp_path.glob("*.png"))
+    found = read_in_node(tmp_path, paths)
+    reasons = {path.stem: found[str(path)]["error"] for path in paths}
+    assert "40000000" not in reasons["bomb"]
+    assert "gigantic dimensions, 30000 x 30000 pixels; resize it to at most 40 megapixels" in reasons["bomb"]
+    assert "several frames" in reasons["frames"]
+    assert "use predict.py" in reasons["turned"]
+    assert "zero bytes" in reasons["empty"]
+    assert all("error" in read_in_python(path) for path in paths if path.stem != "turned")
+
+
+@pytest.mark.parametrize("name", ["phantom_0_64", "grey_16", "palette_200"])
+def test_of_a_flipped_bit_the_page_thinks_as_python_does(pictures, tmp_path, name):
+    whole = (pictures / f"{name}.png").read_bytes()
+    for number, bit in enumerate(np.random.default_rng(0).integers(0, 8 * len(whole), 100)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / f"{number}.png").write_bytes(damaged)
+    found = read_in_node(tmp_path, sorted(tmp_path.glob("*.png")))
+    assert all("error" in answer for answer in found.values())
+    assert all("error" in read_in_python(path) for path in found)
+
+
+def test_the_page_reads_the_checksum_behind_the_pixels(tmp_path):
+    def part(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress((b"\0" + bytes(range(40))) * 40)
+    head, tail = part(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 8, 0, 0, 0, 0)), part(b"IEND", b"")
+    for name, end in {"good": rows[-4:], "wrong": b"\0\0\0\0", "missing": b""}.items():
+        content = part(b"IDAT", rows[:-4]) + part(b"IDAT", end)
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + content + tail)
+    found = read_in_node(tmp_path, sorted(tmp_path.glob("*.png")))
+    assert {Path(path).stem for path, answer in found.items() if "error" in answer} == {"wrong", "missing"}
+    assert {Path(path).stem for path in found if "error" in read_in_python(path)} == {"wrong", "missing"}
+
+
+def test_the_page_abstains_as_python_does(pictures, tmp_path):
+    images, labels = phantom_images(8, 224)[:2]
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 1, (len(images), 4)) + 4 * np.eye(4)[labels]
+    abstention = fit_abstention(logits, labels, images, fit_typicality(images))
+    answer = [1.5, 0.25, -0.5, 0.75]
+    paths = [path for path in sorted(pictures.glob("*.png")) if min(Image.open(path).size) > 30]
+    paths = [path for path in paths if "error" not in read_in_python(path)]
+    more = {"abstention": abstention.to_json(), "logits": answer, "classes": CLASSES}
+    found = read_in_node(tmp_path, paths, **more)
+    reasons = set()
+    for path in paths:
+        pixels = np.stack([SPECS[0].apply(read_grey(path).pixels)])
+        expected = abstention.judge(np.array([answer]), pixels)
+        judged = found[str(path)]["specs"][0]["judged"]
+        assert judged["outlier"] == pytest.approx(float(expected.outlier[0]), rel=1e-9)
+        assert list(judged["probabilities"].values()) == pytest.approx(expected.probabilities[0].tolist(), rel=1e-12)
+        assert judged["abstained"] == expected.reason(0)
+        assert judged["class"] == ("uncertain" if expected.reason(0) else "a")
+        reasons.add(expected.reason(0))
+    assert "unlike the images it was trained on" in reasons
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """The npm package, with stubs in place of its large files."""
+    folder = tmp_path / "stub"
+    (folder / "dist").mkdir(parents=True)
+    (folder / "package.json").write_text(json.dumps({"name": PACKAGE, "version": RUNTIME_VERSION}))
+    (folder / "dist" / "ort.wasm.bundle.min.mjs").write_text("export {};")
+    (folder / "dist" / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm")
+    return folder
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bundle_with_a_page_is_whole_and_made_twice_the_same(tiny_run, tiny_export, tmp_path, stub, capsys):
+    words = [str(tiny_run), "--out", str(tiny_export), "--page", str(stub), "--bundle"]
+    assert export_main([*words, str(tmp_path / "one")]) == 0
+    assert "python -m http.server --bind 127.0.0.1 --directory" in capsys.readouterr().out
+    assert export_main([*words, str(tmp_path / "two")]) == 0
+    one = files(tmp_path / "one")
+    assert one == files(tmp_path / "two")
+    ours = {path.name for path in PAGE.iterdir()} - {"index.html", "ONNXRUNTIME_LICENSE"}
+    runtime = {"LICENSE", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"}
+    wanted = {"index.html", "model_fp32.onnx"} | {f"page/{name}" for name in ours}
+    wanted |= {f"page/runtime/{name}" for name in runtime}
+    assert wanted == {name for name in one if name.startswith(("index", "page/")) or name.endswith(".onnx")}
+    assert wanted <= {line.split("  ")[1] for line in one[SUMS].decode().splitlines()}
+    page = json.loads(one["bundle.json"])["page"]
+    assert (page["file"], page["matches"], page["logit_scale"]) == ("model_fp32.onnx", "model_fp16.tflite", None)
+    assert main(["--verify"], tmp_path / "one") == 0
+    (tmp_path / "one" / "page" / "app.js").write_text("")
+    assert main(["--verify"], tmp_path / "one") == 2
+    assert "page/app.js has changed" in capsys.readouterr().err
+
+
+def test_other_runtimes_and_files_that_failed_are_refused(tiny_run, tiny_export, tmp_path, stub):
+    run, exported = load_run(tiny_run), shutil.copytree(tiny_export, tmp_path / "export")
+    with pytest.raises(BundleError, match="is no npm package"):
+        make_bundle(run, exported, tmp_path / "b", page_runtime=tmp_path)
+    (stub / "package.json").write_text(json.dumps({"name": PACKAGE, "version": "1.2.3"}))
+    with pytest.raises(BundleError, match=rf"is {PACKAGE} 1\.2\.3; .* is needed: npm install"):
+        make_bundle(run, exported, tmp_path / "b", page_runtime=stub)
+    (stub / "dist" / "ort.wasm.bundle.min.mjs").unlink()
+    with pytest.raises(BundleError, match=r"without ort\.wasm\.bundle\.min\.mjs"):
+        make_bundle(run, exported, tmp_path / "b", page_runtime=stub)
+    parity = json.loads((exported / PARITY).read_text())
+    parity["artefacts"]["model_fp32.onnx"]["passed"] = False
+    (exported / PARITY).write_text(json.dumps(parity))
+    with pytest.raises(BundleError, match=r"model_fp32\.onnx failed parity"):
+        make_bundle(run, exported, tmp_path / "b", page_runtime=stub)
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_page_asks_nothing_of_other_hosts():
+    for path in PAGE.iterdir():
+        if path.name != "ONNXRUNTIME_LICENSE":
+            for word in path.read_text().replace("http://localhost:8000", "").split():
+                assert "://" not in word or word.startswith(("(https://www.w3.org/", "https://www.w3.org/")), path.name
+    assert "default-src 'none'" in (PAGE / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    made = Chromium(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
+def with_page(run, exported, target):
+    if not DEFAULT_RUNTIME.is_dir():
+        pytest.skip(f"{DEFAULT_RUNTIME} is not there: {INSTALL}")
+    make_bundle(load_run(run), exported, target, page_runtime=DEFAULT_RUNTIME)
+    return target
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(browser, tmp_path_factory, tiny_run, tiny_int8_export):
+    return with_page(tiny_run, tiny_int8_export, tmp_path_factory.mktemp("pages") / "clinic")
+
+
+def answers_of(browser, paths):
+    browser.choose("#files", paths)
+    browser.wait_for(f"document.querySelectorAll('article[data-answer]').length === {len(paths)}")
+    found = browser.evaluate("[...document.querySelectorAll('article')].map((one) => one.dataset.answer)")
+    return {answer["path"]: answer for answer in map(json.loads, found)}
+
+
+def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictures, tmp_path):
+    model = Model(int8_bundle)
+    golden = sorted((int8_bundle / "golden").iterdir())
+    Image.open(golden[0]).save(tmp_path / "scan.jpg", quality=90)
+    (tmp_path / "broken.png").write_bytes(golden[0].read_bytes()[:300])
+    paths = [*golden, pictures / "rgba.png", pictures / "grey_16.png"]
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        assert "8 golden images answered as in Python, 8 of them equal to the last bit" in browser.evaluate(
+            "document.getElementById('status-text').textContent"
+        )
+        answers = answers_of(browser, [*paths, tmp_path / "scan.jpg", tmp_path / "broken.png"])
+        assert {request.split("/")[2] for request in browser.requests if "://" in request} == {address.split("/")[2]}
+    assert not browser.problems
+    for path in paths:
+        expected, found = model.answer(path), answers[path.name]
+        assert np.array_equal(model.logits(np.int8(found["logits"])), np.float32(expected["logits"])), path.name
+        for key in ("class", "best", "notes"):
+            assert found[key] == expected[key], path.name
+        assert list(found["probabilities"].values()) == pytest.approx(list(expected["probabilities"].values()))
+        assert found["outlier"] == pytest.approx(expected["outlier"])
+    assert "may differ by 1 from Python's" in answers["scan.jpg"]["notes"][-1]
+    assert answers["scan.jpg"]["best"] == model.answer(tmp_path / "scan.jpg")["best"]
+    assert "truncated or damaged PNG" in answers["broken.png"]["error"]
+
+
+def sign_again(folder, name):
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    lines = [line for line in (folder / SUMS).read_text().splitlines() if not line.endswith(f"  {name}")]
+    (folder / SUMS).write_text("\n".join([*lines, f"{digest}  {name}"]) + "\n")
+
+
+def change_model(folder):
+    content = bytearray((folder / "model_int8.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model_int8.onnx").write_bytes(bytes(content))
+
+
+def change_golden(folder):
+    golden = json.loads((folder / GOLDEN).read_text())
+    golden["golden/pituitary_tall.png"]["answers"]["model_int8.onnx"]["logits"][2] += 2
+    (folder / GOLDEN).write_text(json.dumps(golden))
+    sign_again(folder, GOLDEN)
+
+
+def change_pixels(folder):
+    (folder / "pixels.json").write_text('{"fit": "pad", "size": 32}')
+    sign_again(folder, "pixels.json")
+
+
+TAMPERINGS = {
+    "model_int8.onnx has changed": change_model,
+    "labels.txt is missing": lambda folder: (folder / "labels.txt").unlink(),
+    "golden/pituitary_tall.png: logits differ by 2": change_golden,
+    "its pixels differ": change_pixels,
+}
+
+
+@pytest.mark.parametrize("message", TAMPERINGS)
+def test_in_chromium_a_changed_bundle_is_refused(browser, int8_bundle, tmp_path, message):
+    folder = shutil.copytree(int8_bundle, tmp_path / "copy")
+    TAMPERINGS[message](folder)
+    with serve(folder) as address:
+        assert browser.open(address) == "refused"
+        assert message in browser.evaluate("document.getElementById('status-text').textContent")
+        assert browser.evaluate("document.getElementById('files').disabled")
+
+
+def test_in_chromium_float_files_answer_too(browser, tiny_run, tiny_export, tmp_path):
+    folder = with_page(tiny_run, tiny_export, tmp_path / "clinic")
+    with serve(folder) as address:
+        assert browser.open(address) == "ready"

@@ -1,0 +1,92 @@
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.prepare import PrepareError, prepare_qat
+from brainq_torch.quant.scheme import Scheme
+from export.graph.encodings import read_encodings
+from export.graph.qdq_onnx import export_qdq_onnx, read_constants, refill_qdq_onnx
+from tests.support.small_network import SIDE, as_input, small_images, small_network
+
+LAYERS = ("stem.0", "depth.0", "point.0", "norm", "down", "classifier")
+
+
+@torch.no_grad()
+def logits_of(network, images):
+    return network(as_input(images)).numpy()
+
+
+def run(path, images, options=None):
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": scale_pixels(images)})[0]
+
+
+def test_onnx_runtime_gives_the_very_logits_of_the_network(small_int8):
+    images = small_images()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    np.testing.assert_array_equal(run(small_int8.onnx, images, options), logits_of(small_int8.network, images))
+    np.testing.assert_array_equal(run(small_int8.onnx, images), logits_of(small_int8.network, images))
+
+
+@pytest.mark.parametrize("first", [4, 8])
+def test_a_refilled_file_is_the_other_networks(small_int8, tmp_path, first):
+    """From 8 bits to 4 and from 4 to 8, with other ranges: integers, encodings and logits are all its own."""
+    four = quantize_post_training(small_network(seed=1), small_images(seed=4), Scheme(weight_bits=4))
+    networks = [four, small_int8.network]
+    template, other = networks if first == 4 else networks[::-1]
+    export_qdq_onnx(template, PixelSpec(SIDE), tmp_path / "template.onnx")
+    refill_qdq_onnx(tmp_path / "template.onnx", other, tmp_path / "refilled.onnx")
+    export_qdq_onnx(other, PixelSpec(SIDE), tmp_path / "direct.onnx")
+    refilled, direct = (read_encodings(tmp_path / f"{name}.onnx") for name in ("refilled", "direct"))
+    assert refilled.activations == direct.activations
+    assert refilled.activations != read_encodings(tmp_path / "template.onnx").activations
+    assert refilled.layers.keys() == direct.layers.keys()
+    for name, layer in refilled.layers.items():
+        for part in ("weight", "weight_scale", "bias", "bias_scale", "bits"):
+            np.testing.assert_array_equal(getattr(layer, part), getattr(direct.layers[name], part))
+    assert {layer.bits for layer in refilled.layers.values()} == {8 if first == 4 else 4}
+    images = small_images()
+    np.testing.assert_array_equal(run(tmp_path / "refilled.onnx", images), logits_of(other, images))
+
+
+def test_any_number_of_images_goes_in(small_int8):
+    for count in (1, 3):
+        assert run(small_int8.onnx, small_images(count)).shape == (count, 4)
+
+
+def test_every_weight_is_stored_as_int8_and_every_bias_as_int32(small_int8):
+    graph = onnx.load(small_int8.onnx).graph
+    constants = read_constants(graph)
+    for layer in LAYERS:
+        assert constants[f"{layer}.weight"].dtype == np.int8
+        assert constants[f"{layer}.bias"].dtype == np.int32
+        assert len(constants[f"{layer}.weight_scale"]) == len(constants[f"{layer}.weight"])
+    floats = [tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert all(name.endswith("scale") for name in floats)
+
+
+def test_onnx_runtime_runs_it_in_integer_kernels(small_int8, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    run(small_int8.onnx, small_images(1), options)
+    kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert (kernels["QLinearConv"], kernels["QGemm"], kernels["QLinearAdd"]) == (len(LAYERS) - 2, 1, 1)
+    assert kernels["QLinearGlobalAveragePool"] == 1
+    # The stem shares its scale with what is added to it, so that its ReLU is no end of the range.
+    assert kernels["FusedConv"] == 1
+    assert not kernels.keys() & {"Conv", "Gemm", "MatMul", "Add"}
+
+
+def test_a_network_that_is_not_ready_is_refused(tmp_path):
+    with pytest.raises(PrepareError):
+        export_qdq_onnx(small_network(), PixelSpec(SIDE), tmp_path / "float.onnx")
+    with pytest.raises(PrepareError):
+        export_qdq_onnx(prepare_qat(small_network(), Scheme()).eval(), PixelSpec(SIDE), tmp_path / "open.onnx")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,245 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from ai_edge_litert import schema_py_generated as schema
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run import RunError
+from export.run.metadata import FileMetadata, MetadataError, write_metadata
+from export.run.runners import OnnxRunner, RunnerError, Scale, TorchRunner, load_runner
+from tests.support.handmade_models import (
+    TFLiteBuilder,
+    write_dynamic_range_tflite,
+    write_float_onnx,
+    write_float_tflite,
+    write_int8_tflite,
+)
+
+SPEC = PixelSpec(32)
+FILES = ("model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite")
+
+
+def random_images(count, size=32):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_run):
+    return load_runner(tiny_run)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_answers_as_its_checkpoint(tiny_export, checkpoint, name):
+    images, _ = phantom_images(9, 32)
+    expected, logits = checkpoint(images), load_runner(tiny_export / name)(images)
+    assert logits.shape == (9, 4)
+    assert logits.dtype == np.float32
+    # float16 rounds weights by up to 2**-11; these logits are of the order of 1.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-2 if "fp16" in name else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["", *FILES])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_any_number_of_images_gives_each_the_same_logits(tiny_run, tiny_export, name, count):
+    runner = load_runner(tiny_export / name if name else tiny_run)
+    images = random_images(7)
+    logits = runner(images[:count])
+    assert logits.shape == (count, 4)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, runner(images)[:count], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["", *FILES])
+def test_says_pixels_and_classes(tiny_run, tiny_export, name):
+    runner = load_runner(tiny_export / name if name else tiny_run, threads=2)
+    assert runner.pixels == SPEC
+    assert runner.classes == CLASSES
+    assert runner.logit_scale is None
+    with pytest.raises(RunnerError, match=r"integer"):
+        runner.raw(random_images(1))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 32, 32), np.float32),
+        np.zeros((2, 32, 32, 1), np.uint8),
+        np.zeros((32, 32), np.uint8),
+        np.zeros((2, 31, 32), np.uint8),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "model_fp32.onnx", "model_fp32.tflite"])
+def test_refuses_other_images(tiny_run, tiny_export, name, images):
+    with pytest.raises(RunnerError, match=r"need \(N, 32, 32\) uint8"):
+        load_runner(tiny_export / name if name else tiny_run)(images)
+
+
+def test_int8_input_is_pixel_minus_128_and_logits_are_dequantized(tmp_path):
+    path = write_int8_tflite(tmp_path / "model.tflite")
+    runner = load_runner(path, pixels=SPEC, classes=CLASSES)
+    images = random_images(3)
+    every_value = np.arange(256, dtype=np.uint8).repeat(4).reshape(1, 32, 32)
+    np.testing.assert_array_equal(
+        runner._feed(every_value)[0, ..., 0], every_value[0].astype(np.int16) - 128, strict=False
+    )
+    raw = runner.raw(images)
+    assert raw.dtype == np.int8
+    assert runner.logit_scale == Scale(pytest.approx(0.05), 0)
+    np.testing.assert_allclose(runner(images), raw.astype(np.float32) * np.float32(0.05), rtol=1e-6)
+
+
+def test_another_input_scale_is_followed(tmp_path):
+    path = write_int8_tflite(tmp_path / "model.tflite", input_scale=1 / 64)
+    runner = load_runner(path, pixels=SPEC, classes=CLASSES)
+    image = np.full((1, 32, 32), 228, np.uint8)  # (228 - 128) / 128 = 0.78125 = 50 steps of 1/64
+    assert set(np.unique(runner._feed(image))) == {50}
+
+
+def test_uint8_input_is_the_pixel_itself(tmp_path):
+    runner = load_runner(write_int8_tflite(tmp_path / "m.tflite", input_kind="UINT8"), pixels=SPEC, classes=CLASSES)
+    image = random_images(1)
+    np.testing.assert_array_equal(runner._feed(image)[0, ..., 0], image[0])
+
+
+def test_a_file_with_int8_weights_and_float_logits_has_no_integer_ones(tmp_path):
+    runner = load_runner(write_dynamic_range_tflite(tmp_path / "model.tflite"), pixels=SPEC, classes=CLASSES)
+    assert runner.logit_scale is None
+
+
+@pytest.mark.parametrize("zero_point", [np.int8(-3), np.uint8(125)])
+def test_a_qdq_file_gives_its_integer_logits_as_int8(tmp_path, zero_point):
+    path = write_qdq_onnx(tmp_path / "model.onnx", 0.02, zero_point)
+    runner = OnnxRunner(path, FileMetadata(CLASSES, SPEC, {}), optimised=False)
+    images = random_images(5)
+    expected = np.clip(np.rint(scale_pixels(images).mean((2, 3)) / np.float32(0.02)) - 3, -128, 127)
+    assert runner.logit_scale == Scale(pytest.approx(0.02), -3)
+    np.testing.assert_array_equal(runner.raw(images), np.repeat(expected, 4, axis=1))
+
+
+def write_qdq_onnx(path, scale, zero_point):
+    """Four times the image's mean, through QuantizeLinear and DequantizeLinear."""
+    make = onnx.helper
+    constants = [
+        onnx.numpy_helper.from_array(np.float32(scale), "scale"),
+        onnx.numpy_helper.from_array(zero_point, "zero"),
+        onnx.numpy_helper.from_array(np.array([2, 3]), "axes"),
+    ]
+    nodes = [
+        make.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0),
+        make.make_node("Concat", ["mean"] * 4, ["real"], axis=1),
+        make.make_node("QuantizeLinear", ["real", "scale", "zero"], ["steps"]),
+        make.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["logits"]),
+    ]
+    ends = [
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("image", ["batch", 1, 32, 32]), ("logits", ["batch", 4]))
+    ]
+    graph = make.make_graph(nodes, "qdq", ends[:1], ends[1:], constants)
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("write", [write_float_onnx, write_float_tflite])
+def test_a_file_of_others_runs_once_pixels_and_classes_are_given(tmp_path, write):
+    path = write(tmp_path / f"model.{write.__name__.rpartition('_')[2]}")
+    with pytest.raises(MetadataError, match="does not say its classes and pixels"):
+        load_runner(path)
+    with pytest.raises(RunnerError, match="give pixels and classes together"):
+        load_runner(path, pixels=SPEC)
+    assert load_runner(path, pixels=SPEC, classes=CLASSES)(random_images(2)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("write", [write_float_onnx, write_float_tflite])
+def test_refuses_claims_that_do_not_fit_the_file(tmp_path, write):
+    path = write(tmp_path / f"model.{write.__name__.rpartition('_')[2]}")
+    with pytest.raises(RunnerError, match=r"takes images of shape"):
+        load_runner(path, pixels=PixelSpec(64), classes=CLASSES)
+    with pytest.raises(RunnerError, match="gives 4 logits, but names 3 classes"):
+        load_runner(path, pixels=SPEC, classes=CLASSES[:3])
+    write_metadata(path, FileMetadata(CLASSES, SPEC, {}))
+    with pytest.raises(RunnerError, match="was made for"):
+        load_runner(path, pixels=PixelSpec(32, "pad"), classes=CLASSES)
+    with pytest.raises(RunnerError, match="has the classes"):
+        load_runner(path, pixels=SPEC, classes=CLASSES[::-1])
+
+
+def test_a_run_refuses_other_claims(tiny_run):
+    with pytest.raises(RunnerError, match="was made for"):
+        load_runner(tiny_run, pixels=PixelSpec(64), classes=CLASSES)
+
+
+@pytest.mark.parametrize("write", [write_float_onnx, write_float_tflite])
+def test_a_damaged_file_is_named(tmp_path, write):
+    path = write(tmp_path / f"model.{write.__name__.rpartition('_')[2]}")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(MetadataError, match=r"cut short|damaged"):
+        load_runner(path)
+
+
+def test_an_onnx_file_that_the_runtime_refuses_is_named(tmp_path):
+    path = write_float_onnx(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "Sorcery"
+    onnx.save(model, path)
+    with pytest.raises(RunnerError, match="cannot be run by ONNX Runtime"):
+        load_runner(path, pixels=SPEC, classes=CLASSES)
+
+
+def write_onnx_that_fails_at_run_time(path):
+    make = onnx.helper
+    beyond = onnx.numpy_helper.from_array(np.full(4, 99, np.int64), "beyond")
+    ends = [
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("image", ["batch", 1, 32, 32]), ("logits", ["batch", 1, 32, 4]))
+    ]
+    node = make.make_node("Gather", ["image", "beyond"], ["logits"], axis=3)
+    graph = make.make_graph([node], "gather", ends[:1], ends[1:], [beyond])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def write_tflite_that_fails_at_run_time(path):
+    build = TFLiteBuilder()
+    image, logits = build.tensor("image", (1, 32, 32, 1)), build.tensor("logits", (1, 32, 32, 4))
+    beyond = build.tensor("beyond", (4,), "INT32", data=np.full(4, 99, np.int32))
+    options = schema.GatherOptionsT()
+    options.axis = 3
+    build.op("GATHER", [image, beyond], [logits], options)
+    return build.write(path, [image], [logits])
+
+
+FAILING = {"onnx": write_onnx_that_fails_at_run_time, "tflite": write_tflite_that_fails_at_run_time}
+
+
+@pytest.mark.parametrize(("kind", "engine"), [("onnx", "ONNX Runtime"), ("tflite", "the LiteRT interpreter")])
+def test_a_file_that_fails_at_run_time_is_named(tmp_path, kind, engine):
+    path = FAILING[kind](tmp_path / f"model.{kind}")
+    with pytest.raises(RunnerError, match=rf"model.{kind} cannot be run by {engine}: "):
+        load_runner(path, pixels=SPEC, classes=CLASSES)(random_images(1))
+
+
+def test_wrong_paths_say_what_is_allowed(tmp_path):
+    with pytest.raises(RunnerError, match="does not exist"):
+        load_runner(tmp_path / "nothing.onnx")
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(RunnerError, match=r"ends in '.pt'"):
+        load_runner(tmp_path / "model.pt")
+    with pytest.raises(RunError, match="no run folder"):
+        load_runner(tmp_path)
+    with pytest.raises(RunnerError, match="threads is 0"):
+        load_runner(tmp_path, threads=0)
+
+
+def test_a_torch_runner_leaves_model_and_threads_as_they_were(tiny_run):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 32), torch.nn.Flatten()).eval()
+    weights = model[0].weight.detach().clone()
+    before = torch.get_num_threads()
+    runner = TorchRunner(model, SPEC, CLASSES, threads=before + 1)
+    assert runner(random_images(2)).shape == (2, 4)
+    assert torch.get_num_threads() == before
+    assert torch.equal(model[0].weight, weights)
+    with pytest.raises(RunnerError, match="training mode"):
+        TorchRunner(model.train(), SPEC, CLASSES)

@@ -1,0 +1,140 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run import RunError, load_run
+from export.run.sample import RunImages, check_run_images
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return load_run(tiny_run)
+
+
+@pytest.fixture
+def moved(phantoms, tmp_path):
+    """A copy of the data set that a test may damage."""
+    return shutil.copytree(phantoms, tmp_path / "moved")
+
+
+def test_all_images_of_an_untouched_run_are_there(run, phantoms):
+    images = check_run_images(run)
+    assert images.problems == ()
+    assert images.root == phantoms
+    assert len(images.rows) == 4 * (8 + 3)
+
+
+def test_changed_and_missing_images_are_named_and_left_out(run, moved):
+    changed, missing = sorted((moved / "Testing/glioma").iterdir())[:2]
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    missing.unlink()
+    images = check_run_images(run, moved)
+    assert len(images.rows) == 4 * (8 + 3) - 2
+    text = "\n".join(images.problems)
+    assert "2 of 44 images" in text
+    assert f"Testing/glioma/{changed.name} has changed" in text
+    assert f"Testing/glioma/{missing.name} is missing" in text
+
+
+def test_many_faults_are_counted(run, moved):
+    for path in sorted(moved.rglob("*.png"))[:9]:
+        path.unlink()
+    problems = check_run_images(run, moved).problems
+    assert problems[0].startswith("9 of 44 images")
+    assert problems[-1] == "and 4 more"
+    assert len(problems) == 7
+
+
+def test_a_run_without_its_images_or_manifest_still_has_phantoms(run, tiny_run, tmp_path):
+    gone = check_run_images(run, tmp_path / "nowhere")
+    assert "is not there" in gone.problems[0]
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    (copy / "manifest.csv").unlink()
+    bare = check_run_images(load_run(copy))
+    assert "manifest.csv is missing" in bare.problems[0]
+    for images in (gone, bare):
+        sample = images.sample(8, ("Testing",), seed=3)
+        expected, labels = phantom_images(8, 32, seed=3)
+        np.testing.assert_array_equal(sample.pixels, expected)
+        np.testing.assert_array_equal(sample.labels, labels)
+        assert sample.splits == ("phantom",) * 8
+
+
+def test_calibration_takes_every_training_image_where_there_are_fewer_and_no_phantom(run):
+    sample = check_run_images(run).calibration(128)
+    assert sample.to_json()["splits"] == {"Training": 24}  # 8 of 32 validate
+    assert sample.own_images == 24
+    assert sample.names[:8] == check_run_images(run).calibration(8).names
+
+
+@pytest.mark.parametrize(
+    "lost", [slice(6), slice(0, None, 2), slice(None)], ids=["a class", "half of each class", "all"]
+)
+def test_calibration_without_the_runs_images_is_refused(run, moved, lost):
+    for row in [row for row in run.manifest() if row.split == "Training"][lost]:
+        (moved / row.path).unlink()
+    with pytest.raises(RunError, match=r"training images that ranges are chosen from, .* with --data"):
+        check_run_images(run, moved).calibration(16)
+
+
+def test_calibration_without_a_manifest_is_refused(run, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    (folder / "manifest.csv").unlink()
+    with pytest.raises(RunError, match=r"0 can be had .*manifest\.csv is missing"):
+        check_run_images(load_run(folder)).calibration(16)
+
+
+def test_calibration_goes_on_where_others_of_the_class_take_a_lost_images_place(run, moved):
+    drawn = check_run_images(run, moved).calibration(8)
+    (moved / drawn.names[0]).unlink()
+    again = check_run_images(run, moved).calibration(8)
+    assert again.own_images == 8
+    assert sorted(again.labels) == sorted(drawn.labels)
+
+
+def test_a_run_trained_on_phantoms_may_calibrate_on_others(run, tmp_path):
+    synthetic = dataclasses.replace(run, config=run.config | {"data": {"root": "phantom"}})
+    assert check_run_images(synthetic, tmp_path / "nowhere").calibration(8).splits == ("phantom",) * 8
+
+
+def test_a_sample_is_balanced_and_prefers_the_earlier_split(run):
+    sample = check_run_images(run).sample(16, ("Testing", "Training"))
+    assert sample.to_json()["splits"] == {"Testing": 12, "Training": 4}
+    assert sample.to_json()["per_class"] == dict.fromkeys(CLASSES, 4)
+    assert len(set(sample.names)) == 16
+    assert sample.pixels.shape == (16, 32, 32)
+    assert sample.pixels.dtype == np.uint8
+    for name, label in zip(sample.names, sample.labels, strict=True):
+        assert f"/{CLASSES[label]}/" in name
+
+
+def test_pixels_are_those_of_the_named_images(run, phantoms):
+    sample = check_run_images(run).sample(8, ("Testing",))
+    from PIL import Image
+
+    for name, pixels in zip(sample.names, sample.pixels, strict=True):
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(phantoms / name)))
+
+
+def test_the_seed_decides(run):
+    images = check_run_images(run)
+    names = [images.sample(8, ("Training",), seed).names for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_what_the_run_lacks_is_filled_with_phantoms_and_said(run):
+    sample = check_run_images(run).sample(60, ("Testing", "val", "Training"))
+    assert len(sample.names) == len(sample.splits) == len(sample.labels) == len(sample.pixels) == 60
+    splits = sample.to_json()["splits"]
+    assert splits["phantom"] == 60 - 44
+    assert sum(splits.values()) == 60
+
+
+def test_no_images_at_all_are_no_problem_of_balance(tmp_path):
+    sample = RunImages(tmp_path, (), PixelSpec(32), ()).sample(7, ("Testing",))
+    assert sample.to_json()["count"] == 7

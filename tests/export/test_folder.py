@@ -1,0 +1,148 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from brainq_torch.lock import hold_lock
+from export.folder import ExportFolderError, check_target, write_as_a_whole
+
+
+def write(target, replace=False, content="new", say=lambda message: None):
+    with write_as_a_whole(target, replace, say) as folder:
+        (folder / "model").write_text(content)
+        (folder / "parity.json").write_text(json.dumps({"artefacts": {"model": {}}}))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "export"
+    with write_as_a_whole(target, False, pytest.fail) as folder:
+        (folder / "model").write_text("new")
+        assert not target.exists()
+        assert names(target.parent) == ["export.lock", "export.partial"]
+    assert names(target.parent) == ["export"]
+    assert names(target) == ["model"]
+
+
+def test_nothing_is_left_when_the_block_raises(tmp_path):
+    def fill_the_disk(replace=False):
+        with write_as_a_whole(tmp_path / "export", replace, pytest.fail) as folder:
+            (folder / "model").write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
+    assert names(tmp_path) == []
+
+
+def test_an_existing_folder_is_kept_without_replace(tmp_path):
+    write(tmp_path / "export", content="old")
+    with pytest.raises(ExportFolderError, match="exists; name another folder with --out, or replace it with --force"):
+        write(tmp_path / "export")
+    assert (tmp_path / "export/model").read_text() == "old"
+
+
+def test_replace_puts_the_new_one_in_its_place(tmp_path):
+    write(tmp_path / "export", content="old")
+    write(tmp_path / "export", replace=True)
+    assert (tmp_path / "export/model").read_text() == "new"
+    assert names(tmp_path) == ["export"]
+
+
+def test_the_old_one_survives_a_replacement_that_fails(tmp_path):
+    write(tmp_path / "export", content="old")
+    with pytest.raises(OSError, match="full"), write_as_a_whole(tmp_path / "export", True, pytest.fail):
+        raise OSError("full")
+    assert (tmp_path / "export/model").read_text() == "old"
+    assert names(tmp_path) == ["export"]
+
+
+def test_replace_refuses_what_no_export_made(tmp_path):
+    write(tmp_path / "export")
+    (tmp_path / "export/thesis.docx").write_text("years of work")
+    with pytest.raises(ExportFolderError, match=r"no part of an export \(thesis.docx\)"):
+        write(tmp_path / "export", replace=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter").write_text("dear")
+    with pytest.raises(ExportFolderError, match="is not an export"):
+        write(tmp_path / "home", replace=True)
+    assert (tmp_path / "export/thesis.docx").exists()
+    assert (tmp_path / "home/letter").exists()
+
+
+def test_an_empty_folder_is_free_and_a_file_is_not(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    assert names(tmp_path / "empty") == ["model", "parity.json"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportFolderError, match="is not a folder"):
+        check_target(tmp_path / "file", replace=True)
+
+
+def test_what_a_killed_export_left_is_removed_and_said(tmp_path):
+    (tmp_path / "export.partial" / "deep").mkdir(parents=True)
+    (tmp_path / "export.partial" / "model").write_text("half")
+    said = []
+    write(tmp_path / "export", say=said.append)
+    assert len(said) == 1
+    assert "unfinished folder of a killed export" in said[0]
+    assert names(tmp_path) == ["export"]
+    assert names(tmp_path / "export") == ["model", "parity.json"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    write(tmp_path / "export", content="old")
+    (tmp_path / "export").rename(tmp_path / "export.replaced.partial")
+    said = []
+    with pytest.raises(ExportFolderError, match="exists"):
+        write(tmp_path / "export", say=said.append)
+    assert (tmp_path / "export/model").read_text() == "old"
+    assert "putting back" in said[0]
+
+
+def test_a_kill_after_the_two_renames_leaves_no_rubbish(tmp_path):
+    write(tmp_path / "export", content="new")
+    write(tmp_path / "export.replaced.partial", content="old")
+    said = []
+    write(tmp_path / "export", replace=True, say=said.append)
+    assert "after replacing it" in said[0]
+    assert names(tmp_path) == ["export"]
+
+
+def test_two_exports_do_not_write_the_same_folder(tmp_path):
+    (tmp_path / "export.partial").mkdir()
+    (tmp_path / "export.partial/model").write_text("of the other")
+    with (
+        hold_lock(tmp_path / "export.lock"),
+        pytest.raises(ExportFolderError, match=f"another export is writing .*process {os.getpid()} on "),
+    ):
+        write(tmp_path / "export")
+    assert (tmp_path / "export.partial/model").exists()
+
+
+def test_a_killed_process_leaves_no_half_export(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from export.folder import write_as_a_whole\n"
+        "with write_as_a_whole(Path(sys.argv[1]), False, print) as folder:\n"
+        "    (folder / 'model').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "export")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(ExportFolderError, match="another export is writing"):
+            write(tmp_path / "export")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert names(tmp_path) == ["export.lock", "export.partial"]
+    start, said = time.monotonic(), []
+    write(tmp_path / "export", say=said.append)
+    assert time.monotonic() - start < 5
+    assert "killed export" in said[0]
+    assert names(tmp_path) == ["export"]

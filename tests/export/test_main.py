@@ -1,0 +1,330 @@
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import export.__main__
+from brainq_torch.data.dataset.manifest import hash_file
+from export.__main__ import PARITY_IMAGES, main
+from export.bundle.card import _describe_parity
+from export.recipes import RECIPES
+from export.run.metadata import read_metadata, write_metadata
+from tests.support.handmade_models import write_float_tflite
+
+ROOT = Path(__file__).parents[2]
+FLOAT = ["--recipes", "fp32", "fp16"]
+FILES = ["model_fp16.tflite", "model_fp32.onnx", "model_fp32.tflite", "parity.json"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def hashes(folder):
+    return {path.name: hash_file(path) for path in folder.iterdir() if path.name != "parity.json"}
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the tiny run that a test may change."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def quick(monkeypatch, tiny_export):
+    """Recipes that copy the tiny export's files instead of converting again."""
+
+    def make(context, files):
+        for file in files:
+            shutil.copy(tiny_export / file, context.path(file))
+
+    for name in ("fp32", "fp16"):
+        files = RECIPES[name].files
+        replaced = dataclasses.replace(RECIPES[name], make=lambda context, files=files: make(context, files))
+        monkeypatch.setitem(RECIPES, name, replaced)
+
+
+def break_recipe(monkeypatch, name, make):
+    monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES[name], make=make))
+
+
+def test_an_export_holds_exactly_its_files_and_their_report(tiny_export):
+    assert names(tiny_export) == FILES
+    report = json.loads((tiny_export / "parity.json").read_text())
+    assert report["passed"] is True
+    assert list(report["artefacts"]) == ["model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite"]
+    for name, artefact in report["artefacts"].items():
+        assert artefact["bytes"] == (tiny_export / name).stat().st_size
+        assert artefact["sha256"] == hash_file(tiny_export / name)
+        assert artefact["passed"] is True
+        assert artefact["top1_agreement"] == 1.0
+        assert artefact["max_lsb"] is artefact["mean_lsb"] is None
+    assert report["images"]["count"] == PARITY_IMAGES >= 200
+    assert sum(report["images"]["splits"].values()) == len(report["images"]["names"]) == PARITY_IMAGES
+    assert report["images"]["problems"] == []
+    assert {"images", "fp32", "fp16", "parity", "total"} == report["seconds"].keys()
+    assert report["versions"]["onnxruntime"]
+
+
+def test_the_same_run_gives_the_same_files(run, tiny_export, tmp_path):
+    assert main([str(run), "--out", str(tmp_path / "again"), "--recipes", "fp16"]) == 0
+    for name in FILES[:3]:
+        # The checkout may have moved on between the two; nothing else may differ.
+        first, second = read_metadata(tiny_export / name), read_metadata(tmp_path / "again" / name)
+        commit = {"commit": first.provenance["commit"]}
+        assert first == dataclasses.replace(second, provenance=second.provenance | commit)
+        write_metadata(tmp_path / "again" / name, first)
+    assert hashes(tmp_path / "again") == hashes(tiny_export)
+
+
+def test_goes_into_the_run_by_default_and_prints_a_table(run, quick, capsys):
+    assert main([str(run), *FLOAT]) == 0
+    assert names(run / "export") == FILES
+    output = capsys.readouterr()
+    lines = [line for line in output.out.splitlines() if line.startswith("model_") and line.endswith("passed")]
+    assert [line.split()[0] for line in lines] == ["model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite"]
+    assert output.out.splitlines()[-1] == f"passed: {run / 'export'}"
+    assert output.err == ""
+
+
+def test_an_existing_export_is_replaced_only_with_force(run, quick, capsys):
+    assert main([str(run), "--recipes", "fp32"]) == 0
+    before = hashes(run / "export")
+    assert main([str(run), *FLOAT]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert hashes(run / "export") == before
+    assert main([str(run), *FLOAT, "--force"]) == 0
+    assert names(run / "export") == FILES
+
+
+def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, capsys):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter").write_text("dear")
+    assert main([str(run), *FLOAT, "--out", str(tmp_path / "home"), "--force"]) == 2
+    assert "is not an export" in capsys.readouterr().err
+    assert names(tmp_path / "home") == ["letter"]
+
+
+def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, capsys):
+    def make(context):
+        write_float_tflite(context.path("model_fp16.tflite"))  # runs, but is another network
+
+    break_recipe(monkeypatch, "fp16", make)
+    assert main([str(run), *FLOAT]) == 1
+    assert names(run / "export") == FILES
+    report = json.loads((run / "export/parity.json").read_text())
+    assert report["passed"] is False
+    assert {name: artefact["passed"] for name, artefact in report["artefacts"].items()} == {
+        "model_fp32.onnx": True, "model_fp32.tflite": True, "model_fp16.tflite": False,
+    }  # fmt: skip
+    assert report["artefacts"]["model_fp16.tflite"]["flips"]
+    output = capsys.readouterr().out
+    assert "FAILED: model_fp16.tflite" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")],
+)
+def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, capsys, error):
+    def make(context):
+        context.path("model_fp16.tflite").write_bytes(b"half")
+        try:
+            raise error
+        except OSError as cause:
+            raise RuntimeError("a library's own words") from cause
+
+    break_recipe(monkeypatch, "fp16", make)
+    assert main([str(run), *FLOAT]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert "export" not in names(run)
+    assert "export.partial" not in names(run)
+
+
+def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):
+    def make(context):
+        context.path("model_fp16.tflite").write_bytes(b"half")
+        raise ZeroDivisionError
+
+    break_recipe(monkeypatch, "fp16", make)
+    with pytest.raises(ZeroDivisionError):
+        main([str(run), *FLOAT])
+    assert not {"export", "export.partial"} & set(names(run))
+
+
+def test_an_unfinished_export_is_removed_and_said(run, quick, capsys):
+    (run / "export.partial").mkdir()
+    (run / "export.partial/model_fp32.onnx").write_bytes(b"half")
+    assert main([str(run), *FLOAT]) == 0
+    assert "unfinished folder of a killed export" in capsys.readouterr().err
+    assert names(run / "export") == FILES
+    assert "export.partial" not in names(run)
+
+
+def test_a_changed_image_is_named_and_left_out(run, quick, phantoms, tmp_path, capsys):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    changed = min((data / "Testing/pituitary").iterdir())
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    assert main([str(run), *FLOAT, "--data", str(data)]) == 0
+    assert f"warning: Testing/pituitary/{changed.name} has changed" in capsys.readouterr().err
+    images = json.loads((run / "export/parity.json").read_text())["images"]
+    assert f"Testing/pituitary/{changed.name}" not in images["names"]
+    assert any(changed.name in problem for problem in images["problems"])
+
+
+def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, capsys):
+    assert main([str(run), *FLOAT, "--data", str(tmp_path / "nowhere")]) == 0
+    output = capsys.readouterr()
+    assert "is not there" in output.err
+    report = json.loads((run / "export/parity.json").read_text())
+    assert report["images"]["splits"] == {"phantom": PARITY_IMAGES}
+    assert {artefact["own_images"] for artefact in report["artefacts"].values()} == {0}
+    assert "no image of the run was compared" in output.out
+    assert output.out.count("on phantoms alone: passed") == len(report["artefacts"])
+    section = _describe_parity("model_fp16.tflite", report["artefacts"]["model_fp16.tflite"])
+    assert "Compared on images of the run: **NOT DONE**" in section
+
+
+@pytest.mark.parametrize("recipe", ["int8", "w4a8", "int8_tf", "dynamic_int8"])
+@pytest.mark.parametrize("left", [0, 12])
+def test_integer_files_need_the_images_that_the_run_was_trained_on(
+    run, quick, phantoms, tmp_path, capsys, recipe, left
+):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    for path in sorted((data / "Training").rglob("*.png")) + sorted((data / "Testing").rglob("*.png"))[left:]:
+        path.unlink()
+    assert main([str(run), "--recipes", "fp32", recipe, "--data", str(data)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "with --data" in error
+    assert not {"export", "export.partial"} & set(names(run))
+
+
+def test_images_of_a_healthy_run_are_its_own(tiny_export):
+    report = json.loads((tiny_export / "parity.json").read_text())
+    assert {artefact["own_images"] for artefact in report["artefacts"].values()} == {44}
+
+
+def test_files_are_compared_on_as_many_images_as_asked_for(run, quick):
+    assert main([str(run), *FLOAT, "--parity-images", "300"]) == 0
+    report = json.loads((run / "export/parity.json").read_text())
+    assert report["images"]["count"] == 300
+    assert report["artefacts"]["model_fp16.tflite"]["against_float"]["n"] == 300
+
+
+def test_too_few_images_to_compare_on_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        main([str(run), "--parity-images", "199"])
+    assert "at least 200 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flips", "hint"), [(1, True), (2, False)])
+def test_a_single_flip_among_few_images_may_be_chance(run, quick, monkeypatch, capsys, flips, hint):
+    def climb_with_flips(*arguments):
+        reports = climb(*arguments)
+        changed = {"passed": False, "flips": ({"image": "x"},) * flips}
+        return reports | {"model_fp16.tflite": dataclasses.replace(reports["model_fp16.tflite"], **changed)}
+
+    climb = export.__main__.climb
+    monkeypatch.setattr(export.__main__, "climb", climb_with_flips)
+    monkeypatch.setattr(export.__main__.ParityReport, "table", lambda report: "")
+    assert main([str(run), *FLOAT]) == 1
+    assert ("--parity-images" in capsys.readouterr().out) is hint
+
+
+def not_a_folder(run):
+    shutil.rmtree(run)
+
+
+def not_a_run(run):
+    (run / "config.yaml").unlink()
+
+
+def unfinished(run):
+    (run / "model.ckpt").unlink()
+
+
+def truncated(run):
+    path = run / "model.ckpt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def of_another_network(run):
+    checkpoint = torch.load(run / "model.ckpt", weights_only=True)
+    checkpoint["model"]["arguments"]["width_mult"] = 0.5
+    torch.save(checkpoint, run / "model.ckpt")
+
+
+class Bomb:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def with_code(run):
+    torch.save({"format": 1, "state_dict": Bomb(run / "exploded")}, run / "model.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (not_a_folder, "is no folder"),
+        (not_a_run, "is no run folder"),
+        (unfinished, "is not finished"),
+        (truncated, "truncated"),
+        (of_another_network, "another architecture"),
+        (with_code, "was not loaded"),
+    ],
+)
+def test_a_run_that_cannot_be_used_is_one_clear_line(run, quick, capsys, damage, message):
+    damage(run)
+    assert main([str(run), *FLOAT]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "Traceback" not in error
+    assert not run.exists() or not {"export", "export.partial", "exploded"} & set(names(run))
+
+
+def test_an_unknown_recipe_names_those_allowed(run, capsys):
+    assert main([str(run), "--recipes", "fp32", "fp8"]) == 2
+    assert "unknown recipe fp8; allowed are fp32, fp16" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_the_extra(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main([str(run), *FLOAT]) == 2
+    assert "pip install -e '.[export]'" in capsys.readouterr().err
+    assert not {"export", "export.partial"} & set(names(run))
+
+
+def test_list_names_the_recipes(capsys):
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+
+
+def test_a_run_is_asked_for(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "RUN is missing" in capsys.readouterr().err
+
+
+def test_runs_as_a_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "export", "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: nowhere is no folder")
+    assert result.stdout == ""

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from brainq_torch.run import load_run
+from export.recipes import (
+    RECIPES,
+    ExportContext,
+    RecipeError,
+    default_recipes,
+    describe_run,
+    float_model,
+    resolve_recipes,
+)
+from export.run.metadata import read_metadata
+from export.run.sample import check_run_images
+
+
+def test_every_recipe_limits_every_file_it_makes():
+    for name, recipe in RECIPES.items():
+        assert [rung.artefact for rung in recipe.rungs] == list(recipe.files), name
+        assert set(recipe.needs) <= RECIPES.keys(), name
+        assert all(file.endswith((".onnx", ".tflite")) for file in recipe.files), name
+    files = [file for recipe in RECIPES.values() for file in recipe.files]
+    assert len(files) == len(set(files))
+
+
+def test_the_limits_are_the_designs():
+    limits = {rung.artefact: rung.limits.to_json() for name in ("fp32", "fp16") for rung in RECIPES[name].rungs}
+    assert limits == {
+        "model_fp32.onnx": {"max_abs_diff": 1e-4},
+        "model_fp32.tflite": {"max_abs_diff": 1e-4},
+        "model_fp16.tflite": {"top1_agreement": 0.999},
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        (["fp16"], ["fp32", "fp16"]),
+        (["fp16", "fp32"], ["fp32", "fp16"]),
+        (["fp32", "fp32"], ["fp32"]),
+        ([], []),
+    ],
+)
+def test_needed_recipes_come_first_and_once(asked, made):
+    assert resolve_recipes(asked) == made
+
+
+def test_an_unknown_recipe_names_those_allowed():
+    with pytest.raises(RecipeError, match=r"unknown recipe fp8, int1; allowed are fp32, fp16"):
+        resolve_recipes(["fp32", "int1", "fp8"])
+
+
+def test_a_float_run_is_exported_as_fp32_fp16_and_int8(tiny_run):
+    run = load_run(tiny_run)
+    assert default_recipes(run) == ("fp32", "fp16", "int8")
+    assert float_model(run) is run.model
+
+
+def test_provenance_has_no_path_and_no_time(tiny_run):
+    run = load_run(tiny_run)
+    text = json.dumps(describe_run(run, "fp32").to_json())
+    assert str(tiny_run) not in text
+    assert describe_run(run, "fp32") == describe_run(run, "fp32")
+
+
+def test_calibration_images_are_training_images(tiny_run, tmp_path):
+    run = load_run(tiny_run)
+    sample = ExportContext(run, tmp_path, check_run_images(run), calibration_images=8).calibration()
+    assert set(sample.splits) == {"Training"}
+
+
+def test_the_recipe_stands_in_the_file(tiny_export):
+    assert read_metadata(tiny_export / "model_fp16.tflite").provenance["recipe"] == "fp16"

@@ -1,0 +1,154 @@
+"""The w4a8 export from end to end: what training or rounding chose is what the files hold."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brainq_torch.fit import main as fit_main
+from brainq_torch.quant.prepare import weighted_layers
+from brainq_torch.quant.scheme import quantize_weight
+from brainq_torch.run import load_run
+from export.__main__ import main as export_main
+from export.w4a8 import ONNX_W4A8, TFLITE_W4A8
+from tests.conftest import TINY
+
+pytest.importorskip("onnx2tf", reason="the optional extra `export` is not installed")
+
+SCHEME = {"weight_bits": 4, "exceptions": {"first": 8, "last": 8, "depthwise": 8}}
+FEW = ["--recipes", "w4a8", "--calibration-images", "8"]
+
+
+def file_integers(folder):
+    """Return the integers of every layer of both files: {layer: (O, ...) int8, torch's layout}, {layer: flat}."""
+    from export.graph.encodings import in_tflite_layout, read_encodings, weighted_operators
+    from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4
+
+    layers = read_encodings(folder / ONNX_W4A8).layers
+    model = read_model(folder / TFLITE_W4A8)
+    tensors = model.subgraphs[0].tensors
+    written = {}
+    for operator, name in weighted_operators(model):
+        weight = tensors[operator.inputs[1]]
+        wanted = in_tflite_layout(layers[name], operator_name(model, operator)).weight
+        packed = weight.type == schema().TensorType.INT4
+        assert packed == (layers[name].bits == 4)
+        values = constant(model, weight, np.uint8 if packed else np.int8)
+        flat = unpack_int4(values, wanted.size) if packed else values
+        assert np.array_equal(flat, wanted.reshape(-1))
+        written[name] = layers[name].weight
+    return written
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, phantoms, tmp_path_factory):
+    """A run trained with 4-bit weights, kept whether or not training helped, and its export."""
+    from brainq_torch import fit
+
+    out = tmp_path_factory.mktemp("runs") / "w4"
+    qat = json.dumps({"calibration_images": 8, "scheme": SCHEME})
+    words = [*TINY, f"--data.root={phantoms}", f"--out={out}", f"--init={tiny_run}", f"--qat={qat}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "choose", lambda *_: "qat")
+        assert fit_main([*words, "--stages=[{name: qat, epochs: 2, rate: 3e-3}]"]) == 0
+    assert export_main([str(out)]) == 0  # w4a8 is what such a run makes by default
+    return out
+
+
+def test_trained_integers_go_into_the_files_unchanged(trained):
+    run = load_run(trained)
+    layers = {layer.name: layer for layer in weighted_layers(run.model)}
+    assert {layer.largest for layer in layers.values()} == {7, 127}
+    written = file_integers(trained / "export")
+    assert written.keys() == layers.keys()
+    start = torch.load(trained / "checkpoints" / "ptq.pt", weights_only=True)
+    moved = 0
+    for name, layer in layers.items():
+        chosen = quantize_weight(layer.weight, layer.weight_scale, layer.largest).numpy()
+        assert np.array_equal(written[name], chosen), name
+        if layer.largest == 7:
+            assert np.abs(chosen).max() == 7
+            moved += not torch.equal(start[f"{name}.weight"], run.model.get_submodule(name).weight)
+    assert moved > 30  # training did change them: this is not the file of the network it started from
+
+
+def test_rounding_has_no_say_in_a_run_that_was_trained(trained, tmp_path, capsys):
+    assert export_main([str(trained), "--out", str(tmp_path / "e"), "--rounding", "nearest"]) == 2
+    assert "--rounding and --bits-from have nothing to choose" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_run, tmp_path_factory):
+    """The float run's files, rounded to nearest with two layers at 8 bits, and learned."""
+    folder = tmp_path_factory.mktemp("rounded")
+    run = shutil.copytree(tiny_run, folder / "run")
+    bits = folder / "bits.json"
+    bits.write_text(json.dumps({"features.2.conv.0.0": 8, "features.3.conv.0.0": 8}))
+    codes = [
+        export_main([str(run), "--out", str(folder / name), *FEW, "--rounding", name, *more])
+        for name, more in (("nearest", ["--bits-from", str(bits)]), ("descent", []))
+    ]
+    assert set(codes) <= {0, 1}  # 1: parity refuses it
+    return folder
+
+
+def test_naive_and_learned_rounding_are_told_apart(rounded):
+    naive, learned = (file_integers(rounded / name) for name in ("nearest", "descent"))
+    differing = {name for name in learned if not np.array_equal(naive[name], learned[name])}
+    four_bit = {name for name, integers in learned.items() if np.abs(integers).max() <= 7}
+    assert len(four_bit) > 30
+    assert len(differing & four_bit) > 30
+    assert np.abs(naive["features.2.conv.0.0"]).max() > 7  # as the file of bits says
+    assert np.abs(learned["features.2.conv.0.0"]).max() <= 7
+    from export.run.metadata import read_metadata
+
+    for name in ("nearest", "descent"):
+        provenance = read_metadata(rounded / name / TFLITE_W4A8).provenance
+        assert provenance["rounding"]["method"] == name
+        assert ("features.2.conv.0.0" in provenance["scheme"]["exceptions"]) == (name == "nearest")
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"features.2.conv.0.0": 7}', '{"features.2.conv.0.0": "4"}'])
+def test_a_file_that_says_no_bits_is_refused(tiny_run, tmp_path, content, capsys):
+    path = tmp_path / "bits.json"
+    path.write_text(content)
+    assert export_main([str(tiny_run), "--out", str(tmp_path / "e"), *FEW, "--bits-from", str(path)]) == 2
+    assert "bits.json does not say bits per layer" in capsys.readouterr().err
+
+
+EVIDENCE = Path("results/mobilenetv2_w4")
+
+
+def test_the_published_files_hold_the_same_integers_and_one_nibble_more_is_found(tmp_path):
+    from export.graph.encodings import EncodingError, check_encodings, read_encodings
+    from export.graph.flatbuffer import constant, read_model, schema, write_model
+
+    encodings = read_encodings(EVIDENCE / ONNX_W4A8)
+    check_encodings(EVIDENCE / TFLITE_W4A8, encodings)
+    assert sum(layer.bits == 4 for layer in encodings.layers.values()) == 34
+    model = read_model(EVIDENCE / TFLITE_W4A8)
+    tensor = next(one for one in model.subgraphs[0].tensors if one.name == b"features.9.conv.2.weight")
+    assert tensor.type == schema().TensorType.INT4
+    data = constant(model, tensor, np.uint8).copy()
+    data[-1] ^= 0x20
+    model.buffers[tensor.buffer].data = data
+    write_model(model, tmp_path / TFLITE_W4A8)
+    with pytest.raises(EncodingError, match=r"features\.9\.conv\.2\.weight: 1 integers differ, in 1 channels"):
+        check_encodings(tmp_path / TFLITE_W4A8, encodings)
+
+
+@pytest.mark.parametrize("xnnpack", [True, False])
+def test_the_published_file_runs_with_and_without_xnnpack(xnnpack):
+    """With XNNPACK it gives ONNX Runtime's very integers; the built-in kernels round twice, which stays small."""
+    from brainq_torch.data.synthesis.phantom import phantom_images
+    from export.run.metadata import read_metadata
+    from export.run.runners import OnnxRunner, TFLiteRunner
+
+    onnx, tflite = EVIDENCE / ONNX_W4A8, EVIDENCE / TFLITE_W4A8
+    images = phantom_images(4, 224)[0]
+    wanted = OnnxRunner(onnx, read_metadata(onnx)).raw(images).astype(int)
+    steps = np.abs(TFLiteRunner(tflite, read_metadata(tflite), xnnpack=xnnpack).raw(images) - wanted)
+    assert steps.max() == 0 if xnnpack else 0 < steps.max() <= 24

@@ -1,0 +1,296 @@
+import re
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run import load_run
+from export.graph.flatbuffer import constant, read_model, write_model
+from export.recipes import RECIPES
+from export.run.metadata import FileMetadata, read_metadata, write_metadata
+from export.run.runners import Scale, TorchRunner
+from export.run.sample import ImageSample
+from export.verify.parity import (
+    FLOAT_MODEL,
+    ArtefactReport,
+    Limits,
+    Logits,
+    LogitTable,
+    ParityReport,
+    Rung,
+    climb,
+    judge,
+    logit_noise,
+)
+
+REFERENCE = np.array([[4.0, 1, 0, 0], [0, 2, 1.5, 0], [0, 0, 3, 0]], np.float32)
+
+
+def test_equal_logits_pass_every_limit():
+    scale = Scale(0.5, 0)
+    limits = Limits(max_abs_diff=0.0, top1_agreement=1.0, max_lsb=0.0, mean_lsb=0.0)
+    assert judge(Logits(REFERENCE, scale), Logits(REFERENCE, scale), limits) == {
+        "top1_agreement": 1.0, "max_abs_diff": 0.0, "max_lsb": 0.0, "mean_lsb": 0.0, "bit_equal": 1.0, "passed": True,
+        "error": None,
+    }  # fmt: skip
+
+
+def test_measures_are_those_worked_out_by_hand():
+    other = REFERENCE.copy()
+    other[1, 2] = 2.5  # the second image flips from class 1 to class 2
+    verdict = judge(Logits(REFERENCE, Scale(0.5, 0)), Logits(other, Scale(0.5, 0)), Limits())
+    assert verdict["top1_agreement"] == 2 / 3
+    assert verdict["max_abs_diff"] == 1.0
+    assert verdict["max_lsb"] == 2.0
+    assert verdict["mean_lsb"] == 2 / 12
+    assert verdict["passed"]
+
+
+def test_float_logits_have_no_lsb():
+    verdict = judge(Logits(REFERENCE), Logits(REFERENCE), Limits())
+    assert verdict["max_lsb"] is None
+    assert verdict["mean_lsb"] is None
+
+
+def test_against_a_float_reference_the_lsb_is_not_rounded():
+    verdict = judge(Logits(REFERENCE + np.float32(0.125)), Logits(REFERENCE, Scale(0.5, 0)), Limits())
+    assert verdict["max_lsb"] == 0.25
+    assert verdict["mean_lsb"] == 0.25
+
+
+def test_scales_that_float32_cannot_hold_give_whole_lsb():
+    scale = Scale(float(np.float32(0.1)), 3)
+    steps = np.random.default_rng(0).integers(-100, 100, (50, 4)).astype(np.float32)
+    reference = Logits(steps * np.float32(0.1), scale)
+    moved = Logits((steps + 4) * np.float32(0.1), scale)
+    assert judge(reference, moved, Limits(max_lsb=4))["max_lsb"] == 4.0
+    assert judge(reference, moved, Limits(max_lsb=4))["passed"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (Limits(max_abs_diff=1e-4), "max_abs_diff 0.5 is above 0.0001"),
+        (Limits(top1_agreement=0.999), "top1_agreement 0.6667 is below 0.999"),
+        (Limits(max_lsb=0.5), "max_lsb 1 is above 0.5"),
+        (Limits(mean_lsb=0.05), "mean_lsb 0.0833 is above 0.05"),
+    ],
+)
+def test_each_limit_can_fail(limits, error):
+    other = REFERENCE.copy()
+    other[1, 1] = np.nextafter(np.float32(1.5), np.float32(0))  # just below class 2
+    verdict = judge(Logits(REFERENCE, Scale(0.5, 0)), Logits(other, Scale(0.5, 0)), limits)
+    assert not verdict["passed"]
+    assert verdict["error"] == error
+
+
+def test_a_limit_on_lsb_fails_a_file_whose_logits_are_float():
+    # "int8" in a file name proves nothing.
+    verdict = judge(Logits(REFERENCE), Logits(REFERENCE), Limits(max_lsb=4))
+    assert not verdict["passed"]
+    assert "not integers" in verdict["error"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_logits_that_are_not_finite_fail_without_any_limit(value, side):
+    pair = [REFERENCE.copy(), REFERENCE.copy()]
+    pair[side][2, 3] = value
+    verdict = judge(Logits(pair[0]), Logits(pair[1]), Limits())
+    assert not verdict["passed"]
+    assert verdict["max_abs_diff"] is None
+    assert "not finite" in verdict["error"]
+
+
+def test_other_shapes_and_no_images_fail():
+    assert not judge(Logits(REFERENCE), Logits(REFERENCE[:, :3]), Limits())["passed"]
+    assert not judge(Logits(REFERENCE[:0]), Logits(REFERENCE[:0]), Limits())["passed"]
+
+
+def test_logit_noise_is_the_share_of_the_signal_and_does_not_see_a_common_shift():
+    assert logit_noise(REFERENCE, REFERENCE + np.float32(3)) == pytest.approx(0, abs=1e-6)
+    assert logit_noise(REFERENCE, REFERENCE * np.float32(1.25)) == pytest.approx(0.25)
+    assert logit_noise(np.zeros((2, 4), np.float32), np.eye(2, 4, dtype=np.float32)) > 1e30
+
+
+def report(passed):
+    return ArtefactReport(10, "ab", "model", 1.0, 0.0, None, None, Limits(max_abs_diff=1e-4), passed)
+
+
+def test_a_report_passes_only_with_artefacts_that_all_pass():
+    assert ParityReport({"a": report(True)}).passed
+    assert not ParityReport({"a": report(True), "b": report(False)}).passed
+    assert not ParityReport({}).passed
+
+
+def test_json_has_the_keys_of_the_contract():
+    data = ParityReport({"a": report(True)}, {"threads": 1}).to_json()
+    assert data["passed"] is True
+    assert data["threads"] == 1
+    contract = {"bytes", "sha256", "top1_agreement", "max_abs_diff", "max_lsb", "mean_lsb", "limits", "passed"}
+    assert contract <= data["artefacts"]["a"].keys()
+    assert data["artefacts"]["a"]["limits"] == {"max_abs_diff": 1e-4}
+
+
+# On real files: the tiny export, whole and with one fault each.
+
+RUNGS = (*RECIPES["fp32"].rungs, *RECIPES["fp16"].rungs)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    pixels, labels = phantom_images(24, 32, seed=5)
+    return ImageSample(pixels, labels, tuple(f"image {i}" for i in range(24)), ("phantom",) * 24)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run):
+    run = load_run(tiny_run)
+    return TorchRunner(run.model, run.pixels, run.classes)
+
+
+@pytest.fixture
+def check(tmp_path, tiny_export, trained, sample):
+    """Copies the export, lets a test damage one file, and climbs the ladder."""
+
+    def damage_and_climb(name=None, damage=None, rungs=RUNGS):
+        folder = tmp_path / "export"
+        shutil.copytree(tiny_export, folder)
+        if damage is not None:
+            damage(folder / name)
+        table = LogitTable(folder, sample, {FLOAT_MODEL: trained}, threads=1)
+        return climb(rungs, table, sample, CLASSES)
+
+    return damage_and_climb
+
+
+def scale_last_bias_in_tflite(path):
+    model = read_model(path)
+    graph = model.subgraphs[0]
+    kind = "<f2" if "fp16" in path.name else "<f4"
+    index = graph.operators[-1].inputs[2]
+    if "fp16" in path.name:
+        index = next(op.inputs[0] for op in graph.operators if op.outputs[0] == index)
+    values = constant(model, graph.tensors[index], kind).copy()
+    values[:] = [9, -9, 9, -9]
+    model.buffers[graph.tensors[index].buffer].data = values.view(np.uint8)
+    write_model(model, path)
+
+
+def nudge_a_weight_in_tflite(path):
+    model = read_model(path)
+    tensor = model.subgraphs[0].tensors[model.subgraphs[0].operators[-1].inputs[1]]
+    values = constant(model, tensor, "<f4").copy()
+    values[::7] += 0.01
+    model.buffers[tensor.buffer].data = values.view(np.uint8)
+    write_model(model, path)
+
+
+def nudge_a_weight_in_onnx(path):
+    model = onnx.load(path)
+    weight = next(w for w in model.graph.initializer if w.name == model.graph.node[-1].input[1])
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + np.float32(0.01), weight.name))
+    onnx.save(model, path)
+
+
+def reorder_classes(path):
+    metadata = read_metadata(path)
+    write_metadata(path, FileMetadata(metadata.classes[::-1], metadata.pixels, metadata.provenance))
+
+
+def claim_other_pixels(path):
+    metadata = read_metadata(path)
+    write_metadata(path, FileMetadata(metadata.classes, PixelSpec(64), metadata.provenance))
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_undamaged_export_passes(check):
+    reports = check()
+    assert list(reports) == ["model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite"]
+    for name, one in reports.items():
+        assert one.passed, name
+        assert one.error is None
+        assert one.flips == one.ties == ()
+        assert one.against_float["mcnemar_p"] == 1.0
+        assert one.against_float["flips"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "error"),
+    [
+        ("model_fp32.onnx", nudge_a_weight_in_onnx, "max_abs_diff .* is above 0.0001"),
+        ("model_fp32.tflite", nudge_a_weight_in_tflite, "max_abs_diff .* is above 0.0001"),
+        ("model_fp16.tflite", scale_last_bias_in_tflite, "top1_agreement .* is below 0.999"),
+        ("model_fp32.onnx", reorder_classes, r"names the classes \('pituitary', 'notumor'"),
+        ("model_fp16.tflite", reorder_classes, r"names the classes \('pituitary', 'notumor'"),
+        ("model_fp32.tflite", claim_other_pixels, r"takes images of shape"),
+        ("model_fp32.onnx", cut_short, "cut short"),
+        ("model_fp16.tflite", cut_short, "damaged"),
+    ],
+)
+def test_a_corrupted_artefact_fails(check, name, damage, error):
+    reports = check(name, damage)
+    assert not reports[name].passed
+    assert re.search(error, reports[name].error)
+    # What does not depend on the damaged file is unharmed.
+    assert reports["model_fp32.onnx" if name != "model_fp32.onnx" else "model_fp16.tflite"].passed
+
+
+def test_flips_are_listed_with_their_image(check, sample):
+    one = check("model_fp16.tflite", scale_last_bias_in_tflite)["model_fp16.tflite"]
+    flipped = [flip["image"] for flip in one.flips]
+    assert len(flipped) == round((1 - one.top1_agreement) * 24) > 0
+    for flip in one.flips:
+        index = sample.names.index(flip["image"])
+        assert flip["label"] == CLASSES[sample.labels[index]]
+        assert flip["before"] != flip["after"]
+        assert flip["margin"] >= 0
+    assert [flip["image"] for flip in one.against_float["flips"]] == flipped
+
+
+class Fixed:
+    """A model that always says the same."""
+
+    def __init__(self, logits, scale=None):
+        self.pixels, self.classes, self.logit_scale, self.logits, self.calls = PixelSpec(32), CLASSES, scale, logits, 0
+
+    def __call__(self, images):
+        self.calls += 1
+        return self.logits[: len(images)]
+
+
+def test_ties_are_reported_on_either_side(tiny_export, sample):
+    logits = np.tile(np.array([1.0, 0, 0, 0], np.float32), (24, 1))
+    logits[3] = [2, 0, 0, 2]
+    fixed = Fixed(logits)
+    table = LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed}, threads=1)
+    one = climb((Rung("model_fp32.onnx", FLOAT_MODEL, Limits()),), table, sample, CLASSES)["model_fp32.onnx"]
+    assert [(tie["image"], tie["reference"]) for tie in one.ties] == [("image 3", ["glioma", "pituitary"])]
+    assert len(one.ties[0]["artefact"]) == 1
+    assert "image 3: glioma and pituitary tie in the reference" in ParityReport({"model_fp32.onnx": one}).table()
+
+
+def test_each_model_runs_once(tiny_export, sample):
+    fixed = Fixed(np.zeros((24, 4), np.float32))
+    table = LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed}, threads=1)
+    for optimised in (True, False):
+        assert table.of(FLOAT_MODEL, optimised) is table.of_float()
+    assert table.of("model_fp32.onnx") is table.of("model_fp32.onnx")
+    assert table.of("model_fp32.onnx") is not table.of("model_fp32.onnx", optimised=False)
+    assert fixed.calls == 1
+
+
+def test_the_table_is_readable(check):
+    lines = ParityReport(check("model_fp32.onnx", nudge_a_weight_in_onnx)).table().splitlines()
+    assert lines[0].split() == ["artefact", "bytes", "compared", "with", "top-1", "max", "diff", "LSB", "max", "LSB",
+                                "mean", "like", "float", "noise", "limits"]  # fmt: skip
+    assert lines[1].endswith("FAILED")
+    assert lines[3].endswith("passed")
+    assert "max_abs_diff" in lines[4]

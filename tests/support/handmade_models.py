@@ -1,0 +1,312 @@
+"""Small TFLite and ONNX classifiers put together by hand, so that a test can give each exactly one fault."""
+
+import json
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from onnx import TensorProto, helper, numpy_helper, save
+
+from export.graph.flatbuffer import write_model
+
+SIDE = 32
+CHANNELS = 8
+
+
+class TFLiteBuilder:
+    """Collects tensors and operators of one subgraph."""
+
+    def __init__(self):
+        self.model = schema.ModelT()
+        self.model.version, self.model.description = 3, b"handmade"
+        self.model.operatorCodes, self.model.metadata = [], []
+        empty = schema.BufferT()
+        self.model.buffers = [empty]
+        self.graph = schema.SubGraphT()
+        self.graph.tensors, self.graph.operators = [], []
+        self.model.subgraphs = [self.graph]
+
+    def tensor(self, name, shape, kind="FLOAT32", scale=None, zero=0, data=None, axis=0):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type = name, list(shape), getattr(schema.TensorType, kind)
+        tensor.buffer = 0
+        if scale is not None:
+            scales = np.atleast_1d(np.asarray(scale, np.float32))
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale = scales
+            tensor.quantization.zeroPoint = np.full(len(scales), zero, np.int64)
+            tensor.quantization.quantizedDimension = axis
+        if data is not None:
+            tensor.buffer = len(self.model.buffers)
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+            self.model.buffers.append(buffer)
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def op(self, name, inputs, outputs, options=None):
+        builtin = getattr(schema.BuiltinOperator, name)
+        codes = [code.builtinCode for code in self.model.operatorCodes]
+        if builtin not in codes:
+            code = schema.OperatorCodeT()
+            code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), 3
+            self.model.operatorCodes.append(code)
+            codes.append(builtin)
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(builtin), list(inputs), list(outputs)
+        if options is not None:
+            operator.builtinOptions = options
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__[:-1])
+        self.graph.operators.append(operator)
+        return operator
+
+    def write(self, path, inputs, outputs):
+        self.graph.inputs, self.graph.outputs = list(inputs), list(outputs)
+        write_model(self.model, path)
+        return path
+
+
+def conv_options(relu=True):
+    options = schema.Conv2DOptionsT()
+    options.strideW = options.strideH = 2
+    options.dilationWFactor = options.dilationHFactor = 1
+    options.padding = schema.Padding.SAME
+    relu_type = schema.ActivationFunctionType.RELU
+    options.fusedActivationFunction = relu_type if relu else schema.ActivationFunctionType.NONE
+    return options
+
+
+def reducer_options():
+    options = schema.ReducerOptionsT()
+    options.keepDims = False
+    return options
+
+
+def weights(shape, seed):
+    """Normal weights whose scale (per output channel, the first axis) puts the largest at 127."""
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    scale = np.abs(values).reshape(shape[0], -1).max(1) / 127
+    integers = np.rint(values / scale.reshape(-1, *[1] * (len(shape) - 1))).astype(np.int8)
+    return values, integers, scale
+
+
+def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False):
+    """conv - mean - dense in float32. normalise: its input times a constant first. nchw: transposed first.
+
+    half: float16 activations, which no CPU kernel takes.
+    """
+    build = TFLiteBuilder()
+    shape = (1, 1, side, side) if nchw else (1, side, side, 1)
+    image = value = build.tensor("image", shape)
+    if nchw:
+        order = build.tensor("order", (4,), "INT32", data=np.array([0, 2, 3, 1], np.int32))
+        value = build.tensor("nhwc", (1, side, side, 1))
+        build.op("TRANSPOSE", [image, order], [value], schema.TransposeOptionsT())
+    if normalise:
+        factor = build.tensor("factor", (1,), data=np.array([1 / 255], np.float32))
+        scaled = build.tensor("scaled", (1, side, side, 1))
+        build.op("MUL", [value, factor], [scaled], schema.MulOptionsT())
+        value = scaled
+    kernel = build.tensor("kernel", (CHANNELS, 3, 3, 1), data=weights((CHANNELS, 3, 3, 1), 0)[0])
+    bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
+    features = build.tensor("features", (1, side // 2, side // 2, CHANNELS))
+    build.op("CONV_2D", [value, kernel, bias], [features], conv_options())
+    if half:
+        for tensor in build.graph.tensors:
+            tensor.type = schema.TensorType.FLOAT16
+        for buffer in build.model.buffers[1:]:
+            buffer.data = np.frombuffer(buffer.data, np.float32).astype(np.float16).view(np.uint8)
+    return _finish_float(build, path, image, features)
+
+
+def _finish_float(build, path, image, features):
+    axes = build.tensor("axes", (2,), "INT32", data=np.array([1, 2], np.int32))
+    pooled = build.tensor("pooled", (1, CHANNELS))
+    build.op("MEAN", [features, axes], [pooled], reducer_options())
+    dense = build.tensor("dense", (4, CHANNELS), data=weights((4, CHANNELS), 1)[0])
+    bias = build.tensor("dense_bias", (4,), data=np.zeros(4, np.float32))
+    logits = build.tensor("logits", (1, 4))
+    build.op("FULLY_CONNECTED", [pooled, dense, bias], [logits], schema.FullyConnectedOptionsT())
+    return build.write(path, [image], [logits])
+
+
+def write_dynamic_range_tflite(path):
+    """The same with an int8 dense weight and float activations: smaller, but no integer arithmetic promised."""
+    build = TFLiteBuilder()
+    image = build.tensor("image", (1, SIDE, SIDE, 1))
+    _, integers, scale = weights((CHANNELS, 3, 3, 1), 0)
+    kernel = build.tensor("kernel", integers.shape, "INT8", scale, data=integers)
+    bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
+    half = build.tensor("features", (1, SIDE // 2, SIDE // 2, CHANNELS))
+    build.op("CONV_2D", [image, kernel, bias], [half], conv_options())
+    return _finish_float(build, path, image, half)
+
+
+def write_int8_tflite(
+    path,
+    input_scale=1 / 128,
+    input_kind="INT8",
+    per_channel=True,
+    island=False,
+    transpose=False,
+    float_io=False,
+    feature_scale=0.1,
+    dead_channel=False,
+    dead_features=False,
+    logit_scale=0.05,
+    bias_kind="INT32",
+    bias_factor=1.0,
+    requantize=False,
+    weight_factor=1.0,
+    weight_zero=0,
+    int4=False,
+):
+    """conv - mean - dense in int8, sound unless a fault is asked for."""
+    build = TFLiteBuilder()
+    zero = 128 if input_kind == "UINT8" else 0
+    if float_io:
+        source = build.tensor("image", (1, SIDE, SIDE, 1))
+        image = build.tensor("image_int8", (1, SIDE, SIDE, 1), "INT8", input_scale)
+        build.op("QUANTIZE", [source], [image], schema.QuantizeOptionsT())
+    else:
+        source = build.tensor("image", (1, SIDE, SIDE, 1), input_kind, input_scale, zero)
+        image = source
+        if input_kind == "UINT8":
+            image = build.tensor("image_int8", (1, SIDE, SIDE, 1), "INT8", input_scale)
+            build.op("QUANTIZE", [source], [image], schema.QuantizeOptionsT())
+    _, integers, scale = weights((CHANNELS, 3, 3, 1), 0)
+    if dead_channel:
+        integers[2] = 0
+    scale = scale if per_channel else scale.max()
+    integers = np.clip(np.rint(integers * weight_factor), -127, 127).astype(np.int8)
+    kernel = build.tensor("kernel", integers.shape, "INT8", scale, weight_zero, data=integers)
+    offset = np.full(CHANNELS, -1000 if dead_features else 0.5, np.float32)
+    steps = np.rint(offset / (input_scale * scale)).astype(np.int32)
+    if bias_kind == "FLOAT32":
+        bias = build.tensor("bias", (CHANNELS,), data=offset)
+    else:
+        bias = build.tensor("bias", (CHANNELS,), "INT32", bias_factor * input_scale * scale, data=steps)
+    side = SIDE // 2
+    features = build.tensor("features", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
+    build.op("CONV_2D", [image, kernel, bias], [features], conv_options())
+    if transpose:
+        order = build.tensor("order", (4,), "INT32", data=np.array([0, 2, 1, 3], np.int32))
+        turned = build.tensor("turned", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
+        build.op("TRANSPOSE", [features, order], [turned], schema.TransposeOptionsT())
+        features = turned
+    if requantize:
+        again = build.tensor("requantized", (1, side, side, CHANNELS), "INT8", feature_scale * 1.5, -128)
+        build.op("QUANTIZE", [features], [again], schema.QuantizeOptionsT())
+        feature_scale, features = feature_scale * 1.5, again
+    if island:
+        real = build.tensor("real", (1, side, side, CHANNELS))
+        build.op("DEQUANTIZE", [features], [real], schema.DequantizeOptionsT())
+        smooth = build.tensor("smooth", (1, side, side, CHANNELS))
+        build.op("LOGISTIC", [real], [smooth])
+        features = build.tensor("again", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
+        build.op("QUANTIZE", [smooth], [features], schema.QuantizeOptionsT())
+    axes = build.tensor("axes", (2,), "INT32", data=np.array([1, 2], np.int32))
+    pooled = build.tensor("pooled", (1, CHANNELS), "INT8", feature_scale, -128)
+    build.op("MEAN", [features, axes], [pooled], reducer_options())
+    _, integers, scale = weights((4, CHANNELS), 1)
+    scale = scale if per_channel else scale.max()
+    if int4:
+        integers, scale = np.rint(integers / (127 / 7)).astype(np.int8), scale * (127 / 7)
+        pairs = (integers.reshape(-1, 2) & 15).astype(np.uint8)
+        dense = build.tensor("dense", (4, CHANNELS), "INT4", scale, data=pairs[:, 0] | pairs[:, 1] << 4)
+    else:
+        dense = build.tensor("dense", (4, CHANNELS), "INT8", scale, data=integers)
+    bias = build.tensor("dense_bias", (4,), "INT32", feature_scale * scale, data=np.zeros(4, np.int32))
+    logits = build.tensor("logits_int8" if float_io else "logits", (1, 4), "INT8", logit_scale, 0)
+    build.op("FULLY_CONNECTED", [pooled, dense, bias], [logits], schema.FullyConnectedOptionsT())
+    if float_io:
+        real = build.tensor("logits", (1, 4))
+        build.op("DEQUANTIZE", [logits], [real], schema.DequantizeOptionsT())
+        logits = real
+    return build.write(path, [source], [logits])
+
+
+def write_float_onnx(path, side=SIDE, normalise=False, nhwc=False):
+    """conv - relu - mean - dense in float32, batch open."""
+    shape = ("batch", side, side, 1) if nhwc else ("batch", 1, side, side)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", 4))
+    constants = [
+        numpy_helper.from_array(weights((CHANNELS, 1, 3, 3), 0)[0], "kernel"),
+        numpy_helper.from_array(weights((4, CHANNELS), 1)[0], "dense"),
+    ]
+    nodes, value = [], "image"
+    if nhwc:
+        nodes.append(helper.make_node("Transpose", [value], ["nchw"], perm=[0, 3, 1, 2]))
+        value = "nchw"
+    if normalise:
+        constants.append(numpy_helper.from_array(np.float32(0.5), "middle"))
+        nodes.append(helper.make_node("Sub", [value, "middle"], ["scaled"]))
+        value = "scaled"
+    nodes += [
+        helper.make_node("Conv", [value, "kernel"], ["convolved"], strides=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Relu", ["convolved"], ["features"]),
+        helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "dense"], ["logits"], transB=1),
+    ]
+    return _write_onnx(path, nodes, image, logits, constants)
+
+
+def _write_onnx(path, nodes, image, logits, constants):
+    graph = helper.make_graph(nodes, "handmade", [image], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    save(model, path)
+    return path
+
+
+def set_onnx_metadata(model, data):
+    """Put a metadata entry of any content into a loaded ONNX model."""
+    helper.set_model_props(model, {"brainq": json.dumps(data)})
+
+
+def write_qdq_onnx(path, per_channel=True, stored_as_float=False, island=False, feature_scale=0.1, input_scale=1 / 128):
+    """conv - relu - mean - dense, each in QuantizeLinear and DequantizeLinear, sound unless a fault is asked for."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ("batch", 1, SIDE, SIDE))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", 4))
+    nodes, constants = [], []
+
+    def constant(name, values):
+        constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def fake_quantize(value, scale, zero):
+        ends = [constant(f"{value}_scale", np.float32(scale)), constant(f"{value}_zero", np.int8(zero))]
+        nodes.append(helper.make_node("QuantizeLinear", [value, *ends], [f"{value}_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{value}_q", *ends], [f"{value}_dq"]))
+        return f"{value}_dq"
+
+    def weight(name, shape, seed):
+        real, integers, scale = weights(shape, seed)
+        zeros = np.zeros(shape[0], np.int8)
+        if not per_channel:
+            scale, zeros = scale.max(), np.int8(0)
+        ends = [constant(f"{name}_scale", scale), constant(f"{name}_zero", zeros)]
+        stored = constant(name, real if stored_as_float else integers)
+        if stored_as_float:
+            nodes.append(helper.make_node("QuantizeLinear", [stored, *ends], [f"{name}_q"], axis=0))
+            stored = f"{name}_q"
+        nodes.append(helper.make_node("DequantizeLinear", [stored, *ends], [f"{name}_dq"], axis=0))
+        return f"{name}_dq"
+
+    value = fake_quantize("image", input_scale, 0)
+    pads = {"strides": [2, 2], "pads": [0, 0, 1, 1]}
+    nodes.append(helper.make_node("Conv", [value, weight("kernel", (CHANNELS, 1, 3, 3), 0)], ["convolved"], **pads))
+    nodes.append(helper.make_node("Relu", ["convolved"], ["features"]))
+    value = fake_quantize("features", feature_scale, -128)
+    if island:
+        nodes.append(helper.make_node("Sigmoid", [value], ["between"]))
+        nodes.append(helper.make_node("Sqrt", ["between"], ["smooth"]))
+        value = fake_quantize("smooth", 1 / 256, -128)
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["pooled"]))
+    value = fake_quantize("pooled", feature_scale, -128)
+    nodes.append(helper.make_node("Flatten", [value], ["flat"]))
+    nodes.append(helper.make_node("Gemm", ["flat", weight("dense", (4, CHANNELS), 1)], ["answer"], transB=1))
+    ends = [constant("answer_scale", np.float32(0.1)), constant("answer_zero", np.int8(0))]
+    nodes.append(helper.make_node("QuantizeLinear", ["answer", *ends], ["answer_q"]))
+    nodes.append(helper.make_node("DequantizeLinear", ["answer_q", *ends], ["logits"]))
+    return _write_onnx(path, nodes, image, logits, constants)

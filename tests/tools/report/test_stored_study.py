@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.support.handmade_study import NOT_DONE, change_arrays, change_row, read_json, write_json, write_study
+from tools.report.stored_study import StudyError, read_study
+
+ROW = "mobilenetv2_fp16"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_study(tmp_path / "study", images=24, unseen=8)
+
+
+def edit(folder, **changes):
+    write_json(folder, read_json(folder) | changes)
+
+
+def test_a_whole_study_is_read_in_the_order_of_the_table(folder):
+    study = read_study(folder)
+    assert [row.id for row in study.rows] == read_json(folder)["order"]
+    assert [row.id for row in study.rows if not row.done] == [NOT_DONE]
+    row = study.row(ROW)
+    assert (row.size_bytes, row.latency["litert"].median_ms, len(row.testing), len(row.validation)) == (
+        4400,
+        4.4,
+        24,
+        12,
+    )
+    assert "onnxruntime" not in row.latency
+    assert row.float_id == "mobilenetv2_float"
+
+
+def test_paths_are_found_in_the_study_or_from_the_working_directory(folder, monkeypatch):
+    study = read_study(folder)
+    assert study.link("runs/model_fp16.tflite") == "runs/model_fp16.tflite"
+    (folder.parent / "elsewhere.txt").write_text("there")
+    monkeypatch.chdir(folder.parent)
+    assert study.link("elsewhere.txt") == "../elsewhere.txt"
+    assert study.link("nowhere.txt") is None
+
+
+def test_a_file_that_was_not_kept_is_no_error_but_a_changed_one_is(folder):
+    (folder / "runs/model_fp16.tflite").unlink()
+    assert read_study(folder).link("runs/model_fp16.tflite") is None
+    (folder / "runs/model_fp16.tflite").write_bytes(bytes(4401))
+    with pytest.raises(StudyError, match=r"has 4401 bytes, study\.json says 4400: it has changed"):
+        read_study(folder)
+
+
+def test_a_run_without_validation_is_read(folder):
+    empty = {"val_logits": np.empty((0, 4), np.float32), "val_labels": np.empty(0, int)}
+    change_arrays(folder, ROW, **empty, val_paths=np.empty(0, "U1"), val_unseen=np.empty(0, bool))
+    assert len(read_study(folder).row(ROW).validation) == 0
+
+
+BROKEN_ARRAYS = {
+    "lacks logits": {"logits": None},
+    r"shapes \[\(24, 3\)": {"logits": np.zeros((24, 3), np.float32)},
+    r"3 images have logits that are not finite, first glioma/Te_0000": {
+        "logits": np.where(np.arange(24)[:, None] % 8, 1.0, np.nan).astype(np.float32) * np.ones((1, 4), np.float32)
+    },
+    "labels go from 0 to 4": {"labels": np.arange(24) % 5},
+    "need float, integer, str and bool": {"unseen": np.zeros(24)},
+    "a path is there twice": {"paths": np.array(["same.jpg"] * 24)},
+    "have other paths or another order": {"paths": np.array([f"other/{i}.jpg" for i in range(24)])},
+    "have other labels": {"labels": (np.arange(24) + 1) % 4},
+    "val.* shapes": {"val_logits": np.zeros((5, 4), np.float32)},
+}
+
+
+@pytest.mark.parametrize("message", BROKEN_ARRAYS)
+def test_broken_answers_are_refused(folder, message):
+    change_arrays(folder, ROW, **BROKEN_ARRAYS[message])
+    with pytest.raises(StudyError, match=message):
+        read_study(folder)
+
+
+@pytest.mark.parametrize("file", ["study.json", f"latency/{ROW}.json"])
+@pytest.mark.parametrize("junk", [b"", b"[1]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000], ids=repr)
+def test_a_file_that_holds_something_else_is_named(folder, file, junk):
+    (folder / file).write_bytes(junk)
+    with pytest.raises(StudyError, match=file):
+        read_study(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"images": 1e999}},
+        {"data": {"nearest_neighbour": {"all": "much", "unseen": None}}},
+        {"gradcam": {"row": [], "file": "gradcam.png"}},
+        {"gradcam": {"row": "mobilenetv2_float", "file": None}},
+        {"rows": {"id": "a"}},
+        {"order": 5},
+    ],
+)
+def test_values_of_another_type_are_refused(folder, changes):
+    study = read_json(folder)
+    for key, value in changes.items():
+        study[key] = study[key] | value if key == "data" else value
+    write_json(folder, study)
+    with pytest.raises(StudyError, match=r"study\.json|gradcam"):
+        read_study(folder)
+
+
+def test_rows_of_another_number_of_images_are_refused(folder):
+    edit(folder, data=read_json(folder)["data"] | {"images": 25})
+    with pytest.raises(StudyError, match=r"holds 24 images, study\.json says 25"):
+        read_study(folder)
+
+
+def test_missing_and_truncated_answers_are_refused(folder):
+    path = folder / f"predictions/{ROW}.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(StudyError, match="truncated or no npz"):
+        read_study(folder)
+    path.unlink()
+    with pytest.raises(StudyError, match=f"missing, but row {ROW} is done"):
+        read_study(folder)
+
+
+def test_pickled_answers_are_not_loaded(folder):
+    change_arrays(folder, ROW, paths=np.array([f"{i}.jpg" for i in range(24)], object))
+    with pytest.raises(StudyError, match="no npz of plain arrays"):
+        read_study(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bytes": 0}, "0 bytes"),
+        ({"bytes": "4400"}, "'4400' bytes"),
+        ({"status": "perhaps"}, "allowed are 'done' and 'not done'"),
+        ({"float": "nobody"}, "compared with nobody, which is no row"),
+        ({"float": "densenet32_float"}, "of another family"),
+        ({"id": "../up"}, "no file name"),
+        ({"parity": {"passed": True}}, "lacks or misstates"),
+        ({"sources": None}, "lacks or misstates"),
+        ({"latency": "latency/none.json"}, "none.json is missing"),
+    ],
+)
+def test_broken_rows_are_refused(folder, changes, message):
+    change_row(folder, ROW, **changes)
+    with pytest.raises(StudyError, match=message):
+        read_study(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has format 2; this version reads 1"),
+        ({"order": ["mobilenetv2_float"]}, "must name each once"),
+        ({"gradcam": {"row": "nobody", "file": "gradcam.png"}}, "nobody, which is no row"),
+        ({"gradcam": {"row": ROW, "file": "none.png"}}, "none.png is missing"),
+        ({"data": {"root": "x"}}, "lacks or misstates"),
+    ],
+)
+def test_broken_studies_are_refused(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(StudyError, match=message):
+        read_study(folder)
+
+
+@pytest.mark.parametrize(("median", "p90"), [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
+def test_times_that_cannot_be_are_refused(folder, median, p90):
+    times = {"median_ms": median, "p90_ms": p90, "threads": 1, "runs": 5}
+    (folder / f"latency/{ROW}.json").write_text(json.dumps({"litert": times, "onnxruntime": None}))
+    with pytest.raises(StudyError, match="need 0 < median <= p90"):
+        read_study(folder)
+
+
+def test_no_study_and_a_study_of_nothing_are_refused(folder, tmp_path):
+    with pytest.raises(StudyError, match=r"study.json is missing; make it first"):
+        read_study(tmp_path)
+    (folder / "study.json").write_text("{")
+    with pytest.raises(StudyError, match="is not JSON"):
+        read_study(folder)
+    (folder / "study.json").write_text("[]")
+    with pytest.raises(StudyError, match="holds a list"):
+        read_study(folder)

@@ -1,0 +1,469 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.study_stand_in import HERE, IMAGES, stand_in
+from tools.study import __main__ as study
+from tools.study import runs as study_runs
+from tools.study import steps as study_steps
+from tools.study import table as study_table
+
+MODELS = {
+    "mobile": {"config": "configs/quickstart.yaml"},
+    "qat": {"config": "configs/mobilenetv2_qat.yaml", "init": "mobile"},
+    "teacher": {"config": "configs/densenet101_teacher.yaml"},
+    "student": {"config": "configs/densenet32_kd.yaml", "teacher": "teacher"},
+}
+ROWS = [
+    ("mobile", "MobileNetV2", "Float32", "mobile", "fp32"),
+    ("mobile_fp16", "MobileNetV2", "Float16", "mobile", "fp16"),
+    ("mobile_ptq", "MobileNetV2", "PTQ INT8", "mobile", "int8"),
+    ("mobile_qat", "MobileNetV2", "QAT INT8", "qat", "int8"),
+    ("student", "DenseNet-32", "Float32", "student", "fp32"),
+    ("student_w4a8", "DenseNet-32", "W4A8", "student", "w4a8"),
+]
+KEYS = ("id", "family", "recipe", "model", "export")
+DONE_AGAIN = ["brainq_torch.fit", "export", "tools.predictions", "tools.bench", "tools.gradcam", "tools.report"]
+
+
+class Bench:
+    """A study's configuration and folder, and the commands that it started."""
+
+    def __init__(self, folder):
+        self.folder, self.out, self.calls_file = folder, folder / "study", folder / "calls"
+        rows = [dict(zip(KEYS, row, strict=True)) for row in ROWS]
+        self.config = {"title": "A test", "models": MODELS, "rows": rows, "gradcam": "mobile"}
+
+    def words(self, *more):
+        path = self.folder / "study.yaml"
+        path.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        return ["--config", str(path), "--out", str(self.out), *map(str, more)]
+
+    def run(self, *more):
+        return study.main(self.words(*more))
+
+    def start(self, **environment):
+        """Start a study in a process of its own."""
+        words = [sys.executable, str(HERE), "study", *self.words()]
+        # as a command of its own from the repository's root, not with the test's sys.path
+        return subprocess.Popen(words, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+
+    def calls(self):
+        """Return the commands since the last call, each as words."""
+        if not self.calls_file.exists():
+            return []
+        lines = self.calls_file.read_text().splitlines()
+        self.calls_file.unlink()
+        return [line.split() for line in lines]
+
+    def study(self):
+        return json.loads((self.out / "study.json").read_text())
+
+    def rows(self):
+        return {row["id"]: row for row in self.study()["rows"]}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What every stood-in model answers."""
+    one = {
+        "logits": np.eye(4, dtype=np.float32)[[0] * IMAGES], "labels": np.zeros(IMAGES, np.int64),
+        "paths": np.array([f"Testing/glioma/Testing{i}.png" for i in range(IMAGES)]), "unseen": np.arange(IMAGES) < 4,
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("answers") / "answers.npz"
+    both = one | {f"val_{name}": values for name, values in one.items()}
+    np.savez(path, **both, abstention=np.array([1.5, 0.6]))
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, answers):
+    stand_in(study_steps, patch=monkeypatch.setattr)
+    made = Bench(tmp_path)
+    monkeypatch.setenv("STAND_IN_CALLS", str(made.calls_file))
+    monkeypatch.setenv("STAND_IN_ANSWERS", str(answers))
+    yield made
+    study_runs.hash_images.cache_clear()
+
+
+def names(calls):
+    return [call[0] for call in calls]
+
+
+def modules(calls):
+    return sorted(set(names(calls)), key=DONE_AGAIN.index)
+
+
+def test_every_step_is_done_once_and_recorded(bench, capsys):
+    assert bench.run() == 0
+    calls = bench.calls()
+    counted = {module: names(calls).count(module) for module in DONE_AGAIN}
+    assert counted == {
+        "brainq_torch.fit": 4, "export": 5, "tools.predictions": 6, "tools.bench": 2, "tools.gradcam": 1,
+        "tools.report": 1,
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "[1/19] 0:00:00 train mobile" in printed
+    assert "[19/19]" in printed
+    assert printed.rstrip().endswith(f"report: {bench.out / 'report.html'}")
+    record = json.loads((bench.out / "steps" / "export_mobile_float.json").read_text())
+    assert record["command"].startswith("python -m export ")
+    assert set(record["inputs"]) == {
+        "run's model.ckpt", "run's config.yaml", "run's manifest.csv", "arguments", "code", "packages"
+    }  # fmt: skip
+    assert set(record["outputs"]) == {
+        f"exports/mobile/float/{name}"
+        for name in ("parity.json", "model_fp32.tflite", "model_fp32.onnx", "model_fp16.tflite")
+    }
+
+
+def test_what_is_there_is_not_done_again(bench, capsys):
+    bench.run()
+    before = (bench.out / "study.json").read_bytes()
+    bench.calls()
+    assert bench.run() == 0
+    assert bench.calls() == []
+    assert (bench.out / "study.json").read_bytes() == before
+    assert capsys.readouterr().out.count("done before, nothing has changed") == 19
+
+
+def test_all_models_train_on_the_first_ones_images_and_parts(bench):
+    bench.run()
+    first, *others = [call for call in bench.calls() if call[0] == "brainq_torch.fit"]
+    run = bench.out / "runs" / "mobile"
+    assert first[first.index("--data.root") + 1] == "phantom"
+    assert "--data.manifest" not in first
+    for call in others:
+        assert call[call.index("--data.root") + 1] == str(run / "phantoms")
+        assert call[call.index("--data.manifest") + 1] == str(run / "manifest.csv")
+    qat, _, student = others
+    assert qat[qat.index("--init") + 1] == str(run)
+    assert f"--distillation.teacher.init_args.runs=[{bench.out / 'runs' / 'teacher'}]" in student
+
+
+def test_a_changed_configuration_trains_anew_under_a_new_name(bench, tmp_path, capsys):
+    """The model's own steps and those that come from it are done again; the others, and the old run, are left alone."""
+    own = Path(shutil.copy("configs/densenet32_kd.yaml", tmp_path / "own.yaml"))
+    bench.config["models"] = MODELS | {"student": {"config": str(own), "teacher": "teacher"}}
+    bench.run()
+    old = (bench.out / "runs" / "student" / "model.ckpt").read_bytes()
+    bench.calls()
+    own.write_text(own.read_text() + "\n# another\n")
+    capsys.readouterr()
+    assert bench.run("--fit_arguments=[]") == 0
+    calls = bench.calls()
+    trained = [call for call in calls if call[0] == "brainq_torch.fit"]
+    assert [call[call.index("--out") + 1] for call in trained] == [str(bench.out / "runs" / "student-2")]
+    assert (bench.out / "runs" / "student" / "model.ckpt").read_bytes() == old
+    assert "configuration has changed" in capsys.readouterr().out
+    assert not [call for call in calls if "mobile" in " ".join(call) and call[0] in ("export", "tools.predictions")]
+    assert bench.rows()["student"]["run"] == "runs/student-2"
+    bench.run()
+    assert bench.calls() == []
+
+
+def test_changed_arguments_reach_everything_that_depends_on_them(bench):
+    bench.run()
+    bench.calls()
+    bench.config["models"] = MODELS | {"mobile": MODELS["mobile"] | {"arguments": ["--seed=7"]}}
+    assert bench.run() == 0
+    trained = [call[call.index("--out") + 1] for call in bench.calls() if call[0] == "brainq_torch.fit"]
+    # the teacher needs nothing but the first one's manifest, which is as it was
+    assert [Path(out).name for out in trained] == ["mobile-2", "qat-2"]
+
+
+def test_changed_code_makes_its_steps_run_again(bench, monkeypatch):
+    bench.run()
+    bench.calls()
+    monkeypatch.setattr(study_steps, "hash_code", lambda module: f"{module} {2 if module == 'tools.bench' else 1}")
+    assert bench.run() == 0
+    assert modules(bench.calls()) == ["tools.bench"]  # to the same figures, so that the report is still right
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_an_output_that_is_gone_or_changed_is_made_again(bench, damage, capsys):
+    bench.run()
+    bench.calls()
+    file = bench.out / "exports" / "mobile" / "int8" / "model_int8.tflite"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_text("another")
+    capsys.readouterr()
+    assert bench.run() == 0
+    assert names(bench.calls()) == ["export"]  # to the same bytes: what comes after is still right
+    assert ("is gone" if damage == "gone" else "is not what it made") in capsys.readouterr().out
+
+
+def test_changed_images_are_noticed(bench):
+    bench.run()
+    bench.calls()
+    study_runs.hash_images.cache_clear()
+    (bench.out / "runs" / "mobile" / "phantoms" / "one.png").write_bytes(b"two")
+    bench.run()
+    assert "tools.predictions" in names(bench.calls())
+
+
+def test_study_json_is_what_the_report_reads(bench):
+    bench.run()
+    found = bench.study()
+    assert set(found) == {"format", "title", "created_from", "data", "classes", "rows", "order", "gradcam"}
+    assert found["data"] == {
+        "root": str(bench.out / "runs" / "mobile" / "phantoms"), "split": "Testing", "images": IMAGES, "unseen": 4,
+        "nearest_neighbour": {"all": 0.5, "unseen": 0.5}, "majority": 0.25, "differences": [],
+    }  # fmt: skip
+    assert found["order"] == [row[0] for row in ROWS]
+    assert found["gradcam"] == {"row": "mobile", "file": "gradcam.png"}
+    row = bench.rows()["mobile_ptq"]
+    assert (row["status"], row["float"], row["run"]) == ("done", "mobile", "runs/mobile")
+    assert (row["file"], row["onnx_twin"]) == (
+        "exports/mobile/int8/model_int8.tflite", "exports/mobile/int8/model_int8.onnx"
+    )  # fmt: skip
+    assert row["bytes"] == (bench.out / row["file"]).stat().st_size
+    assert row["checkpoint_bytes"] == 300
+    assert row["parity"] == {"passed": True, "file": "sources/mobile/parity_int8.json", "entry": "model_int8.tflite"}
+    assert row["abstention"] == {"temperature": 1.5, "threshold": 0.6}
+    for path in (row["predictions"], row["latency"], *row["sources"].values()):
+        assert (bench.out / path).is_file()
+    assert [command.split()[2] for command in row["commands"]] == [
+        "brainq_torch.fit", "export", "tools.predictions", "tools.bench"
+    ]  # fmt: skip
+    latency = json.loads((bench.out / row["latency"]).read_text())
+    assert (latency["litert"]["median_ms"], latency["litert"]["p90_ms"], latency["litert"]["runs"]) == (1.5, 2.5, 6)
+    fp16 = json.loads((bench.out / bench.rows()["mobile_fp16"]["latency"]).read_text())
+    assert fp16["onnxruntime"] is None
+
+
+def test_a_failing_step_leaves_the_rest_alone(bench, monkeypatch, capsys):
+    monkeypatch.setenv("STAND_IN_FAIL", "densenet101_teacher")
+    assert bench.run() == 1
+    rows = bench.rows()
+    assert {name for name, row in rows.items() if row["status"] == "not done"} == {"student", "student_w4a8"}
+    reason = rows["student"]["reason"]
+    assert "teacher, which it needs, is not there" in reason
+    assert "made to fail" in reason
+    assert rows["student"]["commands"][-1].startswith("python -m tools.study --config ")
+    assert "report: " in capsys.readouterr().out
+    bench.calls()
+    monkeypatch.delenv("STAND_IN_FAIL")
+    assert bench.run() == 0
+    assert {row["status"] for row in bench.rows().values()} == {"done"}
+    assert not [call for call in bench.calls() if call[0] == "brainq_torch.fit" and "quickstart.yaml" in " ".join(call)]
+
+
+def test_a_failing_export_costs_its_own_rows_only(bench, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAIL", "--recipes int8 --out " + str(bench.out / "exports" / "mobile"))
+    assert bench.run() == 1
+    assert [name for name, row in bench.rows().items() if row["status"] == "not done"] == ["mobile_ptq"]
+    assert "export_mobile_int8 ended with exit code 2: error: made to fail" in bench.rows()["mobile_ptq"]["reason"]
+
+
+def test_a_file_that_fails_parity_is_reported_and_ends_in_1(bench, monkeypatch, capsys):
+    monkeypatch.setenv("STAND_IN_PARITY", "model_w4a8.tflite")
+    assert bench.run() == 1
+    row = bench.rows()["student_w4a8"]
+    assert (row["status"], row["parity"]["passed"]) == ("done", False)
+    assert "FAILED parity" in capsys.readouterr().out
+
+
+def test_rows_that_are_left_out_say_so(bench):
+    assert bench.run("--only", "mobile", "mobile_fp16") == 0
+    assert modules(bench.calls()) == ["brainq_torch.fit", *DONE_AGAIN[1:]]
+    rows = bench.rows()
+    assert [name for name, row in rows.items() if row["status"] == "done"] == ["mobile", "mobile_fp16"]
+    assert rows["student"]["reason"] == "left out by --only"
+
+
+def wait_until(found, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("hang", ["densenet101_teacher", "--recipes w4a8"])
+def test_a_killed_study_goes_on_where_it_was(bench, hang):
+    """In the middle of a training, and of an export: what was done is not done again, what was begun is resumed."""
+    process = bench.start(STAND_IN_HANG=hang)
+    wait_until(lambda: bench.calls_file.exists() and hang in bench.calls_file.read_text())
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = bench.calls()
+    assert bench.run() == 0
+    after = bench.calls()
+    done_twice = [call for call in after if call in before]
+    assert [hang in " ".join(call) for call in done_twice] == [True]
+    if "teacher" in hang:
+        assert "--resume" in done_twice[0]
+        assert not (bench.out / "runs" / "teacher-2").exists()
+    assert {row["status"] for row in bench.rows().values()} == {"done"}
+
+
+def test_two_studies_do_not_share_a_folder(bench, monkeypatch, capsys):
+    monkeypatch.setattr(study_steps, "_LOCK_SECONDS", 0.2)
+    process = bench.start(STAND_IN_HANG="quickstart")
+    wait_until(bench.calls_file.exists)
+    assert bench.run() == 2
+    assert "being worked in by another study" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+
+
+def test_a_finished_run_serves_and_is_not_touched(bench, tmp_path):
+    bench.run()
+    given = shutil.copytree(bench.out / "runs" / "mobile", tmp_path / "given")
+    files = {path: path.stat().st_mtime_ns for path in given.rglob("*")}
+    shutil.rmtree(bench.out)
+    bench.calls()
+    assert bench.run("--models.mobile.run", given) == 0
+    calls = bench.calls()
+    assert not [call for call in calls if "quickstart.yaml" in " ".join(call)]
+    assert {path: path.stat().st_mtime_ns for path in given.rglob("*")} == files
+    assert bench.rows()["mobile"]["checkpoint_bytes"] == 300
+
+
+def test_a_given_export_serves_as_long_as_it_is_of_the_run(bench, tmp_path, capsys):
+    bench.run()
+    run = shutil.copytree(bench.out / "runs" / "mobile", tmp_path / "run")
+    made = shutil.copytree(bench.out / "exports" / "mobile" / "float", tmp_path / "made")
+    shutil.rmtree(bench.out)
+    bench.calls()
+    words = ["--models.mobile.run", run, "--models.mobile.export", made, "--only", "mobile", "mobile_ptq"]
+    assert bench.run(*words) == 0
+    exported = [call for call in bench.calls() if call[0] == "export"]
+    assert [call[call.index("--recipes") + 1] for call in exported] == ["int8"]
+    row = bench.rows()["mobile"]
+    assert row["file"].endswith("made/model_fp32.tflite")
+    assert [command.split()[2] for command in row["commands"]] == ["tools.predictions", "tools.bench"]
+    assert "has no model_int8.tflite" in capsys.readouterr().out
+    (run / "model.ckpt").write_text("trained on")
+    assert bench.run(*words) == 0
+    assert "was made of another model.ckpt" in capsys.readouterr().out
+    assert bench.rows()["mobile"]["file"] == "exports/mobile/float/model_fp32.tflite"
+
+
+def test_an_unfinished_run_is_not_gone_on_with(bench, tmp_path):
+    """Somebody may be training it now."""
+    bench.run()
+    given = shutil.copytree(bench.out / "runs" / "teacher", tmp_path / "given")
+    (given / "metrics.json").unlink()
+    assert bench.run("--models.teacher.run", given) == 1
+    assert f"python -m brainq_torch.fit --resume --out {given}" in bench.rows()["student"]["reason"]
+    assert not (given / "metrics.json").exists()
+
+
+def test_runs_with_other_test_images_are_refused(bench, tmp_path):
+    bench.run()
+    given = shutil.copytree(bench.out / "runs" / "student", tmp_path / "given")
+    manifest = given / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("Testing0.png", "Testing9.png"))
+    assert bench.run("--models.student.run", given) == 1
+    assert "other Testing images than mobile" in bench.rows()["student"]["reason"]
+
+
+def test_runs_handled_otherwise_are_told_apart(bench, tmp_path):
+    bench.run()
+    given = shutil.copytree(bench.out / "runs" / "student", tmp_path / "given")
+    (given / "config.yaml").write_text("data: {size: 48, fit: stretch, augmentation: {flip: 0.5, noise: 0.0}}\n")
+    lines = (given / "manifest.csv").read_text().splitlines()
+    swapped = [line.replace(",Training,", ",val,") if "Training0" in line else line for line in lines]
+    swapped = [line.replace(",val,", ",Training,") if "val0" in line else line for line in swapped]
+    (given / "manifest.csv").write_text("\n".join(swapped) + "\n")
+    assert bench.run("--models.student.run", given) == 0
+    parts, handling = bench.study()["data"]["differences"]
+    assert parts.startswith("student: 2 images train or validate otherwise than for mobile")
+    assert handling == (
+        "student: other data handling than mobile: augmentation.flip 0.5 instead of off, size 48 instead of 32"
+    )
+
+
+BAD = [
+    ({"rows": []}, "has no rows"),
+    ({"models": MODELS | {"none": {}}}, "neither config"),
+    ({"models": {"Mobile-1": {"config": "configs/quickstart.yaml"}}}, "no folder name"),
+    ({"models": MODELS | {"mobile": {"config": "configs/absent.yaml"}}}, "configs/absent.yaml is no file"),
+    ({"models": {"qat": MODELS["qat"], "mobile": MODELS["mobile"]}}, "allowed are the models above it: none"),
+    ({"models": MODELS | {"mobile": MODELS["mobile"] | {"export": "x"}}}, "export without run"),
+    ({"rows": [{"id": "a", "family": "A", "recipe": "r", "model": "absent", "export": "fp32"}]}, "absent is no model"),
+    ({"rows": [{"id": "a", "family": "A", "recipe": "r", "model": "mobile", "export": "int7"}]}, "int7 is no recipe"),
+    ({"rows": [{"id": "a", "family": "A", "recipe": "r", "model": "mobile", "export": "int8"}]}, "has 0 rows with"),
+    ({"rows": [dict(zip(KEYS, ROWS[0], strict=True))] * 2}, "each id once"),
+    ({"gradcam": "absent"}, "gradcam names absent"),
+    ({"latency": {"rounds": -1}}, "rounds from 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])
+def test_a_wrong_configuration_is_refused(bench, capsys, change, message):
+    bench.config |= change
+    assert bench.run() == 2
+    assert message in capsys.readouterr().err
+    assert bench.calls() == []
+
+
+@pytest.mark.parametrize("change", [{"colour": 1}, {"models": {"mobile": {"confg": "x"}}}, {"data": {"rot": "x"}}])
+def test_unknown_keys_are_refused(bench, capsys, change):
+    bench.config |= change
+    with pytest.raises(SystemExit) as refused:
+        bench.run()
+    assert refused.value.code == 2
+    assert "not accepted" in (error := capsys.readouterr().err) or "colour" in error or "rot" in error
+
+
+def test_a_missing_folder_of_images_is_named(bench, capsys):
+    assert bench.run("--data.root", "absent") == 1
+    assert "absent, the folder of the images, is not there; name another with --data.root" in capsys.readouterr().out
+
+
+def test_the_files_of_the_recipes_are_those_of_the_exporter():
+    from export.recipes import RECIPES
+    from tools.study.config import RECIPE_FILES
+
+    for name, recipe in RECIPES.items():
+        assert set(recipe.files) == {file for file in RECIPE_FILES[name] if file}
+    assert RECIPES.keys() == RECIPE_FILES.keys()
+
+
+@pytest.mark.slow
+def test_real_commands_on_a_real_run(bench, tiny_run, tiny_export, phantoms, monkeypatch):
+    """All but the report and the Grad-CAM, which have tests of their own."""
+    monkeypatch.setenv("STAND_IN_ONLY", "tools.report tools.gradcam")
+    bench.config["latency"] = {"rounds": 1, "calls": 2}
+    given = ["--models.mobile.run", tiny_run, "--models.mobile.export", tiny_export, "--data.root", phantoms]
+    assert bench.run(*given, "--only", "mobile", "mobile_fp16") == 0
+    row = bench.rows()["mobile_fp16"]
+    assert row["parity"]["passed"] is True
+    with np.load(bench.out / row["predictions"]) as arrays:
+        assert arrays["logits"].shape == (12, 4)
+        assert len(arrays["val_logits"]) > 0
+    latency = json.loads((bench.out / row["latency"]).read_text())
+    assert 0 < latency["litert"]["median_ms"] <= latency["litert"]["p90_ms"]
+
+
+@pytest.mark.parametrize(
+    "junk", ["", "[]", "5", '{"artefacts": 5}', '{"run": {"checkpoint_sha256": 1}, "artefacts": [1]}']
+)
+def test_a_parity_report_that_holds_something_else_is_no_export(tmp_path, junk):
+    (tmp_path / "parity.json").write_text(junk)
+    found, why = study_runs.find_export(tmp_path, tmp_path, ["fp32"])
+    assert not found
+    assert f"{tmp_path} is no export" in why
+    with pytest.raises(study_steps.StepFailed, match=r"parity\.json cannot be read as far as 'passed' of 'a\.tflite'"):
+        study_runs.read_entry(tmp_path / "parity.json", "artefacts", "a.tflite", "passed")
+
+
+@pytest.mark.parametrize("junk", ["", "[]", '{"leakage": [1]}', '{"leakage": {"Testing": {"majority": 1}}}'])
+def test_metrics_that_hold_something_else_are_named(tmp_path, junk):
+    (tmp_path / "metrics.json").write_text(junk)
+    with pytest.raises(study_steps.StepFailed, match=r"metrics\.json"):
+        study_table.read_leak_check(tmp_path)

@@ -1,0 +1,175 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models import build_model
+from brainq_torch.run import CHECKPOINT as RUN_CHECKPOINT
+from brainq_torch.run import save_checkpoint
+from export.run.metadata import FileMetadata, write_metadata
+from tests.support.handmade_models import write_float_onnx, write_float_tflite, write_int8_tflite
+from tools.bench import __main__ as bench
+from tools.bench import worker as bench_worker
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A large and a small float TFLite, an int8 one and an ONNX file, with int8 input and output or float."""
+    folder = tmp_path_factory.mktemp("models")
+    return [
+        write_float_tflite(folder / "large.tflite", side=384),
+        write_float_tflite(folder / "small.tflite"),
+        write_int8_tflite(folder / "int8.tflite"),
+        write_float_onnx(folder / "float.onnx"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(files, tmp_path_factory):
+    """One bench of all files from the command line."""
+    target = tmp_path_factory.mktemp("out") / "bench.json"
+    assert bench.main([*map(str, files), "--rounds", "3", "--calls", "4", "--json", str(target)]) == 0
+    return json.loads(target.read_text())
+
+
+def test_every_model_has_size_latency_and_memory(files, report):
+    assert (report["threads"], report["rounds"], report["calls_per_round"]) == (1, 3, 4)
+    assert [model["model"] for model in report["models"]] == list(map(str, files))
+    for path, model in zip(files, report["models"], strict=True):
+        assert model["size_bytes"] == path.stat().st_size
+        assert 0 < model["latency_median_ms"] <= model["latency_p90_ms"]
+        assert 0 < model["memory_before_model_bytes"] < model["peak_memory_bytes"]
+        assert ("ONNX Runtime" if path.suffix == ".onnx" else "LiteRT") in model["engine"]
+
+
+def test_ratios_are_to_the_first_model(report):
+    first, small = report["models"][:2]
+    assert (first["size_ratio"], first["latency_ratio"], first["peak_memory_ratio"]) == (1.0, 1.0, 1.0)
+    assert small["size_ratio"] == small["size_bytes"] / first["size_bytes"]
+    assert small["peak_memory_ratio"] == small["peak_memory_bytes"] / first["peak_memory_bytes"]
+    # 144 times the pixels: no noise of the machine turns that round.
+    assert small["latency_ratio"] < 0.5
+
+
+def test_engines_are_alone_in_their_process(report):
+    """PyTorch alone is 200 MB and more: a TFLite file's process has none of it."""
+    for model in report["models"]:
+        assert model["peak_memory_bytes"] < 150e6
+
+
+def test_latency_ratio_survives_a_machine_that_slows_down(monkeypatch, files):
+    """Every round is slower than the one before, for both models alike: the ratio does not move."""
+    speeds = {str(files[0]): 10.0, str(files[1]): 5.0}
+
+    class Worker:
+        def __init__(self, model, threads):
+            self.model, self.engine, self.turn = model, "fake", 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def measure(self, calls):
+            self.turn += 1
+            return [speeds[self.model] * self.turn] * calls
+
+        def finish(self):
+            return {"peak_memory_bytes": 100, "memory_before_model_bytes": 50}
+
+    monkeypatch.setattr(bench, "_Worker", Worker)
+    first, second = bench.bench_models([str(path) for path in files[:2]], rounds=4, calls=5).models
+    assert second.latency_ratio == 0.5
+    # 10, 20, 30, 40 ms, five of each.
+    assert (first.latency_median_ms, first.latency_p90_ms) == (25.0, 40.0)
+
+
+def test_table_states_the_threads_and_every_figure(monkeypatch):
+    model = bench.Measurement("a.tflite", "LiteRT 2", 2_500_000, 4.25, 5.5, 70_000_000, 40_000_000, 1.0, 1.0, 1.0)
+    text = bench.format_bench(bench.Bench(2, 3, 4, "a CPU", 8, 0.5, (model,)))
+    assert "threads: 2; 3 rounds of 4 single images" in text
+    for figure in ("2.500 MB", "4.25 ms", "5.50 ms", "70.0 MB", "40.0 MB before the model"):
+        assert figure in text
+    assert "busy" not in text
+    assert "busy" in bench.format_bench(bench.Bench(2, 3, 4, "a CPU", 8, 7.9, (model,)))
+
+
+def test_a_run_folder_runs_in_pytorch(tmp_path):
+    torch.manual_seed(0)
+    arguments = {"width_mult": 0.1}
+    model = build_model("mobilenetv2", **arguments)
+    save_checkpoint(tmp_path / RUN_CHECKPOINT, model, "mobilenetv2", arguments, PixelSpec(32), CLASSES)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
+    engine = bench_worker.choose_engine(tmp_path, 1)
+    assert engine.load()().shape == (1, 4)
+    assert engine.name.startswith("PyTorch")
+    assert bench.size_bytes(tmp_path) == (tmp_path / "model.ckpt").stat().st_size
+    assert bench.CHECKPOINT == RUN_CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [(np.int8, -128, 127), (np.uint8, 0, 255), (np.float32, -1, 0.9921875)]
+)
+def test_input_covers_the_types_range(dtype, low, high):
+    image = bench_worker._typed(bench_worker._scaled((1, 64, 64, 1)), dtype)
+    assert image.dtype == dtype
+    assert (image.min(), image.max()) == (low, high)
+
+
+def test_wrong_models_are_named(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "noise.tflite").write_bytes(b"\x00" * 64)
+    damaged = write_float_onnx(tmp_path / "damaged.onnx")
+    write_metadata(damaged, FileMetadata(CLASSES, PixelSpec(32), {}))
+    damaged.write_bytes(damaged.read_bytes() + b"\0")
+    for name, message in (
+        ("missing.onnx", "does not exist"),
+        ("notes.txt", "ends in '.txt'"),
+        ("folder", "no finished run folder"),
+        ("noise.tflite", "cannot be run"),
+        ("damaged.onnx", "is damaged"),
+    ):
+        assert bench.main([str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert name in error
+        assert message in error
+
+
+def test_a_process_that_dies_is_told_with_its_last_words(tmp_path, files, capsys, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho out of memory >&2\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(bench.sys, "executable", str(program))
+    assert bench.main([str(files[1])]) == 2
+    assert "its process ended with code 9: out of memory" in capsys.readouterr().err
+
+
+def test_without_an_engine_the_command_that_installs_it_is_named(tmp_path, files, capsys, monkeypatch):
+    for package in ("ai_edge_litert", "onnxruntime"):
+        (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('gone', name={package!r})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for model in (files[1], files[3]):
+        assert bench.main([str(model)]) == 2
+        assert re.search(r"error: \S+ cannot be run: .* is not installed; .*pip install", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("words", [["--threads", "0"], ["--rounds", "-1"], ["--calls", "x"]])
+def test_wrong_numbers_are_refused(words, files):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([str(files[1]), *words])
+
+
+def test_memory_is_this_processs(monkeypatch):
+    now = bench_worker.memory_bytes("VmRSS")
+    assert 10e6 < now <= bench_worker.memory_bytes("VmHWM")
+    monkeypatch.setattr(bench_worker, "Path", lambda *_: Path("/nowhere"))
+    assert bench_worker.memory_bytes("VmRSS") >= 10e6

@@ -1,0 +1,207 @@
+"""Every command ends alike: 2 and one line that says what was wrong, whatever it was given."""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from brainq_torch.console import escape_unprintable, without_chatter
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from export.run.metadata import FileMetadata, write_metadata
+from tests.support.handmade_models import write_int8_tflite
+from tools.command import run_command
+
+ROOT = Path(__file__).parents[2]
+
+COMMANDS = {
+    "export": "{given} --out {new}",
+    "tools.abstention": "{given} --data {data}",
+    "tools.audit": "{given}",
+    "tools.bench": "{given}",
+    "tools.bench_training": "--data {given}",
+    "tools.compare": "{model} --data {data} --pair {model} {given}",
+    "tools.doctor": "{given}",
+    "tools.edge": "{given} --static",
+    "tools.evaluate": "{given} --data {data}",
+    "tools.gradcam": "{given} --data {data} --out {new}",
+    "tools.low_bits": "{given} --data {data} --out {new}",
+    "tools.pairs": "{given} --data {data} --manifest {manifest}",
+    "tools.predict": "{given} {data}",
+    "tools.predictions": "{given} --data {data} --run {data} --out {new}.npz",
+    "tools.pseudo_sources": "--manifest {given} --data {data} --out {new}",
+    "tools.report": "{given}",
+    "tools.restore": "{given} --config configs/quickstart.yaml --data.root {data} --out {new}",
+    "tools.shift": "{given} --data {data}",
+    "tools.study": "--config {given}",
+    "tools.teacher_logits": "{given} --data {data} --out {new}",
+}
+"""Module -> words; ``given`` is what is wrong."""
+
+WORKERS = {"tools.bench.worker", "tools.doctor.probe", "tools.edge.tflm_worker"}
+"""Started by commands, never by a user."""
+
+
+def test_no_command_is_left_out():
+    found = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        for folder in ("export", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    assert found - WORKERS - {"export.bundle.predict"} == COMMANDS.keys()  # that one is the bundle's
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, phantoms):
+    """A good model, and one wrong thing of every kind."""
+    folder = tmp_path_factory.mktemp("wrong")
+    model = write_int8_tflite(folder / "good.tflite")
+    write_metadata(model, FileMetadata(CLASSES, PixelSpec(32), {}))
+    content = bytearray(model.read_bytes())
+    (folder / "cut.tflite").write_bytes(content[: len(content) // 2])
+    content[-1] ^= 1
+    (folder / "flipped.tflite").write_bytes(content)
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "noise.tflite").write_bytes(b"\0\0\0\0TFL3" + bytes(range(256)))
+    (folder / "folder.tflite").mkdir()
+    (folder / "manifest.csv").write_text("path\n")
+    return {"folder": folder, "model": model, "data": phantoms, "manifest": folder / "manifest.csv"}
+
+
+def call(name, words, capsys):
+    """Return exit code and what was said."""
+    module = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
+    try:
+        code = module.main(words)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+WRONG = ("missing.tflite", "cut.tflite", "flipped.tflite", "empty.onnx", "noise.tflite", "folder.tflite")
+
+
+CASES = [case for case in product(COMMANDS, WRONG) if case != ("tools.doctor", "flipped.tflite")]  # what doctor is for
+
+
+@pytest.mark.parametrize(("name", "wrong"), CASES)
+def test_a_wrong_input_is_2_and_one_line(name, wrong, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = COMMANDS[name].format(given=places["folder"] / wrong, new=tmp_path / "new", **places).split()
+    code, said = call(name, words, capsys)
+    assert code == 2
+    assert sum("error:" in line for line in said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_flag_is_2(name, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = "configs/study_quick.yaml" if name == "tools.study" else places["model"]
+    words = COMMANDS[name].format(given=given, new=tmp_path / "new", **places).split()
+    code, said = call(name, [*words, "--no-such-flag"], capsys)
+    assert code == 2
+    assert "--no-such-flag" in said
+
+
+NUMBERS = (
+    ("--threads", "0", ("abstention", "bench", "compare", "evaluate", "gradcam", "low_bits", "predict", "predictions")),
+    ("--seed", "-1", ("gradcam", "pseudo_sources", "shift", "teacher_logits")),
+    ("--images", "0", ("edge", "gradcam", "low_bits", "shift")),
+    ("--budget", "0", ("low_bits",)),
+    ("--count", "0", ("pairs",)),
+    ("--rounds", "0", ("bench", "bench_training")),
+)
+
+
+NUMBERED = [(flag, number, f"tools.{name}") for flag, number, names in NUMBERS for name in names]
+
+
+@pytest.mark.parametrize(("flag", "number", "name"), NUMBERED)
+def test_a_number_that_makes_no_sense_is_2(flag, number, name, places, tmp_path, capsys):
+    words = COMMANDS[name].format(given=places["model"], new=tmp_path / "new", **places).split()
+    code, said = call(name, [*words, flag, number], capsys)
+    assert code == 2
+    assert said.count("error:") == 1
+    assert f"{flag}: {number} is too small" in said or f"{flag} is {number}" in said
+
+
+REPORTING = ("abstention", "audit", "bench", "bench_training", "compare", "doctor", "edge", "evaluate", "shift")
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_a_report_that_cannot_be_written_is_2_before_any_work(name, places, tmp_path, capsys):
+    given = places["data"] if name in ("audit", "bench_training") else places["model"]
+    words = COMMANDS[f"tools.{name}"].format(given=given, new=tmp_path / "new", **places)
+    words = words.replace(f" --pair {given} {given}", "").split()
+    code, said = call(f"tools.{name}", [*words, "--json", str(tmp_path / "none" / "report.json")], capsys)
+    assert code == 2
+    assert "report.json cannot be written" in said
+
+
+@pytest.mark.parametrize("name", ["tools.pseudo_sources", "tools.restore", "tools.study"])
+def test_a_file_that_is_no_utf8_is_2(name, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("name: Tumör\n".encode("latin-1"))
+    words = COMMANDS[name].replace("configs/quickstart.yaml", str(latin))
+    code, said = call(name, words.format(given=latin, new=tmp_path / "new", **places).split(), capsys)
+    assert code == 2
+    assert "UTF-8" in said or "utf-8" in said
+
+
+@pytest.mark.parametrize("form", [("--bundle-file", "a", "b"), ("--bundle-file", "a", "--bundle-file", "b")])
+def test_bundle_files_may_be_named_together_or_one_by_one(form):
+    from export.__main__ import _parse
+
+    assert _parse(["run", *form]).bundle_file == ["a", "b"]
+
+
+def test_a_name_that_the_console_cannot_print_is_escaped(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert run_command(lambda: print("Tumör \udcff") or 0) == 0
+    console.flush()
+    assert console.buffer.getvalue() == b"Tum\\xf6r \\udcff\n"
+
+
+def test_only_chatter_of_libraries_is_dropped(capfd):
+    with without_chatter():
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: something\n")
+    assert capfd.readouterr().err == "ERROR: something\n"
+
+
+def test_loading_a_model_says_nothing(places):
+    load = f"from export.run.runners import load_runner; load_runner({str(places['model'])!r})"
+    result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, check=True)
+    assert result.stderr == b""
+
+
+def test_a_closed_standard_error_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    escape_unprintable()
+    with without_chatter():
+        pass
+
+
+MALFORMED = ("[]", '{"artefacts": 3}', '{"artefacts": {"model_fp16.tflite": 7}}', "\xff",
+             '{"artefacts": {"model_fp16.tflite": {"passed": "yes", "sha256": 3}}}')  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+@pytest.mark.parametrize("words", [("--bundle", "{bundle}"), ("--force", "--recipes", "fp32")])
+def test_a_malformed_parity_json_is_2(text, words, tiny_run, tmp_path, capsys):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "parity.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "export" / "theirs").write_text("")
+    more = [word.format(bundle=tmp_path / "bundle") for word in words]
+    code, said = call("export", [str(tiny_run), "--out", str(tmp_path / "export"), *more], capsys)
+    assert code == 2
+    assert said.startswith("error: ")
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,119 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.run.metadata import read_metadata, write_metadata
+from tests.support.sabotage import saturate
+from tools.compare import WITHOUT_XNNPACK, _load_as_written, main
+
+
+def compare(capsys, *words):
+    code = main([*map(str, words), "--threads", "1"])
+    return code, capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
+    """One comparison of everything, with one pair that is equal and one that is not."""
+    folder = tmp_path_factory.mktemp("compare")
+    fp32, onnx, tflite = (tiny_export / "model_fp32.tflite", *_int8(tiny_int8_export))
+    damaged = Path(shutil.copy(tflite, folder / "damaged.tflite"))
+    saturate(damaged, "classifier.1")
+    write_metadata(damaged, read_metadata(damaged))  # a fault of its making: its checksum holds
+    words = [fp32, tiny_run, onnx, tflite, damaged, "--data", phantoms, "--json", folder / "compare.json"]
+    words += ["--pair", onnx, tflite, "--pair", onnx, damaged, "--threads", "1", "--without-xnnpack"]
+    assert main(list(map(str, words))) == 0
+    return json.loads((folder / "compare.json").read_text())
+
+
+def _int8(folder):
+    return folder / "model_int8.onnx", folder / "model_int8.tflite"
+
+
+def test_every_model_is_measured_against_the_first(report, tiny_export, tiny_run, phantoms):
+    assert (report["n"], report["split"], report["data"]) == (12, "Testing", str(phantoms))
+    sizes = [row["size_bytes"] for row in report["models"]]
+    assert sizes[:2] == [
+        (tiny_export / "model_fp32.tflite").stat().st_size,
+        (tiny_run / "model.ckpt").stat().st_size,
+    ]
+    assert [row["size_ratio"] for row in report["models"]] == [size / sizes[0] for size in sizes]
+    first, *others = report["models"]
+    assert first["against_reference"] is None
+    for row in others:
+        assert row["against_reference"]["n"] == row["metrics"]["n"] == 12
+        assert row["against_reference"]["accuracy_a"] == first["metrics"]["accuracy"]
+    assert others[0]["against_reference"]["agreement"] == 1.0  # the checkpoint the file was made from
+
+
+def test_pairs_are_measured_integer_by_integer(report):
+    equal, damaged, *_ = report["pairs"]
+    assert (equal["bit_equal"], equal["max_lsb"], equal["top1_agreement"]) == (1.0, 0.0, 1.0)
+    assert damaged["bit_equal"] < 1  # 48 logits at one limit, where the healthy file has few or none
+    assert 0 < damaged["mean_lsb"] <= damaged["max_lsb"]
+
+
+def test_each_tflite_file_is_also_run_without_xnnpack(report, tiny_export, tiny_int8_export):
+    files = [str(tiny_export / "model_fp32.tflite"), str(_int8(tiny_int8_export)[1])]
+    pairs = {pair["reference"]: pair for pair in report["pairs"] if pair["artefact"].endswith(" without XNNPACK")}
+    assert len(pairs) == 3
+    rows = {row["model"]: row for row in report["models"]}
+    for name in files:
+        assert pairs[name]["artefact"] == f"{name} without XNNPACK"
+        assert rows[f"{name} without XNNPACK"]["size_bytes"] == rows[name]["size_bytes"]
+    assert pairs[files[1]]["max_lsb"] <= 24  # the built-in kernels round twice: 10 on the real network
+
+
+@pytest.mark.parametrize("ending", ["", WITHOUT_XNNPACK])
+def test_only_the_row_of_that_name_runs_without_xnnpack(tiny_int8_export, ending):
+    runner = _load_as_written(f"{_int8(tiny_int8_export)[1]}{ending}", 1)
+    operators = {details["op_name"] for details in runner._interpreter._get_ops_details()}
+    assert ("DELEGATE" in operators) == (not ending)
+
+
+def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):
+    onnx, tflite = _int8(tiny_int8_export)
+    code, printed = compare(
+        capsys, tiny_export / "model_fp16.tflite", tflite, "--data", phantoms, "--pair", onnx, tflite
+    )
+    assert code == 0
+    rows = [line for line in printed.out.splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [9] * 4 + [8] * 3
+    assert "100.00 % | 0 | 0 | 0 |" in rows[-1]
+    assert re.search(r"^\S+model_int8\.tflite: \d+ flips: glioma \d+ \(lost", printed.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["A", "A"], "named twice"),
+        (["A", "nowhere.tflite"], "nowhere.tflite does not exist"),
+        (["A", "--pair", "A", "nowhere.onnx"], "nowhere.onnx does not exist"),
+        (["A", "--json", "nowhere/compare.json"], "its folder is missing"),
+    ],
+)
+def test_wrong_words_are_one_clear_line(capsys, tiny_export, phantoms, words, said):
+    words = [tiny_export / "model_fp32.tflite" if word == "A" else word for word in words]
+    code, printed = compare(capsys, *words, "--data", phantoms)
+    assert code == 2
+    assert said in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_logits_that_are_no_numbers_are_refused(capsys, tiny_export, phantoms, tmp_path):
+    from export.graph.flatbuffer import constant, read_model, write_model
+
+    path = Path(shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "broken.tflite"))
+    model = read_model(path)
+    tensor = model.subgraphs[0].tensors[model.subgraphs[0].operators[-1].inputs[2]]
+    values = np.full_like(constant(model, tensor, "<f4"), np.nan)
+    model.buffers[tensor.buffer].data = values.view(np.uint8)
+    write_model(model, path)
+    write_metadata(path, read_metadata(path))
+    code, printed = compare(capsys, tiny_export / "model_fp32.tflite", "--data", phantoms, "--pair", path, path)
+    assert code == 2
+    assert "not finite" in printed.err

@@ -1,0 +1,269 @@
+import json
+import os
+import pickle
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.load import scan_folder
+from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models import build_model
+from brainq_torch.run import save_checkpoint
+from tools import evaluate
+
+KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes"}
+GREYS = (20, 80, 140, 200)
+"""Mean grey of each class's images, which the fake model tells apart."""
+
+
+class GreyRunner:
+    """Answers the class whose grey is nearest to the image's mean: right by construction, and exact."""
+
+    def __init__(self, classes=CLASSES, size=32, shift=0):
+        self.classes, self.pixels, self.shift = tuple(classes), PixelSpec(size), shift
+        self.greys = [GREYS[CLASSES.index(name)] if name in CLASSES else 0 for name in self.classes]
+        self.logit_scale = None
+
+    def __call__(self, images):
+        means = images.mean(axis=(1, 2)) + self.shift
+        return -np.abs(means[:, None] - np.array(self.greys)).astype(np.float32)
+
+
+def picture(grey):
+    """An image of many greys around one."""
+    return Image.fromarray((grey - 15 + np.arange(36 * 40).reshape(36, 40) % 31).astype(np.uint8))
+
+
+def write_images(root, split, count, wrong=0):
+    """Write images per class; the first ``wrong`` gliomas look like a meningioma."""
+    for label, name in enumerate(CLASSES):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for index in range(count):
+            grey = GREYS[1] if name == "glioma" and index < wrong else GREYS[label]
+            picture(grey).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_images(tmp_path / "data", "Testing", 5, wrong=2)
+    write_images(tmp_path / "data", "Training", 3)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Stand-ins for model files, by name."""
+    runners = {"a": GreyRunner(), "b": GreyRunner(shift=70), "size": GreyRunner(size=48)}
+    monkeypatch.setattr(evaluate, "load_runner", lambda name, threads: runners[name])
+    return runners
+
+
+def test_figures_and_json_are_exact(data, fake, tmp_path, capsys):
+    target = tmp_path / "metrics.json"
+    assert evaluate.main(["a", "--data", str(data), "--json", str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert report.keys() >= KEYS
+    assert (report["n"], report["accuracy"], report["split"]) == (20, 0.9, "Testing")
+    assert report["confusion"] == [[3, 2, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 5]]
+    labels, predictions = np.repeat(range(4), 5), np.array([1, 1, 0, 0, 0] + [1] * 5 + [2] * 5 + [3] * 5)
+    assert report["accuracy"] == accuracy_score(labels, predictions)
+    assert report["macro_f1"] == f1_score(labels, predictions, average="macro")
+    assert report["classes"] == list(CLASSES)
+    assert report["per_class"]["glioma"] == {"precision": 1.0, "recall": 0.6, "f1": 0.75, "support": 5}
+    out = capsys.readouterr().out
+    assert "split Testing: 20 images" in out
+    assert "90.00 %" in out
+
+
+def test_json_is_replaced_when_run_again(data, fake, tmp_path):
+    target = tmp_path / "metrics.json"
+    target.write_text("old")
+    for _ in range(2):
+        assert evaluate.main(["a", "--data", str(data), "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["n"] == 20
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("split", "expected"), [("Training", 12), ("test", 20), ("all", 32)])
+def test_a_named_split_is_measured(data, fake, tmp_path, split, expected):
+    target = tmp_path / "m.json"
+    assert evaluate.main(["a", "--data", str(data), "--split", split, "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["n"] == expected
+
+
+def test_class_folders_without_splits_are_all_measured(data, fake, capsys):
+    assert evaluate.main(["a", "--data", str(data / "Training")]) == 0
+    assert "split all: 12 images" in capsys.readouterr().out
+
+
+def test_val_comes_before_training(tmp_path, fake, capsys):
+    write_images(tmp_path, "train", 2)
+    write_images(tmp_path, "val", 1)
+    assert evaluate.main(["a", "--data", str(tmp_path)]) == 0
+    assert "split val: 4 images" in capsys.readouterr().out
+
+
+def test_a_models_own_class_order_does_not_change_the_report(data, fake, tmp_path):
+    fake["turned"] = GreyRunner(classes=reversed(CLASSES))
+    for name in ("a", "turned"):
+        assert evaluate.main([name, "--data", str(data), "--json", str(tmp_path / name)]) == 0
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a", "turned"))
+    assert {key: first[key] for key in KEYS} == {key: second[key] for key in KEYS}
+
+
+def test_unreadable_images_are_named_and_left_out(data, fake, tmp_path, capsys):
+    (data / "Testing" / "pituitary" / "0.png").write_bytes(b"")
+    (data / "Testing" / "pituitary" / "notes.txt").write_text("no image")
+    target = tmp_path / "m.json"
+    assert evaluate.main(["a", "--data", str(data), "--json", str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert report["n"] == 19
+    assert [p["path"] for p in report["problems"] if p["severity"] == "error"] == ["Testing/pituitary/0.png"]
+    out = capsys.readouterr().out
+    assert "Testing/pituitary/0.png: has zero bytes" in out
+    assert "notes.txt" in out
+
+
+def test_a_class_without_readable_image_is_an_error(data, fake, capsys):
+    for path in (data / "Testing" / "notumor").iterdir():
+        path.write_bytes(b"")
+    assert evaluate.main(["a", "--data", str(data)]) == 2
+    error = capsys.readouterr().err
+    assert "class notumor has no readable image" in error
+    assert "Testing/notumor/4.png" in error
+
+
+def test_second_model_is_compared_image_by_image(data, fake, tmp_path, capsys):
+    target = tmp_path / "m.json"
+    assert evaluate.main(["a", "--data", str(data), "--compare", "b", "--json", str(target)]) == 0
+    compare = json.loads(target.read_text())["compare"]
+    # Shifted by one class: glioma (20 -> 90) is called meningioma, and so on; pituitary stays, two flat ones move.
+    assert compare["agreement"] == 5 / 20
+    assert (compare["only_a_right"], compare["only_b_right"]) == (13, 0)
+    assert compare["mcnemar_p"] == pytest.approx(2 / 2**13)
+    assert compare["metrics"]["accuracy"] == 5 / 20
+    out = capsys.readouterr().out
+    assert "McNemar, exact p   0.0002441" in out
+    assert "Testing/glioma/2.png: glioma -> meningioma (label glioma)" in out
+
+
+def test_models_of_two_sizes_are_compared(data, fake, capsys):
+    assert evaluate.main(["a", "--data", str(data), "--compare", "size"]) == 0
+    assert "same class         100.00 % (0 images differ)" in capsys.readouterr().out
+
+
+def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fake, tmp_path, capsys):
+    records = scan_folder(data).select("Training").records
+    chosen = [replace(record, split="val") if record.path.endswith("0.png") else record for record in records]
+    manifest = tmp_path / "manifest.csv"
+    write_manifest(manifest, make_manifest(data, chosen))
+    words = ["a", "--data", str(data), "--manifest", str(manifest), "--split", "val"]
+    assert evaluate.main(words) == 0
+    assert "split val: 4 images" in capsys.readouterr().out
+    picture(15).save(data / "Training" / "glioma" / "0.png")
+    assert evaluate.main(words) == 2
+    assert "Training/glioma/0.png (changed)" in capsys.readouterr().err
+
+
+def test_plot_is_written(data, fake, tmp_path):
+    assert evaluate.main(["a", "--data", str(data), "--plot", str(tmp_path / "c.png")]) == 0
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.format == "PNG"
+
+
+def test_other_classes_than_the_datas_are_refused(data, fake, capsys):
+    fake["cats"] = GreyRunner(classes=("cat", "dog", "glioma", "mouse"))
+    assert evaluate.main(["cats", "--data", str(data)]) == 2
+    assert "cats tells cat, dog, glioma, mouse apart, the images are glioma, meningioma" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere"], "nowhere does not exist"),
+        (["--data", "{data}", "--split", "val"], "no images of split 'val'"),
+        (["--data", "{data}", "--json", "no/such/folder/m.json"], "no/such/folder/m.json cannot be written"),
+        (["--data", "{data}", "--json", "{data}"], "cannot be written: it is a folder"),
+        (["--data", "{data}", "--manifest", "nowhere.csv"], "nowhere.csv is missing"),
+    ],
+)
+def test_wrong_words_are_named(data, fake, capsys, words, message):
+    assert evaluate.main(["a", *(word.format(data=data) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def write_run(folder, classes=CLASSES):
+    """Write a run folder with an untrained, narrow network."""
+    torch.manual_seed(0)
+    arguments = {"width_mult": 0.1}
+    folder.mkdir()
+    model = build_model("mobilenetv2", **arguments)
+    save_checkpoint(folder / "model.ckpt", model, "mobilenetv2", arguments, PixelSpec(32), classes)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
+    return folder
+
+
+def test_a_real_run_folder_from_the_command_line(data, tmp_path, monkeypatch):
+    """Run as ``python -m`` does, but in this process: importing PyTorch again would take longer than the rest."""
+    target = tmp_path / "m.json"
+    words = [str(write_run(tmp_path / "run")), "--data", str(data), "--json", str(target)]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+    monkeypatch.delitem(sys.modules, "tools.evaluate")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("tools.evaluate", run_name="__main__")
+    assert json.loads(target.read_text())["n"] == 20
+
+
+def broken_models(folder):
+    """Make a model of every wrong kind. Yields its path and what the message must say."""
+    yield folder / "missing.onnx", "does not exist"
+    (folder / "model.txt").write_text("x")
+    yield folder / "model.txt", "ends in '.txt'"
+    (folder / "empty").mkdir()
+    yield folder / "empty", "no run folder"
+    (folder / "noise.onnx").write_bytes(os.urandom(64))
+    yield folder / "noise.onnx", "noise.onnx"
+    (folder / "noise.tflite").write_bytes(os.urandom(64))
+    yield folder / "noise.tflite", "not a TFLite file"
+    run = write_run(folder / "cut")
+    content = (run / "model.ckpt").read_bytes()
+    (run / "model.ckpt").write_bytes(content[: len(content) // 2])
+    yield run, "truncated"
+    run = write_run(folder / "evil")
+    with (run / "model.ckpt").open("wb") as file:
+        pickle.dump(Evil(str(folder / "ran")), file, protocol=2)
+    yield run, "was not loaded"
+
+
+class Evil:
+    """A pickle that leaves a file behind when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_every_wrong_model_is_one_clear_error(data, tmp_path, capsys):
+    for model, message in broken_models(tmp_path):
+        assert evaluate.main([str(model), "--data", str(data)]) == 2, model
+        error = capsys.readouterr().err
+        assert error.startswith("error: "), error
+        assert message in error
+        assert model.name in error
+    assert not (tmp_path / "ran").exists()

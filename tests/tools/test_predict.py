@@ -1,0 +1,218 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.abstention.outlier import fit_typicality
+from brainq_torch.abstention.policy import fit_abstention
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import phantom_images
+from tools import predict
+from tools.command import CommandError, run_command
+
+ROOT = Path(__file__).parents[2]
+
+
+class GreyRunner:
+    """Logits that are known from the grey in the image's middle: log of (grey + 1, 1, 1, 1)."""
+
+    classes, pixels = CLASSES, PixelSpec(32)
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, images):
+        self.batches.append(len(images))
+        grey = images[:, 16, 16].astype(float)
+        return np.log(np.stack([grey + 1, *[np.ones(len(images))] * 3], 1)).astype(np.float32)
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    fake = GreyRunner()
+    monkeypatch.setattr(predict, "load_runner", lambda model, threads: fake)
+    return fake
+
+
+def picture(grey, width=40, height=36):
+    """One grey in the middle, many around it."""
+    pixels = np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8)
+    pixels[height // 2 - 4 : height // 2 + 4, width // 2 - 4 : width // 2 + 4] = grey
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Good images of grey 9 and 6 in two folders, and everything that can go wrong beside them."""
+    folder = tmp_path / "scans"
+    (folder / "deeper").mkdir(parents=True)
+    picture(9).save(folder / "a b.png")
+    picture(6).save(folder / "deeper" / "ünï[1].png")
+    return folder
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_json_lines_have_class_and_exact_probability(runner, images, capsys):
+    assert predict.main(["model", str(images / "a b.png"), "--json"]) == 0
+    (row,) = lines(capsys)
+    assert row.keys() == {"path", "class", "probability", "probabilities", "notes"}
+    assert (row["path"], row["class"], row["notes"]) == (str(images / "a b.png"), "glioma", [])
+    # (9 + 1) / (10 + 1 + 1 + 1)
+    assert row["probability"] == row["probabilities"]["glioma"] == pytest.approx(10 / 13, abs=1e-6)
+    assert list(row["probabilities"]) == list(CLASSES)
+    assert math.isclose(sum(row["probabilities"].values()), 1.0)
+
+
+def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, capsys):
+    heads, labels = phantom_images(64, 32)
+    logits = runner(heads)
+    abstention = fit_abstention(logits, labels, heads, fit_typicality(heads))
+    runner.abstention = replace(abstention, temperature=2.0, threshold=0.9)
+    Image.fromarray(heads[0]).save(images / "head.png")
+    assert predict.main(["model", str(images / "a b.png"), str(images / "head.png"), "--json"]) == 0
+    flat, head = lines(capsys)
+    # A flat picture is no head, however sure the network is; a head is answered when the network is sure enough.
+    assert (flat["class"], flat["abstained"]) == ("uncertain", "unlike the images it was trained on")
+    assert flat["outlier"] > 1 >= head["outlier"]
+    assert flat["probability"] == flat["probabilities"][flat["best"]]
+    grey = float(heads[0][16, 16])
+    expected = (grey + 1) ** 0.5 / ((grey + 1) ** 0.5 + 3)  # at temperature 2
+    assert head["probability"] == pytest.approx(expected, rel=1e-5)
+    assert (head["class"], head["best"], head["abstained"]) == ("uncertain", "glioma", "not sure enough")
+    runner.abstention = replace(abstention, temperature=2.0, threshold=0.1)
+    assert predict.main(["model", str(images / "a b.png"), str(images / "head.png")]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert "a b.png: uncertain, unlike the images it was trained on  (glioma" in text[0]
+    assert "head.png: glioma" in text[1]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_model_that_cannot_abstain_is_told_once(runner, images, form, capsys):
+    assert predict.main(["model", str(images), *form]) == 0
+    assert capsys.readouterr().err.count("model cannot say uncertain: it carries no abstention") == 1
+    heads, labels = phantom_images(64, 32)
+    runner.abstention = fit_abstention(runner(heads), labels, heads, fit_typicality(heads))
+    assert predict.main(["model", str(images), *form]) == 0
+    assert "cannot say" not in capsys.readouterr().err
+
+
+def test_text_names_class_probability_and_the_notice(runner, images, capsys):
+    assert predict.main(["model", str(images / "a b.png")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == (f"{images}/a b.png: glioma 76.9 %  (meningioma 7.7 %, notumor 7.7 %, pituitary 7.7 %)\n")
+    assert "not a medical device" in captured.err
+
+
+def test_folders_and_globs_are_searched_in_order_and_each_image_is_answered_once(runner, images, capsys):
+    expected = [str(images / "a b.png"), str(images / "deeper" / "ünï[1].png")]
+    for words in ([str(images)], [str(images / "**" / "*.png")], [*expected, str(images)]):
+        assert predict.main(["model", *words, "--json"]) == 0
+        assert [row["path"] for row in lines(capsys)] == expected
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(runner, images, capsys):
+    assert predict.main(["model", str(images / "deeper" / "ünï[1].png"), "--json"]) == 0
+    assert lines(capsys)[0]["probability"] == pytest.approx(7 / 10, abs=1e-6)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, capsys):
+    (images / "empty.png").write_bytes(b"")
+    content = (images / "a b.png").read_bytes()
+    (images / "cut.png").write_bytes(content[: len(content) // 2])
+    (images / "report.txt").write_text("no image: passed over")
+    (images / ".hidden.png").write_bytes(b"")
+    missing, pattern = str(images / "gone.png"), str(images / "*.bmp")
+    assert predict.main(["model", str(images), missing, pattern, "--json"]) == 1
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    errors = {Path(row["path"]).name: row["error"] for row in rows if "error" in row}
+    assert errors.keys() == {"empty.png", "cut.png", "gone.png", "*.bmp"}
+    assert "zero bytes" in errors["empty.png"]
+    assert "truncated" in errors["cut.png"]
+    assert "does not exist" in errors["gone.png"]
+    assert "no file matches" in errors["*.bmp"]
+    assert sum("class" in row for row in rows) == 2
+    for name in errors:
+        assert f"not read: {images / name}" in captured.err
+    assert "4 of 6 could not be read" in captured.err
+
+
+def test_a_folder_without_images_is_an_error(runner, tmp_path, capsys):
+    assert predict.main(["model", str(tmp_path), "--json"]) == 1
+    assert lines(capsys) == [{"path": str(tmp_path), "error": "holds no images; check the folder"}]
+
+
+def test_an_image_with_a_wrong_or_no_suffix_is_found_by_content(runner, images, capsys):
+    (images / "a b.png").rename(images / "scan")
+    assert predict.main(["model", str(images), "--json"]) == 0
+    assert Path(lines(capsys)[0]["path"]).name == "scan"
+
+
+def test_notes_say_what_was_converted(runner, tmp_path, capsys):
+    picture(9).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert predict.main(["model", str(tmp_path), "--json"]) == 0
+    assert "CMYK" in lines(capsys)[0]["notes"][0]
+
+
+def test_many_images_go_through_in_batches(runner, tmp_path, capsys):
+    for index in range(70):
+        picture(index, 32, 32).save(tmp_path / f"{index:02}.png")
+    (tmp_path / "05.png").write_bytes(b"")
+    assert predict.main(["model", str(tmp_path), "--json"]) == 1
+    rows = lines(capsys)
+    assert runner.batches == [31, 32, 6]
+    # Every answer still belongs to its own image behind the gap.
+    for index, row in enumerate(rows):
+        if index != 5:
+            assert row["probabilities"]["glioma"] == pytest.approx((index + 1) / (index + 4), abs=1e-6)
+    assert "error" in rows[5]
+
+
+def test_names_that_would_break_a_terminal_are_escaped():
+    assert predict.printable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert predict.printable(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"
+    assert predict.printable("Größe.png") == "Größe.png"
+
+
+def test_a_missing_model_is_one_clear_error(images, capsys):
+    assert predict.main([str(images / "no.onnx"), str(images)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "no.onnx does not exist" in captured.err
+    assert captured.out == ""
+
+
+def test_only_the_projects_own_errors_become_messages(capsys):
+    def fail(error):
+        raise error
+
+    assert run_command(lambda: fail(CommandError("wrong word"))) == 2
+    assert run_command(lambda: fail(PermissionError(13, "Permission denied", "x"))) == 2
+    assert capsys.readouterr().err == "error: wrong word\nerror: [Errno 13] Permission denied: 'x'\n"
+    with pytest.raises(ValueError, match="a bug"):
+        run_command(lambda: fail(ValueError("a bug")))
+
+
+def test_a_closed_pipe_is_no_traceback():
+    code = (
+        "from tools.command import run_command; run_command(lambda: [print(i, flush=True) for i in range(99999)] and 0)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait(timeout=60)

@@ -1,0 +1,72 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.evaluation.unseen import find_unseen
+from export.run.runners import load_runner
+from tools.evaluate import choose_images, decode_images
+from tools.predictions import main
+
+ARRAYS = {"logits", "labels", "paths", "unseen"}
+
+
+def predict(model, run, data, out):
+    return main([str(model), "--run", str(run), "--data", str(data), "--out", str(out), "--threads", "1"])
+
+
+def test_every_held_out_image_is_answered_in_the_manifest_order(tiny_run, tiny_export, phantoms, tmp_path):
+    model = tiny_export / "model_fp16.tflite"
+    assert predict(model, tiny_run, phantoms, tmp_path / "a.npz") == 0
+    rows = read_manifest(tiny_run / "manifest.csv")
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = dict(file)
+    assert set(arrays) == ARRAYS | {f"val_{name}" for name in ARRAYS} | {"abstention"}
+    runner = load_runner(model)
+    for split, prefix in (("Testing", ""), ("val", "val_")):
+        listed = [row for row in rows if row.split == split]
+        assert arrays[prefix + "paths"].tolist() == [row.path for row in listed]
+        images = choose_images(phantoms, split, str(tiny_run / "manifest.csv"))[1]
+        pixels = decode_images(images, runner.pixels)[1]
+        assert [runner.classes[label] for label in arrays[prefix + "labels"]] == [row.label for row in listed]
+        np.testing.assert_array_equal(arrays[prefix + "logits"], runner(pixels))
+        np.testing.assert_array_equal(arrays[prefix + "unseen"], find_unseen(rows, split))
+    assert arrays["abstention"].tolist() == [runner.abstention.temperature, runner.abstention.threshold]
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"]
+
+
+def test_a_run_without_validation_part_has_empty_arrays(tiny_run, tiny_export, phantoms, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.csv").write_text((tiny_run / "manifest.csv").read_text().replace(",val,", ",Training,"))
+    assert predict(tiny_export / "model_fp16.tflite", run, phantoms, tmp_path / "a.npz") == 0
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["val_logits"].shape == (0, 4)
+        assert len(file["val_paths"]) == len(file["val_unseen"]) == 0
+        assert len(file["logits"]) == 12
+
+
+def test_a_manifest_without_groups_is_refused(tiny_run, tiny_export, phantoms, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [line.split(",") for line in (tiny_run / "manifest.csv").read_text().splitlines()]
+    lines[1][3] = ""
+    (run / "manifest.csv").write_text("\n".join(",".join(line) for line in lines) + "\n")
+    assert predict(tiny_export / "model_fp16.tflite", run, phantoms, tmp_path / "a.npz") == 2
+    assert "does not say which images belong together" in capsys.readouterr().err
+
+
+def test_a_changed_image_is_refused(tiny_run, tiny_export, phantoms, tmp_path, capsys):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    image = next((data / "Testing").rglob("*.png"))
+    shutil.copy(next((data / "Training").rglob("*.png")), image)
+    assert predict(tiny_export / "model_fp16.tflite", tiny_run, data, tmp_path / "a.npz") == 2
+    assert "(changed)" in capsys.readouterr().err
+    assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize("out", ["a.npy", "absent/a.npz"])
+def test_a_wrong_target_is_refused_before_any_work(tiny_run, phantoms, tmp_path, out, capsys):
+    assert predict("absent.tflite", tiny_run, phantoms, tmp_path / out) == 2
+    assert "absent.tflite" not in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""A run folder made back from its exported file answers as the file does, and can be trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.fit import main as fit
+from brainq_torch.run import load_run
+from export.run.runners import load_runner
+from tests.conftest import TINY
+from tools.restore import main
+
+
+@pytest.fixture
+def words(tiny_run, phantoms, tmp_path):
+    """The arguments that restore the tiny run into ``tmp_path/back``."""
+    return ["--config", str(tiny_run / "config.yaml"), f"--data.root={phantoms}", f"--out={tmp_path / 'back'}"]
+
+
+@pytest.mark.parametrize(("file", "most"), [("model_fp32.tflite", 1e-4), ("model_fp16.tflite", 0.02)])
+def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path, words, file, most):
+    assert main([str(tiny_export / file), *words]) == 0
+    run = load_run(tmp_path / "back")
+    pixels = load_pixels(scan_folder(phantoms), run.pixels)
+    answers, expected = (load_runner(path)(pixels) for path in (tmp_path / "back", tiny_export / file))
+    assert np.abs(answers - expected).max() <= most
+    assert run.abstention == load_runner(tiny_export / file).abstention
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {
+        "config.yaml", "manifest.csv", "metrics.json", "model.ckpt"
+    }  # fmt: skip
+    metrics = json.loads((tmp_path / "back" / "metrics.json").read_text())
+    assert metrics["restored_from"] == file
+    assert metrics["leakage"].keys() == metrics["splits"].keys() == {"val", "Testing"}
+
+
+def test_batchnorm_has_the_statistics_of_its_inputs(tiny_export, tmp_path, words):
+    assert main([str(tiny_export / "model_fp32.tflite"), *words]) == 0
+    run = load_run(tmp_path / "back")
+    norms = [module for module in run.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(int(norm.num_batches_tracked) == 1 for norm in norms)
+    for norm in norms:
+        torch.testing.assert_close(norm.weight**2, norm.running_var + norm.eps)
+
+
+def test_training_goes_on_from_a_restored_run(tiny_export, phantoms, tmp_path, words):
+    assert main([str(tiny_export / "model_fp16.tflite"), *words]) == 0
+    more = [f"--init={tmp_path / 'back'}", f"--data.root={phantoms}", f"--out={tmp_path / 'more'}"]
+    assert fit([*TINY, *more, "--stages=[{name: all, epochs: 1}]"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--data.size=64", "the configuration says"),
+        ("--model.arguments.width_mult=0.5", "the file has weights of shape"),
+        ("--model.name=densenet32", "can be restored, such as mobilenetv2"),
+    ],
+)
+def test_the_file_of_another_network_is_refused(tiny_export, tmp_path, words, capsys, change, message):
+    if "densenet" in change:
+        words = [word for word in words if "width_mult" not in word]
+        change = [change, "--model.arguments={}"]
+    assert main([str(tiny_export / "model_fp32.tflite"), *words, *([change] if isinstance(change, str) else change)])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_integers_are_refused(tiny_int8_export, tmp_path, words, capsys):
+    assert main([str(tiny_int8_export / "model_int8.tflite"), *words])
+    assert "weights that are no floats" in capsys.readouterr().err
+
+
+def test_a_damaged_weight_is_noticed(tiny_export, tmp_path, words, capsys, monkeypatch):
+    from tools import restore
+
+    read = restore.read_folded
+
+    def damaged(path):
+        folded = read(path)
+        folded[-1][1][...] += 1.0
+        return folded
+
+    monkeypatch.setattr(restore, "read_folded", damaged)
+    assert main([str(tiny_export / "model_fp32.tflite"), *words])
+    assert "the file is of another network" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_left_alone(tiny_export, tmp_path, words, capsys):
+    (tmp_path / "back").mkdir()
+    assert main([str(tiny_export / "model_fp32.tflite"), *words])
+    assert "exists" in capsys.readouterr().err
+
+
+def test_what_is_no_tflite_file_is_refused(tiny_export, tmp_path, words, capsys):
+    copy = shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "copy.tflite")
+    copy.write_bytes(b"nothing")
+    assert main([str(copy), *words])
+    assert "not a TFLite file" in capsys.readouterr().err

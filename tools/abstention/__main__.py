@@ -1,0 +1,219 @@
+"""Measure when a model does not answer, and what that brings: ``python -m tools.abstention MODEL --data DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from export.run.runners import Runner, load_runner, run_named
+from tools.abstention.outliers import KINDS, draw_outliers
+from tools.command import CommandError, check_targets, positive, run_command, write_report
+from tools.evaluate import choose_images, class_order, decode_images
+from tools.predict import Unread, find_images
+
+DRAWN = 50
+"""Pictures drawn of each kind of outlier."""
+
+_HEALTHY = CLASSES.index("notumor")
+_CURVE_POINTS = 101
+
+
+@dataclass(frozen=True)
+class OutlierReport:
+    """What a model says of pictures that are no heads.
+
+    auroc: how well the outlier score tells them from the data's images. answered: share that gets a class.
+    tumour, tumour_without: share that is called a tumour, with and without abstaining.
+    """
+
+    n: int
+    auroc: float
+    answered: float
+    tumour: float
+    tumour_without: float
+
+
+@dataclass(frozen=True)
+class AbstentionReport:
+    """What abstaining brings on a data set, and on pictures that are none.
+
+    in_distribution: see ``measure``. curve: coverage and accuracy of answering the most probable ones only.
+    """
+
+    model: str
+    data: str
+    split: str
+    abstention: Abstention
+    in_distribution: dict[str, Any]
+    curve: tuple[NDArray[np.float64], NDArray[np.float64]]
+    outliers: dict[str, OutlierReport]
+    scores: dict[str, NDArray[np.float64]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, the curve at 101 places."""
+        coverage, accuracy = self.curve
+        places = np.unique(np.round(np.linspace(0, len(coverage) - 1, _CURVE_POINTS)).astype(int))
+        return {
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+            "temperature": self.abstention.temperature,
+            "threshold": self.abstention.threshold,
+            "fitted_on": self.abstention.fitted_on,
+            **self.in_distribution,
+            "area_over_curve": float(np.mean(1 - accuracy)),
+            "curve": [[round(float(coverage[i]), 4), round(float(accuracy[i]), 4)] for i in places],
+            "auroc": float(np.mean([report.auroc for report in self.outliers.values()])),
+            "outliers": {kind: asdict(report) for kind, report in self.outliers.items()},
+        }
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.abstention", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument("--split", help="as in tools.evaluate")
+    parser.add_argument("--manifest", metavar="CSV", help="as in tools.evaluate")
+    parser.add_argument("--outliers", metavar="DIR", help="more pictures that are no heads, beside the drawn ones")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
+    parser.add_argument("--plot", metavar="FILE", help="draw the curve and the scores as PNG, replacing FILE")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    check_targets(options.json, options.plot)
+    runner = load_runner(options.model, options.threads)
+    if runner.abstention is None:
+        raise CommandError(
+            f"{options.model} does not say when not to answer: it is of an earlier version; train it or export it again"
+        )
+    order = class_order(options.model, runner)
+    split, folder = choose_images(Path(options.data), options.split, options.manifest)
+    readable, pixels = decode_images(folder, runner.pixels)
+    labels = np.array([record.label for record in readable.records])
+    logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
+    judged = runner.abstention.judge(logits, pixels)
+    sets = draw_sets(runner, pixels)
+    if options.outliers:
+        sets["pictures in the folder"] = _read_pictures(runner, options.outliers)
+    reports, scores = {}, {"data": judged.outlier}
+    for kind, images in sets.items():
+        said = runner.abstention.judge(runner(images)[:, order], images)
+        reports[kind], scores[kind] = _report(said, judged.outlier), said.outlier
+    right = logits.argmax(axis=1) == labels
+    curve = cover(judged.probabilities.max(axis=1), right)
+    found = measure(judged, labels)
+    name = str(Path(options.data))
+    report = AbstentionReport(options.model, name, split, runner.abstention, found, curve, reports, scores)
+    print(format_report(report))
+    if options.json:
+        write_report(options.json, report.to_json())
+    if options.plot:
+        plot_report(report, options.plot)
+    return 0
+
+
+def draw_sets(runner: Runner, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """Return pictures that are no heads as the model gets them: kind -> (N, s, s) uint8.
+
+    pixels: the data's images, some of which are inverted.
+    """
+    sets = {kind: np.stack([runner.pixels.apply(picture) for picture in draw_outliers(kind, DRAWN)]) for kind in KINDS}
+    sets["inverted"] = 255 - pixels[:: max(1, len(pixels) // DRAWN)][:DRAWN]
+    return sets
+
+
+def _read_pictures(runner: Runner, folder: str) -> NDArray[np.uint8]:
+    pictures = []
+    for found in find_images([folder]):
+        if isinstance(found, Unread):
+            raise CommandError(f"{found.path}: {found.error}")
+        try:
+            pictures.append(runner.pixels.apply(read_grey(found).pixels))
+        except UnreadableImageError as error:
+            print(f"not read: {error}")
+    if not pictures:
+        raise CommandError(f"{folder} has no image that can be read; name a folder with pictures")
+    return np.stack(pictures)
+
+
+def _report(said: Judgement, usual: NDArray[np.float64]) -> OutlierReport:
+    tumour = said.probabilities.argmax(axis=1) != _HEALTHY
+    truth = np.repeat([0, 1], [len(usual), len(said.outlier)])
+    return OutlierReport(
+        len(said.outlier),
+        float(roc_auc_score(truth, np.concatenate([usual, said.outlier]))),
+        float(said.answered.mean()),
+        float((said.answered & tumour).mean()),
+        float(tumour.mean()),
+    )
+
+
+def format_report(report: AbstentionReport) -> str:
+    """Return the report as readable text."""
+    found, own = report.in_distribution, report.abstention
+    accuracy = "none is answered" if found["accuracy"] is None else f"{found['accuracy']:.2%} of these are right"
+    lines = [
+        f"{report.model} on {report.data}, split {report.split}: {found['n']} images",
+        f"temperature {own.temperature:.3f}, least probability {own.threshold:.3f}, fitted on {own.fitted_on} images",
+        f"answered {found['coverage']:.1%}: {accuracy}; of all, {found['accuracy_of_all']:.2%}",
+        f"not answered: {found['unsure']:.1%} not sure enough, {found['unlike']:.1%} unlike the training images",
+        "",
+        f"{'no heads':24} {'n':>4} {'AUROC':>7} {'answered':>9} {'called a tumour':>16} {'if all are answered':>20}",
+    ]
+    lines += [
+        f"{kind:24} {row.n:4} {row.auroc:7.3f} {row.answered:9.1%} {row.tumour:16.1%} {row.tumour_without:20.1%}"
+        for kind, row in report.outliers.items()
+    ]
+    return "\n".join(lines)
+
+
+def plot_report(report: AbstentionReport, path: str) -> None:
+    """Draw accuracy against coverage, and where the outlier scores of each kind of picture lie."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    coverage, accuracy = report.curve
+    left.plot(100 * coverage, 100 * accuracy, color="tab:blue")
+    found = report.in_distribution
+    if found["accuracy"] is not None:
+        left.plot(
+            100 * found["coverage"], 100 * found["accuracy"], "o", color="tab:red", label="as stored in the model"
+        )
+        left.legend(loc="lower left")
+    left.set(
+        xlabel="answered, % of the images (most probable first)",
+        ylabel="right, % of the answers",
+        title=f"{report.split}: {found['n']} images",
+    )
+    left.grid(alpha=0.3)
+    kinds = list(report.scores)
+    right.boxplot([np.minimum(report.scores[kind], 5.0) for kind in kinds], orientation="horizontal", whis=(1, 99))
+    right.set_yticks(range(1, len(kinds) + 1), kinds)
+    right.invert_yaxis()
+    right.axvline(1.0, color="tab:red", linestyle="--")
+    right.set(xlabel="outlier score (above 1: no answer; cut at 5)", title="pictures that are no heads")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,229 @@
+"""Size, latency and peak memory of models, side by side in one run: ``python -m tools.bench MODEL...``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from brainq_torch.checksum import find_damage
+from tools.bench.worker import SUFFIXES
+from tools.command import CommandError, check_targets, positive, run_command, write_report
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model's figures.
+
+    engine: what ran it. size_bytes: the file's; a run folder's model.ckpt.
+    latency: of one image through the engine, without decoding or resizing, over all rounds.
+    peak_memory_bytes: resident memory of a process that does nothing else, engine and Python included;
+    memory_before_model_bytes: of that, what was there before the model was opened.
+    ratios: this model over the first one; latency by the median over the rounds of both models' medians in that round.
+    """
+
+    model: str
+    engine: str
+    size_bytes: int
+    latency_median_ms: float
+    latency_p90_ms: float
+    peak_memory_bytes: int
+    memory_before_model_bytes: int
+    size_ratio: float
+    latency_ratio: float
+    peak_memory_ratio: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All models' figures and the conditions they were measured under."""
+
+    threads: int
+    rounds: int
+    calls_per_round: int
+    cpu: str
+    cpu_count: int | None
+    load_average: float
+    models: tuple[Measurement, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self) | {"models": [asdict(model) for model in self.models]}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="run folders, .onnx or .tflite files")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each model (default: 1)")
+    parser.add_argument("--rounds", type=positive, default=10, help="times each model's turn comes (default: 10)")
+    parser.add_argument("--calls", type=positive, default=10, help="measured images per turn (default: 10)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, replacing FILE")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _bench(options))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    check_targets(options.json)
+    result = bench_models(options.models, options.threads, options.rounds, options.calls)
+    print(format_bench(result))
+    if options.json:
+        write_report(options.json, result.to_json())
+    return 0
+
+
+def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, calls: int = 10) -> Bench:
+    """Measure the models, taking turns, so that what slows the machine for a while slows them all.
+
+    Raises CommandError when a model is missing or cannot be run.
+    """
+    sizes = [size_bytes(Path(model)) for model in models]
+    load = os.getloadavg()[0]
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(model, threads)) for model in models]
+        turns = [[worker.measure(calls) for worker in workers] for _ in range(rounds)]
+        memory = [worker.finish() for worker in workers]
+    latency = np.array(turns)  # (rounds, models, calls), ms
+    medians = np.median(latency, axis=2)
+    measurements = tuple(
+        Measurement(
+            model=model,
+            engine=workers[index].engine,
+            size_bytes=sizes[index],
+            latency_median_ms=float(np.median(latency[:, index])),
+            latency_p90_ms=float(np.quantile(latency[:, index], 0.9)),
+            **memory[index],
+            size_ratio=sizes[index] / sizes[0],
+            latency_ratio=float(np.median(medians[:, index] / medians[:, 0])),
+            peak_memory_ratio=memory[index]["peak_memory_bytes"] / memory[0]["peak_memory_bytes"],
+        )
+        for index, model in enumerate(models)
+    )
+    return Bench(threads, rounds, calls, _cpu(), os.cpu_count(), load, measurements)
+
+
+def size_bytes(model: Path) -> int:
+    """Return a model's size on disk. Raises CommandError when it is not there, of no known kind, or damaged."""
+    if not model.exists():
+        raise CommandError(f"{model} does not exist; give run folders, .onnx or .tflite files")
+    if model.is_dir():
+        if not (model / CHECKPOINT).is_file():
+            raise CommandError(
+                f"{model} is no finished run folder: it has no {CHECKPOINT}; name the files in it one by one"
+            )
+        return (model / CHECKPOINT).stat().st_size
+    if model.suffix not in SUFFIXES:
+        raise CommandError(
+            f"{model} ends in {model.suffix!r}; give run folders, or files ending in {' or '.join(SUFFIXES)}"
+        )
+    if damage := find_damage(model):
+        raise CommandError(damage)
+    return model.stat().st_size
+
+
+def format_bench(result: Bench) -> str:
+    """Return the readable table."""
+    width = max(len(model.model) for model in result.models)
+    columns = ("size", 10), ("ratio", 6), ("median", 10), ("p90", 10), ("ratio", 6), ("peak memory", 12), ("ratio", 6)
+    lines = [
+        f"threads: {result.threads}; {result.rounds} rounds of {result.calls_per_round} single images, models taking "
+        f"turns; {result.cpu}, {result.cpu_count} CPUs",
+        "",
+        f"{'model':{width}} " + " ".join(f"{name:>{length}}" for name, length in columns),
+    ]
+    for model in result.models:
+        lines.append(
+            f"{model.model:{width}} {model.size_bytes / 1e6:7.3f} MB {model.size_ratio:6.3f} "
+            f"{model.latency_median_ms:7.2f} ms {model.latency_p90_ms:7.2f} ms {model.latency_ratio:6.3f} "
+            f"{model.peak_memory_bytes / 1e6:9.1f} MB {model.peak_memory_ratio:6.3f}  {model.engine}, "
+            f"{model.memory_before_model_bytes / 1e6:.1f} MB before the model"
+        )
+    lines.append("ratios are to the first model; peak memory is the whole process's, engine included")
+    if result.load_average > 0.5 * (result.cpu_count or 1):
+        busy = f"warning: the machine was busy (load average {result.load_average:.1f})"
+        lines.append(f"{busy}; trust the ratios, not the latencies")
+    return "\n".join(lines)
+
+
+class _Worker:
+    """A ``bench_worker`` process, as a context that ends it."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        self.model = model
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tools.bench.worker", os.path.abspath(model), str(threads)],
+            cwd=ROOT,
+            # Libraries that read it at import start no more threads than are stated.
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __enter__(self) -> _Worker:
+        self.engine = str(self._read()["ready"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        with self._process:  # waits for it and closes its pipes
+            pass
+        self._errors.close()
+
+    def measure(self, calls: int) -> list[float]:
+        """Return the latencies of one turn in ms."""
+        assert self._process.stdin is not None
+        print(json.dumps({"calls": calls}), file=self._process.stdin, flush=True)
+        return list(self._read()["latency_ms"])
+
+    def finish(self) -> dict[str, int]:
+        """End the worker and return its memory."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise CommandError(
+                f"{self.model}: its process ended with code {self._process.wait()}: {' | '.join(last) or 'no message'}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise CommandError(f"{self.model} cannot be run: {answer['error']}")
+        return answer
+
+
+def _cpu() -> str:
+    """Return the processor's name: a latency means nothing without it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Say what a TFLite or ONNX file really is, and what is wrong with it: ``python -m tools.doctor FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.checksum import find_damage, is_sealed
+from brainq_torch.data.dataset.load import scan_folder
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import phantom_images
+from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, naming_damage, read_graph
+from export.run.metadata import FileMetadata, MetadataError, read_metadata
+from tools.command import CommandError, check_targets, run_command, write_report
+from tools.doctor.checks import Finding, check_graph, describe_kind
+from tools.doctor.probe import MODES, Outcome, Range, probe
+from tools.doctor.ranges import check_ranges
+
+UNHEALTHY = 1
+"""Exit code when the file has a fault."""
+PROBE_IMAGES = 16
+TOLERATED_LSB = 4.0
+"""Steps of integer logits by which two engines may differ: the parity ladder's limit for two engines."""
+TOLERATED_FLOAT = 1e-3
+CLAIMS = {
+    "fp32": ("float32",),
+    "fp16": ("float32 with float16 weights",),
+    "dynamic_int8": ("float32 with int8 weights", "float32 and float32 with int8 weights"),
+    "int8": ("int8",),
+    "w4a8": ("int8 with int4 weights", "int8 and int8 with int4 weights"),
+}
+"""What a name or a recipe promises -> the kinds of file that keep it (``doctor_checks.describe_kind``)."""
+_CLAIM_WORDS = (
+    ("dynamic", "dynamic_int8"), ("w4a8", "w4a8"), ("int4", "w4a8"), ("int8", "int8"), ("fp16", "fp16"),
+    ("float16", "fp16"), ("fp32", "fp32"), ("float32", "fp32"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found. kind: what the file computes in. not_int8: computed tensors of another type."""
+
+    file: str
+    file_format: str
+    size_bytes: int
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    not_int8: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is no fault; warnings do not count."""
+        return not any(finding.severity == "fault" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self) | {"healthy": self.healthy, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.doctor",
+        description=__doc__,
+        epilog="Exit code: 0 no fault (there may be warnings), 1 at least one fault, 2 the file cannot be examined.",
+    )
+    parser.add_argument("file", metavar="FILE", help=".onnx or .tflite file")
+    parser.add_argument("--expect", choices=sorted(CLAIMS), help="what it should be (default: what its name says)")
+    parser.add_argument("--data", metavar="DIR", help=f"judge ranges on {PROBE_IMAGES} of these images, not phantoms")
+    parser.add_argument("--static", action="store_true", help="do not run it")
+    parser.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON, replacing FILE")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _doctor(options))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    check_targets(options.json)
+    diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
+    print(format_diagnosis(diagnosis))
+    if options.json:
+        write_report(options.json, diagnosis.to_json())
+    return 0 if diagnosis.healthy else UNHEALTHY
+
+
+def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str | None = None) -> Diagnosis:
+    """Examine one file.
+
+    expect: a key of ``CLAIMS``; None takes what the file's name and its recipe say. run: also run it, in processes of
+    its own. data: folder of images to judge the ranges on; None takes phantoms.
+    Raises CommandError or an error of the readers for what is no model file.
+    """
+    graph = read_graph(path)
+    metadata, findings = _examine_metadata(path, graph)
+    with naming_damage(path):
+        kind = describe_kind(graph)
+        findings += _examine_claims(path, kind, expect, metadata)
+        findings += check_graph(graph, kind, ours=metadata is not None)
+    if run:
+        findings += _examine_run(path, graph, metadata, data)
+    order = {"fault": 0, "warning": 1, "ok": 2}
+    return Diagnosis(
+        file=str(path),
+        file_format=graph.file_format,
+        size_bytes=path.stat().st_size,
+        kind=kind,
+        inputs=tuple(_describe(graph.tensors[name]) for name in graph.inputs),
+        outputs=tuple(_describe(graph.tensors[name]) for name in graph.outputs),
+        not_int8=tuple(name for node in graph.nodes for name in node.outputs if graph.tensors[name].kind != "int8"),
+        findings=tuple(sorted(findings, key=lambda finding: order[finding.severity])),
+    )
+
+
+def format_diagnosis(diagnosis: Diagnosis) -> str:
+    """Return the readable report, faults first."""
+    lines = [
+        f"{diagnosis.file}: {diagnosis.file_format}, {diagnosis.size_bytes / 1e6:.3f} MB, computes in {diagnosis.kind}",
+        *(f"  input   {text}" for text in diagnosis.inputs),
+        *(f"  output  {text}" for text in diagnosis.outputs),
+    ]
+    for finding in diagnosis.findings:
+        lines.append(
+            f"  {finding.severity.upper() if finding.severity == 'fault' else finding.severity:8}{finding.what}"
+        )
+        if finding.where:
+            more = f" and {len(finding.where) - 5} more" if len(finding.where) > 5 else ""
+            lines.append(f"          in {', '.join(finding.where[:5])}{more}")
+        if finding.remedy:
+            lines.append(f"          -> {finding.remedy}")
+    counts = [sum(finding.severity == severity for finding in diagnosis.findings) for severity in ("fault", "warning")]
+    lines.append(f"faults: {counts[0]}, warnings: {counts[1]}")
+    return "\n".join(lines)
+
+
+def _describe(tensor: Tensor) -> str:
+    shape = "unknown shape" if tensor.shape is None else "x".join("N" if s < 0 else str(s) for s in tensor.shape)
+    if tensor.scales is None or tensor.zero_points is None:
+        return f"{tensor.name} {tensor.kind} {shape}"
+    low, high = _represented(tensor)
+    scale, zero_point = tensor.scales[0], tensor.zero_points[0]
+    return f"{tensor.name} {tensor.kind} {shape}, scale {scale:.8g}, zero point {zero_point}: {low:.4g} to {high:.4g}"
+
+
+def _represented(tensor: Tensor) -> tuple[float, float]:
+    """Return the real values at the ends of a quantized tensor's type."""
+    if tensor.kind not in INTEGERS or tensor.scales is None or tensor.zero_points is None:
+        raise ValueError(f"{tensor.name} is {tensor.kind}, not quantized")
+    bits = 4 if tensor.kind == "int4" else np.iinfo(tensor.kind).bits
+    low, high = (0, 2**bits - 1) if tensor.kind[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    scale, zero_point = float(tensor.scales[0]), int(tensor.zero_points[0])
+    return scale * (low - zero_point), scale * (high - zero_point)
+
+
+def _examine_metadata(path: Path, graph: ModelGraph) -> tuple[FileMetadata | None, list[Finding]]:
+    """Check that the file says how to feed it, and that this fits its tensors."""
+    try:
+        metadata = read_metadata(path)
+    except MetadataError as error:
+        return None, [Finding("no_metadata", "fault", f"no usable metadata: {error}")]
+    shape, logits = graph.tensors[graph.inputs[0]].shape, graph.tensors[graph.outputs[0]].shape
+    faults = []
+    if shape is not None and sorted(shape[1:]) != sorted((1, metadata.pixels.size, metadata.pixels.size)):
+        faults.append(f"metadata says images of {metadata.pixels.size} pixels, the input is {shape}")
+    if logits is not None and logits[-1] != len(metadata.classes):
+        faults.append(f"metadata names {len(metadata.classes)} classes, the output is {logits}")
+    if damage := find_damage(path):
+        what, _, remedy = damage.partition("; ")
+        return metadata, [Finding("damaged", "fault", what, remedy)]
+    if faults:
+        return metadata, [
+            Finding("metadata_differs", "fault", what, "export the file again; do not edit it") for what in faults
+        ]
+    pixels = metadata.pixels
+    what = f"metadata: classes {', '.join(metadata.classes)}; {pixels.size} pixels, {pixels.fit}"
+    findings = [Finding("metadata", "ok", what)]
+    if not is_sealed(path):
+        what = "carries no checksum: it is of an earlier version, and damage to its weights would go unnoticed"
+        findings.append(Finding("no_checksum", "warning", what, "export it again"))
+    return metadata, findings
+
+
+def _examine_claims(path: Path, kind: str, expect: str | None, metadata: FileMetadata | None) -> list[Finding]:
+    """Compare what the file is with what it is called."""
+    recipe = str(metadata.provenance.get("recipe", "")) if metadata else ""  # other makers' files may have none
+    claims = {"--expect": expect} if expect else {"its name": _claim(path.stem), "its recipe": _claim(recipe)}
+    findings = []
+    for source, claim in claims.items():
+        if claim is None:
+            continue
+        if kind in CLAIMS[claim]:
+            findings.append(Finding("as_claimed", "ok", f"{source} says {claim}, and so it is: {kind}"))
+        else:
+            what = f"{source} says {claim}, but the file computes in {kind}"
+            remedy = f"rename it, or make what it says: python -m export RUN --recipes {claim}"
+            if claim == "int8" and kind in CLAIMS["dynamic_int8"]:
+                what = f"{source} says int8, but this is a dynamic-range file: int8 weights, float activations"
+                remedy = "calibrate it and quantize the activations too: python -m export RUN --recipes int8"
+            findings.append(Finding("not_as_claimed", "fault", what, remedy))
+    return findings
+
+
+def _claim(text: str) -> str | None:
+    return next((claim for word, claim in _CLAIM_WORDS if word in text.lower()), None)
+
+
+def _examine_run(path: Path, graph: ModelGraph, metadata: FileMetadata | None, data: str | None) -> list[Finding]:
+    """Run the file with and without the engine's accelerated kernels, and judge what its tensors held."""
+    images, source = _choose_images(graph, metadata, data)
+    names = {"TFLite": ("with XNNPACK", "without XNNPACK"), "ONNX": ("optimised", "as written")}[graph.file_format]
+    default, plain = (probe(path, images, mode) for mode in MODES)
+    findings = []
+    for name, outcome in zip(names, (default, plain), strict=True):
+        if outcome.logits is None:
+            remedy = "export it again; a file with float16 activations or unknown operators cannot run on a CPU"
+            findings.append(Finding("does_not_run", "fault", f"does not run {name}: {outcome.error}", remedy))
+        else:
+            findings.append(Finding("runs", "ok", f"runs {name} on {len(images)} {source}"))
+    findings += _compare_runs(names, default, plain, _tolerance(graph))
+    ranges: dict[str, Range] = plain.ranges
+    return findings + check_ranges(graph, ranges, f"{len(images)} {source}")
+
+
+def _tolerance(graph: ModelGraph) -> float:
+    """Return by how much two engines' logits may differ, in the logits' own unit."""
+    name = graph.outputs[0]
+    maker = graph.producers()[name]
+    if graph.tensors[name].kind in INTEGERS:
+        return TOLERATED_LSB
+    scales = graph.tensors[maker.inputs[0]].scales if maker.operator == DEQUANTIZE else None
+    return TOLERATED_FLOAT if scales is None else TOLERATED_LSB * float(scales[0]) * (1 + 1e-5)
+
+
+def _compare_runs(names: tuple[str, str], default: Outcome, plain: Outcome, tolerance: float) -> list[Finding]:
+    """Compare the logits. A class that changes within the tolerance is a near tie, told but no fault of an engine."""
+    if default.logits is None or plain.logits is None:
+        return []
+    if not np.isfinite(default.logits).all():
+        return [Finding("not_finite", "fault", "logits are not finite", "look for a scale or a weight that is broken")]
+    differing = int((default.logits.argmax(1) != plain.logits.argmax(1)).sum())
+    largest = float(np.abs(default.logits - plain.logits).max())
+    what = f"{names[0]} and {names[1]}: logits differ by at most {largest:.4g}, {differing} images change class"
+    if largest > tolerance:
+        words = "FILE --data DIR --without-xnnpack" if "XNNPACK" in names[1] else "RUN FILE --data DIR"
+        remedy = f"compare them on real images before either is trusted: python -m tools.compare {words}"
+        return [Finding("engines_differ", "warning", f"{what} (tolerated: {tolerance:.4g})", remedy)]
+    return [Finding("engines_agree", "ok", what)]
+
+
+def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str | None) -> tuple[NDArray[np.uint8], str]:
+    """Return images of the input's size, and what they are."""
+    shape = graph.tensors[graph.inputs[0]].shape
+    sides = [side for side in shape or () if side > 1]
+    if shape is None or len(shape) != 4 or len(sides) != 2 or sides[0] != sides[1] or not 32 <= sides[0] <= 1024:
+        raise CommandError(
+            f"the input {graph.inputs[0]} is {shape}; only one square grey image of 32 to 1024 pixels can be fed. "
+            "Examine the file without running it: --static"
+        )
+    if data is None:
+        return phantom_images(PROBE_IMAGES, sides[0])[0], "synthetic phantoms"
+    from tools.evaluate import decode_images  # brings PyTorch, for the metrics beside it
+
+    folder = scan_folder(data, verify=False)
+    # Evenly over the paths, which are sorted by class.
+    chosen = np.linspace(0, len(folder.records) - 1, PROBE_IMAGES).astype(int)
+    records = tuple(folder.records[index] for index in dict.fromkeys(chosen.tolist()))
+    pixels = metadata.pixels if metadata else PixelSpec(sides[0])
+    return decode_images(type(folder)(folder.root, records, ()), pixels)[1], f"images of {data}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

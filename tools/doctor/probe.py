@@ -1,0 +1,172 @@
+"""Run a file once, in a process of its own: an engine that crashes on a bad file must not take ``doctor`` with it.
+
+``python -m tools.doctor_probe FILE IMAGES.npy MODE`` prints one JSON line. MODE ``default`` runs the file as users do
+(TFLite with XNNPACK, ONNX Runtime optimised); ``plain`` runs it without, and looks at every tensor on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MODES = ("default", "plain")
+TIME_LIMIT_S = 300
+
+
+@dataclass
+class Range:
+    """Where a tensor's values lay, over all images. at_low, at_high: how many at the ends of an integer type."""
+
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+    at_low: int = 0
+    at_high: int = 0
+    count: int = 0
+    finite: bool = True
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take in one image's values."""
+        self.finite &= bool(np.isfinite(values).all())
+        self.minimum, self.maximum = min(self.minimum, float(values.min())), max(self.maximum, float(values.max()))
+        self.count += values.size
+        if np.issubdtype(values.dtype, np.integer):
+            limits = np.iinfo(values.dtype)
+            self.at_low += int((values == limits.min).sum())
+            self.at_high += int((values == limits.max).sum())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave: logits (N, C) in the file's own type, or an error. ranges: by tensor, of a plain run."""
+
+    logits: NDArray[Any] | None
+    error: str
+    ranges: dict[str, Range]
+
+
+def probe(path: Path, images: NDArray[np.uint8], mode: str) -> Outcome:
+    """Run a file in a process of its own. images: (N, size, size) uint8. mode: one of ``MODES``."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "images.npy"), images)
+        command = [sys.executable, "-m", "tools.doctor.probe", str(path.absolute()), f"{folder}/images.npy", mode]
+        try:
+            result = subprocess.run(
+                command, cwd=Path(__file__).parents[2], capture_output=True, text=True, errors="replace",
+                timeout=TIME_LIMIT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Outcome(None, f"took more than {TIME_LIMIT_S} s for {len(images)} images", {})
+    lines = result.stdout.splitlines()
+    if result.returncode or not lines:
+        last = result.stderr.strip().splitlines()[-1:]
+        return Outcome(None, f"the engine crashed (exit code {result.returncode}): {' '.join(last)}", {})
+    answer = json.loads(lines[-1])
+    if answer["error"]:
+        return Outcome(None, answer["error"], {})
+    return Outcome(np.array(answer["logits"]), "", {name: Range(**data) for name, data in answer["ranges"].items()})
+
+
+def main() -> int:
+    """Serve one run."""
+    path, images, mode = Path(sys.argv[1]), np.load(sys.argv[2]), sys.argv[3]
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines print there
+    run = {".tflite": _run_tflite, ".onnx": _run_onnx}[path.suffix]
+    answer: dict[str, Any] = {"error": "", "logits": [], "ranges": {}}
+    try:
+        logits, ranges = run(path, images, mode == "plain")
+        answer |= {"logits": logits.tolist(), "ranges": {name: asdict(found) for name, found in ranges.items()}}
+    except Exception as error:  # an engine raises what it likes; the text is what doctor reports
+        answer["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    print(json.dumps(answer), file=channel, flush=True)
+    return 0
+
+
+def _run_tflite(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDArray[Any], dict[str, Range]]:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    without = {
+        "experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        "experimental_preserve_all_tensors": True,
+    }
+    interpreter = Interpreter(str(path), num_threads=1, **(without if plain else {}))
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    ranges: dict[str, Range] = defaultdict(Range)
+    details = interpreter.get_tensor_details() if plain else []
+    shared = Counter(tensor["name"] for tensor in details)
+    logits = []
+    for image in images:
+        interpreter.set_tensor(source["index"], _feed(image, source["shape"], source["dtype"], source["quantization"]))
+        interpreter.invoke()
+        logits.append(interpreter.get_tensor(target["index"])[0])
+        for tensor in details:
+            # Some tensors (scratch space, what a kernel folded away) have no values to read.
+            with contextlib.suppress(ValueError):
+                values = interpreter.get_tensor(tensor["index"])
+                if values.size and values.dtype.kind in "iuf":
+                    # As model_graph names them: with the number where a name is not unique.
+                    name = tensor["name"] if shared[tensor["name"]] == 1 else f"{tensor['name']}#{tensor['index']}"
+                    ranges[name].add(values)
+    return np.stack(logits), ranges
+
+
+def _run_onnx(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDArray[Any], dict[str, Range]]:
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    model: Any = str(path)
+    watched: dict[str, str] = {}
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        proto = onnx.load(path)
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        watched = {
+            node.output[0]: node.input[0]
+            for node in proto.graph.node
+            if node.op_type == "QuantizeLinear" and node.input[0] not in constants
+        }
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
+        model = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0]
+    kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}[source.type]
+    shape = [side if isinstance(side, int) else -1 for side in source.shape]
+    ranges: dict[str, Range] = defaultdict(Range)
+    logits = []
+    for image in images:
+        values = session.run(None, {source.name: _feed(image, shape, kind, (0.0, 0))})
+        logits.append(values[0][0])
+        for name, found in zip(watched.values(), values[1:], strict=True):
+            ranges[name].add(found)
+    return np.stack(logits), ranges
+
+
+def _feed(image: NDArray[np.uint8], shape: Any, dtype: Any, quantization: tuple[float, int]) -> NDArray[Any]:
+    """Return one grey image in the file's own layout and type, as (pixel - 128) / 128."""
+    size = len(image)
+    layout = (1, 1, size, size) if len(shape) == 4 and shape[1] == 1 else (1, size, size, 1)
+    scaled = ((image.astype(np.float32) - 128) / 128).reshape(layout)
+    if np.issubdtype(dtype, np.floating):
+        return scaled.astype(dtype)
+    scale, zero_point = quantization
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(scaled / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What can only be told from running a file: activations that never move, that clip, or that waste their levels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from export.graph.model_graph import FLOATS, INTEGERS, ModelGraph, Tensor
+from tools.doctor.checks import Finding
+from tools.doctor.probe import Range
+
+_MANY_CLIPPED = 0.01
+_WASTED = 1 / 8
+"""Part of a type's levels below which three bits of eight are wasted."""
+
+
+def check_ranges(graph: ModelGraph, ranges: dict[str, Range], source: str) -> list[Finding]:
+    """Judge every computed tensor that a plain run saw. source: the images, for the report."""
+    activations = {node.outputs[0]: node.activation for node in graph.nodes if node.outputs}
+    dead, clipped, wasted, broken = [], [], [], []
+    for name, activation in activations.items():
+        tensor = graph.tensors[name]
+        # Types of ONNX tensors inside are not always known before a run.
+        if name not in ranges or tensor.kind not in INTEGERS | FLOATS:
+            continue
+        seen = ranges[name]
+        if not seen.finite:
+            broken.append(name)
+        elif seen.minimum == seen.maximum:
+            dead.append(f"{name} (always {_real(tensor, seen.minimum):.4g})")
+        elif tensor.kind in INTEGERS and tensor.zero_points is not None:
+            share = _clipped_share(tensor, seen, activation)
+            levels = 2 ** np.iinfo(tensor.kind).bits
+            if share > _MANY_CLIPPED:
+                clipped.append(f"{name} ({share:.1%})")
+            elif seen.maximum - seen.minimum < _WASTED * levels:
+                wasted.append(f"{name} ({seen.maximum - seen.minimum + 1:.0f} of {levels} levels)")
+    groups = [
+        ("not_finite", "fault", broken, "tensors with values that are not finite", "look for an overflow before them"),
+        ("dead_range", "warning", dead, "tensors that never move, so that what follows does not see the image",
+         "look at the scale and the bias before them, or at the calibration images"),
+        ("saturated_range", "warning", clipped, f"tensors with more than {_MANY_CLIPPED:.0%} of their values clipped",
+         "their range is too small: calibrate on images like these, or with a wider percentile"),
+        ("wide_range", "warning", wasted, f"tensors that use less than 1/{1 / _WASTED:.0f} of their levels",
+         "their range is too large: calibrate on images like these, or clip outliers"),
+    ]  # fmt: skip
+    findings = [
+        Finding(code, severity, f"{what}: {len(where)} (on {source})", remedy, tuple(where))  # type: ignore[arg-type]
+        for code, severity, where, what, remedy in groups
+        if where
+    ]
+    if ranges and not findings:
+        findings.append(Finding("ranges", "ok", f"no tensor is dead, clipped or wasteful on {source}"))
+    return findings
+
+
+def _clipped_share(tensor: Tensor, seen: Range, activation: str) -> float:
+    """Return the share of values at an end of the type, where that end is not a value the layer is meant to give."""
+    limits = np.iinfo(tensor.kind)
+    zero_point = 0 if tensor.zero_points is None else int(tensor.zero_points[0])
+    # At the zero point the low end is a real zero: that is what a ReLU gives.
+    low = seen.at_low if zero_point != limits.min else 0
+    # ReLU6 is meant to end at 6.
+    high = 0 if activation in ("RELU6", "CLIP") else seen.at_high
+    return (low + high) / seen.count
+
+
+def _real(tensor: Tensor, value: float) -> float:
+    """Return the real number behind a stored value."""
+    if tensor.scales is None or tensor.zero_points is None:
+        return value
+    return float(tensor.scales[0]) * (value - float(tensor.zero_points[0]))

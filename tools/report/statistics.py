@@ -1,0 +1,223 @@
+"""Everything that the report says in numbers, computed from the stored answers alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score
+
+from brainq_torch.abstention.policy import fit_temperature
+from brainq_torch.evaluation.metrics import (
+    ECE_BINS,
+    Comparison,
+    Interval,
+    Metrics,
+    compare_predictions,
+    compute_metrics,
+)
+from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS, PairedDifference, compare_paired, judge_all
+from tools.report.stored_study import Predictions, Row, Study
+
+OVERALL = "all classes"
+RESAMPLES = 1000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class ErrorOverlap:
+    """Whether two models are wrong on the same images.
+
+    errors_a, errors_b: how many each gets wrong; both: the same images; same_answer: of these, in the same wrong
+    class. jaccard: both over either, None where neither errs. kappa: agreement on being right or wrong beyond chance
+    ("error consistency", Geirhos et al. 2020, https://arxiv.org/abs/2006.16736), None where one is always right.
+    """
+
+    images: int
+    errors_a: int
+    errors_b: int
+    both: int
+    same_answer: int
+    jaccard: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Filled bins of a reliability curve. confidence, accuracy: means (B,); images: (B,) counts."""
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    images: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Against:
+    """A model measured against its family's float model. differences: accuracy, then recall of each class."""
+
+    comparison: Comparison
+    differences: dict[str, PairedDifference]
+    verdict: str
+    overlap: dict[str, ErrorOverlap]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "comparison": self.comparison.to_json(),
+            "non_inferiority": {name: part.to_json() for name, part in self.differences.items()},
+            "verdict": self.verdict,
+            "errors": {name: asdict(part) for name, part in self.overlap.items()},
+        }
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """One model's figures.
+
+    unseen: on the split's images without a copy in training, None where there are none. validation: None where the
+    run has no validation part. grouped: whether no validation image has a copy in training.
+    temperature: stored in the artefact, or fitted here on the validation part (temperature_stored False); None without
+    either. ece_after: with it. before, after: reliability curves. against: None for a float model, or without one.
+    """
+
+    testing: Metrics
+    unseen: Metrics | None
+    validation: Metrics | None
+    grouped: bool
+    temperature: float | None
+    temperature_stored: bool
+    ece_after: float | None
+    before: Reliability
+    after: Reliability | None
+    against: Against | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, the curves left out."""
+        parts = {"testing": self.testing, "unseen": self.unseen, "validation": self.validation}
+        return {
+            **{name: None if part is None else part.to_json() for name, part in parts.items()},
+            "validation_grouped": self.grouped,
+            "temperature": self.temperature,
+            "temperature_stored": self.temperature_stored,
+            "ece_after": self.ece_after,
+            "against": None if self.against is None else self.against.to_json(),
+        }
+
+
+def compute_statistics(study: Study, resamples: int = RESAMPLES) -> dict[str, RowStatistics]:
+    """Return the figures of every row that was measured, by id."""
+    return {row.id: _compute_row(study, row, resamples) for row in study.done}
+
+
+def accuracy_interval(metrics: Metrics) -> tuple[Interval, str]:
+    """Return the 95 % interval of the accuracy and what it is: without errors a bootstrap has no width."""
+    if metrics.accuracy in (0.0, 1.0):
+        return metrics.intervals["accuracy_wilson"], "Wilson"
+    return metrics.intervals["accuracy"], "bootstrap"
+
+
+def overlap_errors(logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArray[np.int64]) -> ErrorOverlap:
+    """Compare which images two models get wrong.
+
+    logits_a, logits_b: (N, C), row i of both is image i. labels: (N,).
+    """
+    a, b = logits_a.argmax(axis=1), logits_b.argmax(axis=1)
+    wrong_a, wrong_b = a != labels, b != labels
+    both, either = int((wrong_a & wrong_b).sum()), int((wrong_a | wrong_b).sum())
+    defined = 0 < wrong_a.sum() < len(labels) and 0 < wrong_b.sum() < len(labels)
+    return ErrorOverlap(
+        images=len(labels),
+        errors_a=int(wrong_a.sum()),
+        errors_b=int(wrong_b.sum()),
+        both=both,
+        same_answer=int((wrong_a & wrong_b & (a == b)).sum()),
+        jaccard=both / either if either else None,
+        kappa=float(cohen_kappa_score(wrong_a, wrong_b)) if defined else None,
+    )
+
+
+def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
+    """Return the reliability curve over ``ECE_BINS`` equal-width bins of confidence (0, 1]; empty bins are left out.
+
+    logits: (N, C) before softmax; they are divided by ``temperature``.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    confidence = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
+    right = logits.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    counts = np.bincount(place, minlength=ECE_BINS)
+    filled = counts > 0
+    sums = (np.bincount(place, weights=values, minlength=ECE_BINS)[filled] for values in (confidence, right))
+    mean_confidence, accuracy = (values / counts[filled] for values in sums)
+    return Reliability(mean_confidence, accuracy, counts[filled])
+
+
+def find_front(costs: NDArray[np.float64], accuracies: NDArray[np.float64]) -> list[int]:
+    """Return the Pareto front, cheapest first: points that no other beats in one and equals in the other.
+
+    costs, accuracies: (N,); of equal points the first is kept.
+    """
+    order = np.lexsort((-accuracies, costs))
+    front: list[int] = []
+    for point in order:
+        if not front or accuracies[point] > accuracies[front[-1]]:
+            front.append(int(point))
+    return front
+
+
+def _compute_row(study: Study, row: Row, resamples: int) -> RowStatistics:
+    testing, validation = row.testing, row.validation
+    temperature = row.temperature
+    if temperature is None and len(validation):
+        temperature = fit_temperature(validation.logits, validation.labels)
+    calibrated = None if temperature is None else testing.logits.astype(np.float64) / temperature
+    measured = {
+        name: _measure(part, study.classes, resamples)
+        for name, part in {"testing": testing, "unseen": _select_unseen(testing), "validation": validation}.items()
+    }
+    return RowStatistics(
+        **measured,
+        grouped=bool(len(validation) and validation.unseen.all()),
+        temperature=temperature,
+        temperature_stored=row.temperature is not None,
+        ece_after=None if calibrated is None else compute_metrics(calibrated, testing.labels, study.classes, 0).ece,
+        before=bin_confidence(testing.logits, testing.labels),
+        after=None if temperature is None else bin_confidence(testing.logits, testing.labels, temperature),
+        against=_compare(study, row, resamples),
+    )
+
+
+def _measure(part: Predictions, classes: tuple[str, ...], resamples: int) -> Metrics | None:
+    return compute_metrics(part.logits, part.labels, classes, resamples, SEED) if len(part) else None
+
+
+def _select_unseen(part: Predictions) -> Predictions:
+    kept = part.unseen
+    return Predictions(part.logits[kept], part.labels[kept], part.paths[kept], kept[kept])
+
+
+def _compare(study: Study, row: Row, resamples: int) -> Against | None:
+    reference = study.row(row.float_id)
+    if row.is_float or not reference.done:
+        return None
+    a, b, labels = reference.testing.logits, row.testing.logits, row.testing.labels
+    parts = {OVERALL: np.ones(len(labels), bool)}
+    parts |= {name: labels == label for label, name in enumerate(study.classes) if (labels == label).any()}
+    differences = {
+        name: _judge(a[kept], b[kept], labels[kept], MARGIN_OVERALL if name == OVERALL else MARGIN_PER_CLASS)
+        for name, kept in parts.items()
+    }
+    return Against(
+        comparison=compare_predictions(a, b, labels, study.classes, resamples, SEED),
+        differences=differences,
+        verdict=judge_all(list(differences.values())),
+        overlap={name: overlap_errors(a[kept], b[kept], labels[kept]) for name, kept in parts.items()},
+    )
+
+
+def _judge(a: NDArray[Any], b: NDArray[Any], labels: NDArray[np.int64], margin: float) -> PairedDifference:
+    right_a, right_b = a.argmax(axis=1) == labels, b.argmax(axis=1) == labels
+    return compare_paired(len(labels), int((right_a & ~right_b).sum()), int((~right_a & right_b).sum()), margin)

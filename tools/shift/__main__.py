@@ -1,0 +1,241 @@
+"""Measure a model on shifted images: ``python -m tools.shift MODEL --data DIR``.
+
+13 corruptions at 3 strengths, the styles of other classes' images, and lesions painted on tumour-free heads. Everything
+is done to the decoded image, before the model's own crop and resize, and depends on the image's path alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import batched
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.balanced import take_in_turn
+from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem
+from brainq_torch.data.dataset.sample import sort_problems
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from export.run.runners import Runner, load_runner
+from tools.command import CommandError, check_targets, natural, positive, run_command, write_report
+from tools.evaluate import choose_images, class_order
+from tools.shift.corruptions import Grey, corrupt, seeded
+from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
+from tools.shift.stand_ins import lesioned, restyle
+
+_READ_AT_ONCE = 16  # images; bounds the memory together with _LARGEST_SIDE
+_LARGEST_SIDE = 1024  # pixels; larger scans are shrunk first, as no model here takes more
+_STYLE_SIDE = 512
+_STYLES_PER_CLASS = 24
+
+
+@dataclass(frozen=True)
+class Styles:
+    """Images to take styles from. images: for each class, (record's path, pixels)."""
+
+    images: tuple[tuple[tuple[str, Grey], ...], ...]
+
+    def draw(self, label: int, path: str) -> Grey | None:
+        """Return an image of the class that is not this one, the same each time; None where there is no other."""
+        others = [image for other, image in self.images[label] if other != path]
+        return others[int(seeded("style", CLASSES[label], path).integers(len(others)))] if others else None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.shift", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument("--split", help="Training, val, Testing or all (default: Testing if there, else val, else all)")
+    parser.add_argument("--manifest", metavar="CSV", help="take the split from a run's manifest.csv, hashes checked")
+    parser.add_argument("--images", type=int, metavar="N", help="draw N images, as many of each class (default: all)")
+    parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: %(default)s)")
+    parser.add_argument("--compare", metavar="MODEL", help="a second model on the same images, such as the INT8 file")
+    parser.add_argument("--json", metavar="FILE", help="write the grid as JSON, replacing FILE")
+    parser.add_argument("--plot", metavar="FILE", help="draw the grid as PNG; FILE_pictures.png shows the shifts")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _shift(options))
+
+
+def _shift(options: argparse.Namespace) -> int:
+    check_targets(options.json, options.plot)
+    names = [name for name in (options.model, options.compare) if name]
+    runners = {name: load_runner(name, options.threads) for name in names}
+    split, folder = choose_images(Path(options.data), options.split, options.manifest)
+    if options.images is not None:
+        folder = draw_balanced(folder, options.images, options.seed)
+    begin = time.perf_counter()
+    readable, outcomes = measure(runners, folder, options.threads)
+    seconds = time.perf_counter() - begin
+    evaluated = sum(int((outcome.predictions != NOT_RUN).sum()) for outcome in outcomes)
+    report = {
+        "data": str(folder.root),
+        "split": split,
+        "n": len(readable.records),
+        "threads": options.threads,
+        "images_per_second": evaluated / seconds,
+        "problems": [f"{problem.path}: {problem.what}" for problem in readable.problems],
+        **outcomes[0].to_json(),
+    }
+    if len(outcomes) > 1:
+        report["compare"] = outcomes[1].to_json() | {"against": compare(*outcomes)}
+    print("\n".join(format_outcome(outcome) for outcome in outcomes))
+    if len(outcomes) > 1:
+        print(format_comparison(*outcomes))
+    print(f"{evaluated} images in {seconds:.0f} s, {evaluated / seconds:.0f} images/s, {options.threads} threads")
+    if options.json:
+        write_report(options.json, report)
+    if options.plot:
+        from tools.shift.plot import plot_grid, plot_pictures
+
+        plot_grid(report, options.plot)
+        target = Path(options.plot)
+        plot_pictures(pictures(readable), target.with_name(f"{target.stem}_pictures{target.suffix}"))
+    return 0
+
+
+def draw_balanced(folder: ImageFolder, count: int, seed: int) -> ImageFolder:
+    """Draw ``count`` images, as many of each class as can be had. Raises CommandError."""
+    if count < len(CLASSES):
+        raise CommandError(f"--images is {count}; allowed are {len(CLASSES)} (one of each class) and more")
+    queues = []
+    for label, name in enumerate(CLASSES):
+        paths = [record.path for record in folder.records if record.label == label]
+        queues.append([paths[place] for place in seeded("images", name, str(seed)).permutation(len(paths))])
+    chosen = set(take_in_turn(queues, count))
+    return replace(folder, records=tuple(record for record in folder.records if record.path in chosen))
+
+
+def measure(
+    runners: dict[str, Runner], folder: ImageFolder, threads: int = 1, progress: bool = True
+) -> tuple[ImageFolder, list[Outcome]]:
+    """Run every model on every shift of every image; each image is decoded once.
+
+    Returns the folder without the unreadable images, which its problems name, and one Outcome per model.
+    Raises CommandError when a model does not name the four classes, DataFolderError when no image is readable.
+    """
+    orders = {name: class_order(name, runner) for name, runner in runners.items()}
+    specs = tuple({runner.pixels for runner in runners.values()})
+    styles = _collect_styles(folder)
+    kept: list[ImageRecord] = []
+    problems: list[Problem] = []
+    columns: dict[str, list[NDArray[np.int64]]] = {name: [] for name in runners}
+    bar = tqdm(total=len(folder.records), desc="shifts", unit="image", disable=not progress)
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batched(folder.records, _READ_AT_ONCE):
+            read = [(record, _read(folder, record, problems)) for record in batch]
+            images = [(grey, record) for record, grey in read if grey is not None]
+            kept += [record for _, record in images]
+            fed = list(pool.map(lambda image: _feed(*image, styles, specs), images))
+            for name, runner in runners.items():
+                columns[name] += [_predict(runner, orders[name], *image) for image in fed]
+            bar.update(len(batch))
+    bar.close()
+    readable = replace(folder, records=tuple(kept), problems=sort_problems([*folder.problems, *problems]))
+    if not kept:
+        raise DataFolderError(f"no image is readable.\n{readable.report()}")
+    labels = np.array([record.label for record in kept], np.int64)
+    return readable, [Outcome(name, labels, np.stack(found, axis=1)) for name, found in columns.items()]
+
+
+def _feed(
+    grey: Grey, record: ImageRecord, styles: Styles, specs: tuple[PixelSpec, ...]
+) -> tuple[list[int], dict[PixelSpec, Grey]]:
+    """Shift one image and make it ready for each spec at once, so that no more than pixels is kept.
+
+    Returns which of ``SHIFTS`` concern it, and (their number, size, size) uint8 for each spec.
+    """
+    run: list[int] = []
+    pixels: dict[PixelSpec, list[Grey]] = {spec: [] for spec in specs}
+    for place, variant in enumerate(render(grey, record, styles)):
+        if variant is not None:
+            run.append(place)
+            for spec in specs:
+                pixels[spec].append(spec.apply(variant))
+    return run, {spec: np.stack(images) for spec, images in pixels.items()}
+
+
+def render(grey: Grey, record: ImageRecord, styles: Styles) -> Iterator[Grey | None]:
+    """Yield the image under each of ``SHIFTS``; None where one does not concern it."""
+    for shift in SHIFTS:
+        yield _render(shift, grey, record, styles)
+
+
+def _render(shift: Shift, grey: Grey, record: ImageRecord, styles: Styles) -> Grey | None:
+    if shift.family == "clean":
+        return grey
+    if shift.family == "corruption":
+        return corrupt(grey, shift.name, shift.strength, record.path)
+    label = CLASSES.index(shift.name)
+    if shift.family == "style":
+        source = styles.draw(label, record.path)
+        return None if source is None else restyle(grey, source)
+    return lesioned(grey, label, seeded("lesion", shift.name, record.path)) if record.label == NOTUMOR else None
+
+
+def _predict(runner: Runner, order: list[int], run: list[int], pixels: dict[PixelSpec, Grey]) -> NDArray[np.int64]:
+    """Return (len(SHIFTS),) int64 predictions."""
+    answers = np.full(len(SHIFTS), NOT_RUN, np.int64)
+    answers[run] = runner(pixels[runner.pixels])[:, order].argmax(axis=1)
+    return answers
+
+
+def _read(folder: ImageFolder, record: ImageRecord, problems: list[Problem]) -> Grey | None:
+    try:
+        grey = read_grey(folder.root / record.path).pixels
+    except UnreadableImageError as error:
+        problems.append(Problem(record.path, error.reason, error.remedy, "error"))
+        return None
+    return _shrink(grey, _LARGEST_SIDE)
+
+
+def _shrink(grey: Grey, side: int) -> Grey:
+    share = side / max(grey.shape)
+    if share >= 1:
+        return grey
+    height, width = (max(1, round(share * length)) for length in grey.shape)
+    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _collect_styles(folder: ImageFolder) -> Styles:
+    """Decode a few images of each class; those that cannot be read are named when they are measured."""
+    images = []
+    for label, name in enumerate(CLASSES):
+        records = [record for record in folder.records if record.label == label]
+        order = seeded("styles", name).permutation(len(records))[:_STYLES_PER_CLASS]
+        found = [(records[place].path, _read(folder, records[place], [])) for place in sorted(order)]
+        images.append(tuple((path, _shrink(grey, _STYLE_SIDE)) for path, grey in found if grey is not None))
+    return Styles(tuple(images))
+
+
+def pictures(folder: ImageFolder) -> list[tuple[str, list[Grey | None]]]:
+    """Return one image of each class under every shift, for the picture grid."""
+    styles = _collect_styles(folder)
+    rows = []
+    for label, name in enumerate(CLASSES):
+        record = next((record for record in folder.records if record.label == label), None)
+        grey = _read(folder, record, []) if record else None
+        if record is not None and grey is not None:
+            rows.append((name, list(render(grey, record, styles))))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
