@@ -1,39 +1,19 @@
-"""Files that are written complete or not at all, and tensors that are read only where their checksums hold."""
+"""Files of tensors: written complete or not at all, and read only where their checksums hold."""
 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from brainq_torch.run_files import BrainqError, atomic_path
 
-class TensorFileError(ValueError):
+
+class TensorFileError(BrainqError):
     """A file of tensors that cannot be used."""
-
-
-@contextmanager
-def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Give a file beside ``path`` to write; flushed to the disk, it takes its place when the block ends well.
-
-    Beside, not in the folder for temporary files: from another file system it would be copied over the old file.
-
-    Args:
-        path: the file.
-        keep: where the file of before is kept.
-    """
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    if keep is not None and path.exists():
-        os.replace(path, keep)
-    os.replace(partial, path)
 
 
 def save_tensors(data: Any, path: Path, keep: Path | None = None) -> None:

@@ -34,27 +34,16 @@ from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
 from brainq_torch.console import escape_unprintable
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
-from brainq_torch.data.dataset.load import DataFolderError
-from brainq_torch.data.dataset.manifest import ManifestError, read_manifest
+from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.data.reading.image import UnreadableImageError
 from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
 from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
 from brainq_torch.models import build_model
-from brainq_torch.models.pretrained import PretrainedError, load_pretrained
+from brainq_torch.models.pretrained import load_pretrained
 from brainq_torch.quant.prepare import finalize
 from brainq_torch.resume import claim, is_first_process
-from brainq_torch.run import (
-    CHECKPOINT,
-    CONFIG,
-    LOG,
-    MANIFEST,
-    METRICS,
-    RunError,
-    load_run,
-    save_checkpoint,
-    write_json,
-)
+from brainq_torch.run import RunError, load_run, save_checkpoint
+from brainq_torch.run_files import CHECKPOINT, CONFIG, LOG, MANIFEST, METRICS, write_json
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -64,10 +53,7 @@ from brainq_torch.training.stages import FreezeBackbone, Stage
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 DEFAULT_OUT = "runs/quickstart"
-USER_ERRORS = (
-    DataFolderError, ManifestError, MisconfigurationException, PretrainedError, RunError, UnreadableImageError, OSError,
-    ValueError,
-)  # fmt: skip
+USER_ERRORS = (MisconfigurationException, OSError, ValueError)
 """What a user can cause: reported in a line, without a traceback."""
 
 DIVERGED, WRONG_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from brainq_torch.run_files import BrainqError
 
-class LockedError(ValueError):
+
+class LockedError(BrainqError):
     """Another process has the lock. The message names it."""
 
 

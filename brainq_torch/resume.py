@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from brainq_torch.files import atomic_path
 from brainq_torch.lock import LockedError, hold_lock
-from brainq_torch.run import (
+from brainq_torch.run import RunError, describe_environment, read_config
+from brainq_torch.run_files import (
     CONFIG,
     ENVIRONMENT,
     LEAKAGE,
@@ -21,9 +21,7 @@ from brainq_torch.run import (
     METRICS,
     PHANTOMS,
     SEARCH,
-    RunError,
-    describe_environment,
-    read_config,
+    atomic_path,
     write_json,
 )
 

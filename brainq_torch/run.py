@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -19,26 +18,16 @@ from brainq_torch import __version__
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.files import TensorFileError, atomic_path, load_tensors, save_tensors
+from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.models import build_model
 from brainq_torch.provenance import find_commit
-
-CHECKPOINT = "model.ckpt"
-CONFIG = "config.yaml"
-MANIFEST = "manifest.csv"
-METRICS = "metrics.json"
-ENVIRONMENT = "environment.json"
-LOG = "log.csv"
-LEAKAGE, SEARCH = "leakage.json", "search.npy"
-"""How far the held-out splits leak, until ``metrics.json`` says it; what a search for copies has found so far."""
-PHANTOMS = "phantoms"
-"""Sub-folder of a run whose data root is ``phantom``: the images it wrote and trained on."""
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PHANTOMS, BrainqError
 
 CHECKPOINT_FORMAT = 1
 _CHECKPOINT_KEYS = frozenset({"format", "model", "pixels", "classes", "state_dict", "quantization"})
 
 
-class RunError(ValueError):
+class RunError(BrainqError):
     """A run folder or checkpoint that cannot be used."""
 
 
@@ -204,12 +193,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or "root" not in data:
         raise RunError(f"{path} is not the configuration of a run: it does not say data.root; copy it again")
     return dict(config)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON, complete or not at all."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -14,25 +14,17 @@ from typing import Any, get_args
 
 from brainq_torch.console import escape_unprintable
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.data.dataset.load import DataFolderError
-from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.quant.calibrate import Method
 from brainq_torch.quant.low_bits import W4A8
-from brainq_torch.quant.prepare import PrepareError
 from brainq_torch.quant.rounding import Method as RoundingMethod
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.run import CHECKPOINT, Run, RunError, load_run, write_json
+from brainq_torch.run import Run, load_run
+from brainq_torch.run_files import CHECKPOINT, PARITY, BrainqError, hash_file, write_json
 from export.bundle.build import make_bundle
 from export.bundle.predict import CHECK_FAILED, BundleError, GoldenError
 from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE
-from export.extra import MissingExtraError
-from export.folder import PARITY, ExportFolderError, check_target, say_note, write_as_a_whole
-from export.graph.encodings import EncodingError
-from export.graph.flatbuffer import FlatbufferError
-from export.graph.float_onnx import OnnxExportError
-from export.graph.quantize import QuantizeError
-from export.graph.tflite import ConversionError
+from export.folder import check_target, say_note, write_as_a_whole
 from export.recipes import (
     RECIPES,
     ExportContext,
@@ -43,12 +35,12 @@ from export.recipes import (
     resolve_recipes,
     versions,
 )
-from export.run.metadata import MetadataError, write_metadata
-from export.run.runners import RunnerError, TorchRunner
+from export.run.metadata import write_metadata
+from export.run.runners import TorchRunner
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.verify.abstention import ValidationPart
 from export.verify.parity import FLOAT_MODEL, ArtefactReport, LogitTable, ParityReport, climb
-from export.w4a8 import BitsError, read_bits
+from export.w4a8 import read_bits
 
 PARITY_IMAGES = 256
 """Images that every export is checked on if not told otherwise, 64 of each class: Testing and val ones first."""
@@ -59,11 +51,7 @@ _TELLING = 1000
 """Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
 
 THREADS = 1
-USER_ERRORS = (
-    BitsError, BundleError, ConversionError, DataFolderError, EncodingError, ExportFolderError, FlatbufferError,
-    MetadataError, MissingExtraError, OnnxExportError, PrepareError, QuantizeError, RecipeError, RunError, RunnerError,
-    OSError,
-)  # fmt: skip
+USER_ERRORS = (BrainqError, BundleError, OSError)
 """What can go wrong outside this program: reported in a line, without a traceback."""
 
 

@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 from typing import Any
 
+from brainq_torch.run_files import BrainqError
 
-class MissingExtraError(ImportError):
+
+class MissingExtraError(BrainqError, ImportError):
     """An exporting or running package that is not installed."""
 
 

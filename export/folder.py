@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from brainq_torch.lock import LockedError, hold_lock
-
-PARITY = "parity.json"
-"""Written last; a folder without it is no export."""
+from brainq_torch.run_files import PARITY, BrainqError
 
 
-class ExportFolderError(ValueError):
+class ExportFolderError(BrainqError):
     """A folder that an export may not write to."""
 
 

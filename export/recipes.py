@@ -12,12 +12,12 @@ from torch import nn
 
 from brainq_torch import __version__
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.quant.calibrate import Method
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.run import CHECKPOINT, CONFIG, Run, RunError, describe_environment, load_run
+from brainq_torch.run import Run, RunError, describe_environment, load_run
+from brainq_torch.run_files import CHECKPOINT, CONFIG, BrainqError, hash_file
 from export.graph.float_onnx import export_float_onnx
 from export.graph.quantize import cast_to_float16
 from export.graph.tflite import convert_float
@@ -51,7 +51,7 @@ Measured noise on MobileNetV2 at 224 px: 0.08 calibrated on training images, 0.3
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnx2tf", "ai-edge-litert", "ai-edge-quantizer")
 
 
-class RecipeError(ValueError):
+class RecipeError(BrainqError):
     """A recipe that does not exist, or that a run cannot be made with."""
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
 from brainq_torch.quant.prepare import PrepareError, weighted_layers
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
+from brainq_torch.run_files import BrainqError
 from export.graph.qdq_onnx import LARGEST_INT4
 from export.integer_files import IntegerFiles, describe_calibration
 from export.verify.parity import FOUR_BIT
@@ -26,7 +27,7 @@ TFLITE_W4A8 = "model_w4a8.tflite"
 W4A8_FILES = IntegerFiles("w4a8", FOUR_BIT, ONNX_W4A8, TFLITE_W4A8)
 
 
-class BitsError(ValueError):
+class BitsError(BrainqError):
     """A file of bits per layer that cannot be read."""
 
 

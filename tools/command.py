@@ -6,7 +6,6 @@ Nothing here loads PyTorch: a command that runs a TFLite file starts in a second
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from brainq_torch.console import escape_unprintable
+from brainq_torch.run_files import BrainqError, write_json
 
 WRONG_INPUT = 2
 """Exit code of an error that a user can cause, as argparse's own."""
 
-_OURS = frozenset({"brainq_torch", "export", "tools"})
 
-
-class CommandError(ValueError):
+class CommandError(BrainqError):
     """A wrong argument of a command, or arguments that do not fit together."""
 
 
@@ -36,9 +34,7 @@ def run_command(command: Callable[[], int]) -> int:
     except UnicodeDecodeError as error:
         print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
         return WRONG_INPUT
-    except Exception as error:
-        if not is_user_error(error):
-            raise
+    except (BrainqError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
 
@@ -64,17 +60,5 @@ def check_targets(*targets: str | Path | None) -> None:
 
 
 def write_report(path: str | Path, data: Any) -> None:
-    """Write a command's JSON, replacing the file in one step. Raises ValueError for NaN, which is no JSON."""
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(target)
-
-
-def is_user_error(error: Exception) -> bool:
-    """Tell an error that a user can cause from a bug.
-
-    The project raises exception types of its own for what a user can cause, and the file system raises OSError.
-    They are told by where they are defined: importing them all would load PyTorch before a TFLite file is run.
-    """
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _OURS
+    """Write a command's JSON, complete or not at all. Raises ValueError for NaN, which is no JSON."""
+    write_json(Path(path), data)

@@ -17,9 +17,10 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predictions, compute_metrics
+from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
-from tools.command import CommandError, check_targets, positive, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
@@ -136,7 +137,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
         models = {"models": [row.to_json() for row in rows], "pairs": [pair.to_json() for pair in measured]}
-        write_report(options.json, about | models)
+        write_json(Path(options.json), about | models)
     return 0
 
 

@@ -28,8 +28,9 @@ from brainq_torch.evaluation.metrics import (
     compute_metrics,
     plot_confusion,
 )
+from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import CommandError, check_targets, positive, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
@@ -101,7 +102,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print("\n" + format_comparison(options.model, options.compare, comparison, first.folder))
         report["compare"] = {"model": options.compare, **comparison.to_json(), "metrics": second.metrics.to_json()}
     if options.json:
-        write_report(options.json, report)
+        write_json(Path(options.json), report)
     if options.plot:
         plot_confusion(first.metrics, options.plot)
     return 0

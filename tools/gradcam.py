@@ -24,6 +24,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
+from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
 from tools.command import CommandError, check_targets, natural, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
@@ -148,9 +149,8 @@ def plot_cases(cases: Sequence[Case], path: str | Path) -> None:
             axes.set_axis_off()
         for (left, right), case in zip(panels, side, strict=False):
             _draw_case(left, right, case)
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with atomic_path(Path(path)) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _draw_case(left: Axes, right: Axes, case: Case) -> None:

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.evaluation.metrics import compare_predictions, compute_metrics
 from brainq_torch.quant.low_bits import W4A8, LowBits, quantize_low_bits
 from brainq_torch.quant.prepare import weighted_layers
 from brainq_torch.quant.rounding import Method, Rounding
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.quant.sensitivity import Sensitivity, choose_bits, measure_sensitivity
-from brainq_torch.run import CHECKPOINT, Run, load_run, write_json
+from brainq_torch.run import Run, load_run
+from brainq_torch.run_files import CHECKPOINT, atomic_path, hash_file, write_json
 from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
 from export.recipes import float_model
 from export.run.metadata import FileMetadata
@@ -142,9 +142,8 @@ class Kept:
         """Return the kept arrays of this name, or measure and keep them."""
         path = self.folder / f"{name}.npz"
         if not path.exists():
-            partial = path.with_name(f"{name}.partial.npz")
-            np.savez(partial, **measure())
-            partial.replace(path)
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                np.savez(file, **measure())
         with np.load(path) as found:
             return dict(found)
 

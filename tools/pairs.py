@@ -22,8 +22,9 @@ from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.synthesis.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR, Maker, paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import mirror_half
+from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, check_targets, positive, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command
 
 _Pixels = NDArray[np.uint8]
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -154,7 +155,7 @@ def _run(words: argparse.Namespace) -> int:
             )
             print(f"  {kind}: {figures['pairs']} pairs, {shares}")
     if words.json:
-        write_report(words.json, {"split": words.split, "classes": list(CLASSES), "models": report})
+        write_json(Path(words.json), {"split": words.split, "classes": list(CLASSES), "models": report})
     return 0
 
 

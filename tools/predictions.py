@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.evaluation.unseen import find_unseen
+from brainq_torch.run_files import atomic_path
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
@@ -59,9 +60,8 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"{options.model}: {split}, {right} of {len(found['labels'])} images right")
     said = runner.abstention
     arrays["abstention"] = np.array([] if said is None else [said.temperature, said.threshold], np.float64)
-    partial = out.with_name(f"{out.stem}.partial.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(out)
+    with atomic_path(out) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     return 0
 
 

@@ -7,7 +7,6 @@ files give float32 weights with float16 values.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,8 @@ from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.unseen import measure_belief
 from brainq_torch.fit import ModelOptions, make_parser, predict
 from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT, CONFIG, MANIFEST, METRICS, save_checkpoint, write_json
+from brainq_torch.run import save_checkpoint
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, write_json
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import read_metadata
 from export.run.runners import load_runner
@@ -163,17 +163,10 @@ def _restore(file: Path, text: str, config: Any) -> int:
     if metadata.pixels != data.pixels:
         raise CommandError(f"{file} is for {metadata.pixels}, the configuration says {data.pixels}")
     folded = read_folded(file)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    data.out = partial
-    try:
+    with atomic_folder(out) as partial:
+        data.out = partial
         _fill(partial, file, folded, data, options)
-    except Exception:
-        shutil.rmtree(partial)
-        raise
-    (partial / CONFIG).write_text(text, encoding="utf-8")
-    partial.replace(out)
+        (partial / CONFIG).write_text(text, encoding="utf-8")
     print(f"wrote {out}")
     return 0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.manifest import read_manifest, write_manifest
-from brainq_torch.run import MANIFEST
+from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs, make_fold_manifests
 from tools.command import CommandError, natural, run_command
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +32,7 @@ from brainq_torch.data.leakage.splits import Draw, SplitPlan, adopt_splits, chec
 from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_images
 from brainq_torch.data.synthesis.phantom import write_phantoms
-from brainq_torch.run import LEAKAGE, MANIFEST, PHANTOMS, SEARCH, write_json
+from brainq_torch.run_files import LEAKAGE, MANIFEST, PHANTOMS, SEARCH, atomic_path, write_json
 
 
 class Batch(NamedTuple):
@@ -185,12 +183,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         manifest = self.out / MANIFEST
         if self.root == "phantom" and not self.folder.exists():
-            partial = self.folder.with_name(PHANTOMS + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            write_phantoms(
-                partial, self.phantoms_per_class, max(1, self.phantoms_per_class // 3), self.seed, self.pixels.size
-            )
-            os.replace(partial, self.folder)
+            count = self.phantoms_per_class
+            write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
         if manifest.exists():
             verify_manifest(self.folder, read_manifest(manifest))
             if not self._leakage.exists():  # a run that an earlier version began
@@ -202,9 +196,8 @@ class ImageDataModule(L.LightningDataModule):
             pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
             if self.counterfactual.share:
                 pixels = self._add_made(pixels, rows)
-            partial = self.cache.with_name("pixels.partial.npy")
-            np.save(partial, pixels)
-            os.replace(partial, self.cache)
+            with atomic_path(self.cache) as partial, partial.open("wb") as file:
+                np.save(file, pixels)
         if self.views and not self._views.exists():
             self._make_views()
 
@@ -212,18 +205,17 @@ class ImageDataModule(L.LightningDataModule):
         """Change every training image ``views`` times, by a draw from view and place alone."""
         self.setup("fit")
         training, device = self.datasets["Training"], pick_device()
-        partial = self._views.with_name("views.partial.npy")
         shape = (self.views, *training.pixels.shape)
-        kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
-        for view in range(self.views):
-            for start in range(0, len(training), self.batch_size):
-                rows = training.rows[start : start + self.batch_size]
-                images = _scale(torch.from_numpy(training.pixels[rows]).to(device))
-                changed = self._change(images, make_generator([view, start]))
-                pixels = (changed.squeeze(1) * MIDDLE_GREY + MIDDLE_GREY).round().clamp(0, 255)
-                kept[view, rows] = pixels.to(torch.uint8).cpu().numpy()
-        kept.flush()
-        os.replace(partial, self._views)
+        with atomic_path(self._views) as partial:
+            kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+            for view in range(self.views):
+                for start in range(0, len(training), self.batch_size):
+                    rows = training.rows[start : start + self.batch_size]
+                    images = _scale(torch.from_numpy(training.pixels[rows]).to(device))
+                    changed = self._change(images, make_generator([view, start]))
+                    pixels = (changed.squeeze(1) * MIDDLE_GREY + MIDDLE_GREY).round().clamp(0, 255)
+                    kept[view, rows] = pixels.to(torch.uint8).cpu().numpy()
+            kept.flush()
 
     def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.style(self.augmentation(images, generator), generator)
@@ -249,9 +241,8 @@ class ImageDataModule(L.LightningDataModule):
             self._search.unlink(missing_ok=True)
             raise
         self._write_leakage(drawn)
-        partial = manifest.with_name(manifest.name + ".partial")
-        write_manifest(partial, drawn.rows)
-        os.replace(partial, manifest)
+        with atomic_path(manifest) as partial:
+            write_manifest(partial, drawn.rows)
 
     def _draw(self) -> Draw:
         if self.manifest:

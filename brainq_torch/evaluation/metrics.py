@@ -5,7 +5,6 @@ The values come from scikit-learn, torchmetrics and SciPy; this file only arrang
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.run_files import atomic_path
 
 ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
@@ -256,10 +256,8 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
     axes.set_title(
         f"accuracy {100 * metrics.accuracy:.2f} %, macro F1 {metrics.macro_f1:.3f}, {metrics.n} images", fontsize=11
     )
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.1)
-    os.replace(partial, path)
+    with atomic_path(Path(path)) as partial:
+        figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.1)
 
 
 def _check(

@@ -11,6 +11,7 @@ from torchvision.models import MobileNet_V2_Weights
 
 from brainq_torch.files import load_tensors
 from brainq_torch.models.mobilenetv2 import MobileNetV2
+from brainq_torch.run_files import BrainqError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,7 +22,7 @@ _STEM_BATCHNORM_MEAN = "features.0.1.running_mean"
 _HEAD = frozenset({"classifier.1.weight", "classifier.1.bias"})
 
 
-class PretrainedError(ValueError):
+class PretrainedError(BrainqError):
     """Published weights that cannot be read, fetched, or put into the network."""
 
 

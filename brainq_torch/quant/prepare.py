@@ -38,6 +38,7 @@ from brainq_torch.quant.scheme import (
     quantize_bias,
     raise_for_bias,
 )
+from brainq_torch.run_files import BrainqError
 
 __all__ = [
     "DeQuantStub",
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 
-class PrepareError(ValueError):
+class PrepareError(BrainqError):
     """A network that cannot be quantized as it is."""
 
 

@@ -17,13 +17,14 @@ from brainq_torch.quant.low_bits import learn_layer
 from brainq_torch.quant.prepare import Layer, scheme_of, set_fake_quant, settle_layer, weighted_layers
 from brainq_torch.quant.rounding import Rounding, Target
 from brainq_torch.quant.scheme import encode_weight, largest_integer, quantize_weight
+from brainq_torch.run_files import BrainqError
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
 
 _BATCH = 16
 
 
-class BudgetError(ValueError):
+class BudgetError(BrainqError):
     """A size that no choice of bits stays within."""
 
 

@@ -12,7 +12,7 @@ import lightning as L
 import matplotlib as mpl
 from lightning.pytorch.callbacks import Callback
 
-from brainq_torch.files import atomic_path
+from brainq_torch.run_files import atomic_path
 
 COLUMNS = (
     "stage", "epoch", "rate", "train_loss", "val_loss", "val_accuracy", "val_macro_f1",

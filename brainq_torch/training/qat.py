@@ -21,7 +21,7 @@ from brainq_torch.files import load_tensors, save_tensors
 from brainq_torch.quant.calibrate import Method, quantize_post_training
 from brainq_torch.quant.prepare import freeze_batchnorm, freeze_observers, prepare_qat, rebuild, unfreeze
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.run import MANIFEST
+from brainq_torch.run_files import MANIFEST
 
 
 @dataclass(frozen=True)

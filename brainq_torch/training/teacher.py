@@ -22,7 +22,8 @@ from brainq_torch.data.datamodule import Batch, ImageDataModule
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.models.pretrained import read_weights
-from brainq_torch.run import MANIFEST, check_weights_fit, load_run
+from brainq_torch.run import check_weights_fit, load_run
+from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint
 
 _VIEWS_AT_ONCE = 256

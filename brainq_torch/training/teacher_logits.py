@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels
-from brainq_torch.data.dataset.manifest import ManifestRow, hash_file, manifest_folder, number_groups
+from brainq_torch.data.dataset.manifest import ManifestRow, manifest_folder, number_groups
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.run import CHECKPOINT, load_run
+from brainq_torch.run import load_run
+from brainq_torch.run_files import CHECKPOINT, BrainqError, hash_file
 
 _FORMAT = 1
 
 
-class TeacherLogitsError(ValueError):
+class TeacherLogitsError(BrainqError):
     """A file of teacher logits that cannot be used for the images or the teacher at hand."""
 
 

@@ -22,6 +22,7 @@ import brainq_torch
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.phantom import render_phantom
 from brainq_torch.run import Run
+from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file
 from export.bundle import predict as bundle_predict
 from export.bundle.card import write_card
 from export.bundle.predict import (
@@ -40,7 +41,7 @@ from export.bundle.predict import (
     summarise,
 )
 from export.bundle.web import find_twin, write_page
-from export.folder import PARITY, FolderKind, say_note, write_as_a_whole
+from export.folder import FolderKind, say_note, write_as_a_whole
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import Runner, load_runner
 
@@ -163,8 +164,6 @@ def _choose(run: Run, exported: Path, artefacts: dict[str, Any], name: str, suff
 
 
 def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
-    from brainq_torch.data.dataset.manifest import hash_file
-    from brainq_torch.run import CHECKPOINT
 
     made_from = metadata.provenance.get("checkpoint_sha256")
     if made_from != hash_file(run.folder / CHECKPOINT):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.data.dataset.manifest import hash_file
-from brainq_torch.run import CONFIG, ENVIRONMENT, MANIFEST, METRICS, Run
+from brainq_torch.run import Run
+from brainq_torch.run_files import CONFIG, ENVIRONMENT, MANIFEST, METRICS, hash_file
 from export.run.metadata import FileMetadata
 
 NOT_DONE = "**NOT DONE**"

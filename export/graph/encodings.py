@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.quant.scheme import Encoding
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4, write_model
 from export.graph.float_onnx import INPUT, OUTPUT
@@ -31,7 +32,7 @@ _BEHIND_FLOAT_END = "_quantized"
 """What ai-edge-quantizer appends to the name of a float input to call what it quantizes it to."""
 
 
-class EncodingError(ValueError):
+class EncodingError(BrainqError):
     """A file whose scales, zero points or integers are not those that training left."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 
 IDENTIFIER = b"TFL3"
@@ -18,7 +19,7 @@ _ALIGNMENT = 16
 """The schema's `force_align` of Buffer.data, in bytes."""
 
 
-class FlatbufferError(ValueError):
+class FlatbufferError(BrainqError):
     """A file that is not a whole TFLite model."""
 
 

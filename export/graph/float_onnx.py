@@ -13,6 +13,7 @@ from torch import nn
 
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.quant.lower import lower_batchnorms
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 
 OPSET = 18
@@ -20,7 +21,7 @@ INPUT = "image"
 OUTPUT = "logits"
 
 
-class OnnxExportError(RuntimeError):
+class OnnxExportError(BrainqError):
     """A network that torch's exporter could not turn into the ONNX file we want."""
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.flatbuffer import operator_name, read_model, schema
-from tools.command import CommandError, is_user_error
 
 QUANTIZE, DEQUANTIZE = "QUANTIZE", "DEQUANTIZE"
 HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
@@ -41,7 +41,7 @@ _ONNX_FUSED = frozenset({"Relu", "Clip", "HardSwish"})
 """Activations that an integer engine computes as part of the operator before them."""
 
 
-class ModelGraphError(ValueError):
+class ModelGraphError(BrainqError):
     """A file that is no model, or a damaged one."""
 
 
@@ -116,12 +116,14 @@ class ModelGraph:
 
 
 def read_graph(path: Path) -> ModelGraph:
-    """Read an .onnx or .tflite file. Raises CommandError, ModelGraphError or FlatbufferError."""
+    """Read an .onnx or .tflite file. Raises ModelGraphError or FlatbufferError."""
     if not path.is_file():
-        raise CommandError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; give an .onnx or a .tflite file")
+        raise ModelGraphError(
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}; give an .onnx or a .tflite file"
+        )
     readers = {".onnx": _read_onnx, ".tflite": _read_tflite}
     if path.suffix not in readers:
-        raise CommandError(f"{path} ends in {path.suffix!r}; give a file ending in {' or '.join(sorted(readers))}")
+        raise ModelGraphError(f"{path} ends in {path.suffix!r}; give a file ending in {' or '.join(sorted(readers))}")
     with naming_damage(path):
         return readers[path.suffix](path)
 
@@ -132,7 +134,7 @@ def naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_user_error(error):
+        if isinstance(error, BrainqError | OSError):
             raise
         what = f"its graph makes no sense ({type(error).__name__}: {error})".splitlines()[0]
         raise ModelGraphError(f"{path} is damaged: {what}; copy or export it again") from error

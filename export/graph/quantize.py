@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.quant.scheme import Encoding
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.encodings import LayerIntegers
 from export.graph.flatbuffer import constant, operator_name, read_model, schema, write_model
 
 
-class QuantizeError(ValueError):
+class QuantizeError(BrainqError):
     """A TFLite file that a recipe cannot be applied to."""
 
 

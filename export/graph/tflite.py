@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra, require_extra
 from export.graph.flatbuffer import constant, operator_name, read_model, schema, write_model
 from export.graph.float_onnx import INPUT
@@ -22,7 +23,7 @@ _LOG_LINES_SHOWN = 25
 _FP16_PERMISSION = b"reduced_precision_support"
 
 
-class ConversionError(RuntimeError):
+class ConversionError(BrainqError):
     """onnx2tf did not make the file; the message ends with the last lines it printed."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from brainq_torch import checksum
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.flatbuffer import FlatbufferError, add_buffer, read_model, schema, write_model
 
@@ -23,7 +24,7 @@ METADATA_FORMAT = 1
 _FIELDS = frozenset({"format", "classes", "pixels", "provenance"})
 
 
-class MetadataError(ValueError):
+class MetadataError(BrainqError):
     """A model file that does not say how it is to be fed."""
 
 

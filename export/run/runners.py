@@ -15,6 +15,7 @@ from brainq_torch.abstention.policy import Abstention
 from brainq_torch.checksum import find_damage
 from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
 
@@ -26,7 +27,7 @@ BATCH = 4
 whose activations outgrow the caches."""
 
 
-class RunnerError(ValueError):
+class RunnerError(BrainqError):
     """A model that cannot be run, or images that it cannot be fed."""
 
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import draw_balanced
 from brainq_torch.data.dataset.load import load_pixels
-from brainq_torch.data.dataset.manifest import ManifestError, ManifestRow, hash_file, manifest_folder
+from brainq_torch.data.dataset.manifest import ManifestError, ManifestRow, manifest_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run import Run, RunError
+from brainq_torch.run_files import hash_file
 
 PHANTOM = "phantom"
 """What a sample calls the split of a phantom."""

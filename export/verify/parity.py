@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.evaluation.metrics import compare_predictions
+from brainq_torch.run_files import hash_file
 from export.run.metadata import MetadataError, read_metadata
 from export.run.runners import OnnxRunner, Runner, RunnerError, Scale, TFLiteRunner, run_named
 from export.run.sample import ImageSample

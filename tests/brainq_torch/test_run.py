@@ -8,7 +8,8 @@ import torch
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT, RunError, describe_environment, load_run, read_checkpoint, save_checkpoint
+from brainq_torch.run import RunError, describe_environment, load_run, read_checkpoint, save_checkpoint
+from brainq_torch.run_files import CHECKPOINT
 
 
 @pytest.fixture

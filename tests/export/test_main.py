@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import export.__main__
-from brainq_torch.data.dataset.manifest import hash_file
+from brainq_torch.run_files import hash_file
 from export.__main__ import PARITY_IMAGES, main
 from export.bundle.card import _describe_parity
 from export.recipes import RECIPES

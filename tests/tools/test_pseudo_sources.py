@@ -8,8 +8,9 @@ from PIL import Image
 from scipy import ndimage
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.manifest import ManifestRow, hash_file, read_manifest, write_manifest
+from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest, write_manifest
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run_files import hash_file
 from tools.command import CommandError
 from tools.pseudo_sources import describe_looks, find_sources, leave_out, main
 

@@ -17,9 +17,10 @@ from sklearn.metrics import roc_auc_score
 from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.command import CommandError, check_targets, positive, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command
 from tools.evaluate import choose_images, class_order, decode_images
 from tools.predict import Unread, find_images
 
@@ -127,7 +128,7 @@ def _measure(options: argparse.Namespace) -> int:
     report = AbstentionReport(options.model, name, split, runner.abstention, found, curve, reports, scores)
     print(format_report(report))
     if options.json:
-        write_report(options.json, report.to_json())
+        write_json(Path(options.json), report.to_json())
     if options.plot:
         plot_report(report, options.plot)
     return 0

@@ -28,7 +28,7 @@ from brainq_torch.data.leakage.check import (
 from brainq_torch.data.leakage.groups import SEARCH_PIXELS, find_all_links
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, ORIENTATIONS, SCAN, Links, orient
 from brainq_torch.data.reading.raster import COLOURED
-from brainq_torch.run import write_json
+from brainq_torch.run_files import write_json
 from tools.audit.page import render_page
 from tools.audit.shortcuts import Probe, run_probes
 from tools.command import check_targets, run_command

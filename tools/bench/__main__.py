@@ -18,8 +18,9 @@ from typing import IO, Any
 import numpy as np
 
 from brainq_torch.checksum import find_damage
+from brainq_torch.run_files import write_json
 from tools.bench.worker import SUFFIXES
-from tools.command import CommandError, check_targets, positive, run_command, write_report
+from tools.command import CommandError, check_targets, positive, run_command
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
@@ -87,7 +88,7 @@ def _bench(options: argparse.Namespace) -> int:
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
     if options.json:
-        write_report(options.json, result.to_json())
+        write_json(Path(options.json), result.to_json())
     return 0
 
 

@@ -16,9 +16,10 @@ from brainq_torch.checksum import find_damage, is_sealed
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run_files import write_json
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, naming_damage, read_graph
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
-from tools.command import CommandError, check_targets, run_command, write_report
+from tools.command import CommandError, check_targets, run_command
 from tools.doctor.checks import Finding, check_graph, describe_kind
 from tools.doctor.probe import MODES, Outcome, Range, probe
 from tools.doctor.ranges import check_ranges
@@ -92,7 +93,7 @@ def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
     print(format_diagnosis(diagnosis))
     if options.json:
-        write_report(options.json, diagnosis.to_json())
+        write_json(Path(options.json), diagnosis.to_json())
     return 0 if diagnosis.healthy else UNHEALTHY
 
 

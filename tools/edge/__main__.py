@@ -16,7 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from brainq_torch.data.synthesis.phantom import phantom_images
-from tools.command import CommandError, check_targets, positive, run_command, write_report
+from brainq_torch.run_files import write_json
+from tools.command import CommandError, check_targets, positive, run_command
 from tools.edge.devices import DEVICES, Fit, fit_devices
 from tools.edge.ethos_u import ACCELERATORS, STRATEGIES, Estimate, estimate, find_vela
 from tools.edge.layer_cost import ModelCost, measure_cost, write_layers
@@ -92,7 +93,7 @@ def _edge(options: argparse.Namespace) -> int:
     if options.markdown:
         Path(options.markdown).write_text(text + "\n", encoding="utf-8")
     if options.json:
-        write_report(options.json, {"models": [report.to_json() for report in reports]})
+        write_json(Path(options.json), {"models": [report.to_json() for report in reports]})
     return 0
 
 

@@ -27,8 +27,9 @@ from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRe
 from brainq_torch.data.dataset.sample import sort_problems
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, check_targets, natural, positive, run_command, write_report
+from tools.command import CommandError, check_targets, natural, positive, run_command
 from tools.evaluate import choose_images, class_order
 from tools.shift.corruptions import Grey, corrupt, seeded
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
@@ -101,7 +102,7 @@ def _shift(options: argparse.Namespace) -> int:
         print(format_comparison(*outcomes))
     print(f"{evaluated} images in {seconds:.0f} s, {evaluated / seconds:.0f} images/s, {options.threads} threads")
     if options.json:
-        write_report(options.json, report)
+        write_json(Path(options.json), report)
     if options.plot:
         from tools.shift.plot import plot_grid, plot_pictures
 

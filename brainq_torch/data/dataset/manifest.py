@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ from sklearn.model_selection import train_test_split
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import ImageFolder, ImageRecord
 from brainq_torch.data.tables import read_table
+from brainq_torch.run_files import BrainqError, hash_file
 
 MANIFEST_COLUMNS = ("path", "label", "split", "group", "sha256")
 
 
-class ManifestError(ValueError):
+class ManifestError(BrainqError):
     """A manifest that cannot be read, or images that are no longer those it lists."""
 
 
@@ -73,12 +73,6 @@ def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] 
             split = "val" if record.split == "val" else "Training"
         assigned.append(replace(record, split=split))
     return assigned
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_manifest(root: Path, records: Sequence[ImageRecord]) -> list[ManifestRow]:

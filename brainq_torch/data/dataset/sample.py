@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from brainq_torch.data.classes import CLASSES, split_of_folder
+from brainq_torch.run_files import BrainqError
 
 _NOTES_SHOWN = 3
 
 
-class DataFolderError(ValueError):
+class DataFolderError(BrainqError):
     """A folder that cannot be used as a data set; the message is the whole report."""
 
 

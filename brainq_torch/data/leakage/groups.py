@@ -14,6 +14,7 @@ from brainq_torch.data.dataset.sample import ImageRecord
 from brainq_torch.data.leakage.near_duplicates import SCAN, Links, find_links, link_given
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.tables import read_table
+from brainq_torch.run_files import BrainqError
 
 SEARCH_PIXELS = PixelSpec(size=224)
 """What copies are searched in, whatever the network's input is: the audit and every run find the same groups."""
@@ -24,7 +25,7 @@ EACH_ITS_OWN = "(.*)"
 _SHOWN = 3
 
 
-class GroupError(ValueError):
+class GroupError(BrainqError):
     """Groups that were asked for and do not fit the images."""
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from brainq_torch.run_files import BrainqError
+
 FilePath = str | os.PathLike[str]
 
 MAX_PIXELS = 40_000_000
@@ -21,7 +23,7 @@ COPY_AGAIN = "copy or download it again, or remove it"
 _SQUARE_TOLERANCE = 0.01
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(BrainqError):
     """An image file that cannot be read correctly.
 
     path: the file. reason: what is wrong with it. remedy: what to do about it.

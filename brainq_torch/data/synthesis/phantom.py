@@ -6,7 +6,6 @@ looking at the class, so nothing but the lesion tells it.
 
 from __future__ import annotations
 
-import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.anatomy import PLANES, Head, draw_head
 from brainq_torch.data.synthesis.drawing import Field, bell_noise, between, smooth_noise
 from brainq_torch.data.synthesis.lesion import Weighting, paint_lesion
+from brainq_torch.run_files import atomic_folder
 
 NOTE = "synthetic phantom"
 """Text in every PNG file, so that a phantom is never taken for a patient."""
@@ -99,16 +99,11 @@ def write_phantoms(
     if root.exists() and any(root.iterdir()):
         _check_written(root, files, seed, size)
         return
-    partial = root.with_name(root.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # left by a writer that was killed
-    for path, (label, index) in files.items():
-        target = partial / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encode_png(render_phantom(label, index, seed, size)))
-    if root.exists():
-        root.rmdir()
-    partial.rename(root)
+    with atomic_folder(root) as partial:
+        for path, (label, index) in files.items():
+            target = partial / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(encode_png(render_phantom(label, index, seed, size)))
 
 
 def _check_written(root: Path, files: dict[str, tuple[int, int]], seed: int, size: int) -> None:

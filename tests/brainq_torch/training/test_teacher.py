@@ -16,7 +16,8 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import main
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError
-from brainq_torch.run import CHECKPOINT, CONFIG, MANIFEST, RunError, save_checkpoint
+from brainq_torch.run import RunError, save_checkpoint
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST
 from brainq_torch.training.classifier import Classifier, CrossEntropy
 from brainq_torch.training.distill import Distillation, SoftTargets
 from brainq_torch.training.stages import Stage

@@ -15,7 +15,8 @@ from brainq_torch.data.dataset.manifest import ManifestRow, make_manifest
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT, CONFIG, save_checkpoint
+from brainq_torch.run import save_checkpoint
+from brainq_torch.run_files import CHECKPOINT, CONFIG
 from brainq_torch.training.teacher_logits import (
     TeacherLogits,
     TeacherLogitsError,

@@ -16,11 +16,12 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.phantom import render_phantom
 from brainq_torch.run import load_run
+from brainq_torch.run_files import PARITY
 from export.__main__ import main as export_main
 from export.bundle import build as bundling
 from export.bundle.build import find_sources, make_bundle
 from export.bundle.predict import GOLDEN, OLDEST_PYTHON, SUMS, BundleError, Model, check_files, main
-from export.folder import PARITY, ExportFolderError
+from export.folder import ExportFolderError
 from export.run.runners import load_runner
 from tools.predict import predict_images
 

@@ -18,11 +18,11 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.data.synthesis.phantom import phantom_images, render_phantom
 from brainq_torch.run import load_run
+from brainq_torch.run_files import PARITY
 from export.__main__ import main as export_main
 from export.bundle.build import make_bundle
 from export.bundle.predict import GOLDEN, SUMS, BundleError, Model, main
 from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE, RUNTIME_VERSION
-from export.folder import PARITY
 from tests.support.chromium import Chromium, serve
 
 PAGE = Path("export/bundle/page").resolve()

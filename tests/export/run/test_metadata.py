@@ -7,9 +7,9 @@ import pytest
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import fit_abstention
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.manifest import hash_file
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run_files import hash_file
 from export.graph.flatbuffer import read_model, write_model
 from export.run.metadata import FileMetadata, MetadataError, read_metadata, write_metadata
 from tests.support.handmade_models import set_onnx_metadata, write_float_onnx, write_float_tflite

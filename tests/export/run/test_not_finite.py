@@ -11,7 +11,7 @@ from PIL import Image
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
-from brainq_torch.run import CHECKPOINT
+from brainq_torch.run_files import CHECKPOINT
 from export.graph.flatbuffer import read_model, write_model
 from export.run.metadata import FileMetadata, write_metadata
 from export.run.runners import NotFiniteError, load_runner, run_named

@@ -1,0 +1,86 @@
+"""Names of the files of runs and exports, and how files are written: complete or not at all. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT = "model.ckpt"
+CONFIG = "config.yaml"
+MANIFEST = "manifest.csv"
+METRICS = "metrics.json"
+ENVIRONMENT = "environment.json"
+LOG = "log.csv"
+LEAKAGE, SEARCH = "leakage.json", "search.npy"
+"""How far the held-out splits leak, until ``metrics.json`` says it; what a search for copies has found so far."""
+
+PHANTOMS = "phantoms"
+"""Sub-folder of a run whose data root is ``phantom``: the images it wrote and trained on."""
+
+PARITY = "parity.json"
+"""In an export folder: how every file compares with what it was made from. Written last."""
+
+
+class BrainqError(ValueError):
+    """What a user can cause: a command ends with the message in one line and exit code 2."""
+
+
+@contextmanager
+def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """Give a file beside ``path`` to write; flushed to the disk, it takes its place when the block ends well.
+
+    Beside, not in the folder for temporary files: from another file system it would be copied over the old file.
+
+    Args:
+        path: the file.
+        keep: where the file of before is kept.
+    """
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    if keep is not None and path.exists():
+        os.replace(path, keep)
+    os.replace(partial, path)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path`` to fill; it takes its place when the block ends well, and goes otherwise.
+
+    Args:
+        path: the folder: absent, or empty.
+    """
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a writer that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    if path.exists():
+        path.rmdir()
+    os.replace(partial, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, complete or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which is no JSON.
+    """
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
