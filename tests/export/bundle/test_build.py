@@ -398,7 +398,8 @@ def test_a_bundle_that_is_replaced_loses_nothing_of_its_users(copy, tiny_run, ti
 def test_a_kill_while_the_old_bundle_is_removed_harms_neither(copy, tiny_run, tiny_export, tmp_path, left):
     code = (
         "import os, shutil, signal, sys; from pathlib import Path\n"
-        "from brainq_torch.run import load_run; from export import folder as export_folder; from export.bundle import build\n"
+        "from brainq_torch.run import load_run\n"
+        "from export import folder as export_folder; from export.bundle import build\n"
         "def remove(folder, **options):\n"
         f"    for path in sorted(p for p in folder.rglob('*') if p.is_file())[{left}:]: path.unlink()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
