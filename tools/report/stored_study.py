@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.run_files import BrainqError
+
 STUDY = "study.json"
 STUDY_FORMAT = 1
 FP32_TFLITE = "model_fp32.tflite"
@@ -30,7 +32,7 @@ _VALIDATION = "val_"
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-class StudyError(ValueError):
+class StudyError(BrainqError):
     """A study folder that is missing, broken or inconsistent."""
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from brainq_torch.run_files import BrainqError
+
 RECIPE_FILES = {
     "fp32": ("model_fp32.tflite", "model_fp32.onnx"),
     "fp16": ("model_fp16.tflite", None),
@@ -25,7 +27,7 @@ FLOAT = "fp32"
 _NAME = re.compile(r"[a-z0-9_]+")
 
 
-class StudyConfigError(ValueError):
+class StudyConfigError(BrainqError):
     """A study that cannot be made as its configuration says."""
 
 

@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from brainq_torch.run_files import BrainqError
 from tools.command import CommandError, write_report
 from tools.study.code_version import hash_code
 
@@ -41,11 +42,11 @@ _LOCK_SECONDS = 10
 """A killed study's command takes a moment to end with it."""
 
 
-class StudyError(ValueError):
+class StudyError(BrainqError):
     """A study folder that cannot be worked in."""
 
 
-class StepFailed(ValueError):
+class StepFailed(BrainqError):
     """A step that came to nothing, or that was not begun because of another one. The message is the reason."""
 
 
