@@ -56,9 +56,9 @@ def test_a_write_that_dies_leaves_a_whole_checkpoint(step, last, monkeypatch):
 
     if step == "write":
         monkeypatch.setattr(Path, "write_bytes", write_half)
-    monkeypatch.setattr("brainq_torch.files.os.fsync", die if step == "flush" else lambda _: None)
+    monkeypatch.setattr("brainq_torch.run_files.os.fsync", die if step == "flush" else lambda _: None)
     if "rename" in step:
-        monkeypatch.setattr("brainq_torch.files.os.replace", rename)
+        monkeypatch.setattr("brainq_torch.run_files.os.replace", rename)
     with pytest.raises(OSError, match="full"):
         StageCheckpoints().save_checkpoint(epoch(2), last)
     assert find_last(last.parent) == last
