@@ -1,17 +1,19 @@
-"""The commands that README, Makefile and configurations name are read from there: the real parsers take them."""
+"""The commands that READMEs, Makefile and configurations name are read from there: the real parsers take them."""
 
 import argparse
 import importlib
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import unquote
 
 import jsonargparse
 import pytest
 
 from export.bundle.web import INSTALL
 
-README = Path("README.md").read_text()
+CHAPTERS = [Path(name) for name in ("README.md", "configs/README.md", "export/README.md", "tools/README.md")]
+README = "\n".join(path.read_text() for path in CHAPTERS)
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
 
 
@@ -76,3 +78,26 @@ def test_a_wrong_flag_is_seen(module, words, monkeypatch):
 
 def test_the_readme_installs_the_page_s_runtime_as_the_code_says():
     assert INSTALL in BLOCKS
+
+
+def find_dead_links(page):
+    """Links of a Markdown or HTML page to files that are not there."""
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#\s]+)|(?:href|src)=\"([^\"#]+)", text)
+    local = [unquote(one or other) for one, other in links if not re.match(r"[a-z]+:", one or other)]
+    return sorted({link for link in local if not (page.parent / link).exists()})
+
+
+@pytest.mark.parametrize("page", [*CHAPTERS, *sorted(Path("results").rglob("README.md"))], ids=str)
+def test_no_link_is_dead(page):
+    assert find_dead_links(page) == []
+
+
+def test_a_dead_link_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text('[here](page.md) [gone](gone.md#part) <a href="lost.html">lost</a> [far](https://example.org)')
+    assert find_dead_links(page) == ["gone.md", "lost.html"]
+
+
+def test_the_readme_is_short():
+    assert len(Path("README.md").read_text().splitlines()) <= 150
