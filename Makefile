@@ -21,12 +21,14 @@ demo: $(INSTALLED)  ## train on synthetic phantoms, export to ONNX and TFLite, v
 test: $(INSTALLED)  ## lint, types and every test (under 10 minutes on 2 cores)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+	.venv/bin/lint-imports
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## format, lint, types and the fast tests
 	$(PYTHON) -m ruff format
 	$(PYTHON) -m ruff check --fix
+	.venv/bin/lint-imports
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -m "not slow"
 
