@@ -38,7 +38,6 @@ EXCEPTIONS: dict[str, set[str]] = {
         "export/__main__.py:_parse",
         "export/__main__.py:export_run",
         "export/__main__.py:main",
-        "export/bundle/card.py:_checklist",
         "export/graph/model_graph.py:_fold_qdq",
     },
     "wide_functions": {

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import export.__main__
+from brainq_torch.run import load_run
 from brainq_torch.run_files import hash_file
 from export.__main__ import PARITY_IMAGES, main
-from export.bundle.card import _describe_parity
+from export.bundle.card import write_card
 from export.recipes import RECIPES
 from export.run.metadata import read_metadata, write_metadata
 from tests.support.handmade_models import write_float_tflite
@@ -188,8 +189,11 @@ def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, c
     assert {artefact["own_images"] for artefact in report["artefacts"].values()} == {0}
     assert "no image of the run was compared" in output.out
     assert output.out.count("on phantoms alone: passed") == len(report["artefacts"])
-    section = _describe_parity("model_fp16.tflite", report["artefacts"]["model_fp16.tflite"])
-    assert "Compared on images of the run: **NOT DONE**" in section
+    file = run / "export/model_fp16.tflite"
+    write_card(
+        tmp_path / "card.md", load_run(run), [(file, read_metadata(file), report["artefacts"][file.name])], False
+    )
+    assert "Compared on images of the run: **NOT DONE**" in (tmp_path / "card.md").read_text()
 
 
 @pytest.mark.parametrize("recipe", ["int8", "w4a8", "int8_tf", "dynamic_int8"])
