@@ -10,10 +10,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from brainq_torch.console import escape_unprintable
-from brainq_torch.run_files import BrainqError, write_json
+from brainq_torch.run_files import BrainqError
 
 WRONG_INPUT = 2
 """Exit code of an error that a user can cause, as argparse's own."""
@@ -57,8 +56,3 @@ def check_targets(*targets: str | Path | None) -> None:
     for target in filter(None, targets):
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
-
-
-def write_report(path: str | Path, data: Any) -> None:
-    """Write a command's JSON, complete or not at all. Raises ValueError for NaN, which is no JSON."""
-    write_json(Path(path), data)

@@ -24,6 +24,7 @@ ROWS = {
 NOT_DONE = "densenet32_w4a8"
 COMMAND = "python -m export runs/densenet32 --recipes w4a8"
 STRENGTH = 5.0
+TIMES = {"threads": 1, "runs": 100, "engine": "LiteRT", "peak_memory_bytes": 1000}
 
 
 def write_study(folder, images=240, unseen=80, names=tuple(ROWS)):
@@ -70,12 +71,20 @@ def change_arrays(folder, name, **changes):
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if array is not None})
 
 
+def write_latency(folder, name, litert, onnxruntime=None):
+    """Write a row's times in each engine: None, or median_ms and p90_ms with ``TIMES``."""
+    machine = {"cpu": "AMD", "cpu_count": 2, "load_average": 8.25, "bench": "latency/bench.json"}
+    times = {"litert": litert, "onnxruntime": onnxruntime}
+    (folder / f"latency/{name}.json").write_text(json.dumps(times | machine))
+
+
 def _write_row(folder, name, images, unseen):
     family, recipe, file, size, twin, noise = ROWS[name]
     entry = {
         "id": name, "family": family, "recipe": recipe, "float": f"{name.split('_')[0]}_float",
         "run": f"runs/{family.lower()}",
         "status": "done" if noise is not None else "not done", "sources": {"config": "sources/config.yaml"},
+        "omitted": [],
         "commands": [COMMAND if noise is None else f"python -m export runs/{family.lower()}"],
     }  # fmt: skip
     if noise is None:
@@ -85,10 +94,9 @@ def _write_row(folder, name, images, unseen):
             (folder / "runs" / path).write_bytes(bytes(length))
     _write_answers(folder, name, family, noise, images, unseen)
     checkpoint = file.endswith(".ckpt")
-    times = {"median_ms": size / 1000, "p90_ms": size / 800, "threads": 1, "runs": 100}
+    times = {"median_ms": size / 1000, "p90_ms": size / 800} | TIMES
     if not checkpoint:
-        engines = {"litert": times, "onnxruntime": times if twin else None}
-        (folder / f"latency/{name}.json").write_text(json.dumps(engines))
+        write_latency(folder, name, litert=times, onnxruntime=times if twin else None)
     return entry | {
         "file": f"runs/{file}", "bytes": size, "checkpoint_bytes": 26700, "onnx_twin": f"runs/{twin}" if twin else None,
         "parity": None if checkpoint else {"passed": noise < 5, "file": "runs/parity.json", "entry": file},

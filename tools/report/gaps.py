@@ -2,94 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterator
 
 from tools.report.statistics import RowStatistics
-from tools.report.stored_study import ENGINES, FP32_TFLITE, Omission, Row, Study
-
-LATENCY, PARITY, CHECKPOINT = "latency", "parity", "checkpoint"
+from tools.report.stored_study import FP32_TFLITE, MeasuredRow, Study
+from tools.study_schema import ENGINES, Omission
 
 
 def find_gaps(study: Study, statistics: dict[str, RowStatistics]) -> list[Omission]:
     """Return everything that the report shows as NOT DONE, in the order of the table."""
-    gaps = [gap for row in study.rows for gap in _of_row(study, row, statistics)]
-    if None in (*study.data["nearest_neighbour"].values(), study.data["majority"]):
-        command = f"python -m tools.audit {study.data['root']}"
-        gaps.append(
-            Omission("nearest-neighbour and majority baselines", "no run of the study has a leak check", command)
-        )
-    if study.gradcam is None:
+    gaps: list[Omission] = []
+    for row in study.rows:
+        if not isinstance(row, MeasuredRow):
+            gaps.append(Omission(row.name, row.reason, "; ".join(row.commands)))
+            continue
+        told = {omission.what for omission in row.omitted}
+        found = [*_of_measurement(row), *_of_splits(row, statistics[row.id]), *_of_comparison(study, row)]
+        # What the row says itself comes first; "latency" stands for that of every engine.
+        for gap in (*row.omitted, *(gap for gap in found if gap.what.split(" in ")[0] not in told)):
+            gaps.append(Omission(f"{row.name}: {gap.what}", gap.reason, gap.command))
+    return [*gaps, *_of_study(study)]
+
+
+def _of_study(study: Study) -> Iterator[Omission]:
+    data = study.about.data
+    if None in (data.nearest_neighbour.all, data.nearest_neighbour.unseen, data.majority):
+        reason, command = "no run of the study has a leak check", f"python -m tools.audit {data.root}"
+        yield Omission("nearest-neighbour and majority baselines", reason, command)
+    if study.about.gradcam is None:
         run = next((row.run for row in study.done if row.is_float), "RUN")
-        command = f"python -m tools.gradcam {run} --data {study.data['root']} --out {study.folder / 'gradcam.png'}"
-        gaps.append(Omission("Grad-CAM", "the study has no picture of it", command))
-    return gaps
+        command = f"python -m tools.gradcam {run} --data {data.root} --out {study.folder / 'gradcam.png'}"
+        yield Omission("Grad-CAM", "the study has no picture of it", command)
 
 
-def find_fp32_tflite(study: Study, row: Row) -> Row | None:
-    """Return the row whose size a row's is compared with."""
-    return next(
-        (other for other in study.done if other.family == row.family and Path(other.file).name == FP32_TFLITE), None
-    )
-
-
-def is_checkpoint(row: Row) -> bool:
-    """Whether the row runs in PyTorch, so that neither engine has a time for it."""
-    return Path(row.file).suffix == ".ckpt"
-
-
-def _of_row(study: Study, row: Row, statistics: dict[str, RowStatistics]) -> Iterable[Omission]:
-    if not row.done:
-        yield Omission(row.name, row.reason, "; ".join(row.commands))
-        return
-    said = {omission.what for omission in row.omitted}
-    yield from (Omission(f"{row.name}: {item.what}", item.reason, item.command) for item in row.omitted)
-    for gap in (*_of_measurement(row), *_of_splits(row, statistics[row.id]), *_of_comparison(study, row)):
-        if gap.what.split(" in ")[0] not in said:  # "latency" stands for that of every engine
-            yield Omission(f"{row.name}: {gap.what}", gap.reason, gap.command)
-
-
-def _of_measurement(row: Row) -> Iterable[Omission]:
-    if row.latency is None and not is_checkpoint(row):
+def _of_measurement(row: MeasuredRow) -> Iterator[Omission]:
+    if row.latency is None and not row.is_checkpoint:
         files = " ".join(filter(None, (row.file, row.onnx_twin)))
-        yield Omission(LATENCY, "the study folder has no time of it", f"python -m tools.bench {files} --threads 1")
-    elif row.latency is not None:
-        engines = {"litert": row.file if row.file.endswith(".tflite") else None, "onnxruntime": row.onnx_twin}
-        for engine, file in engines.items():
-            if engine not in row.latency and file is not None:
-                command = f"python -m tools.bench {file} --threads 1"
-                yield Omission(f"{LATENCY} in {ENGINES[engine]}", "it was not measured in this engine", command)
-    if row.parity is None and not is_checkpoint(row):
-        yield Omission(PARITY, "the study names no parity.json for it", f"python -m export {row.run} --force")
+        yield Omission("latency", "the study folder has no time of it", f"python -m tools.bench {files} --threads 1")
+    for engine, name in ENGINES.items() if row.latency is not None else ():
+        file = row.engine_file(engine)
+        if engine not in row.latencies and file is not None:
+            command = f"python -m tools.bench {file} --threads 1"
+            yield Omission(f"latency in {name}", "it was not measured in this engine", command)
+    if row.parity is None and not row.is_checkpoint:
+        yield Omission("parity", "the study names no parity.json for it", f"python -m export {row.run} --force")
     if row.checkpoint_bytes is None:
         reason = "the run keeps no training checkpoint with its optimizer, so there is no ratio to it"
-        yield Omission(CHECKPOINT, reason, "; ".join(row.commands))
+        yield Omission("checkpoint", reason, "; ".join(row.commands))
 
 
-def _of_splits(row: Row, found: RowStatistics) -> Iterable[Omission]:
-    again = (
-        f"python -m brainq_torch.fit --config {row.sources.get('config', 'CONFIG')} --data.split grouped --out NEW_RUN"
-    )
+def _of_splits(row: MeasuredRow, found: RowStatistics) -> Iterator[Omission]:
+    config = row.sources.get("config", "CONFIG")
+    again = f"python -m brainq_torch.fit --config {config} --data.split grouped --out NEW_RUN"
     if found.validation is None:
         yield Omission("grouped validation", "the run has no validation part", again)
     elif not found.grouped:
-        copies = int((~row.validation.unseen).sum())
-        reason = (
-            f"its split was not grouped: {copies} of {len(row.validation)} validation images have a copy in training"
-        )
+        copies, images = int((~row.validation.unseen).sum()), len(row.validation)
+        reason = f"its split was not grouped: {copies} of {images} validation images have a copy in training"
         yield Omission("grouped validation", reason, again)
     if found.unseen is None:
-        reason = "every test image has a copy in training"
-        yield Omission(
-            "unseen test images", reason, "evaluate on other images: python -m tools.evaluate MODEL --data DIR"
-        )
+        command = "evaluate on other images: python -m tools.evaluate MODEL --data DIR"
+        yield Omission("unseen test images", "every test image has a copy in training", command)
 
 
-def _of_comparison(study: Study, row: Row) -> Iterable[Omission]:
-    reference = study.row(row.float_id)
+def _of_comparison(study: Study, row: MeasuredRow) -> Iterator[Omission]:
+    reference = study.row(row.float)
     if not reference.done:
         reason = f"{reference.name} was not done"
         yield Omission("comparison with the float model", reason, "; ".join(reference.commands))
-    if find_fp32_tflite(study, row) is None:
+    if study.fp32_tflite(row.family) is None:
         reason = f"the study has no {FP32_TFLITE} of {row.family}"
         yield Omission("ratio to fp32 TFLite", reason, f"python -m export {row.run} --recipes fp32")

@@ -9,6 +9,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
@@ -92,8 +93,9 @@ def plot_reliability(before: Reliability, after: Reliability | None, title: str)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     legend = axes.legend(loc="lower right", fontsize=8, frameon=False)
-    for handle in legend.legend_handles[1:]:
-        handle.set_sizes([25])
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([25])
     return _save(figure)
 
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.metrics import cohen_kappa_score
 
 from brainq_torch.abstention.policy import fit_temperature
 from brainq_torch.evaluation.metrics import (
     ECE_BINS,
     Comparison,
-    Interval,
     Metrics,
     compare_predictions,
     compute_metrics,
 )
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS, PairedDifference, compare_paired, judge_all
-from tools.report.stored_study import Predictions, Row, Study
+from tools.report.stored_study import MeasuredRow, Predictions, Study
 
 OVERALL = "all classes"
 RESAMPLES = 1000
@@ -111,7 +111,7 @@ def compute_statistics(study: Study, resamples: int = RESAMPLES) -> dict[str, Ro
     return {row.id: _compute_row(study, row, resamples) for row in study.done}
 
 
-def accuracy_interval(metrics: Metrics) -> tuple[Interval, str]:
+def accuracy_interval(metrics: Metrics) -> tuple[tuple[float, float], str]:
     """Return the 95 % interval of the accuracy and what it is: without errors a bootstrap has no width."""
     if metrics.accuracy in (0.0, 1.0):
         return metrics.intervals["accuracy_wilson"], "Wilson"
@@ -144,8 +144,7 @@ def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature:
     logits: (N, C) before softmax; they are divided by ``temperature``.
     """
     scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    confidence = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
+    confidence = softmax(scaled, axis=1).max(axis=1)
     right = logits.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     counts = np.bincount(place, minlength=ECE_BINS)
@@ -168,30 +167,33 @@ def find_front(costs: NDArray[np.float64], accuracies: NDArray[np.float64]) -> l
     return front
 
 
-def _compute_row(study: Study, row: Row, resamples: int) -> RowStatistics:
-    testing, validation = row.testing, row.validation
-    temperature = row.temperature
+def _compute_row(study: Study, row: MeasuredRow, resamples: int) -> RowStatistics:
+    testing, validation, classes = row.testing, row.validation, study.about.classes
+    temperature = None if row.abstention is None else row.abstention.temperature
     if temperature is None and len(validation):
         temperature = fit_temperature(validation.logits, validation.labels)
-    calibrated = None if temperature is None else testing.logits.astype(np.float64) / temperature
-    measured = {
-        name: _measure(part, study.classes, resamples)
-        for name, part in {"testing": testing, "unseen": _select_unseen(testing), "validation": validation}.items()
-    }
+    ece_after, after = None, None
+    if temperature is not None:
+        calibrated = testing.logits.astype(np.float64) / temperature
+        ece_after = compute_metrics(calibrated, testing.labels, classes, 0).ece
+        after = bin_confidence(testing.logits, testing.labels, temperature)
+    unseen = _select_unseen(testing)
     return RowStatistics(
-        **measured,
+        testing=_measure(testing, classes, resamples),
+        unseen=_measure(unseen, classes, resamples) if len(unseen) else None,
+        validation=_measure(validation, classes, resamples) if len(validation) else None,
         grouped=bool(len(validation) and validation.unseen.all()),
         temperature=temperature,
-        temperature_stored=row.temperature is not None,
-        ece_after=None if calibrated is None else compute_metrics(calibrated, testing.labels, study.classes, 0).ece,
+        temperature_stored=row.abstention is not None,
+        ece_after=ece_after,
         before=bin_confidence(testing.logits, testing.labels),
-        after=None if temperature is None else bin_confidence(testing.logits, testing.labels, temperature),
+        after=after,
         against=_compare(study, row, resamples),
     )
 
 
-def _measure(part: Predictions, classes: tuple[str, ...], resamples: int) -> Metrics | None:
-    return compute_metrics(part.logits, part.labels, classes, resamples, SEED) if len(part) else None
+def _measure(part: Predictions, classes: tuple[str, ...], resamples: int) -> Metrics:
+    return compute_metrics(part.logits, part.labels, classes, resamples, SEED)
 
 
 def _select_unseen(part: Predictions) -> Predictions:
@@ -199,19 +201,19 @@ def _select_unseen(part: Predictions) -> Predictions:
     return Predictions(part.logits[kept], part.labels[kept], part.paths[kept], kept[kept])
 
 
-def _compare(study: Study, row: Row, resamples: int) -> Against | None:
-    reference = study.row(row.float_id)
-    if row.is_float or not reference.done:
+def _compare(study: Study, row: MeasuredRow, resamples: int) -> Against | None:
+    reference = study.row(row.float)
+    if row.is_float or not isinstance(reference, MeasuredRow):
         return None
     a, b, labels = reference.testing.logits, row.testing.logits, row.testing.labels
     parts = {OVERALL: np.ones(len(labels), bool)}
-    parts |= {name: labels == label for label, name in enumerate(study.classes) if (labels == label).any()}
+    parts |= {name: labels == label for label, name in enumerate(study.about.classes) if (labels == label).any()}
     differences = {
         name: _judge(a[kept], b[kept], labels[kept], MARGIN_OVERALL if name == OVERALL else MARGIN_PER_CLASS)
         for name, kept in parts.items()
     }
     return Against(
-        comparison=compare_predictions(a, b, labels, study.classes, resamples, SEED),
+        comparison=compare_predictions(a, b, labels, study.about.classes, resamples, SEED),
         differences=differences,
         verdict=judge_all(list(differences.values())),
         overlap={name: overlap_errors(a[kept], b[kept], labels[kept]) for name, kept in parts.items()},

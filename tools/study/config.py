@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -24,6 +24,9 @@ load PyTorch, which a study that only starts other processes can do without."""
 FLOAT = "fp32"
 """The recipe of the row that the others of a family are compared with."""
 
+TOGETHER = ("fp32", "fp16")
+"""Recipes that one export makes, as the second needs the first; each other one has its own, and fails alone."""
+
 _NAME = re.compile(r"[a-z0-9_]+")
 
 
@@ -32,36 +35,52 @@ class StudyConfigError(BrainqError):
 
 
 @dataclass(frozen=True)
-class StudyData:
-    """The images. root: folder as for brainq_torch.fit; ``phantom``: those that the first model's run draws."""
+class ImageSource:
+    """The images.
+
+    Args:
+        root: Folder as for brainq_torch.fit; ``phantom``: those that the first model's run draws.
+    """
 
     root: str = "phantom"
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelPlan:
     """A network of the study: trained here, or a finished run.
 
-    config: YAML of brainq_torch.fit to train by. arguments: more words for it.
-    run: a finished run folder that is used instead; it is read only.
-    export: a folder that ``python -m export`` made of that run; files that are not in it are made.
-    init, teacher: the model, earlier in the list, that training starts from, or that it learns from.
+    Args:
+        config: YAML of brainq_torch.fit to train by.
+        arguments: More words for it.
+        run: A finished run folder that is used instead; it is read only.
+        export: A folder that ``python -m export`` made of that run; files that are not in it are made.
+        init: The model, earlier in the list, that training starts from.
+        teacher: The model, earlier in the list, that it learns from.
     """
 
     config: str = ""
-    arguments: list[str] = field(default_factory=list)
+    arguments: tuple[str, ...] = ()
     run: str = ""
     export: str = ""
     init: str = ""
     teacher: str = ""
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The models that its training starts or learns from; a finished run needs none."""
+        return () if self.run else tuple(filter(None, (self.init, self.teacher)))
 
 
 @dataclass(frozen=True)
 class RowPlan:
     """One row of the table.
 
-    id: name of its files. family, recipe: what the table calls it. model: which of the models. export: the recipe of
-    ``python -m export`` that makes its file.
+    Args:
+        id: Name of its files.
+        family: What the table calls its network.
+        recipe: What the table calls its recipe.
+        model: Which of the models.
+        export: The recipe of ``python -m export`` that makes its file.
     """
 
     id: str
@@ -70,10 +89,21 @@ class RowPlan:
     model: str
     export: str
 
+    @property
+    def export_group(self) -> str:
+        """Name of the export that makes its file."""
+        return "float" if self.export in TOGETHER else self.export
+
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """As of tools.bench. rounds: 0 measures no latency."""
+    """How times are taken, as by tools.bench.
+
+    Args:
+        threads: Threads of a file.
+        rounds: Times that the files take turns; 0 measures no latency.
+        calls: Calls of each file in a round.
+    """
 
     threads: int = 1
     rounds: int = 10
@@ -84,17 +114,26 @@ class LatencyPlan:
 class StudyPlan:
     """A whole study.
 
-    out: the study folder. fit_arguments, export_arguments: words for every training, every export.
-    only: ids of the rows to make; the others are reported as left out. Empty: all.
-    gradcam: id of the row whose model's attention is drawn; empty: none.
+    Args:
+        config: The YAML that says so.
+        title: Heading of the report.
+        out: The study folder.
+        data: The images.
+        models: The networks, in the order of their making.
+        rows: The table.
+        fit_arguments: Words for every brainq_torch.fit.
+        export_arguments: Words for every python -m export.
+        latency: How times are taken.
+        gradcam: Row whose model's attention is drawn; empty: none.
+        only: Rows to make; the others are reported as left out. Empty: all.
     """
 
-    title: str
-    out: Path
     config: str
-    data: StudyData
-    models: dict[str, Model]
-    rows: tuple[RowPlan, ...]
+    title: str = "Study"
+    out: Path = Path("runs/study")
+    data: ImageSource = ImageSource()
+    models: dict[str, ModelPlan] = field(default_factory=dict)
+    rows: tuple[RowPlan, ...] = ()
     fit_arguments: tuple[str, ...] = ()
     export_arguments: tuple[str, ...] = ()
     latency: LatencyPlan = LatencyPlan()
@@ -109,6 +148,13 @@ class StudyPlan:
         """Return the rows to make."""
         return tuple(row for row in self.rows if not self.only or row.id in self.only)
 
+    def needed_models(self) -> list[str]:
+        """Return the models of the wanted rows and those that their trainings start or learn from, in order."""
+        needed = {row.model for row in self.wanted()}
+        for name, model in reversed(self.models.items()):
+            needed |= set(model.parents) if name in needed else set()
+        return [name for name in self.models if name in needed]
+
 
 def make_parser() -> ArgumentParser:
     """Build the command line: every key of a YAML is a flag; unknown keys are errors."""
@@ -120,15 +166,7 @@ def make_parser() -> ArgumentParser:
         "again; a killed study continues when it is given the same command. --models.NAME.run RUN uses a finished run.",
     )
     parser.add_argument("--config", action="config", required=True, help="configs/study.yaml or one of your own")
-    parser.add_argument("--title", type=str, default="Study")
-    parser.add_argument("--out", type=str, default="runs/study", help="study folder")
-    parser.add_argument("--data", type=StudyData, default=StudyData())
-    parser.add_argument("--models", type=dict[str, Model], help="the networks, in the order of their making")
-    parser.add_argument("--rows", type=list[RowPlan], help="the table")
-    parser.add_argument("--fit_arguments", type=list[str], default=[], help="words for every brainq_torch.fit")
-    parser.add_argument("--export_arguments", type=list[str], default=[], help="words for every python -m export")
-    parser.add_argument("--latency", type=LatencyPlan, default=LatencyPlan())
-    parser.add_argument("--gradcam", type=str, default="", help="row whose model's attention is drawn")
+    parser.add_class_arguments(StudyPlan, skip={"config", "only"})
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="make these rows; the others are left out")
     return parser
 
@@ -136,19 +174,8 @@ def make_parser() -> ArgumentParser:
 def read_plan(parser: ArgumentParser, config: Namespace) -> StudyPlan:
     """Turn parsed arguments into a plan that can be carried out. Raises StudyConfigError."""
     made = parser.instantiate(config)
-    plan = StudyPlan(
-        title=made.title,
-        out=Path(made.out),
-        config=str(config.config[-1]),
-        data=made.data,
-        models=made.models or {},
-        rows=tuple(made.rows or ()),
-        fit_arguments=tuple(made.fit_arguments),
-        export_arguments=tuple(made.export_arguments),
-        latency=made.latency,
-        gradcam=made.gradcam,
-        only=tuple(made.only),
-    )
+    values = {part.name: made[part.name] for part in fields(StudyPlan)}
+    plan = StudyPlan(**values | {"config": str(config.config[-1]), "only": tuple(made.only)})
     _check_models(plan)
     _check_rows(plan)
     return plan

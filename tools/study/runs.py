@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,9 @@ from typing import Any
 import yaml
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, hash_file
 from tools.study.config import RECIPE_FILES
-from tools.study.steps import StepFailed, format_command, hash_file
-
-# As in brainq_torch.run, which would load PyTorch.
-CHECKPOINT, CONFIG, MANIFEST, METRICS, PHANTOMS = (
-    "model.ckpt",
-    "config.yaml",
-    "manifest.csv",
-    "metrics.json",
-    "phantoms",
-)
-PARITY = "parity.json"
+from tools.study.runner import StepFailed, format_command
 
 _SHOWN = 5
 
@@ -42,28 +32,41 @@ def check_finished(run: Path) -> None:
         )
 
 
-def find_export(folder: Path, run: Path, recipes: Sequence[str]) -> tuple[bool, str]:
-    """Say whether an export folder holds the recipes' files as its report lists them, made of the run as it is now.
+def find_lacking(export: Path, run: Path, recipes: Sequence[str]) -> str:
+    """Find what an export folder lacks.
 
-    Returns True, or False and why not.
+    Args:
+        export: The folder.
+        run: The run that it shall be made of, as it is now.
+        recipes: Those whose files are needed, as the folder's own report lists them.
+
+    Returns:
+        The first thing that is wrong in words; nothing where all is there.
     """
     try:
-        made_of = read_entry(folder / PARITY, "run", "checkpoint_sha256")
-        listed = {name: entry["sha256"] for name, entry in read_entry(folder / PARITY, "artefacts").items()}
+        made_of = read_entry(export / PARITY, "run", "checkpoint_sha256")
+        listed = {name: entry["sha256"] for name, entry in read_entry(export / PARITY, "artefacts").items()}
     except (StepFailed, AttributeError, KeyError, TypeError) as error:
-        return False, f"{folder} is no export ({type(error).__name__}: {error})"
+        return f"{export} is no export ({type(error).__name__}: {error})"
     if made_of != hash_file(run / CHECKPOINT):
-        return False, f"{folder} was made of another {CHECKPOINT} than {run} has now"
+        return f"{export} was made of another {CHECKPOINT} than {run} has now"
     for name in (name for recipe in recipes for name in RECIPE_FILES[recipe] if name):
-        if name not in listed or not (folder / name).is_file():
-            return False, f"{folder} has no {name}"
-        if listed[name] != hash_file(folder / name):
-            return False, f"{folder / name} is not the file that its {PARITY} lists"
-    return True, ""
+        if name not in listed or not (export / name).is_file():
+            return f"{export} has no {name}"
+        if listed[name] != hash_file(export / name):
+            return f"{export / name} is not the file that its {PARITY} lists"
+    return ""
 
 
 def read_entry(path: Path, *keys: str) -> Any:
-    """Return what a JSON file of a run or an export holds under keys, each inside the one before.
+    """Read a part of a JSON file of a run or an export.
+
+    Args:
+        path: The file.
+        *keys: Where the part is, each inside the one before.
+
+    Returns:
+        What stands there.
 
     Raises:
         StepFailed: The file is missing, is no JSON, or lacks one of the keys.
@@ -73,7 +76,7 @@ def read_entry(path: Path, *keys: str) -> Any:
         for key in keys:
             found = found[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        where = " of ".join(repr(key) for key in reversed(keys))
+        where = " of ".join(map(repr, reversed(keys)))
         raise StepFailed(f"{path} cannot be read as far as {where} ({error!r}); make its folder anew") from error
     return found
 
@@ -88,72 +91,74 @@ def hash_images(root: str | Path) -> str:
         return "phantom"
     if not Path(root).is_dir():
         raise StepFailed(f"{root}, the folder of the images, is not there; name another with --data.root")
-    paths = sorted(
-        os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names if not name.startswith(".")
-    )
+    paths = sorted(path for path in Path(root).rglob("*") if path.is_file() and not path.name.startswith("."))
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda path: hash_file(Path(path)), paths))
-    lines = [f"{os.path.relpath(path, root)} {digest}" for path, digest in zip(paths, hashes, strict=True)]
+        digests = pool.map(hash_file, paths)
+        lines = [f"{path.relative_to(root)} {digest}" for path, digest in zip(paths, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-@dataclass
-class HandlingCheck:
-    """Holds every run's data handling against the first one's. differences: what is not the same, in words."""
+@dataclass(frozen=True)
+class Handling:
+    """What the run of a model does to which images: the rows of its manifest, and its settings."""
 
-    differences: list[str] = field(default_factory=list)
-    _first: str = ""
-    _rows: list[ManifestRow] = field(default_factory=list)
-    _settings: dict[str, Any] = field(default_factory=dict)
-
-    def compare(self, name: str, run: Path) -> list[str]:
-        """Return how a run's handling differs from the first one's.
-
-        Another test set cannot be compared at all: StepFailed. Other training images, sizes or augmentations can, but
-        the report has to say so.
-        """
-        try:
-            rows = read_manifest(run / MANIFEST)
-            settings = _handling(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")))
-        except (ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-            raise StepFailed(f"{run} cannot be used: {error}") from error
-        if not self._first:
-            self._first, self._rows, self._settings = name, rows, settings
-            return []
-        if _images(rows, ("Testing",)) != _images(self._rows, ("Testing",)):
-            raise StepFailed(
-                f"{run} was made with other Testing images than {self._first}: nothing measured on both could be "
-                "compared. Train it on the same folder"
-            )
-        found = []
-        moved = len(_images(rows, ("Training", "val")) ^ _images(self._rows, ("Training", "val"))) // 2
-        if moved:
-            found.append(
-                f"{name}: {moved} images train or validate otherwise than for {self._first} (same parts: "
-                "--data.manifest of its manifest.csv)"
-            )
-        keys = [
-            key
-            for key in sorted(settings.keys() | self._settings.keys())
-            if settings.get(key) != self._settings.get(key)
-        ]
-        if keys:
-            shown = ", ".join(
-                f"{key} {settings.get(key, 'off')} instead of {self._settings.get(key, 'off')}" for key in keys[:_SHOWN]
-            )
-            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            found.append(f"{name}: other data handling than {self._first}: {shown}{more}")
-        self.differences += found
-        return found
+    model: str
+    rows: tuple[ManifestRow, ...]
+    settings: dict[str, Any]
 
 
-def _images(rows: Sequence[ManifestRow], splits: tuple[str, ...]) -> set[tuple[str, str, str]]:
-    return {(row.path, row.split, row.sha256) for row in rows if row.split in splits}
+def read_handling(model: str, run: Path) -> Handling:
+    """Read what a run does to images. Raises StepFailed where it does not say so."""
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        return Handling(model, tuple(read_manifest(run / MANIFEST)), _select_settings(config["data"]))
+    except (ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise StepFailed(f"{run} cannot be used: {error}") from error
 
 
-def _handling(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a configuration does to images. What is off, or what an earlier version lacks, is left out."""
-    data = config["data"]
+def compare_handling(first: Handling, other: Handling) -> list[str]:
+    """Compare what two models saw.
+
+    Args:
+        first: The model that the others are held against.
+        other: One of the others.
+
+    Returns:
+        What the report has to say: other training images, sizes or augmentations.
+
+    Raises:
+        StepFailed: Their test images are not the same, so that nothing measured on both could be compared.
+    """
+    if _images(other, "Testing") != _images(first, "Testing"):
+        raise StepFailed(
+            f"{other.model} was made with other Testing images than {first.model}: nothing measured on both could be "
+            "compared. Train it on the same folder"
+        )
+    found = []
+    moved = len(_images(other, "Training", "val") ^ _images(first, "Training", "val")) // 2
+    if moved:
+        found.append(
+            f"{other.model}: {moved} images train or validate otherwise than for {first.model} (same parts: "
+            "--data.manifest of its manifest.csv)"
+        )
+    pairs = {
+        key: (other.settings.get(key, "off"), first.settings.get(key, "off"))
+        for key in sorted(other.settings.keys() | first.settings.keys())
+    }
+    differing = [f"{key} {now} instead of {before}" for key, (now, before) in pairs.items() if now != before]
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        shown = ", ".join(differing[:_SHOWN])
+        found.append(f"{other.model}: other data handling than {first.model}: {shown}{more}")
+    return found
+
+
+def _images(handling: Handling, *splits: str) -> set[tuple[str, str, str]]:
+    return {(row.path, row.split, row.sha256) for row in handling.rows if row.split in splits}
+
+
+def _select_settings(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a configuration does to images. What is off is left out."""
     parts = {"size": data["size"], "fit": data["fit"]}
     for name in ("augmentation", "style", "counterfactual"):
         values = data.get(name, {})

@@ -5,11 +5,18 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.support.handmade_study import COMMAND, change_arrays, change_row, read_json, write_json, write_study
-from tools.report.__main__ import main, write_study_report
-from tools.report.document import Cell, Code, Document, Link, Paragraph, Section, Table, TableRow
-from tools.report.markdown import render_markdown
-from tools.report.page import render_page
+from tests.support.handmade_study import (
+    COMMAND,
+    TIMES,
+    change_arrays,
+    change_row,
+    read_json,
+    write_json,
+    write_latency,
+    write_study,
+)
+from tools.report.__main__ import main
+from tools.report.write import write_study_report
 
 LOADING = {"src", "srcset", "poster", "background", "data", "action", "formaction"}
 VOID = {"meta", "br", "img", "rect", "polyline", "polygon"}
@@ -169,7 +176,7 @@ def test_the_paper_stands_beside_and_nothing_is_made_up_for_it(page):
     assert [row[1] for row in paper[:2]] == ["82.20 % its own split", "82.37 % its own split"]
     assert [row[1:] for row in paper[2:4]] == [["not given here"] * 4] * 2
     # 5.76 of 35.34 MB, and of a third of it: the Keras file holds the weights and two Adam slots
-    assert paper[5][1:4] == ["5.76 MB", "0.49 of its fp32 weights,  a third of the file", "0.163 of 35.34 MB"]
+    assert paper[5][1:4] == ["5.76 MB", "0.49 of its fp32 weights, a third of the file", "0.163 of 35.34 MB"]
 
 
 def test_what_was_not_done_says_so_with_reason_and_command(report, page):
@@ -199,9 +206,7 @@ def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
     data = read_json(folder)["data"] | {"nearest_neighbour": {"all": None, "unseen": None}, "majority": None}
     data["differences"] = ["densenet101: size 128 instead of 224"]
     write_json(folder, read_json(folder) | {"gradcam": None, "data": data})
-    times = {"median_ms": 1.0, "p90_ms": 2.0, "threads": 1, "runs": 9, "engine": "LiteRT"}
-    latency = {"litert": times, "onnxruntime": None, "cpu": "AMD", "cpu_count": 2, "load_average": 8.25}
-    (folder / "latency/mobilenetv2_int8_qat.json").write_text(json.dumps(latency))
+    write_latency(folder, "mobilenetv2_int8_qat", {"median_ms": 1.0, "p90_ms": 2.0} | TIMES)
     omitted = [{"what": "latency", "reason": "the machine was busy", "command": "python -m tools.bench X"}]
     change_row(folder, "mobilenetv2_fp16", latency=None, omitted=omitted)
     change_row(folder, "mobilenetv2_int8_ptq", parity=None, checkpoint_bytes=None, latency=None)
@@ -229,18 +234,24 @@ def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
     assert text.count("MobileNetV2 Float16: latency") == 1
 
 
-def test_names_that_mean_something_in_html_or_markdown_stay_names():
-    name = "<b>a_b*|c</b>"
-    cells = (Cell((Link(name, "a b/ü<.txt"),), (name,), tone="good"), Cell((Code("x | y"),)))
-    table = Table(name, ("model", name, "x"), (TableRow(Cell((name,)), cells),))
-    document = Document(name, (Paragraph((name,), "bad"),), (Section("s", name, (table,)),))
-    html, markdown = render_page(document), render_markdown(document)
+def test_names_that_mean_something_in_html_or_markdown_stay_names(tmp_path):
+    name, file, command = "<b>a_b*|c</b>", "runs/a b/ü<.tflite", "python -m x | y_z"
+    folder = write_study(tmp_path / "study", 24, 8, ["mobilenetv2_float", "mobilenetv2_fp16"])
+    (folder / "runs/a b").mkdir()
+    (folder / file).write_bytes(bytes(4400))
+    change_row(folder, "mobilenetv2_fp16", recipe=name, file=file, commands=[command], onnx_twin=None)
+    write_json(folder, read_json(folder) | {"title": name})
+    write_study_report(folder, 10)
+    html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert "<b>" not in html
-    assert "&lt;b&gt;a_b*|c&lt;/b&gt;" in html
-    assert 'href="a%20b/%C3%BC%3C.txt"' in html
-    assert Page(html).rows[1] == [name, f"{name} {name}", "x | y"]
-    assert "](a%20b/%C3%BC%3C.txt)" in markdown
-    assert markdown_rows(markdown)[1] == [name, f"{name} {name}", "`x | y`"]
+    assert "<title>&lt;b&gt;a_b*|c&lt;/b&gt;</title>" in html
+    assert 'href="runs/a%20b/%C3%BC%3C.tflite"' in html
+    assert f"<code>{command}</code>" in html
+    assert Page(html).rows[2][0] == f"{name} MobileNetV2"
+    assert markdown.startswith("# \\<b\\>a\\_b\\*\\|c\\</b\\>\n")
+    assert "](runs/a%20b/%C3%BC%3C.tflite)" in markdown
+    assert "`python -m x \\| y_z`" in markdown
+    assert markdown_rows(markdown)[2][0] == f"{name} MobileNetV2"
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):

@@ -1,10 +1,18 @@
-import json
-
 import numpy as np
 import pytest
 
-from tests.support.handmade_study import NOT_DONE, change_arrays, change_row, read_json, write_json, write_study
-from tools.report.stored_study import StudyError, read_study
+from tests.support.handmade_study import (
+    NOT_DONE,
+    TIMES,
+    change_arrays,
+    change_row,
+    read_json,
+    write_json,
+    write_latency,
+    write_study,
+)
+from tools.report.stored_study import read_study
+from tools.study_schema import StudyError
 
 ROW = "mobilenetv2_fp16"
 
@@ -23,14 +31,10 @@ def test_a_whole_study_is_read_in_the_order_of_the_table(folder):
     assert [row.id for row in study.rows] == read_json(folder)["order"]
     assert [row.id for row in study.rows if not row.done] == [NOT_DONE]
     row = study.row(ROW)
-    assert (row.size_bytes, row.latency["litert"].median_ms, len(row.testing), len(row.validation)) == (
-        4400,
-        4.4,
-        24,
-        12,
-    )
-    assert "onnxruntime" not in row.latency
-    assert row.float_id == "mobilenetv2_float"
+    assert (row.bytes, row.latencies["litert"].median_ms) == (4400, 4.4)
+    assert (len(row.testing), len(row.validation)) == (24, 12)
+    assert "onnxruntime" not in row.latencies
+    assert row.float == "mobilenetv2_float"
 
 
 def test_paths_are_found_in_the_study_or_from_the_working_directory(folder, monkeypatch):
@@ -131,14 +135,18 @@ def test_pickled_answers_are_not_loaded(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bytes": 0}, "0 bytes"),
-        ({"bytes": "4400"}, "'4400' bytes"),
-        ({"status": "perhaps"}, "allowed are 'done' and 'not done'"),
+        ({"bytes": 0}, "is done, but has file '.*', bytes 0"),
+        ({"file": None}, "is done, but has file None"),
+        ({"bytes": "many"}, "lacks or misstates"),
+        ({"status": "perhaps"}, "lacks or misstates"),
+        ({"colour": 1}, "lacks or misstates"),
+        ({"predictions": None}, "bytes 4400, predictions None"),
         ({"float": "nobody"}, "compared with nobody, which is no row"),
         ({"float": "densenet32_float"}, "of another family"),
         ({"id": "../up"}, "no file name"),
         ({"parity": {"passed": True}}, "lacks or misstates"),
         ({"sources": None}, "lacks or misstates"),
+        ({"omitted": None}, "lacks or misstates"),
         ({"latency": "latency/none.json"}, "none.json is missing"),
     ],
 )
@@ -166,8 +174,7 @@ def test_broken_studies_are_refused(folder, changes, message):
 
 @pytest.mark.parametrize(("median", "p90"), [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
 def test_times_that_cannot_be_are_refused(folder, median, p90):
-    times = {"median_ms": median, "p90_ms": p90, "threads": 1, "runs": 5}
-    (folder / f"latency/{ROW}.json").write_text(json.dumps({"litert": times, "onnxruntime": None}))
+    write_latency(folder, ROW, {"median_ms": median, "p90_ms": p90} | TIMES)
     with pytest.raises(StudyError, match="need 0 < median <= p90"):
         read_study(folder)
 
@@ -179,5 +186,5 @@ def test_no_study_and_a_study_of_nothing_are_refused(folder, tmp_path):
     with pytest.raises(StudyError, match="is not JSON"):
         read_study(folder)
     (folder / "study.json").write_text("[]")
-    with pytest.raises(StudyError, match="holds a list"):
+    with pytest.raises(StudyError, match="lacks or misstates"):
         read_study(folder)

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from tests.support.study_stand_in import HERE, IMAGES, stand_in
-from tools.study import __main__ as study
+from tools.report.stored_study import read_study
+from tools.study import runner as study_runner
 from tools.study import runs as study_runs
-from tools.study import steps as study_steps
 from tools.study import table as study_table
+from tools.study.__main__ import main
 
 MODELS = {
     "mobile": {"config": "configs/quickstart.yaml"},
@@ -49,7 +50,7 @@ class Bench:
         return ["--config", str(path), "--out", str(self.out), *map(str, more)]
 
     def run(self, *more):
-        return study.main(self.words(*more))
+        return main(self.words(*more))
 
     def start(self, **environment):
         """Start a study in a process of its own."""
@@ -87,7 +88,7 @@ def answers(tmp_path_factory):
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch, answers):
-    stand_in(study_steps, patch=monkeypatch.setattr)
+    stand_in(monkeypatch.setattr)
     made = Bench(tmp_path)
     monkeypatch.setenv("STAND_IN_CALLS", str(made.calls_file))
     monkeypatch.setenv("STAND_IN_ANSWERS", str(answers))
@@ -181,12 +182,13 @@ def test_changed_arguments_reach_everything_that_depends_on_them(bench):
     assert [Path(out).name for out in trained] == ["mobile-2", "qat-2"]
 
 
-def test_changed_code_makes_its_steps_run_again(bench, monkeypatch):
-    bench.run()
+def test_another_commit_makes_everything_again_and_keeps_the_runs(bench, monkeypatch):
+    bench.run("--only", "mobile")
     bench.calls()
-    monkeypatch.setattr(study_steps, "hash_code", lambda module: f"{module} {2 if module == 'tools.bench' else 1}")
-    assert bench.run() == 0
-    assert modules(bench.calls()) == ["tools.bench"]  # to the same figures, so that the report is still right
+    monkeypatch.setattr(study_runner, "describe_code", lambda: "another commit")
+    assert bench.run("--only", "mobile") == 0
+    assert modules(bench.calls()) == DONE_AGAIN
+    assert {path.name for path in (bench.out / "runs").iterdir()} == {"mobile", "mobile-2"}
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -215,6 +217,7 @@ def test_changed_images_are_noticed(bench):
 
 def test_study_json_is_what_the_report_reads(bench):
     bench.run()
+    assert [row.id for row in read_study(bench.out).done] == [row[0] for row in ROWS]
     found = bench.study()
     assert set(found) == {"format", "title", "created_from", "data", "classes", "rows", "order", "gradcam"}
     assert found["data"] == {
@@ -310,7 +313,7 @@ def test_a_killed_study_goes_on_where_it_was(bench, hang):
 
 
 def test_two_studies_do_not_share_a_folder(bench, monkeypatch, capsys):
-    monkeypatch.setattr(study_steps, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(study_runner, "_LOCK_SECONDS", 0.2)
     process = bench.start(STAND_IN_HANG="quickstart")
     wait_until(bench.calls_file.exists)
     assert bench.run() == 2
@@ -455,15 +458,13 @@ def test_real_commands_on_a_real_run(bench, tiny_run, tiny_export, phantoms, mon
 )
 def test_a_parity_report_that_holds_something_else_is_no_export(tmp_path, junk):
     (tmp_path / "parity.json").write_text(junk)
-    found, why = study_runs.find_export(tmp_path, tmp_path, ["fp32"])
-    assert not found
-    assert f"{tmp_path} is no export" in why
-    with pytest.raises(study_steps.StepFailed, match=r"parity\.json cannot be read as far as 'passed' of 'a\.tflite'"):
+    assert f"{tmp_path} is no export" in study_runs.find_lacking(tmp_path, tmp_path, ["fp32"])
+    with pytest.raises(study_runner.StepFailed, match=r"parity\.json cannot be read as far as 'passed' of 'a\.tflite'"):
         study_runs.read_entry(tmp_path / "parity.json", "artefacts", "a.tflite", "passed")
 
 
 @pytest.mark.parametrize("junk", ["", "[]", '{"leakage": [1]}', '{"leakage": {"Testing": {"majority": 1}}}'])
 def test_metrics_that_hold_something_else_are_named(tmp_path, junk):
     (tmp_path / "metrics.json").write_text(junk)
-    with pytest.raises(study_steps.StepFailed, match=r"metrics\.json"):
-        study_table.read_leak_check(tmp_path)
+    with pytest.raises(study_runner.StepFailed, match=r"metrics\.json"):
+        study_table.read_baselines(tmp_path)

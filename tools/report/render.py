@@ -1,0 +1,79 @@
+"""Fills the templates: a page, its Markdown twin, and the SVG drawing in both.
+
+``content.j2`` says what the report says, once; ``report.html.j2`` and ``report.md.j2`` include it, each with macros of
+its own for headings, tables, links and figures. Every value is escaped for where it is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from brainq_torch.evaluation.metrics import Interval
+
+_MARKS = "\\`*_[]<>|"
+"""What would be emphasis, a link, a tag or the end of a cell in Markdown."""
+
+
+def render_html(template: str, **context: object) -> str:
+    """Return a filled template. Values are escaped for HTML, a newline in one is a line break."""
+    return _render(template, lambda text: escape(text).replace("\n", Markup("<br>")), context)
+
+
+def render_markdown(template: str, **context: object) -> str:
+    """Return a filled template as GitHub's Markdown: no mark in a value is taken for formatting."""
+    text = _render(template, _escape_markdown, context)
+    # One empty line between two blocks, and no spaces at the end of a line, which would break it.
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text)).strip() + "\n"
+
+
+def format_interval(interval: Interval, scale: float = 1, digits: int = 4) -> str:
+    """Return both ends of an interval in words, times ``scale``."""
+    low, high = interval
+    if low is None or high is None:
+        return "no interval"
+    return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+
+
+def _render(template: str, escape_text: Callable[[str], Markup], context: dict[str, object]) -> str:
+    def finish(value: Any) -> Markup:
+        """Escape what is not made by a macro, which has escaped its own values."""
+        return value if isinstance(value, Markup) else escape_text(str(value))
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        finalize=finish,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"one_line": _one_line, "filled_lines": _filled_lines, "base64": _encode}
+    environment.globals |= {"format_interval": format_interval}
+    return environment.get_template(template).render(context)
+
+
+def _escape_markdown(text: str) -> Markup:
+    for mark in _MARKS:
+        text = text.replace(mark, "\\" + mark)
+    return Markup(text.replace("\n", "<br>"))
+
+
+def _one_line(text: Markup) -> Markup:
+    """Write a paragraph or a table's row without the template's line breaks."""
+    return Markup(" ").join(text.split())
+
+
+def _filled_lines(text: Markup) -> Markup:
+    """Leave empty lines out: they would end a Markdown table or list."""
+    return Markup("\n").join(line for line in text.splitlines() if line.strip())
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
