@@ -46,8 +46,7 @@ def test_header_and_length(path):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_gives_its_trainings_words_that_they_know(path, tiny_run):
-    parser = study_config.make_parser()
-    plan = study_config.read_plan(parser, parser.parse_args(["--config", str(path)]))
+    plan = study_config.read_plan(["--config", str(path)])
     assert plan.out.parent == Path("runs")
     sizes = set()
     for model in plan.models.values():

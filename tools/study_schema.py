@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from brainq_torch.run_files import BrainqError
 
@@ -211,10 +211,12 @@ def read_record[T](kind: type[T], path: Path) -> T:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is not JSON ({error}); run tools.study again") from error
+    # Nothing from elsewhere is imported because a file names it as a class_path: ImportDenied, a ValueError.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[__name__])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--record", type=kind, required=True)
     try:
         record: T = parser.instantiate(parser.parse_object({"record": data})).record
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise StudyError(f"{path} lacks or misstates something ({error}); run tools.study again") from error
     return record

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tools.command import run_command
-from tools.study.config import make_parser, read_plan
+from tools.study.config import read_plan
 from tools.study.pipeline import run_study
 
 STOPPED = 130
@@ -15,9 +15,8 @@ STOPPED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, 1 when not all of it could be done, or 2 for a wrong input."""
-    parser = make_parser()
     try:
-        return run_command(lambda: run_study(read_plan(parser, parser.parse_args(arguments))))
+        return run_command(lambda: run_study(read_plan(arguments)))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from brainq_torch.run_files import BrainqError
 
@@ -171,8 +172,17 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def read_plan(parser: ArgumentParser, config: Namespace) -> StudyPlan:
-    """Turn parsed arguments into a plan that can be carried out. Raises StudyConfigError."""
+def read_plan(arguments: Sequence[str] | None = None) -> StudyPlan:
+    """Turn a command's words, None for those of this process, into a plan that can be carried out.
+
+    Raises:
+        StudyConfigError: It cannot, or names a class from elsewhere.
+    """
+    parser = make_parser()
+    try:
+        config = parser.parse_args(arguments)
+    except ImportError as error:  # jsonargparse's ImportDenied, which not every argument of its turns into a message
+        raise StudyConfigError(str(error)) from error
     made = parser.instantiate(config)
     values = {part.name: made[part.name] for part in fields(StudyPlan)}
     plan = StudyPlan(**values | {"config": str(config.config[-1]), "only": tuple(made.only)})

@@ -23,7 +23,8 @@ def test_no_name_covers_the_front(monkeypatch):
     named = pixels_of(plot_front(POINTS, "size, MB", 97.7))
     monkeypatch.setattr(report_plots, "_place_names", lambda *_: None)
     plain = pixels_of(plot_front(POINTS, "size, MB", 97.7))
-    assert (named != plain).any(axis=2).sum() > 2000  # twelve names
-    front = (plain == 0x55).all(axis=2)
+    changed = (abs(named - plain) > 32).any(axis=2)  # each file has a palette of its own
+    assert changed.sum() > 2000  # twelve names
+    front = (abs(plain - 0x55) < 16).all(axis=2)
     assert front.sum() > 200
-    assert (named == plain)[front].all(axis=1).mean() > 0.97  # the thin line to a name may cross it
+    assert changed[front].mean() < 0.03  # the thin line to a name may cross it

@@ -99,6 +99,7 @@ def test_a_file_that_holds_something_else_is_named(folder, file, junk):
         {"gradcam": {"row": "mobilenetv2_float", "file": None}},
         {"rows": {"id": "a"}},
         {"order": 5},
+        {"created_from": {"class_path": "this.CreatedFrom", "init_args": {}}},
     ],
 )
 def test_values_of_another_type_are_refused(folder, changes):

@@ -403,6 +403,7 @@ BAD = [
     ({"rows": [dict(zip(KEYS, ROWS[0], strict=True))] * 2}, "each id once"),
     ({"gradcam": "absent"}, "gradcam names absent"),
     ({"latency": {"rounds": -1}}, "rounds from 0"),
+    ({"data": {"class_path": "this.ImageSource"}}, "Importing 'this.ImageSource' is not allowed"),
 ]
 
 
