@@ -10,12 +10,14 @@ from tools.report.statistics import RowStatistics, accuracy_interval
 from tools.report.stored_study import MeasuredRow, Study
 from tools.study_schema import ENGINES
 
+FIGURES = "figures"
+
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A PNG. name: of its file. alt: what it shows, for who cannot see it. label: what its axis or caption says."""
+    """A PNG. path: from the report. alt: what it shows, for who cannot see it. label: what its axis or caption says."""
 
-    name: str
+    path: str
     data: bytes
     alt: str
     label: str
@@ -35,9 +37,9 @@ class Figures:
     gradcam: ReportFigure | None
 
     def files(self) -> dict[str, bytes]:
-        """Return what lies beside the Markdown, by name."""
-        figures = [*self.fronts.values(), *self.reliability.values(), *filter(None, (self.gradcam,))]
-        return {"pipeline.svg": self.pipeline[0].encode(), **{figure.name: figure.data for figure in figures}}
+        """Return what the report writes for its Markdown, by path; the study has the Grad-CAM itself."""
+        drawn = {figure.path: figure.data for figure in (*self.fronts.values(), *self.reliability.values())}
+        return {f"{FIGURES}/pipeline.svg": self.pipeline[0].encode(), **drawn}
 
 
 def draw_figures(study: Study, statistics: dict[str, RowStatistics]) -> Figures:
@@ -77,22 +79,21 @@ def _draw_front(
     neighbour = study.about.data.nearest_neighbour.all
     told = "; ".join(f"{point.family} {point.name} {point.cost:.3g}, {point.accuracy:.2f} %" for point in points)
     data = plot_front(points, label, None if neighbour is None else 100 * neighbour)
-    return ReportFigure(f"pareto_{name}.png", data, f"Accuracy against {label}: {told}", label)
+    return ReportFigure(f"{FIGURES}/pareto_{name}.png", data, f"Accuracy against {label}: {told}", label)
 
 
 def _draw_reliability(row: MeasuredRow, found: RowStatistics) -> ReportFigure:
     after = "" if found.ece_after is None else f", {found.ece_after:.4f} after temperature {found.temperature:.3f}"
     label = f"ECE {found.testing.ece:.4f}{after}"
     data = plot_reliability(found.before, found.after, row.name)
-    return ReportFigure(f"reliability_{row.id}.png", data, f"Reliability of {row.name}: {label}", label)
+    return ReportFigure(f"{FIGURES}/reliability_{row.id}.png", data, f"Reliability of {row.name}: {label}", label)
 
 
 def _read_gradcam(study: Study) -> ReportFigure | None:
     gradcam = study.about.gradcam
-    place = None if gradcam is None else study.locate(gradcam.file)
-    if gradcam is None or place is None:
+    path = None if gradcam is None else study.link(gradcam.file)
+    if gradcam is None or path is None:
         return None
     name = study.row(gradcam.row).name
-    return ReportFigure(
-        "gradcam.png", place.read_bytes(), f"Grad-CAM maps of {name} over test images, right and wrong ones", name
-    )
+    alt = f"Grad-CAM maps of {name} over test images, right and wrong ones"
+    return ReportFigure(path, (study.folder / path).read_bytes(), alt, name)

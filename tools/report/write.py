@@ -10,7 +10,7 @@ from brainq_torch.evaluation.metrics import ECE_BINS
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS
 from brainq_torch.run_files import atomic_path, write_json
 from tools.command import CommandError
-from tools.report.figures import draw_figures
+from tools.report.figures import FIGURES, draw_figures
 from tools.report.gaps import find_gaps
 from tools.report.render import render_html, render_markdown
 from tools.report.statistics import (
@@ -24,7 +24,7 @@ from tools.report.statistics import (
 from tools.report.stored_study import Study, read_study
 from tools.study_schema import ENGINES
 
-HTML, MARKDOWN, NUMBERS, FIGURES = "report.html", "report.md", "report.json", "figures"
+HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
 SECTIONS = {
     "pipeline": "The pipeline",
     "data": "The data",
@@ -62,8 +62,8 @@ def write_study_report(folder: Path, resamples: int = RESAMPLES) -> tuple[Path, 
     context = _make_context(study, statistics, resamples)
     page, twin = render_html("report.html.j2", **context), render_markdown("report.md.j2", **context)
     (folder / FIGURES).mkdir(exist_ok=True)
-    for name, data in context["figures"].files().items():
-        (folder / FIGURES / name).write_bytes(data)
+    for path, data in context["figures"].files().items():
+        (folder / path).write_bytes(data)
     for name, text in ((HTML, page), (MARKDOWN, twin)):
         with atomic_path(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

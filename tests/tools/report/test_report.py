@@ -96,7 +96,7 @@ def page(report):
 def test_exactly_these_files_are_written(report):
     made = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
     done = [row["id"] for row in read_json(report)["rows"] if row["status"] == "done"]
-    figures = {f"figures/reliability_{name}.png" for name in done} | {"figures/pipeline.svg", "figures/gradcam.png"}
+    figures = {f"figures/reliability_{name}.png" for name in done} | {"figures/pipeline.svg"}
     figures |= {f"figures/pareto_{name}.png" for name in ("bytes", "litert", "onnxruntime")}
     assert {name for name in made if name.startswith("figures/")} == figures
     assert {name for name in made if name.startswith("report.")} == {"report.html", "report.md", "report.json"}
