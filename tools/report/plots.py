@@ -42,9 +42,15 @@ class Point:
 
 
 def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> bytes:
-    """Draw accuracy against cost (logarithmic) with 95 % intervals, names and the Pareto front; return a PNG.
+    """Draw accuracy against cost (logarithmic) with 95 % intervals, names and the Pareto front.
 
-    neighbour: accuracy of the 1-nearest-neighbour in percent, drawn where the axis reaches it; None: not measured.
+    Args:
+        points: The models.
+        cost: What the axis of costs is called, with its unit.
+        neighbour: Accuracy of the 1-nearest-neighbour in percent, drawn where the axis reaches it; None: not measured.
+
+    Returns:
+        A PNG.
     """
     figure = Figure(figsize=(5.2, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -80,7 +86,7 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> b
 
 
 def plot_reliability(before: Reliability, after: Reliability | None, title: str) -> bytes:
-    """Draw a reliability curve, before and after temperature scaling; return a PNG. Marks grow with the images."""
+    """Draw a reliability curve, before and after temperature scaling. Marks grow with the images. Returns a PNG."""
     figure = Figure(figsize=(3.8, 3.7), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":", label="perfect")

@@ -107,12 +107,20 @@ class RowStatistics:
 
 
 def compute_statistics(study: Study, resamples: int = RESAMPLES) -> dict[str, RowStatistics]:
-    """Return the figures of every row that was measured, by id."""
+    """Compute the figures of every row that was measured.
+
+    Args:
+        study: The rows.
+        resamples: Bootstrap resamples of the intervals.
+
+    Returns:
+        The figures by id of the row.
+    """
     return {row.id: _compute_row(study, row, resamples) for row in study.done}
 
 
 def accuracy_interval(metrics: Metrics) -> tuple[tuple[float, float], str]:
-    """Return the 95 % interval of the accuracy and what it is: without errors a bootstrap has no width."""
+    """Return the 95 % interval of the accuracy and its method: without errors a bootstrap has no width."""
     if metrics.accuracy in (0.0, 1.0):
         return metrics.intervals["accuracy_wilson"], "Wilson"
     return metrics.intervals["accuracy"], "bootstrap"
@@ -121,7 +129,13 @@ def accuracy_interval(metrics: Metrics) -> tuple[tuple[float, float], str]:
 def overlap_errors(logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArray[np.int64]) -> ErrorOverlap:
     """Compare which images two models get wrong.
 
-    logits_a, logits_b: (N, C), row i of both is image i. labels: (N,).
+    Args:
+        logits_a: (N, C), row i is image i.
+        logits_b: The other model's of the same images.
+        labels: (N,).
+
+    Returns:
+        The counts, and how far being wrong goes together.
     """
     a, b = logits_a.argmax(axis=1), logits_b.argmax(axis=1)
     wrong_a, wrong_b = a != labels, b != labels
@@ -139,9 +153,15 @@ def overlap_errors(logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArr
 
 
 def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
-    """Return the reliability curve over ``ECE_BINS`` equal-width bins of confidence (0, 1]; empty bins are left out.
+    """Compute the reliability curve over ``ECE_BINS`` equal-width bins of confidence (0, 1].
 
-    logits: (N, C) before softmax; they are divided by ``temperature``.
+    Args:
+        logits: (N, C), before softmax.
+        labels: (N,).
+        temperature: What the logits are divided by.
+
+    Returns:
+        The curve; empty bins are left out.
     """
     scaled = logits.astype(np.float64) / temperature
     confidence = softmax(scaled, axis=1).max(axis=1)
@@ -155,9 +175,14 @@ def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature:
 
 
 def find_front(costs: NDArray[np.float64], accuracies: NDArray[np.float64]) -> list[int]:
-    """Return the Pareto front, cheapest first: points that no other beats in one and equals in the other.
+    """Find the Pareto front: points that no other beats in one and equals in the other.
 
-    costs, accuracies: (N,); of equal points the first is kept.
+    Args:
+        costs: (N,).
+        accuracies: (N,).
+
+    Returns:
+        The points' indices, cheapest first; of equal points the first.
     """
     order = np.lexsort((-accuracies, costs))
     front: list[int] = []

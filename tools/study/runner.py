@@ -17,8 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from brainq_torch.lock import LockedError, hold_lock
 from brainq_torch.provenance import CODE, find_commit, is_dirty
 from brainq_torch.run_files import BrainqError, hash_file, write_json
 from tools.command import CommandError
@@ -80,11 +79,11 @@ class StepRunner:
     def locked(self) -> Iterator[None]:
         """Keep other studies out of the folder. Raises StudyError where one works in it."""
         try:
-            with FileLock(self.out / LOCK, timeout=_LOCK_SECONDS):
+            with hold_lock(self.out / LOCK, _LOCK_SECONDS):
                 yield
-        except Timeout as error:
+        except LockedError as error:
             raise StudyError(
-                f"{self.out} is being worked in by another study; wait for it, or name another folder with --out"
+                f"{self.out} is being worked in by another study ({error}); wait for it, or name another with --out"
             ) from error
 
     def say(self, text: str) -> None:

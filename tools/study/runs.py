@@ -83,9 +83,16 @@ def read_entry(path: Path, *keys: str) -> Any:
 
 @cache
 def hash_images(root: str | Path) -> str:
-    """Return the SHA-256 of every file's path and bytes below a folder, hidden ones aside; ``phantom`` is itself.
+    """Hash every file's path and bytes below a folder, hidden ones aside.
 
-    Raises StepFailed when the folder is not there.
+    Args:
+        root: The folder, or ``phantom``.
+
+    Returns:
+        The SHA-256 in hex digits; ``phantom`` is itself.
+
+    Raises:
+        StepFailed: The folder is not there.
     """
     if root == "phantom":
         return "phantom"
