@@ -21,7 +21,7 @@ from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
 from tools.command import CommandError, check_targets, positive, run_command
-from tools.evaluate import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
 
@@ -30,7 +30,7 @@ WITHOUT_XNNPACK = " without XNNPACK"
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedFile:
     """One model. size_ratio: its bytes over the reference's. against: the paired comparison with the reference."""
 
     model: str
@@ -141,13 +141,13 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, Logits]) -> list[Row]:
+def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, Logits]) -> list[ComparedFile]:
     """Measure each model, and each but the first against the first.
 
     runners: by path, or path and ``WITHOUT_XNNPACK``. known: gets the logits of TFLite files and run folders, which
     ``Pair`` compares as they are; ONNX files are run otherwise there.
     """
-    rows: list[Row] = []
+    rows: list[ComparedFile] = []
     reference: NDArray[np.float32] | None = None
     for name, runner in runners.items():
         logits = _run(name, runner, images)
@@ -156,12 +156,12 @@ def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, 
         size = _size(name.removesuffix(WITHOUT_XNNPACK))
         against = None if reference is None else compare_predictions(reference, logits, images.labels)
         metrics = compute_metrics(logits, images.labels)
-        rows.append(Row(name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
+        rows.append(ComparedFile(name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
         reference = logits if reference is None else reference
     return rows
 
 
-def format_rows(rows: Sequence[Row]) -> str:
+def format_rows(rows: Sequence[ComparedFile]) -> str:
     """Return a Markdown table, and under it the flips of each model."""
     classes = " / ".join(CLASSES)
     lines = [

@@ -6,20 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, scan_folder
-from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
-from brainq_torch.data.dataset.sample import sort_problems
-from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.dataset.load import ImageFolder
 from brainq_torch.evaluation.metrics import (
     Comparison,
     Interval,
@@ -30,12 +24,8 @@ from brainq_torch.evaluation.metrics import (
 )
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import CommandError, check_targets, positive, run_command
-
-SPLIT_ORDER = ("Testing", "val", "all", "Training")
-"""Which split is measured when none is named: the first of these that the folder has."""
-
-_DECODERS = 4  # threads; each may hold one large image
+from tools.command import check_targets, positive, run_command
+from tools.images import choose_images, class_order, decode_images, labels_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     report = first.to_json() | {"threads": options.threads}
     if other is not None:
         second = evaluate(options.compare, other, split, folder)
-        comparison = compare_predictions(first.logits, second.logits, _labels(first.folder))
+        comparison = compare_predictions(first.logits, second.logits, labels_of(first.folder))
         print("\n" + format_evaluation(second, options.threads, problems=False))
         print("\n" + format_comparison(options.model, options.compare, comparison, first.folder))
         report["compare"] = {"model": options.compare, **comparison.to_json(), "metrics": second.metrics.to_json()}
@@ -106,30 +96,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.plot:
         plot_confusion(first.metrics, options.plot)
     return 0
-
-
-def choose_images(data: Path, split: str | None, manifest: str | None = None) -> tuple[str, ImageFolder]:
-    """List the images to measure. Returns the split's name and the folder with its images.
-
-    split: None takes the first of ``SPLIT_ORDER`` that is there; ``all`` takes every image.
-    manifest: a run's manifest.csv, whose split counts instead of the folder's; every chosen image's hash is checked.
-    Raises DataFolderError or ManifestError.
-    """
-    if manifest is None:
-        folder = scan_folder(data, verify=False)  # images are decoded once, in decode_images
-    else:
-        folder = manifest_folder(data, read_manifest(Path(manifest)))
-    there = folder.split_counts()
-    if not there:
-        raise ManifestError(f"{manifest} lists no images; name the manifest.csv of a finished run")
-    split = split or next(name for name in SPLIT_ORDER if name in there)
-    if split != "all":
-        folder = folder.select(split)
-        split = folder.records[0].split
-    if manifest is not None:
-        chosen = {record.path for record in folder.records}
-        verify_manifest(data, [row for row in read_manifest(Path(manifest)) if row.path in chosen])
-    return split, folder
 
 
 def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder) -> Evaluation:
@@ -142,45 +108,7 @@ def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder) -> Eval
     readable, pixels = decode_images(folder, runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr)
     logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
-    return Evaluation(name, split, readable, logits, compute_metrics(logits, _labels(readable)))
-
-
-def class_order(name: str, runner: Runner) -> list[int]:
-    """Return where each of ``CLASSES`` stands among the model's logits. Raises CommandError when one is not there."""
-    if sorted(runner.classes) != sorted(CLASSES):
-        raise CommandError(
-            f"{name} tells {', '.join(runner.classes)} apart, the images are {', '.join(CLASSES)}; "
-            "measure a model that was trained for these classes"
-        )
-    return [runner.classes.index(label) for label in CLASSES]
-
-
-def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, NDArray[np.uint8]]:
-    """Decode every image once.
-
-    Returns the folder without the images that cannot be read, each of them named in its problems, and
-    (N, size, size) uint8. Raises DataFolderError when a class is left without an image.
-    """
-
-    def decode(record: ImageRecord) -> tuple[NDArray[np.uint8] | None, list[Problem]]:
-        try:
-            grey = read_grey(folder.root / record.path)
-        except UnreadableImageError as error:
-            return None, [Problem(record.path, error.reason, error.remedy, "error")]
-        image, fitted = pixels.apply_with_notes(grey.pixels)
-        said = (*grey.notes, *fitted)
-        return image, [Problem(record.path, note, "nothing to do if that is right", "note") for note in said]
-
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        decoded = list(pool.map(decode, folder.records))
-    kept = [(record, image) for record, (image, _) in zip(folder.records, decoded, strict=True) if image is not None]
-    problems = sort_problems([*folder.problems, *(problem for _, found in decoded for problem in found)])
-    readable = replace(folder, records=tuple(record for record, _ in kept), problems=problems)
-    empty = {record.label for record in folder.records} - {record.label for record in readable.records}
-    if empty:
-        names = ", ".join(CLASSES[label] for label in sorted(empty))
-        raise DataFolderError(f"class {names} has no readable image.\n{readable.report()}")
-    return readable, np.stack([image for _, image in kept])
+    return Evaluation(name, split, readable, logits, compute_metrics(logits, labels_of(readable)))
 
 
 def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = True) -> str:
@@ -257,10 +185,6 @@ def _percent_interval(interval: Interval) -> str:
 def _interval(interval: Interval) -> str:
     low, high = interval
     return "[no images]" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
-
-
-def _labels(folder: ImageFolder) -> NDArray[np.int64]:
-    return np.array([record.label for record in folder.records], np.int64)
 
 
 if __name__ == "__main__":

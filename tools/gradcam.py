@@ -27,7 +27,7 @@ from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
 from tools.command import CommandError, check_targets, natural, positive, run_command
-from tools.evaluate import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images
 
 IMAGES = 8
 _COLOURS = matplotlib.colormaps["inferno"]
@@ -92,7 +92,8 @@ def _gradcam(options: argparse.Namespace) -> int:
     paths = [record.path for record in readable.records]
     logits = run_named(runner, pixels, paths)[:, order]
     chosen = choose_cases(labels, logits.argmax(axis=1), options.images, options.seed)
-    cases = _explain(run, order, chosen, paths, labels, logits, pixels)
+    images = [(paths[image], labels[image]) for image in chosen]
+    cases = _explain(run, order, images, logits[chosen], pixels[chosen])
     plot_cases(cases, options.out)
     for case in cases:
         print(f"{case.path}: label {case.label}, answer {case.answer} ({case.probability:.3f})")
@@ -166,26 +167,26 @@ def _draw_case(left: Axes, right: Axes, case: Case) -> None:
 def _explain(
     run: Run,
     order: list[int],
-    chosen: list[int],
-    paths: list[str],
-    labels: NDArray[np.int64],
+    images: Sequence[tuple[str, int]],
     logits: NDArray[np.float32],
     pixels: NDArray[np.uint8],
 ) -> list[Case]:
+    """Return the chosen images with their maps.
+
+    Args:
+        run: the network.
+        order: where each of ``CLASSES`` stands among its logits.
+        images: path and label of each.
+        logits: (N, 4) in the order of ``CLASSES``.
+        pixels: (N, s, s).
+    """
     answers = logits.argmax(axis=1)
-    probabilities = torch.softmax(torch.from_numpy(logits), 1).amax(1)
-    targets = torch.tensor([order[answers[image]] for image in chosen])
-    maps = compute_evidence(run.model, torch.from_numpy(scale_pixels(pixels[chosen])), targets).numpy()
+    probabilities = torch.softmax(torch.from_numpy(logits), 1).amax(1).tolist()
+    targets = torch.tensor([order[answer] for answer in answers])
+    maps = compute_evidence(run.model, torch.from_numpy(scale_pixels(pixels)), targets).numpy()
     return [
-        Case(
-            paths[image],
-            CLASSES[labels[image]],
-            CLASSES[answers[image]],
-            float(probabilities[image]),
-            pixels[image],
-            map_,
-        )
-        for image, map_ in zip(chosen, maps, strict=True)
+        Case(path, CLASSES[label], CLASSES[answer], *rest)
+        for (path, label), answer, *rest in zip(images, answers, probabilities, pixels, maps, strict=True)
     ]
 
 

@@ -17,7 +17,7 @@ from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import atomic_path
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, check_targets, positive, run_command
-from tools.evaluate import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images
 
 MANIFEST = "manifest.csv"  # as in brainq_torch.run
 PARTS = {"Testing": "", "val": "val_"}

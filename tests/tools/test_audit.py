@@ -13,7 +13,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.synthesis.phantom import render_phantom
 from tools.audit import __main__ as audit
-from tools.audit import shortcuts
+from tools.audit import findings, shortcuts
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,7 +183,7 @@ def test_validation_is_checked_against_training_only(tmp_path):
         tmp_path, "valid", 0, "other", render_phantom(0, 200, size=64)
     )  # a copy of a test image: test leaks, val does not
     folder = scan_folder(tmp_path)
-    found = audit.audit(folder, load_pixels(folder, audit.SEARCH_PIXELS))
+    found = findings.audit(folder, load_pixels(folder, audit.SEARCH_PIXELS))
     assert found.checks["val"].copy_count == 1
     assert found.checks["Testing"].copy_count == 1
     assert [folder.records[match.source].path for match in found.matches["Testing"]] == ["valid/glioma/other.png"]

@@ -24,7 +24,7 @@ from tools import compare
 from tools.doctor import __main__ as doctor
 from tools.doctor import probe as doctor_probe
 from tools.doctor.checks import check_graph
-from tools.doctor.probe import Outcome, Range, probe
+from tools.doctor.probe import ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
 
 
@@ -248,7 +248,7 @@ def test_real_images_are_taken_when_named(tmp_path, phantoms, capsys):
 
 def test_engines_that_disagree_are_named():
     names = ("with XNNPACK", "without XNNPACK")
-    one, other = Outcome(np.array([[1, 2], [5, 3]]), "", {}), Outcome(np.array([[1, 2], [3, 5]]), "", {})
+    one, other = ProbeRun(np.array([[1, 2], [5, 3]]), "", {}), ProbeRun(np.array([[1, 2], [3, 5]]), "", {})
     (finding,) = doctor._compare_runs(names, one, other, 1.9)
     assert (finding.code, finding.severity) == ("engines_differ", "warning")
     assert "at most 2, 1 images change class (tolerated: 1.9)" in finding.what
@@ -257,7 +257,7 @@ def test_engines_that_disagree_are_named():
     (near_tie,) = doctor._compare_runs(names, one, other, 2.0)
     assert (near_tie.code, near_tie.severity) == ("engines_agree", "ok")
     assert "1 images change class" in near_tie.what
-    (finding,) = doctor._compare_runs(names, Outcome(np.array([[np.nan, 2]]), "", {}), one, 1.0)
+    (finding,) = doctor._compare_runs(names, ProbeRun(np.array([[np.nan, 2]]), "", {}), one, 1.0)
     assert finding.code == "not_finite"
 
 

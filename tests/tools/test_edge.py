@@ -31,6 +31,7 @@ from tests.support.small_network import SIDE as SMALL_SIDE
 from tests.support.small_network import small_images
 from tools.command import CommandError
 from tools.edge import __main__ as edge
+from tools.edge import devices
 from tools.edge.devices import CORTEX_M7, DEVICES, KIB, judge
 from tools.edge.ethos_u import ACCELERATORS, MIB, STRATEGIES, Estimate, estimate, find_vela, read_summary
 from tools.edge.layer_cost import measure_cost
@@ -324,21 +325,21 @@ def npu(strategy, sram_bytes):
 
 def test_a_measured_arena_decides_and_a_lower_bound_only_refuses(tmp_path):
     cost = measure_cost(write_int8_tflite(tmp_path / "m.tflite"))
-    fits = edge.fit_devices(cost, (npu("Performance", MIB), npu("Size", 1)), RUN)
+    fits = devices.fit_devices(cost, (npu("Performance", MIB), npu("Size", 1)), RUN)
     assert [fit.fits for fit in fits] == [True, True, True]
     assert fits[1].ram_bytes == RUN.arena_bytes + CORTEX_M7.ram_reserve_bytes
     assert fits[2].basis.endswith("Performance")
 
-    saved = edge.fit_devices(cost, (npu("Performance", 3 * MIB), npu("Size", MIB)), replace(RUN, arena_bytes=MIB))
+    saved = devices.fit_devices(cost, (npu("Performance", 3 * MIB), npu("Size", MIB)), replace(RUN, arena_bytes=MIB))
     assert [fit.fits for fit in saved] == [True, False, True]
     assert saved[2].basis.endswith("Size")
-    assert not edge.fit_devices(cost, (npu("Performance", 3 * MIB), npu("Size", 3 * MIB)), RUN)[2].fits
+    assert not devices.fit_devices(cost, (npu("Performance", 3 * MIB), npu("Size", 3 * MIB)), RUN)[2].fits
 
-    absent = edge.fit_devices(cost, NotDone("absent"), NotDone("absent"))
+    absent = devices.fit_devices(cost, NotDone("absent"), NotDone("absent"))
     assert [fit.fits for fit in absent] == [True, None, None]
     layers = (replace(cost.layers[0], live_bytes=2 * MIB),)
-    assert edge.fit_devices(replace(cost, layers=layers), NotDone("absent"), NotDone("absent"))[1].fits is False
-    refused = edge.fit_devices(cost, NotDone("no", refused=True), NotDone("no", refused=True))
+    assert devices.fit_devices(replace(cost, layers=layers), NotDone("absent"), NotDone("absent"))[1].fits is False
+    refused = devices.fit_devices(cost, NotDone("no", refused=True), NotDone("no", refused=True))
     assert [fit.fits for fit in refused] == [True, False, False]
 
 
@@ -368,7 +369,9 @@ def test_command_with_engines(tmp_path, capsys, monkeypatch):
     pytest.importorskip("tflite_micro", reason="the optional extra `edge` is not installed")
     if find_vela(None) is None:
         pytest.skip("vela is not installed (extra `edge`)")
-    monkeypatch.setattr(edge, "ACCELERATORS", {"Ethos-U55-128": ACCELERATORS["Ethos-U55-128"]})  # a second each
+    monkeypatch.setattr(
+        "tools.edge.examine.ACCELERATORS", {"Ethos-U55-128": ACCELERATORS["Ethos-U55-128"]}
+    )  # a second each
     model = write_int8_tflite(tmp_path / "small.tflite")
     assert edge.main([str(model), "--json", str(tmp_path / "r.json"), "--images", "2"]) == 0
     report = json.loads((tmp_path / "r.json").read_text())["models"][0]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from brainq_torch.quant.sensitivity import Sensitivity, choose_bits
-from tools import low_bits
+from tools.low_bits import __main__ as low_bits
+from tools.low_bits import measure
 
 COMMAND = [
     "--bits",
@@ -66,9 +67,9 @@ def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(low_bits, "export_qdq_onnx", refuse)
-    monkeypatch.setattr(low_bits, "refill_qdq_onnx", refuse)
-    monkeypatch.setattr(low_bits, "measure_sensitivity", refuse)
+    monkeypatch.setattr(measure, "export_qdq_onnx", refuse)
+    monkeypatch.setattr(measure, "refill_qdq_onnx", refuse)
+    monkeypatch.setattr(measure, "measure_sensitivity", refuse)
     assert low_bits.main(arguments) == 0
     assert (out / low_bits.REPORT).read_bytes() == before
     (kept,) = (out / "state").glob("*/descent-4.npz")

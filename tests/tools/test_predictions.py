@@ -6,7 +6,7 @@ import pytest
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.evaluation.unseen import find_unseen
 from export.run.runners import load_runner
-from tools.evaluate import choose_images, decode_images
+from tools.images import choose_images, decode_images
 from tools.predictions import main
 
 ARRAYS = {"logits", "labels", "paths", "unseen"}

@@ -21,7 +21,7 @@ from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
 from tools.command import CommandError, check_targets, positive, run_command
-from tools.evaluate import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images
 from tools.predict import Unread, find_images
 
 DRAWN = 50

@@ -26,7 +26,11 @@ _POSES, _POSE_STEPS = 12, 15
 class Probe:
     """How well a linear classifier tells the class from very little, on groups it was not trained on.
 
-    balanced_accuracy: mean recall, chance is 1 / number of classes. recall: per class name.
+    Attributes:
+        name: what it sees, in a word.
+        meaning: what it sees.
+        balanced_accuracy: mean recall, chance is 1 / number of classes.
+        recall: per class name.
     """
 
     name: str
@@ -44,12 +48,20 @@ def run_probes(
 ) -> list[Probe]:
     """Probe thumbnails, border pixels and orientation.
 
-    pixels: (N, s, s) uint8. labels, groups: (N,) int64. Returns no probes where a class has fewer than 2 groups.
+    Args:
+        pixels: (N, s, s) uint8.
+        labels: (N,).
+        groups: (N,), none of which is divided between training and test.
+        seed: of the folds and of the clusters.
+
+    Returns:
+        The probes; none where a class has fewer than 2 groups.
     """
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    folds = min(_FOLDS, fewest)
-    if folds < 2 or len(np.unique(labels)) < 2:
+    count = min(_FOLDS, fewest)
+    if count < 2 or len(np.unique(labels)) < 2:
         return []
+    folds = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
     thumbnails = _shrink(pixels, _THUMBNAIL_SIDE)
     pose, turn = _poses(thumbnails, seed)
     one_hot = np.eye(_POSES)[pose]
@@ -64,21 +76,15 @@ def run_probes(
         ),
         ("way up", "which of 8 ways the view is turned and mirrored", np.eye(len(ORIENTATIONS))[turn]),
     )
-    return [_probe(name, meaning, table, labels, groups, folds, seed) for name, meaning, table in features]
+    return [_probe(name, meaning, table, labels, folds) for name, meaning, table in features]
 
 
 def _probe(
-    name: str,
-    meaning: str,
-    features: NDArray[Any],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    folds: int,
-    seed: int,
+    name: str, meaning: str, features: NDArray[Any], labels: NDArray[np.int64], folds: list[tuple[Any, Any]]
 ) -> Probe:
     guesses = np.empty_like(labels)
     table = features.astype(np.float64)
-    for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, labels, groups):
+    for train, test in folds:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=300))
         guesses[test] = model.fit(table[train], labels[train]).predict(table[test])
     present = np.unique(labels)

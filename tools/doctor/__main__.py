@@ -21,8 +21,9 @@ from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, n
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
 from tools.command import CommandError, check_targets, run_command
 from tools.doctor.checks import Finding, check_graph, describe_kind
-from tools.doctor.probe import MODES, Outcome, Range, probe
+from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
+from tools.images import decode_images
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""
@@ -244,7 +245,7 @@ def _tolerance(graph: ModelGraph) -> float:
     return TOLERATED_FLOAT if scales is None else TOLERATED_LSB * float(scales[0]) * (1 + 1e-5)
 
 
-def _compare_runs(names: tuple[str, str], default: Outcome, plain: Outcome, tolerance: float) -> list[Finding]:
+def _compare_runs(names: tuple[str, str], default: ProbeRun, plain: ProbeRun, tolerance: float) -> list[Finding]:
     """Compare the logits. A class that changes within the tolerance is a near tie, told but no fault of an engine."""
     if default.logits is None or plain.logits is None:
         return []
@@ -271,8 +272,6 @@ def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str |
         )
     if data is None:
         return phantom_images(PROBE_IMAGES, sides[0])[0], "synthetic phantoms"
-    from tools.evaluate import decode_images  # brings PyTorch, for the metrics beside it
-
     folder = scan_folder(data, verify=False)
     # Evenly over the paths, which are sorted by class.
     chosen = np.linspace(0, len(folder.records) - 1, PROBE_IMAGES).astype(int)

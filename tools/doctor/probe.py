@@ -47,7 +47,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeRun:
     """What a run gave: logits (N, C) in the file's own type, or an error. ranges: by tensor, of a plain run."""
 
     logits: NDArray[Any] | None
@@ -55,7 +55,7 @@ class Outcome:
     ranges: dict[str, Range]
 
 
-def probe(path: Path, images: NDArray[np.uint8], mode: str) -> Outcome:
+def probe(path: Path, images: NDArray[np.uint8], mode: str) -> ProbeRun:
     """Run a file in a process of its own. images: (N, size, size) uint8. mode: one of ``MODES``."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
@@ -66,15 +66,15 @@ def probe(path: Path, images: NDArray[np.uint8], mode: str) -> Outcome:
                 timeout=TIME_LIMIT_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return Outcome(None, f"took more than {TIME_LIMIT_S} s for {len(images)} images", {})
+            return ProbeRun(None, f"took more than {TIME_LIMIT_S} s for {len(images)} images", {})
     lines = result.stdout.splitlines()
     if result.returncode or not lines:
         last = result.stderr.strip().splitlines()[-1:]
-        return Outcome(None, f"the engine crashed (exit code {result.returncode}): {' '.join(last)}", {})
+        return ProbeRun(None, f"the engine crashed (exit code {result.returncode}): {' '.join(last)}", {})
     answer = json.loads(lines[-1])
     if answer["error"]:
-        return Outcome(None, answer["error"], {})
-    return Outcome(np.array(answer["logits"]), "", {name: Range(**data) for name, data in answer["ranges"].items()})
+        return ProbeRun(None, answer["error"], {})
+    return ProbeRun(np.array(answer["logits"]), "", {name: Range(**data) for name, data in answer["ranges"].items()})
 
 
 def main() -> int:

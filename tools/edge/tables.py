@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tools.edge.devices import Device
 from tools.edge.ethos_u import MIB
+from tools.edge.examine import EdgeReport
 from tools.edge.layer_cost import ModelCost
 from tools.edge.not_done import NotDone
-
-if TYPE_CHECKING:
-    from tools.edge.__main__ import EdgeReport
 
 KIB = 1024
 LONG = 60

@@ -30,8 +30,9 @@ from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
 from tools.command import CommandError, check_targets, natural, positive, run_command
-from tools.evaluate import choose_images, class_order
+from tools.images import choose_images, class_order
 from tools.shift.corruptions import Grey, corrupt, seeded
+from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
 from tools.shift.stand_ins import lesioned, restyle
 
@@ -104,8 +105,6 @@ def _shift(options: argparse.Namespace) -> int:
     if options.json:
         write_json(Path(options.json), report)
     if options.plot:
-        from tools.shift.plot import plot_grid, plot_pictures
-
         plot_grid(report, options.plot)
         target = Path(options.plot)
         plot_pictures(pictures(readable), target.with_name(f"{target.stem}_pictures{target.suffix}"))

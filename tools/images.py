@@ -1,0 +1,108 @@
+"""The images that a model is measured on: chosen, decoded, and how its classes stand to theirs. Without PyTorch."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, scan_folder
+from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
+from brainq_torch.data.dataset.sample import sort_problems
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from export.run.runners import Runner
+from tools.command import CommandError
+
+SPLIT_ORDER = ("Testing", "val", "all", "Training")
+"""Which split is measured when none is named: the first of these that the folder has."""
+
+_DECODERS = 4  # threads; each may hold one large image
+
+
+def choose_images(data: Path, split: str | None, manifest: str | None = None) -> tuple[str, ImageFolder]:
+    """List the images to measure.
+
+    Args:
+        data: the data folder.
+        split: None takes the first of ``SPLIT_ORDER`` that is there; ``all`` takes every image.
+        manifest: a run's manifest.csv, whose split counts instead of the folder's; every chosen image's hash is
+            checked.
+
+    Returns:
+        The split's name, and the folder with its images.
+
+    Raises:
+        DataFolderError: there are no such images.
+        ManifestError: the manifest cannot be read, or an image is no longer the manifest's.
+    """
+    if manifest is None:
+        folder = scan_folder(data, verify=False)  # images are decoded once, in decode_images
+    else:
+        folder = manifest_folder(data, read_manifest(Path(manifest)))
+    there = folder.split_counts()
+    if not there:
+        raise ManifestError(f"{manifest} lists no images; name the manifest.csv of a finished run")
+    split = split or next(name for name in SPLIT_ORDER if name in there)
+    if split != "all":
+        folder = folder.select(split)
+        split = folder.records[0].split
+    if manifest is not None:
+        chosen = {record.path for record in folder.records}
+        verify_manifest(data, [row for row in read_manifest(Path(manifest)) if row.path in chosen])
+    return split, folder
+
+
+def class_order(name: str, runner: Runner) -> list[int]:
+    """Return where each of ``CLASSES`` stands among the model's logits.
+
+    Raises:
+        CommandError: one is not there.
+    """
+    if sorted(runner.classes) != sorted(CLASSES):
+        raise CommandError(
+            f"{name} tells {', '.join(runner.classes)} apart, the images are {', '.join(CLASSES)}; "
+            "measure a model that was trained for these classes"
+        )
+    return [runner.classes.index(label) for label in CLASSES]
+
+
+def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, NDArray[np.uint8]]:
+    """Decode every image once.
+
+    Returns:
+        The folder without the images that cannot be read, each of them named in its problems, and
+        (N, size, size) uint8.
+
+    Raises:
+        DataFolderError: a class is left without an image.
+    """
+
+    def decode(record: ImageRecord) -> tuple[NDArray[np.uint8] | None, list[Problem]]:
+        try:
+            grey = read_grey(folder.root / record.path)
+        except UnreadableImageError as error:
+            return None, [Problem(record.path, error.reason, error.remedy, "error")]
+        image, fitted = pixels.apply_with_notes(grey.pixels)
+        said = (*grey.notes, *fitted)
+        return image, [Problem(record.path, note, "nothing to do if that is right", "note") for note in said]
+
+    with ThreadPoolExecutor(_DECODERS) as pool:
+        decoded = list(pool.map(decode, folder.records))
+    kept = [(record, image) for record, (image, _) in zip(folder.records, decoded, strict=True) if image is not None]
+    problems = sort_problems([*folder.problems, *(problem for _, found in decoded for problem in found)])
+    readable = replace(folder, records=tuple(record for record, _ in kept), problems=problems)
+    empty = {record.label for record in folder.records} - {record.label for record in readable.records}
+    if empty:
+        names = ", ".join(CLASSES[label] for label in sorted(empty))
+        raise DataFolderError(f"class {names} has no readable image.\n{readable.report()}")
+    return readable, np.stack([image for _, image in kept])
+
+
+def labels_of(folder: ImageFolder) -> NDArray[np.int64]:
+    """Return the images' labels, (N,), in the folder's order."""
+    return np.array([record.label for record in folder.records], np.int64)

@@ -1,0 +1,138 @@
+"""How few bits a run's weights can do with: ``python -m tools.low_bits RUN --data DIR --out FOLDER``.
+
+Measures accuracy against bits, rounded to nearest and learned, on the integers as ONNX Runtime runs them, and how
+sensitive each layer is; with --budget, chooses 4 or 8 bits per layer and measures that, too. A killed command goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.quant.low_bits import W4A8
+from brainq_torch.quant.rounding import Method, Rounding
+from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
+from brainq_torch.quant.sensitivity import choose_bits
+from brainq_torch.run import load_run
+from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
+from export.run.sample import check_run_images
+from tools.command import CommandError, positive, run_command
+from tools.images import choose_images, decode_images
+from tools.low_bits.measure import Kept, Measure
+from tools.low_bits.plot import plot_curve
+
+CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "low_bits.json"
+BITS = "bits_{}.json"
+"""Bits per layer within a budget, for the exporter's --bits-from."""
+
+LEARNED: tuple[Method, ...] = ("descent", "adaround")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.low_bits", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="run folder of a float network")
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument("--split", default="Testing", help="what to measure on (default: Testing)")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")
+    parser.add_argument("--bits", nargs="+", type=int, default=list(WEIGHT_BITS), choices=WEIGHT_BITS)
+    parser.add_argument(
+        "--rounding",
+        nargs="+",
+        choices=LEARNED,
+        default=[Rounding().method],
+        help="beside nearest; the first also measures sensitivity and rounds within budgets (default: %(default)s)",
+    )
+    parser.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
+    parser.add_argument(
+        "--images", type=positive, metavar="N", help="measure on so many, evenly over the paths (default: all)"
+    )
+    parser.add_argument("--sensitivity-images", type=positive, default=32, metavar="N")
+    parser.add_argument(
+        "--budget",
+        nargs="+",
+        type=positive,
+        default=[],
+        metavar="BYTES",
+        help="choose 4 or 8 bits per layer so that all weights take at most this",
+    )
+    parser.add_argument("--threads", type=positive, default=2)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, or 2 for a wrong input."""
+    options = make_parser().parse_args(arguments)
+    return run_command(lambda: _low_bits(options))
+
+
+def _low_bits(options: argparse.Namespace) -> int:
+    run, out = load_run(options.run), Path(options.out)
+    if run.quantization is not None:
+        raise CommandError(f"{options.run} is quantized already; name the float run that it was started from")
+    out.mkdir(parents=True, exist_ok=True)
+    split, folder = choose_images(Path(options.data), options.split)
+    if options.images is not None:
+        chosen = np.linspace(0, len(folder.records) - 1, min(options.images, len(folder.records))).astype(int)
+        folder = replace(folder, records=tuple(folder.records[index] for index in chosen))
+    folder, pixels = decode_images(folder, run.pixels)
+    labels = np.array([record.label for record in folder.records])
+    calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)
+    about = [hash_file(run.folder / CHECKPOINT), calibration.names, [record.path for record in folder.records]]
+    measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)
+    table = measure.sensitivity(options.sensitivity_images, options.rounding[0])
+    budgets = {budget: choose_bits(table, budget) for budget in options.budget}  # refused before the long part
+    curve = [measure.float_point()]
+    for bits in options.bits:
+        for method in ("nearest", *(options.rounding if bits < 8 else ())):
+            curve.append(measure.point(method, replace(W4A8, weight_bits=bits), f"{method}-{bits}"))
+    mixed = [
+        {"budget_bytes": budget, "layers": bits}
+        | measure.point(options.rounding[0], Scheme(exceptions=bits), f"{options.rounding[0]}-budget-{budget}")
+        for budget, bits in budgets.items()
+    ]
+    report: dict[str, Any] = {
+        "split": split, "images": len(labels), "calibration": calibration.to_json(),
+        "sensitivity_images": options.sensitivity_images, "curve": curve, "mixed": mixed,
+        "sensitivity": [entry.to_json() for entry in table],
+    }  # fmt: skip
+    write_json(out / REPORT, report)
+    for budget, bits in budgets.items():
+        write_json(out / BITS.format(budget), bits)
+    lines = [f"{e.layer},{e.bits},{e.size_bytes},{e.error:.6g}" for e in table]
+    (out / SENSITIVITY).write_text("\n".join(["layer,bits,size_bytes,error", *lines]) + "\n", encoding="utf-8")
+    plot_curve([*curve, *mixed], out / CURVE)
+    print(format_report(report))
+    return 0
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the readable table."""
+    lines = [
+        f"{report['images']} images of {report['split']}; bits of the weights that are not in the ends or depthwise"
+    ]
+    for point in [*report["curve"], *report["mixed"]]:
+        within = f"  within {point['budget_bytes']:,} bytes" if "layers" in point else ""
+        lines.append(
+            f"  {point['bits']:>4.3g} bits, {point['method']:9} accuracy {100 * point['accuracy']:6.2f} %  "
+            f"macro F1 {point['macro_f1']:.4f}  as float {100 * point['agreement']:6.2f} %  "
+            f"McNemar p {point['mcnemar_p']:.3g}{within}"
+        )
+    worst = sorted((e for e in report["sensitivity"] if e["bits"] == 4), key=lambda e: -e["error"])[:5]
+    lines.append("most sensitive to 4 bits: " + ", ".join(f"{e['layer']} ({e['error']:.3g})" for e in worst))
+    for point in report["mixed"]:
+        eight = [name for name, bits in point["layers"].items() if bits == 8]
+        lines.append(f"within {point['budget_bytes']:,} bytes, 8 bits for: {', '.join(eight) or 'no layer'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
