@@ -23,7 +23,7 @@ from brainq_torch.fit import main as fit
 from brainq_torch.run import describe_environment
 from brainq_torch.run_files import write_json
 from brainq_torch.training.log import read_log
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_json, check_targets, positive, run_command
 
 BATCH = 32
 SIZE = 224
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with Training/{class}")
     parser.add_argument("--steps", type=int, default=9, choices=range(1, 10), help="timed steps a round, 1 to 9")
     parser.add_argument("--rounds", type=positive, default=3, help="rounds, all variants taking turns")
-    parser.add_argument("--json", type=Path, help="write the figures, replacing the file")
+    add_json(parser)
     options = parser.parse_args(arguments)
     return run_command(lambda: _bench(options))
 

@@ -51,6 +51,30 @@ def natural(word: str, least: int = 0) -> int:
     return number
 
 
+def add_data(parser: argparse.ArgumentParser, manifest: bool = True) -> None:
+    """Add what names the images that a model is measured on, as ``tools.images.choose_images`` takes it."""
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument(
+        "--split",
+        help="Training, val, Testing, or all for every image (default: Testing if there, else val, else all)",
+    )
+    if manifest:
+        words = "take the split from a run's manifest.csv, hashes checked"
+        parser.add_argument("--manifest", metavar="CSV", help=words)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the file for what a command found."""
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything found as JSON, replacing FILE")
+
+
+def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Add how many threads a model may use. default: None for one a processor."""
+    all_of_them = os.cpu_count() or 1
+    words = f"of the processor (default: {default or f'all, {all_of_them}'})"
+    parser.add_argument("--threads", type=positive, default=default or all_of_them, help=words)
+
+
 def check_targets(*targets: str | Path | None) -> None:
     """Refuse what cannot be written before any work is done for it. Raises CommandError."""
     for target in filter(None, targets):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predict
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, check_targets, run_command
 from tools.images import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
@@ -83,9 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Run folders, .onnx and .tflite files may be mixed.",
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the first is what the others are compared with")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument("--split", help="as of tools.evaluate (default: Testing if there, else val, else all)")
-    parser.add_argument("--manifest", metavar="CSV", help="take the split from a run's manifest.csv, hashes checked")
+    add_data(parser)
     parser.add_argument(
         "--pair",
         nargs=2,
@@ -99,8 +96,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also run each TFLite file without XNNPACK, as a row of its own and as a pair with itself",
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_json(parser)
+    add_threads(parser)
     return parser
 
 
@@ -137,7 +134,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
         models = {"models": [row.to_json() for row in rows], "pairs": [pair.to_json() for pair in measured]}
-        write_json(Path(options.json), about | models)
+        write_json(options.json, about | models)
     return 0
 
 

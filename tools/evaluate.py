@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from brainq_torch.evaluation.metrics import (
 )
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import check_targets, positive, run_command
+from tools.command import add_data, add_json, add_threads, check_targets, run_command
 from tools.images import choose_images, class_order, decode_images, labels_of
 
 
@@ -56,17 +55,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument(
-        "--split", help="Training, val, Testing, or all for every image (default: Testing if there, else val, else all)"
-    )
-    parser.add_argument("--manifest", metavar="CSV", help="take the split from a run's manifest.csv, hashes checked")
+    add_data(parser)
     parser.add_argument(
         "--compare", metavar="MODEL", help="a second model, tested against the first on the same images"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the metrics as JSON, replacing FILE")
+    add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix as PNG, replacing FILE")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_threads(parser)
     return parser
 
 
@@ -92,7 +87,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print("\n" + format_comparison(options.model, options.compare, comparison, first.folder))
         report["compare"] = {"model": options.compare, **comparison.to_json(), "metrics": second.metrics.to_json()}
     if options.json:
-        write_json(Path(options.json), report)
+        write_json(options.json, report)
     if options.plot:
         plot_confusion(first.metrics, options.plot)
     return 0

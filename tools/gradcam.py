@@ -6,7 +6,6 @@ Grad-CAM, Selvaraju et al. 2017 (https://arxiv.org/abs/1610.02391), on the last 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
-from tools.command import CommandError, check_targets, natural, positive, run_command
+from tools.command import CommandError, add_data, add_threads, check_targets, natural, run_command
 from tools.images import choose_images, class_order, decode_images
 
 IMAGES = 8
@@ -55,14 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.gradcam", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument("--split", help="as in tools.evaluate (default: Testing if there, else val, else all)")
+    add_data(parser, manifest=False)
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
     parser.add_argument(
         "--images", type=int, default=IMAGES, metavar="K", help="show K, half of them wrong ones (default: %(default)s)"
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_threads(parser)
     return parser
 
 

@@ -24,7 +24,7 @@ from brainq_torch.data.synthesis.counterfactual import GLIOMA, MENINGIOMA, NOTUM
 from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_json, check_targets, positive, run_command
 
 _Pixels = NDArray[np.uint8]
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -133,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--manifest", required=True, metavar="CSV", help="a run's manifest.csv")
     parser.add_argument("--split", default="val", help="part to make the pairs from (default: %(default)s)")
     parser.add_argument("--count", type=positive, default=200, help="pairs of each kind (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, replacing FILE")
+    add_json(parser)
     return parser
 
 
@@ -155,7 +155,7 @@ def _run(words: argparse.Namespace) -> int:
             )
             print(f"  {kind}: {figures['pairs']} pairs, {shares}")
     if words.json:
-        write_json(Path(words.json), {"split": words.split, "classes": list(CLASSES), "models": report})
+        write_json(words.json, {"split": words.split, "classes": list(CLASSES), "models": report})
     return 0
 
 

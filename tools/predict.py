@@ -20,7 +20,7 @@ from scipy.special import softmax
 from brainq_torch.abstention.policy import UNCERTAIN
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import positive, run_command
+from tools.command import add_threads, run_command
 
 SOME_UNREAD = 1
 """Exit code when one image or more could not be read; the others are still answered."""
@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
         "images", metavar="IMAGE", nargs="+", help="file, folder (searched for images), or glob pattern"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line and image, on stdout")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_threads(parser)
     return parser
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import atomic_path
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_threads, check_targets, run_command
 from tools.images import choose_images, class_order, decode_images
 
 MANIFEST = "manifest.csv"  # as in brainq_torch.run
@@ -36,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder whose manifest.csv names the images")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that the manifest's paths are relative to")
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, replacing FILE")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_threads(parser)
     return parser
 
 

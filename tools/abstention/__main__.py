@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, check_targets, run_command
 from tools.images import choose_images, class_order, decode_images
 from tools.predict import Unread, find_images
 
@@ -85,13 +84,11 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.abstention", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument("--split", help="as in tools.evaluate")
-    parser.add_argument("--manifest", metavar="CSV", help="as in tools.evaluate")
+    add_data(parser)
     parser.add_argument("--outliers", metavar="DIR", help="more pictures that are no heads, beside the drawn ones")
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON, replacing FILE")
+    add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the curve and the scores as PNG, replacing FILE")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_threads(parser)
     return parser
 
 
@@ -128,7 +125,7 @@ def _measure(options: argparse.Namespace) -> int:
     report = AbstentionReport(options.model, name, split, runner.abstention, found, curve, reports, scores)
     print(format_report(report))
     if options.json:
-        write_json(Path(options.json), report.to_json())
+        write_json(options.json, report.to_json())
     if options.plot:
         plot_report(report, options.plot)
     return 0

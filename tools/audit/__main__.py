@@ -14,7 +14,7 @@ from brainq_torch.data.leakage.near_duplicates import SCAN
 from brainq_torch.run_files import write_json
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
-from tools.command import check_targets, run_command
+from tools.command import add_json, check_targets, run_command
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.audit", description=__doc__)
     parser.add_argument("data", metavar="DIR", help="class folders, or Training/Testing (train/val/test) above them")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything found as JSON, replacing FILE")
+    add_json(parser)
     parser.add_argument("--groups", metavar="CSV", type=Path, help="write path, split, label, group; replacing CSV")
     parser.add_argument(
         "--html", metavar="FILE", type=Path, help="write a one-page report with pictures, replacing FILE"

@@ -20,7 +20,7 @@ import numpy as np
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import write_json
 from tools.bench.worker import SUFFIXES
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_json, add_threads, check_targets, positive, run_command
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
@@ -70,10 +70,10 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folders, .onnx or .tflite files")
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each model (default: 1)")
+    add_threads(parser, 1)
     parser.add_argument("--rounds", type=positive, default=10, help="times each model's turn comes (default: 10)")
     parser.add_argument("--calls", type=positive, default=10, help="measured images per turn (default: 10)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, replacing FILE")
+    add_json(parser)
     return parser
 
 
@@ -88,7 +88,7 @@ def _bench(options: argparse.Namespace) -> int:
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
     if options.json:
-        write_json(Path(options.json), result.to_json())
+        write_json(options.json, result.to_json())
     return 0
 
 

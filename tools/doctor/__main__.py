@@ -19,7 +19,7 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import write_json
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, naming_damage, read_graph
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
-from tools.command import CommandError, check_targets, run_command
+from tools.command import CommandError, add_json, check_targets, run_command
 from tools.doctor.checks import Finding, check_graph, describe_kind
 from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--expect", choices=sorted(CLAIMS), help="what it should be (default: what its name says)")
     parser.add_argument("--data", metavar="DIR", help=f"judge ranges on {PROBE_IMAGES} of these images, not phantoms")
     parser.add_argument("--static", action="store_true", help="do not run it")
-    parser.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON, replacing FILE")
+    add_json(parser)
     return parser
 
 
@@ -94,7 +94,7 @@ def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
     print(format_diagnosis(diagnosis))
     if options.json:
-        write_json(Path(options.json), diagnosis.to_json())
+        write_json(options.json, diagnosis.to_json())
     return 0 if diagnosis.healthy else UNHEALTHY
 
 

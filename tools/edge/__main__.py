@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainq_torch.run_files import write_json
-from tools.command import CommandError, check_targets, positive, run_command
+from tools.command import CommandError, add_json, check_targets, positive, run_command
 from tools.edge.devices import DEVICES
 from tools.edge.ethos_u import find_vela
 from tools.edge.examine import examine
@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("models", metavar="MODEL", nargs="+", help=".tflite files")
     parser.add_argument("--layers", action="store_true", help="print every layer, too")
     parser.add_argument("--csv", metavar="DIR", help="write each model's layers as CSV into DIR, named after its run")
-    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON, replacing FILE")
+    add_json(parser)
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown, replacing FILE")
     parser.add_argument("--static", action="store_true", help="count only: neither vela nor TFLite-Micro")
     parser.add_argument("--vela", metavar="PATH", help="vela's program (default: beside this Python, else on PATH)")
@@ -72,7 +72,7 @@ def _edge(options: argparse.Namespace) -> int:
     if options.markdown:
         Path(options.markdown).write_text(text + "\n", encoding="utf-8")
     if options.json:
-        write_json(Path(options.json), {"models": [report.to_json() for report in reports]})
+        write_json(options.json, {"models": [report.to_json() for report in reports]})
     return 0
 
 

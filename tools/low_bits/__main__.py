@@ -24,7 +24,7 @@ from brainq_torch.quant.sensitivity import choose_bits
 from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
 from export.run.sample import check_run_images
-from tools.command import CommandError, positive, run_command
+from tools.command import CommandError, add_data, add_threads, positive, run_command
 from tools.images import choose_images, decode_images
 from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
@@ -40,10 +40,17 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.low_bits", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument("--split", default="Testing", help="what to measure on (default: Testing)")
+    add_data(parser, manifest=False)
+    parser.set_defaults(split="Testing")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")
-    parser.add_argument("--bits", nargs="+", type=int, default=list(WEIGHT_BITS), choices=WEIGHT_BITS)
+    parser.add_argument(
+        "--bits",
+        nargs="+",
+        type=int,
+        default=list(WEIGHT_BITS),
+        choices=WEIGHT_BITS,
+        help="of weights (default: all)",
+    )
     parser.add_argument(
         "--rounding",
         nargs="+",
@@ -51,11 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=[Rounding().method],
         help="beside nearest; the first also measures sensitivity and rounds within budgets (default: %(default)s)",
     )
-    parser.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
+    parser.add_argument(
+        "--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument(
         "--images", type=positive, metavar="N", help="measure on so many, evenly over the paths (default: all)"
     )
-    parser.add_argument("--sensitivity-images", type=positive, default=32, metavar="N")
+    parser.add_argument("--sensitivity-images", type=positive, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--budget",
         nargs="+",
@@ -64,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="choose 4 or 8 bits per layer so that all weights take at most this",
     )
-    parser.add_argument("--threads", type=positive, default=2)
+    add_threads(parser, 2)
     return parser
 
 

@@ -7,7 +7,6 @@ is done to the decoded image, before the model's own crop and resize, and depend
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, check_targets, natural, positive, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, check_targets, natural, run_command
 from tools.images import choose_images, class_order
 from tools.shift.corruptions import Grey, corrupt, seeded
 from tools.shift.plot import plot_grid, plot_pictures
@@ -58,15 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.shift", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument("--split", help="Training, val, Testing or all (default: Testing if there, else val, else all)")
-    parser.add_argument("--manifest", metavar="CSV", help="take the split from a run's manifest.csv, hashes checked")
+    add_data(parser)
     parser.add_argument("--images", type=int, metavar="N", help="draw N images, as many of each class (default: all)")
     parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: %(default)s)")
     parser.add_argument("--compare", metavar="MODEL", help="a second model on the same images, such as the INT8 file")
-    parser.add_argument("--json", metavar="FILE", help="write the grid as JSON, replacing FILE")
+    add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the grid as PNG; FILE_pictures.png shows the shifts")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all (%(default)s)")
+    add_threads(parser)
     return parser
 
 
@@ -103,7 +100,7 @@ def _shift(options: argparse.Namespace) -> int:
         print(format_comparison(*outcomes))
     print(f"{evaluated} images in {seconds:.0f} s, {evaluated / seconds:.0f} images/s, {options.threads} threads")
     if options.json:
-        write_json(Path(options.json), report)
+        write_json(options.json, report)
     if options.plot:
         plot_grid(report, options.plot)
         target = Path(options.plot)
