@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brainq_torch.console import escape_unprintable
@@ -16,6 +16,8 @@ from brainq_torch.run_files import BrainqError
 
 WRONG_INPUT = 2
 """Exit code of an error that a user can cause, as argparse's own."""
+
+_WIDEST_COLUMN = 60
 
 
 class CommandError(BrainqError):
@@ -80,3 +82,16 @@ def check_targets(*targets: str | Path | None) -> None:
     for target in filter(None, targets):
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+
+
+def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown that reads well as plain text, too.
+
+    Its columns are aligned; a long sentence does not widen its column.
+    """
+    cells = [[cell.replace("|", "/") for cell in row] for row in (heads, *rows)]
+    widths = [max(len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""])

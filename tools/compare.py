@@ -19,7 +19,7 @@ from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predict
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
-from tools.command import CommandError, add_data, add_json, add_threads, check_targets, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
 from tools.images import choose_images, class_order, decode_images
 
 _CHECKPOINT = "model.ckpt"
@@ -161,11 +161,8 @@ def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, 
 def format_rows(rows: Sequence[ComparedFile]) -> str:
     """Return a Markdown table, and under it the flips of each model."""
     classes = " / ".join(CLASSES)
-    lines = [
-        f"| model | accuracy [95 %] | macro F1 | recall {classes} | bytes | ratio | same class | McNemar p |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    flips = []
+    heads = ["model", "accuracy [95 %]", "macro F1", f"recall {classes}", "bytes", "ratio", "same class", "McNemar p"]
+    table, flips = [], []
     for row in rows:
         low, high = (100 * end for end in row.metrics.intervals["accuracy"])
         recalls = " / ".join(f"{100 * row.metrics.per_class[name].recall:.2f}" for name in CLASSES)
@@ -180,23 +177,21 @@ def format_rows(rows: Sequence[ComparedFile]) -> str:
                 for name, flip in row.against.flips_by_class.items()
             ]
             flips.append(f"{row.model}: {len(row.against.flips)} flips: {', '.join(changes)}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, *(["", *flips] if flips else [])])
+        table.append(cells)
+    return "\n".join([format_table(heads, table), *flips])
 
 
 def format_pairs(pairs: Sequence[Pair]) -> str:
     """Return a Markdown table."""
-    lines = [
-        "| A | B | same class | equal integers | mean LSB | max LSB | max difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for pair in pairs:
         measured = pair.measured
         equal = "-" if measured["bit_equal"] is None else f"{100 * measured['bit_equal']:.2f} %"
         lsb = ["-" if measured[key] is None else f"{measured[key]:.3g}" for key in ("mean_lsb", "max_lsb")]
         cells = [pair.reference, pair.artefact, f"{100 * measured['top1_agreement']:.2f} %", equal, *lsb]
-        lines.append(f"| {' | '.join(cells)} | {measured['max_abs_diff']:.3g} |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{measured['max_abs_diff']:.3g}"])
+    heads = ["A", "B", "same class", "equal integers", "mean LSB", "max LSB", "max difference"]
+    return format_table(heads, rows)
 
 
 def _measure(reference: Logits, logits: Logits) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from brainq_torch.evaluation.metrics import (
 )
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import add_data, add_json, add_threads, check_targets, run_command
+from tools.command import add_data, add_json, add_threads, check_targets, format_table, run_command
 from tools.images import choose_images, class_order, decode_images, labels_of
 
 
@@ -121,9 +121,9 @@ def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = Tru
     if metrics.accuracy in (0.0, 1.0):
         wilson = _percent_interval(intervals["accuracy_wilson"])
         lines.append(f"           no bootstrap can tell such an accuracy's uncertainty; Wilson's interval: {wilson}")
-    lines += ["", *_class_table(metrics), "", *_confusion_table(metrics)]
+    lines += ["", _class_table(metrics), _confusion_table(metrics)]
     if problems and evaluation.folder.problems:
-        lines += ["", "data:", evaluation.folder.report()]
+        lines += ["data:", evaluation.folder.report()]
     return "\n".join(lines)
 
 
@@ -139,13 +139,14 @@ def format_comparison(first: str, second: str, comparison: Comparison, folder: I
         f"McNemar, exact p   {comparison.mcnemar_p:.4g}",
         f"tied largest logit {comparison.ties_a} in A, {comparison.ties_b} in B",
         "",
-        f"{'':12} {'changed':>8} {'lost':>6} {'gained':>7}   recall B - A, points",
     ]
+    rows = []
     for name, flips in comparison.flips_by_class.items():
         row = comparison.recall_difference[name]
         difference = "no images" if row["difference"] is None else f"{100 * row['difference']:+.2f}"
         interval = _percent_interval((row["low"], row["high"]))
-        lines.append(f"{name:12} {flips['changed']:8} {flips['lost']:6} {flips['gained']:7}   {difference} {interval}")
+        rows.append([name, *(str(flips[key]) for key in ("changed", "lost", "gained")), f"{difference} {interval}"])
+    lines.append(format_table(["class", "changed", "lost", "gained", "recall B - A, points"], rows))
     for flip in comparison.flips[:20]:
         path = folder.records[flip.index].path
         lines.append(f"  {path}: {flip.before} -> {flip.after} (label {flip.label})")
@@ -154,22 +155,18 @@ def format_comparison(first: str, second: str, comparison: Comparison, folder: I
     return "\n".join(lines)
 
 
-def _class_table(metrics: Metrics) -> list[str]:
-    lines = [f"{'':12} {'precision':>9} {'recall':>8} {'[95 %]':>16} {'F1':>8} {'images':>7}"]
+def _class_table(metrics: Metrics) -> str:
+    rows = []
     for name, row in metrics.per_class.items():
         interval = _percent_interval(metrics.intervals["per_class"][name]["recall"])
-        lines.append(
-            f"{name:12} {100 * row.precision:7.2f} % {100 * row.recall:6.2f} % {interval:>16} "
-            f"{row.f1:8.4f} {row.support:7}"
-        )
-    return lines
+        shares = (f"{100 * share:6.2f} %" for share in (row.precision, row.recall))
+        rows.append([name, *shares, interval, f"{row.f1:.4f}", str(row.support)])
+    return format_table(["class", "precision", "recall", "[95 %]", "F1", "images"], rows)
 
 
-def _confusion_table(metrics: Metrics) -> list[str]:
-    lines = ["label \\ predicted" + "".join(f"{name:>12}" for name in metrics.classes)]
-    for name, row in zip(metrics.classes, metrics.confusion, strict=True):
-        lines.append(f"{name:17}" + "".join(f"{count:12}" for count in row))
-    return lines
+def _confusion_table(metrics: Metrics) -> str:
+    rows = [[name, *map(str, row)] for name, row in zip(metrics.classes, metrics.confusion, strict=True)]
+    return format_table(["label \\ predicted", *metrics.classes], rows)
 
 
 def _percent_interval(interval: Interval) -> str:

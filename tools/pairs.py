@@ -16,18 +16,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.synthesis.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR, Maker, paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import mirror_half
+from brainq_torch.evaluation.paired import LEVEL
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
 from tools.command import CommandError, add_json, check_targets, positive, run_command
 
 _Pixels = NDArray[np.uint8]
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
 _MOST_TRIES = 40  # draws per pair wanted
 
 
@@ -115,10 +116,8 @@ def measure(runner: Runner, pairs: Pairs) -> dict[str, Any]:
 
 def interval(hits: int, count: int) -> list[float]:
     """Return [share, low, high]: Wilson's score interval at 95 % (Wilson 1927, JASA 22:209)."""
-    share, z = hits / count, _Z
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return [round(value, 4) for value in (share, max(0.0, middle - half), min(1.0, middle + half))]
+    low, high = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
+    return [round(float(value), 4) for value in (hits / count, low, high)]
 
 
 def _to_bytes(image: NDArray[Any]) -> _Pixels:

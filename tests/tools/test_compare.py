@@ -83,7 +83,7 @@ def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):
     assert code == 0
     rows = [line for line in printed.out.splitlines() if line.startswith("|")]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [9] * 4 + [8] * 3
-    assert "100.00 % | 0 | 0 | 0 |" in rows[-1]
+    assert "100.00 %|0|0|0|" in re.sub(r" *\| *", "|", rows[-1])
     assert re.search(r"^\S+model_int8\.tflite: \d+ flips: glioma \d+ \(lost", printed.out, re.MULTILINE)
 
 

@@ -19,7 +19,7 @@ from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.command import CommandError, add_data, add_json, add_threads, check_targets, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
 from tools.images import choose_images, class_order, decode_images
 from tools.predict import Unread, find_images
 
@@ -177,13 +177,18 @@ def format_report(report: AbstentionReport) -> str:
         f"answered {found['coverage']:.1%}: {accuracy}; of all, {found['accuracy_of_all']:.2%}",
         f"not answered: {found['unsure']:.1%} not sure enough, {found['unlike']:.1%} unlike the training images",
         "",
-        f"{'no heads':24} {'n':>4} {'AUROC':>7} {'answered':>9} {'called a tumour':>16} {'if all are answered':>20}",
     ]
-    lines += [
-        f"{kind:24} {row.n:4} {row.auroc:7.3f} {row.answered:9.1%} {row.tumour:16.1%} {row.tumour_without:20.1%}"
+    rows = [
+        [
+            kind,
+            str(row.n),
+            f"{row.auroc:.3f}",
+            *(f"{share:.1%}" for share in (row.answered, row.tumour, row.tumour_without)),
+        ]
         for kind, row in report.outliers.items()
     ]
-    return "\n".join(lines)
+    heads = ["no heads", "n", "AUROC", "answered", "called a tumour", "if all are answered"]
+    return "\n".join([*lines, format_table(heads, rows)])
 
 
 def plot_report(report: AbstentionReport, path: str) -> None:

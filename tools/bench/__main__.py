@@ -20,7 +20,7 @@ import numpy as np
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import write_json
 from tools.bench.worker import SUFFIXES
-from tools.command import CommandError, add_json, add_threads, check_targets, positive, run_command
+from tools.command import CommandError, add_json, add_threads, check_targets, format_table, positive, run_command
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
@@ -143,22 +143,23 @@ def size_bytes(model: Path) -> int:
 
 def format_bench(result: Bench) -> str:
     """Return the readable table."""
-    width = max(len(model.model) for model in result.models)
-    columns = ("size", 10), ("ratio", 6), ("median", 10), ("p90", 10), ("ratio", 6), ("peak memory", 12), ("ratio", 6)
+    heads = ["model", "size", "ratio", "median", "p90", "ratio", "peak memory", "ratio", "before the model", "engine"]
+    rows = [
+        [
+            model.model, f"{model.size_bytes / 1e6:7.3f} MB", f"{model.size_ratio:.3f}",
+            f"{model.latency_median_ms:7.2f} ms", f"{model.latency_p90_ms:7.2f} ms", f"{model.latency_ratio:.3f}",
+            f"{model.peak_memory_bytes / 1e6:7.1f} MB", f"{model.peak_memory_ratio:.3f}",
+            f"{model.memory_before_model_bytes / 1e6:.1f} MB", model.engine,
+        ]
+        for model in result.models
+    ]  # fmt: skip
     lines = [
         f"threads: {result.threads}; {result.rounds} rounds of {result.calls_per_round} single images, models taking "
         f"turns; {result.cpu}, {result.cpu_count} CPUs",
         "",
-        f"{'model':{width}} " + " ".join(f"{name:>{length}}" for name, length in columns),
+        format_table(heads, rows),
+        "ratios are to the first model; peak memory is the whole process's, engine included",
     ]
-    for model in result.models:
-        lines.append(
-            f"{model.model:{width}} {model.size_bytes / 1e6:7.3f} MB {model.size_ratio:6.3f} "
-            f"{model.latency_median_ms:7.2f} ms {model.latency_p90_ms:7.2f} ms {model.latency_ratio:6.3f} "
-            f"{model.peak_memory_bytes / 1e6:9.1f} MB {model.peak_memory_ratio:6.3f}  {model.engine}, "
-            f"{model.memory_before_model_bytes / 1e6:.1f} MB before the model"
-        )
-    lines.append("ratios are to the first model; peak memory is the whole process's, engine included")
     if result.load_average > 0.5 * (result.cpu_count or 1):
         busy = f"warning: the machine was busy (load average {result.load_average:.1f})"
         lines.append(f"{busy}; trust the ratios, not the latencies")

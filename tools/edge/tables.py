@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tools.command import format_table
 from tools.edge.devices import Device
 from tools.edge.ethos_u import MIB
 from tools.edge.examine import EdgeReport
@@ -11,7 +12,6 @@ from tools.edge.layer_cost import ModelCost
 from tools.edge.not_done import NotDone
 
 KIB = 1024
-LONG = 60
 
 
 def format_report(reports: Sequence[EdgeReport], devices: Sequence[Device]) -> str:
@@ -43,7 +43,7 @@ def format_layers(cost: ModelCost) -> str:
         for layer in cost.layers
     ]  # fmt: skip
     heads = ["#", "operator", "name", "output", "MACs", "weights", "bytes", "bias bytes", "output bytes", "live bytes"]
-    return f"## {cost.file}\n\n" + _table(heads, rows)
+    return f"## {cost.file}\n\n" + format_table(heads, rows)
 
 
 def _format_costs(costs: Sequence[ModelCost]) -> str:
@@ -54,7 +54,7 @@ def _format_costs(costs: Sequence[ModelCost]) -> str:
         stored = (cost.weight_bytes, cost.bias_bytes, cost.quantization_bytes, cost.metadata_bytes, rest)
         numbers = (f"{number:,}" for number in (cost.macs, cost.size_bytes, *stored, cost.peak.live_bytes))
         rows.append([cost.file, cost.kind, *numbers, f"{cost.peak.operator} {cost.peak.name}"])
-    return _table(heads, rows)
+    return format_table(heads, rows)
 
 
 def _format_estimates(reports: Sequence[EdgeReport]) -> str:
@@ -80,7 +80,7 @@ def _format_estimates(reports: Sequence[EdgeReport]) -> str:
             cycles, *more = (one if one == other else f"{one} ({other})" for one, other in pairs)
             left = ", ".join(sorted(set(fast.cpu_operators))) or "nothing"
             rows.append([report.cost.file, fast.accelerator, cycles, f"{fast.clock_hz / 1e6:.0f} MHz", *more, left])
-    return _table(heads, rows)
+    return format_table(heads, rows)
 
 
 def _format_tflm(reports: Sequence[EdgeReport]) -> str:
@@ -97,7 +97,7 @@ def _format_tflm(reports: Sequence[EdgeReport]) -> str:
             differences = (f"{value:.3g} {one.unit}" for value in (one.max_difference, one.mean_difference))
             agreement = [one.engine, f"{one.equal_logits:.1%}", *differences, f"{one.same_class:.0%}"]
             rows.append([report.cost.file, *sizes, str(run.images), *agreement])
-    return _table(heads, rows)
+    return format_table(heads, rows)
 
 
 def _format_fits(reports: Sequence[EdgeReport]) -> str:
@@ -113,18 +113,8 @@ def _format_fits(reports: Sequence[EdgeReport]) -> str:
         for report in reports
         for fit in report.fits
     ]
-    return _table(heads, rows)
+    return format_table(heads, rows)
 
 
 def _absent(report: EdgeReport, outcome: NotDone, width: int) -> list[str]:
     return [report.cost.file, f"{outcome.status}: {outcome.reason}", *[""] * (width - 2)]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with its columns aligned; a long sentence does not widen its column."""
-    cells = [[cell.replace("|", "/") for cell in row] for row in (heads, *rows)]
-    widths = [max(len(cell) for cell in column if len(cell) <= LONG) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""])

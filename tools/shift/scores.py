@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from brainq_torch.data.classes import CLASSES
+from tools.command import format_table
 from tools.shift.corruptions import CORRUPTIONS, STRENGTHS
 
 NOTUMOR = CLASSES.index("notumor")
@@ -41,8 +42,10 @@ SHIFTS: tuple[Shift, ...] = (
 class Outcome:
     """What one model answered.
 
-    predictions: (len(SHIFTS), N) int64 indices into CLASSES; ``NOT_RUN`` where a shift does not concern an image.
-    labels: (N,) int64, of the images as they are. model: how the report calls it.
+    Attributes:
+        model: how the report calls it.
+        labels: (N,), of the images as they are.
+        predictions: (len(SHIFTS), N), indices into CLASSES; ``NOT_RUN`` where a shift does not concern an image.
     """
 
     model: str
@@ -126,57 +129,56 @@ def compare(first: Outcome, second: Outcome) -> dict[str, Any]:
 
 
 def format_outcome(outcome: Outcome) -> str:
-    """Return the readable table."""
+    """Return the readable tables."""
     data = outcome.to_json()
-    clean = data["clean"]
-    lines = [
-        f"{outcome.model}: {clean['n']} images, accuracy %, macro F1 in brackets",
-        f"{'clean':14} {_cell(clean)}",
-        f"{'':14} {'strength 1':>15} {'2':>15} {'3':>15}",
-    ]
-    for name, row in data["corruptions"].items():
-        lines.append(f"{name:14} " + " ".join(_cell(row[str(strength)]) for strength in STRENGTHS))
-    lines.append(f"{'mean':14} " + " ".join(_cell(data["mean"][str(strength)]) for strength in STRENGTHS))
-    lines.append(
-        f"{'95 %':14} " + " ".join(f"{_range(data['mean'][str(strength)]['interval']):>15}" for strength in STRENGTHS)
+    strengths = [str(strength) for strength in STRENGTHS]
+    grid = [[name, *(_cell(row[key]) for key in strengths)] for name, row in data["corruptions"].items()]
+    grid.append(["mean", *(_cell(data["mean"][key]) for key in strengths)])
+    grid.append(["95 %", *(_range(data["mean"][key]["interval"]) for key in strengths)])
+    asked = {name: ("accuracy_of_other_classes", "accuracy_of_own_class") for name in CLASSES}
+    styles = [[name, *(_percent(data["styles"][name].get(key)) for key in keys)] for name, keys in asked.items()]
+    styles.append(["all", *(_percent(data["styles"][key]) for key in ("other_classes", "own_class"))])
+    lesions = [[name, _percent(row["accuracy"]), _percent(row.get("found"))] for name, row in data["lesions"].items()]
+    return "\n".join(
+        [
+            f"{outcome.model}: {data['clean']['n']} images, accuracy %, macro F1 in brackets; clean {_cell(data['clean'])}",
+            format_table(["corruption", *(f"strength {key}" for key in strengths)], grid),
+            format_table(["in the style of", "other classes", "its own class"], styles),
+            format_table(["lesion painted", "right class", "not notumor"], lesions),
+        ]
     )
-    lines.append(f"{'in the style of':16} {'other classes':>14} {'its own class':>14}")
-    for name in CLASSES:
-        row = data["styles"][name]
-        parts = (row.get("accuracy_of_other_classes"), row.get("accuracy_of_own_class"))
-        lines.append(f"  {name:14} " + " ".join(f"{_percent(part):>14}" for part in parts))
-    pooled = (data["styles"]["other_classes"], data["styles"]["own_class"])
-    lines.append(f"  {'all':14} " + " ".join(f"{_percent(part):>14}" for part in pooled))
-    lines.append(f"{'lesion painted':16} {'right class':>14} {'not notumor':>14}")
-    for name, row in data["lesions"].items():
-        lines.append(f"  {name:14} {_percent(row['accuracy']):>14} {_percent(row.get('found')):>14}")
-    return "\n".join(lines) + "\n"
 
 
 def format_comparison(first: Outcome, second: Outcome) -> str:
     """Return where two models differ."""
     data = compare(first, second)
-    lines = [
-        f"{second.model} less {first.model}: accuracy in points, images with the same class in brackets",
-        f"{'clean':14} {_difference(data['clean'])}",
+    strengths = [str(strength) for strength in STRENGTHS]
+    grid = [[name, *(_difference(row[key]) for key in strengths)] for name, row in data["corruptions"].items()]
+    others = [
+        [f"{name} {family[:-1]}", _difference(row)]
+        for family in ("styles", "lesions")
+        for name, row in data[family].items()
     ]
-    for name, row in data["corruptions"].items():
-        lines.append(f"{name:14} " + " ".join(_difference(row[str(strength)]) for strength in STRENGTHS))
-    for family in ("styles", "lesions"):
-        lines += [f"{name + ' ' + family[:-1]:18} {_difference(row)}" for name, row in data[family].items()]
-    return "\n".join(lines) + "\n"
+    about = f"{second.model} less {first.model}: accuracy in points, images with the same class in brackets"
+    return "\n".join(
+        [
+            f"{about}; clean {_difference(data['clean'])}",
+            format_table(["corruption", *(f"strength {key}" for key in strengths)], grid),
+            format_table(["shift", "difference"], others),
+        ]
+    )
 
 
 def _cell(row: dict[str, Any]) -> str:
     if row["accuracy"] is None:
-        return f"{'no images':>15}"
-    return f"{100 * row['accuracy']:6.2f} ({row['macro_f1']:.3f})".rjust(15)
+        return "no images"
+    return f"{100 * row['accuracy']:6.2f} ({row['macro_f1']:.3f})"
 
 
 def _difference(row: dict[str, Any]) -> str:
     if row["accuracy_difference"] is None:
-        return f"{'no images':>17}"
-    return f"{100 * row['accuracy_difference']:+6.2f} ({100 * row['agreement']:.2f} %)".rjust(17)
+        return "no images"
+    return f"{100 * row['accuracy_difference']:+6.2f} ({100 * row['agreement']:.2f} %)"
 
 
 def _range(interval: Sequence[float]) -> str:
