@@ -41,12 +41,12 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def positive(word: str) -> int:
-    """Read a number of an option, 1 or more. Raises argparse.ArgumentTypeError, ValueError."""
+    """Read a number of an option, 1 or more, as argparse's ``type``."""
     return natural(word, 1)
 
 
 def natural(word: str, least: int = 0) -> int:
-    """Read a number of an option, such as a seed. Raises argparse.ArgumentTypeError, ValueError."""
+    """Read a number of an option, such as a seed, as argparse's ``type``."""
     number = int(word)
     if number < least:
         raise argparse.ArgumentTypeError(f"{word} is too small; allowed are {least} and more")
@@ -78,9 +78,13 @@ def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> 
 
 
 def check_targets(*targets: str | Path | None) -> None:
-    """Refuse what cannot be written before any work is done for it. Raises CommandError."""
-    for target in filter(None, targets):
-        if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
+    """Refuse what cannot be written before any work is done for it.
+
+    Raises:
+        CommandError: a target is a folder, or its folder is missing.
+    """
+    for target in targets:
+        if target and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
 
 

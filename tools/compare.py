@@ -20,7 +20,7 @@ from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
 from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
-from tools.images import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images, labels_of
 
 _CHECKPOINT = "model.ckpt"
 
@@ -63,14 +63,17 @@ class Images:
 
     def __init__(self, folder: ImageFolder) -> None:
         self.folder = folder
-        self.labels = np.empty(0, np.int64)
         self._decoded: dict[PixelSpec, NDArray[np.uint8]] = {}
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Return (N,) labels of the images that can be read."""
+        return labels_of(self.folder)
 
     def of(self, pixels: PixelSpec) -> NDArray[np.uint8]:
         """Return (N, size, size) uint8."""
         if pixels not in self._decoded:
             self.folder, self._decoded[pixels] = decode_images(self.folder, pixels)
-            self.labels = np.array([record.label for record in self.folder.records], np.int64)
         return self._decoded[pixels]
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
 from tools.command import CommandError, add_data, add_threads, check_targets, natural, run_command
-from tools.images import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images, labels_of
 
 IMAGES = 8
 _COLOURS = matplotlib.colormaps["inferno"]
@@ -85,7 +86,7 @@ def _gradcam(options: argparse.Namespace) -> int:
     order = class_order(options.run, runner)
     _, folder = choose_images(Path(options.data), options.split)
     readable, pixels = decode_images(folder, runner.pixels)
-    labels = np.array([record.label for record in readable.records])
+    labels = labels_of(readable)
     print(f"{options.run}: running {len(pixels)} images", file=sys.stderr, flush=True)
     paths = [record.path for record in readable.records]
     logits = run_named(runner, pixels, paths)[:, order]
@@ -141,7 +142,8 @@ def plot_cases(cases: Sequence[Case], path: str | Path) -> None:
     sides["wrong answers"] = [case for case in cases if not case.right]
     rows = max(map(len, sides.values()))
     figure = Figure(figsize=(8.0, 0.5 + 2.35 * rows), dpi=110, layout="constrained")
-    for part, (title, side) in zip(figure.subfigures(1, 2), sides.items(), strict=True):
+    parts: Any = figure.subfigures(1, 2)
+    for part, (title, side) in zip(parts, sides.items(), strict=True):
         part.suptitle(title if side else f"no {title}", fontsize=12)
         panels = part.subplots(rows, 2, squeeze=False)
         for axes in panels.flat:

@@ -16,7 +16,7 @@ from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import atomic_path
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, add_threads, check_targets, run_command
-from tools.images import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images, labels_of
 
 MANIFEST = "manifest.csv"  # as in brainq_torch.run
 PARTS = {"Testing": "", "val": "val_"}
@@ -51,7 +51,7 @@ def _predict(options: argparse.Namespace) -> int:
     if out.suffix != ".npz":
         raise CommandError(f"{out} ends in {out.suffix!r}; the answers are written as .npz")
     runner, rows = load_runner(options.model, options.threads), read_manifest(manifest)
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
     for split, prefix in PARTS.items():
         found = answer(options.model, runner, Path(options.data), manifest, rows, split)
         arrays |= {prefix + name: values for name, values in found.items()}
@@ -88,7 +88,7 @@ def answer(
     paths = [record.path for record in folder.records]
     return {
         "logits": run_named(runner, pixels, paths)[:, order].astype(np.float32),
-        "labels": np.array([record.label for record in folder.records], np.int64),
+        "labels": labels_of(folder),
         "paths": np.array(paths),
         "unseen": np.array([fresh[path] for path in paths]),
     }

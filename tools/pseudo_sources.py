@@ -111,7 +111,7 @@ def find_sources(looks: NDArray[np.float64], groups: NDArray[np.int64], count: i
     np.add.at(votes, (groups, clusters), 1)
     chosen = votes.argmax(axis=1)[groups]
     order = np.argsort(-np.bincount(chosen, minlength=count), kind="stable")
-    return np.argsort(order)[chosen]
+    return np.asarray(np.argsort(order)[chosen])
 
 
 def leave_out(

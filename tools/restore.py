@@ -109,6 +109,9 @@ def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]
 def _learn_statistics(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Take the statistics of what arrives, once, and undo them with scale and offset: (N, C, H, W)."""
     assert isinstance(batchnorm, nn.BatchNorm2d)
+    assert batchnorm.running_mean is not None
+    assert batchnorm.running_var is not None
+    assert batchnorm.num_batches_tracked is not None
     if batchnorm.num_batches_tracked.item():
         return
     variance, mean = torch.var_mean(inputs[0].double(), dim=(0, 2, 3), correction=0)

@@ -20,7 +20,7 @@ from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
 from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
-from tools.images import choose_images, class_order, decode_images
+from tools.images import choose_images, class_order, decode_images, labels_of
 from tools.predict import Unread, find_images
 
 DRAWN = 50
@@ -108,7 +108,7 @@ def _measure(options: argparse.Namespace) -> int:
     order = class_order(options.model, runner)
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
     readable, pixels = decode_images(folder, runner.pixels)
-    labels = np.array([record.label for record in readable.records])
+    labels = labels_of(readable)
     logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
     judged = runner.abstention.judge(logits, pixels)
     sets = draw_sets(runner, pixels)

@@ -22,7 +22,7 @@ def _texture(rng: np.random.Generator, roughness: float) -> _Picture:
     spectrum[0, 0] = 0.0
     picture = np.fft.irfft2(spectrum, (_SIDE, _SIDE))
     low, high = np.percentile(picture, [1, 99])
-    return np.clip((picture - low) / (high - low), 0.0, 1.0)
+    return np.asarray(np.clip((picture - low) / (high - low), 0.0, 1.0))
 
 
 def _blank(rng: np.random.Generator) -> _Picture:
@@ -36,7 +36,7 @@ def _noise(rng: np.random.Generator) -> _Picture:
     if kind == 1:
         return rng.normal(level, 0.2, (_SIDE, _SIDE))
     magnitude = np.hypot(*rng.normal(0.0, 1.0, (2, _SIDE, _SIDE)))  # an MR image of nothing is Rayleigh noise
-    return ndimage.gaussian_filter(magnitude, rng.uniform(0.0, 3.0)) * level / 2
+    return np.asarray(ndimage.gaussian_filter(magnitude, rng.uniform(0.0, 3.0)) * level / 2)
 
 
 def _scene(rng: np.random.Generator) -> _Picture:
@@ -52,7 +52,7 @@ def _scene(rng: np.random.Generator) -> _Picture:
         shape(box, fill=int(rng.integers(0, 256)))
     picture = np.asarray(canvas, np.float64) / 255
     mixed = 0.6 * ndimage.gaussian_filter(picture, rng.uniform(0.5, 2.0)) + 0.4 * _texture(rng, rng.uniform(1.6, 2.4))
-    return np.clip(mixed, 0.0, 1.0)
+    return np.asarray(np.clip(mixed, 0.0, 1.0))
 
 
 def _page(rng: np.random.Generator) -> _Picture:
@@ -79,7 +79,7 @@ def _disc(y: float, x: float, height: float, width: float, angle: float = 0.0) -
     rows, columns = rows - y, columns - x
     cosine, sine = np.cos(angle), np.sin(angle)
     radius = np.hypot((cosine * rows + sine * columns) / height, (cosine * columns - sine * rows) / width)
-    return 1.0 / (1.0 + np.exp(np.clip((radius - 1.0) * 40, -50, 50)))
+    return np.asarray(1.0 / (1.0 + np.exp(np.clip((radius - 1.0) * 40, -50, 50))))
 
 
 def _knee(rng: np.random.Generator) -> _Picture:

@@ -25,7 +25,7 @@ from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
 from export.run.sample import check_run_images
 from tools.command import CommandError, add_data, add_threads, positive, run_command
-from tools.images import choose_images, decode_images
+from tools.images import choose_images, decode_images, labels_of
 from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
 
@@ -93,7 +93,7 @@ def _low_bits(options: argparse.Namespace) -> int:
         chosen = np.linspace(0, len(folder.records) - 1, min(options.images, len(folder.records))).astype(int)
         folder = replace(folder, records=tuple(folder.records[index] for index in chosen))
     folder, pixels = decode_images(folder, run.pixels)
-    labels = np.array([record.label for record in folder.records])
+    labels = labels_of(folder)
     calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)
     about = [hash_file(run.folder / CHECKPOINT), calibration.names, [record.path for record in folder.records]]
     measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)

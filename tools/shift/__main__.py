@@ -140,7 +140,7 @@ def measure(
             read = [(record, _read(folder, record, problems)) for record in batch]
             images = [(grey, record) for record, grey in read if grey is not None]
             kept += [record for _, record in images]
-            fed = list(pool.map(lambda image: _feed(*image, styles, specs), images))
+            fed = list(pool.map(lambda image: _feed(image[0], image[1], styles, specs), images))
             for name, runner in runners.items():
                 columns[name] += [_predict(runner, orders[name], *image) for image in fed]
             bar.update(len(batch))

@@ -138,10 +138,11 @@ def format_outcome(outcome: Outcome) -> str:
     asked = {name: ("accuracy_of_other_classes", "accuracy_of_own_class") for name in CLASSES}
     styles = [[name, *(_percent(data["styles"][name].get(key)) for key in keys)] for name, keys in asked.items()]
     styles.append(["all", *(_percent(data["styles"][key]) for key in ("other_classes", "own_class"))])
+    about = f"{outcome.model}: {data['clean']['n']} images, accuracy %, macro F1 in brackets"
     lesions = [[name, _percent(row["accuracy"]), _percent(row.get("found"))] for name, row in data["lesions"].items()]
     return "\n".join(
         [
-            f"{outcome.model}: {data['clean']['n']} images, accuracy %, macro F1 in brackets; clean {_cell(data['clean'])}",
+            f"{about}; clean {_cell(data['clean'])}",
             format_table(["corruption", *(f"strength {key}" for key in strengths)], grid),
             format_table(["in the style of", "other classes", "its own class"], styles),
             format_table(["lesion painted", "right class", "not notumor"], lesions),
