@@ -79,7 +79,7 @@ def time_ours(data: Path, steps: int, precision: str) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with Training/{class}")
     parser.add_argument("--steps", type=int, default=9, choices=range(1, 10), help="timed steps a round, 1 to 9")

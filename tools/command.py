@@ -71,7 +71,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
-    """Add how many threads a model may use. default: None for one a processor."""
+    """Add how many threads a model may use, by default one for each processor."""
     all_of_them = os.cpu_count() or 1
     words = f"of the processor (default: {default or f'all, {all_of_them}'})"
     parser.add_argument("--threads", type=positive, default=default or all_of_them, help=words)

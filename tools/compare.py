@@ -30,7 +30,12 @@ WITHOUT_XNNPACK = " without XNNPACK"
 
 @dataclass(frozen=True)
 class ComparedFile:
-    """One model. size_ratio: its bytes over the reference's. against: the paired comparison with the reference."""
+    """One model.
+
+    Attributes:
+        size_ratio: its bytes over the reference's.
+        against: the paired comparison with the reference.
+    """
 
     model: str
     size_bytes: int
@@ -47,7 +52,11 @@ class ComparedFile:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files' logits, number by number. measured: as in ``verify.parity.judge``, LSB of the artefact's scale."""
+    """Two files' logits, number by number.
+
+    Attributes:
+        measured: as in ``verify.parity.judge``, LSB of the artefact's scale.
+    """
 
     reference: str
     artefact: str
@@ -105,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _compare(options))
 
@@ -144,8 +153,11 @@ def _compare(options: argparse.Namespace) -> int:
 def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, Logits]) -> list[ComparedFile]:
     """Measure each model, and each but the first against the first.
 
-    runners: by path, or path and ``WITHOUT_XNNPACK``. known: gets the logits of TFLite files and run folders, which
-    ``Pair`` compares as they are; ONNX files are run otherwise there.
+    Args:
+        runners: by path, or path and ``WITHOUT_XNNPACK``.
+        images: decoded once for every PixelSpec.
+        known: gets the logits of TFLite files and run folders, which ``Pair`` compares as they are; ONNX files are run
+            otherwise there.
     """
     rows: list[ComparedFile] = []
     reference: NDArray[np.float32] | None = None

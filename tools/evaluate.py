@@ -31,8 +31,9 @@ from tools.images import choose_images, class_order, decode_images, labels_of
 class Evaluation:
     """One model's logits and metrics on one split.
 
-    logits: (N, 4) float32 in the order of ``CLASSES``, row i belongs to ``folder.records[i]``.
-    folder: the images that were measured; its problems name those that were not.
+    Attributes:
+        folder: the images that were measured; its problems name those that were not.
+        logits: (N, 4) float32 in the order of ``CLASSES``, row i belongs to ``folder.records[i]``.
     """
 
     model: str
@@ -66,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _evaluate(options))
 
@@ -94,10 +95,17 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder) -> Evaluation:
-    """Measure a loaded model on the folder's images. name: how the report calls it.
+    """Measure a loaded model on the folder's images.
 
-    Raises CommandError when the model does not name the four classes, DataFolderError when a class has no readable
-    image.
+    Args:
+        name: how the report calls it.
+        runner: the model.
+        split: name of the images' split, for the report.
+        folder: the images.
+
+    Raises:
+        CommandError: the model does not name the four classes.
+        DataFolderError: a class has no readable image.
     """
     order = class_order(name, runner)
     readable, pixels = decode_images(folder, runner.pixels)

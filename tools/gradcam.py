@@ -36,7 +36,12 @@ _OPACITY = 0.75  # of the map where it is strongest
 
 @dataclass(frozen=True)
 class Case:
-    """One image that is shown. image: (s, s) uint8, as the model saw it. evidence: (s, s), 0 to 1, for the answer."""
+    """One image that is shown.
+
+    Attributes:
+        image: (s, s) uint8, as the model saw it.
+        evidence: (s, s), 0 to 1, for the answer.
+    """
 
     path: str
     label: str
@@ -66,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _gradcam(options))
 
@@ -116,9 +121,14 @@ def choose_cases(labels: NDArray[np.int64], answers: NDArray[np.int64], count: i
 def compute_evidence(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return what speaks for each image's target: (N, H, W) float32, 0 to 1.
 
-    images: (N, 1, H, W) float32. targets: (N,) indices of logits. The network needs ``features``, whose output is
-    weighted by the mean gradient of the target's logit, summed over channels, and cut at 0 (equations 1 and 2).
-    A map without any evidence is 0 everywhere; others are scaled to a largest value of 1.
+    The network needs ``features``, whose output is weighted by the mean gradient of the target's logit, summed over
+    channels, and cut at 0 (equations 1 and 2). A map without any evidence is 0 everywhere; others are scaled to a
+    largest value of 1.
+
+    Args:
+        model: the network.
+        images: (N, 1, H, W) float32.
+        targets: (N,) indices of logits.
     """
     kept: list[Tensor] = []
     handle = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))

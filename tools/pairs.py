@@ -48,7 +48,14 @@ class Pairs:
 
 
 def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int = 0) -> dict[str, Pairs]:
-    """Make up to ``count`` pairs of each kind. pixels: (N, H, W) uint8. labels: (N,) int64."""
+    """Make up to ``count`` pairs of each kind.
+
+    Args:
+        pixels: (N, H, W) uint8.
+        labels: (N,) int64.
+        count: pairs of each kind.
+        seed: of what is drawn.
+    """
     maker = Maker(pixels, labels)
     normal, tumours = (np.flatnonzero(np.isin(labels, wanted)) for wanted in ([NOTUMOR], [GLIOMA, MENINGIOMA]))
     if not len(normal) or not len(tumours):
@@ -159,7 +166,7 @@ def _run(words: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+    """Run the command and return its exit code."""
     words = make_parser().parse_args(arguments)
     return run_command(lambda: _run(words))
 

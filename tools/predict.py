@@ -36,9 +36,12 @@ NO_ABSTENTION = "it carries no abstention and names a class for any picture; tra
 class Prediction:
     """The answer for one image.
 
-    probabilities: class name -> softmax of the logits, calibrated where the model says how. notes: what was converted.
-    abstained: None where the model says nothing about when not to answer; else why there is no answer, "" where it is
-    given. outlier: above 1 for a picture that is none of the kind that the model was trained on.
+    Attributes:
+        probabilities: class name -> softmax of the logits, calibrated where the model says how.
+        notes: what was converted.
+        abstained: None where the model says nothing about when not to answer; else why there is no answer, "" where it
+            is given.
+        outlier: above 1 for a picture that is none of the kind that the model was trained on.
     """
 
     path: str
@@ -94,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code."""
+    """Run the command and return its exit code."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _predict(options))
 

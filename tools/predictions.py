@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _predict(options))
 
@@ -69,8 +69,13 @@ def answer(
 ) -> dict[str, NDArray[Any]]:
     """Run a model on one split of a run, in manifest order; N is 0 where the run has no such split.
 
-    Returns logits (N, 4) float32 in the order of ``CLASSES``, labels (N,) int64, paths (N,) str, unseen (N,) bool.
-    Raises CommandError, ManifestError or DataFolderError.
+    Returns:
+        Logits (N, 4) float32 in the order of ``CLASSES``, labels (N,) int64, paths (N,) str, unseen (N,) bool.
+
+    Raises:
+        CommandError: the manifest names no groups, or an image cannot be read.
+        ManifestError: an image is not the manifest's.
+        DataFolderError: a class has no readable image.
     """
     if not all(row.group for row in rows):
         raise CommandError(

@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(lambda: _run(make_parser().parse_args(arguments)))
 
 
@@ -100,9 +100,13 @@ def describe_looks(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def find_sources(looks: NDArray[np.float64], groups: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Cluster looks with k-means; a group goes where most of it lies. Returns (N,) int64, the largest source is 0.
+    """Cluster looks with k-means; a group goes where most of it lies.
 
-    Raises CommandError when there are fewer than 2 sources or more than groups.
+    Returns:
+        (N,) int64, the largest source is 0.
+
+    Raises:
+        CommandError: there are fewer than 2 sources or more than groups.
     """
     if not 2 <= count <= len(np.unique(groups)):
         raise CommandError(f"--sources is {count}; allowed are 2 to {len(np.unique(groups))}, the number of groups")
@@ -119,7 +123,8 @@ def leave_out(
 ) -> list[ManifestRow]:
     """Make a manifest whose Testing part is what is left out, with a new grouped validation part of the rest.
 
-    Raises CommandError when a class is left without training images.
+    Raises:
+        CommandError: a class is left without training images.
     """
     kept = np.flatnonzero(~left_out)
     labels = np.array([CLASSES.index(rows[place].label) for place in kept])

@@ -45,7 +45,8 @@ Folded = tuple[NDArray[np.float32], NDArray[np.float32]]
 def read_folded(path: Path) -> list[Folded]:
     """Return weights and biases of every weighted operator, in the order in which they run.
 
-    Raises CommandError for a file whose weights are no floats.
+    Raises:
+        CommandError: its weights are no floats.
     """
     model = read_model(path)
     graph = model.subgraphs[0]
@@ -72,7 +73,13 @@ def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float3
 def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> None:
     """Put folded weights into a network whose every convolution has a BatchNorm behind it, in place.
 
-    images: (N, 1, H, W) float32 of training images. Raises CommandError when the file is of another network.
+    Args:
+        model: the network.
+        folded: weights and biases in the order in which they run.
+        images: (N, 1, H, W) float32 of training images.
+
+    Raises:
+        CommandError: the file is of another network.
     """
     convolutions = dict(_convolutions(model))
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -138,7 +145,7 @@ def _copy(target: Any, values: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     parser = make_parser()
     parser.prog, parser.description = "python -m tools.restore", __doc__
     parser.add_argument("file", type=str, help="a .tflite file with float32 or float16 weights")

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+    """Run the command and return its exit code."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _write_folds(options) if options.folds is not None else _fill(options))
 

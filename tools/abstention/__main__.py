@@ -34,8 +34,11 @@ _CURVE_POINTS = 101
 class OutlierReport:
     """What a model says of pictures that are no heads.
 
-    auroc: how well the outlier score tells them from the data's images. answered: share that gets a class.
-    tumour, tumour_without: share that is called a tumour, with and without abstaining.
+    Attributes:
+        auroc: how well the outlier score tells them from the data's images.
+        answered: share that gets a class.
+        tumour: share that is called a tumour, with and without abstaining.
+        tumour_without: share that is called a tumour, with and without abstaining.
     """
 
     n: int
@@ -49,7 +52,9 @@ class OutlierReport:
 class AbstentionReport:
     """What abstaining brings on a data set, and on pictures that are none.
 
-    in_distribution: see ``measure``. curve: coverage and accuracy of answering the most probable ones only.
+    Attributes:
+        in_distribution: see ``measure``.
+        curve: coverage and accuracy of answering the most probable ones only.
     """
 
     model: str
@@ -93,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _measure(options))
 
@@ -134,7 +139,9 @@ def _measure(options: argparse.Namespace) -> int:
 def draw_sets(runner: Runner, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
     """Return pictures that are no heads as the model gets them: kind -> (N, s, s) uint8.
 
-    pixels: the data's images, some of which are inverted.
+    Args:
+        runner: its PixelSpec says how the model gets them.
+        pixels: the data's images, some of which are inverted.
     """
     sets = {kind: np.stack([runner.pixels.apply(picture) for picture in draw_outliers(kind, DRAWN)]) for kind in KINDS}
     sets["inverted"] = 255 - pixels[:: max(1, len(pixels) // DRAWN)][:DRAWN]

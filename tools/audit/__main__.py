@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0; 1 with --fail-on-leak and a leak; 2 for a wrong input."""
+    """Run the command and return its exit code: 0; 1 with --fail-on-leak and a leak; 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _audit(options))
 

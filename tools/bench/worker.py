@@ -30,7 +30,11 @@ type Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a file. load: opens it and returns one inference on one image as a function."""
+    """What runs a file.
+
+    Attributes:
+        load: opens it and returns one inference on one image as a function.
+    """
 
     name: str
     load: Callable[[], Call]

@@ -47,7 +47,12 @@ _CLAIM_WORDS = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found. kind: what the file computes in. not_int8: computed tensors of another type."""
+    """All that was found.
+
+    Attributes:
+        kind: what the file computes in.
+        not_int8: computed tensors of another type.
+    """
 
     file: str
     file_format: str
@@ -84,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code."""
+    """Run the command and return its exit code."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _doctor(options))
 
@@ -101,9 +106,14 @@ def _doctor(options: argparse.Namespace) -> int:
 def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str | None = None) -> Diagnosis:
     """Examine one file.
 
-    expect: a key of ``CLAIMS``; None takes what the file's name and its recipe say. run: also run it, in processes of
-    its own. data: folder of images to judge the ranges on; None takes phantoms.
-    Raises CommandError or an error of the readers for what is no model file.
+    Args:
+        path: .tflite or .onnx file.
+        expect: a key of ``CLAIMS``; None takes what the file's name and its recipe say.
+        run: also run it, in processes of its own.
+        data: folder of images to judge the ranges on; None takes phantoms.
+
+    Raises:
+        CommandError: the file cannot be fed; the readers raise errors of their own for what is no model file.
     """
     graph = read_graph(path)
     metadata, findings = _examine_metadata(path, graph)

@@ -24,7 +24,13 @@ _ENOUGH_WEIGHTS = 32
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. code: its stable name. where: the tensors. remedy: what to do, empty when nothing is wrong."""
+    """One thing found.
+
+    Attributes:
+        code: its stable name.
+        remedy: what to do, empty when nothing is wrong.
+        where: the tensors.
+    """
 
     code: str
     severity: Literal["ok", "warning", "fault"]
@@ -40,7 +46,13 @@ def describe_kind(graph: ModelGraph) -> str:
 
 
 def check_graph(graph: ModelGraph, kind: str, ours: bool) -> list[Finding]:
-    """Examine a graph. kind: ``describe_kind``'s. ours: its metadata says that it is fed (pixel - 128) / 128."""
+    """Examine a graph.
+
+    Args:
+        graph: the file's.
+        kind: ``describe_kind``'s.
+        ours: its metadata says that it is fed (pixel - 128) / 128.
+    """
     findings = [Finding("note", "warning", note, "see that this is meant") for note in graph.notes]
     findings += _check_layout(graph)
     findings += _check_normalisation(graph, ours)

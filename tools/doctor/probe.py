@@ -26,7 +26,12 @@ TIME_LIMIT_S = 300
 
 @dataclass
 class Range:
-    """Where a tensor's values lay, over all images. at_low, at_high: how many at the ends of an integer type."""
+    """Where a tensor's values lay, over all images.
+
+    Attributes:
+        at_low: how many at the ends of an integer type.
+        at_high: how many at the ends of an integer type.
+    """
 
     minimum: float = float("inf")
     maximum: float = float("-inf")
@@ -48,7 +53,11 @@ class Range:
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """What a run gave: logits (N, C) in the file's own type, or an error. ranges: by tensor, of a plain run."""
+    """What a run gave: logits (N, C) in the file's own type, or an error.
+
+    Attributes:
+        ranges: by tensor, of a plain run.
+    """
 
     logits: NDArray[Any] | None
     error: str
@@ -56,7 +65,13 @@ class ProbeRun:
 
 
 def probe(path: Path, images: NDArray[np.uint8], mode: str) -> ProbeRun:
-    """Run a file in a process of its own. images: (N, size, size) uint8. mode: one of ``MODES``."""
+    """Run a file in a process of its own.
+
+    Args:
+        path: .tflite or .onnx file.
+        images: (N, size, size) uint8.
+        mode: one of ``MODES``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
         command = [sys.executable, "-m", "tools.doctor.probe", str(path.absolute()), f"{folder}/images.npy", mode]

@@ -14,7 +14,13 @@ _WASTED = 1 / 8
 
 
 def check_ranges(graph: ModelGraph, ranges: dict[str, Range], source: str) -> list[Finding]:
-    """Judge every computed tensor that a plain run saw. source: the images, for the report."""
+    """Judge every computed tensor that a plain run saw.
+
+    Args:
+        graph: the file's.
+        ranges: by tensor.
+        source: the images, for the report.
+    """
     activations = {node.outputs[0]: node.activation for node in graph.nodes if node.outputs}
     dead, clipped, wasted, broken = [], [], [], []
     for name, activation in activations.items():

@@ -33,7 +33,8 @@ MIB = 1024 * 1024
 class Accelerator:
     """What to compile for: vela's words for the unit, its surroundings, and where weights and activations lie.
 
-    sram_bytes: fast memory that the fast strategy may fill.
+    Attributes:
+        sram_bytes: fast memory that the fast strategy may fill.
     """
 
     unit: str
@@ -56,10 +57,15 @@ activations in DRAM, the SRAM a cache (the comments of ``Arm/vela.ini``)."""
 class Estimate:
     """Vela's estimate for one image.
 
-    cycles: of the whole pass. milliseconds: at clock_hz. sram_bytes, dram_bytes: activations and buffers.
-    flash_bytes: weights and commands that lie outside the SRAM (in DRAM where dram_bytes holds them).
-    macs: vela's own count, poolings included. compiled_bytes: the file for the device.
-    cpu_operators: those that the accelerator does not take.
+    Attributes:
+        cycles: of the whole pass.
+        milliseconds: at clock_hz.
+        sram_bytes: activations and buffers.
+        dram_bytes: activations and buffers.
+        flash_bytes: weights and commands that lie outside the SRAM (in DRAM where dram_bytes holds them).
+        macs: vela's own count, poolings included.
+        compiled_bytes: the file for the device.
+        cpu_operators: those that the accelerator does not take.
     """
 
     accelerator: str
@@ -82,7 +88,8 @@ class Estimate:
 def find_vela(named: str | None) -> str | None:
     """Return the program: the one that is named, else the one beside this Python, else on the PATH, else None.
 
-    Raises CommandError when the one that is named is not there.
+    Raises:
+        CommandError: the one that is named is not there.
     """
     if named is not None:
         found = shutil.which(named)
@@ -93,9 +100,17 @@ def find_vela(named: str | None) -> str | None:
 
 
 def estimate(path: Path, kind: str, accelerator: str, strategy: str, vela: str | None) -> Estimate | NotDone:
-    """Compile one file. kind: what it computes in; accelerator: a key of ``ACCELERATORS``; strategy: of ``STRATEGIES``.
+    """Compile one file.
 
-    Raises CommandError when vela cannot be started or writes another summary than vela 5.
+    Args:
+        path: .tflite file.
+        kind: what it computes in.
+        accelerator: a key of ``ACCELERATORS``.
+        strategy: of ``STRATEGIES``.
+        vela: its program, None where there is none.
+
+    Raises:
+        CommandError: vela cannot be started or writes another summary than vela 5.
     """
     if kind != "int8":
         return NotDone(f"Ethos-U takes int8 files, this one computes in {kind}: give the int8 recipe's", refused=True)
@@ -126,7 +141,8 @@ def estimate(path: Path, kind: str, accelerator: str, strategy: str, vela: str |
 def read_summary(summary: Path, compiled: Path, accelerator: str, strategy: str) -> Estimate:
     """Read vela's summary, whose memory is in KiB and whose time is in seconds.
 
-    Raises CommandError when a column is missing: a vela whose summary is another.
+    Raises:
+        CommandError: a column is missing: a vela whose summary is another.
     """
     with summary.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NotDone:
-    """Why there is no figure. refused: the engine was there and does not take this file; else it was not there."""
+    """Why there is no figure.
+
+    Attributes:
+        refused: the engine was there and does not take this file; else it was not there.
+    """
 
     reason: str
     refused: bool = False

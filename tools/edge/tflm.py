@@ -35,8 +35,10 @@ per sum; the second, in which files are checked everywhere else, rounds once."""
 class Agreement:
     """TFLite-Micro's logits against another engine's on the same inputs.
 
-    equal_logits: share that is the same number. same_class: share of images. unit: of the differences: steps of the
-    file's own integers (LSB), or real numbers (logit).
+    Attributes:
+        equal_logits: share that is the same number.
+        same_class: share of images.
+        unit: of the differences: steps of the file's own integers (LSB), or real numbers (logit).
     """
 
     engine: str
@@ -51,8 +53,10 @@ class Agreement:
 class TflmRun:
     """A run in TFLite-Micro.
 
-    arena_bytes: the smallest in which it starts, found by trying. head_bytes: of that, activations and scratch memory;
-    tail_bytes: the engine's tables, as recorded.
+    Attributes:
+        arena_bytes: the smallest in which it starts, found by trying.
+        head_bytes: of that, activations and scratch memory.
+        tail_bytes: the engine's tables, as recorded.
     """
 
     version: str
@@ -72,8 +76,14 @@ def run_tflm(
 ) -> TflmRun | NotDone:
     """Run a file in TFLite-Micro and in LiteRT.
 
-    pixels: (N, H, W) uint8, of the model's size. least_bytes: what its activations need at least. python: the
-    interpreter of an environment with tflite-micro. Raises CommandError when that is none, or its process dies.
+    Args:
+        path: .tflite file.
+        pixels: (N, H, W) uint8, of the model's size.
+        least_bytes: what its activations need at least.
+        python: the interpreter of an environment with tflite-micro.
+
+    Raises:
+        CommandError: ``python`` is none, or its process dies.
     """
     inputs = _feed(path, pixels, _litert(path).get_input_details()[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +122,13 @@ def compare_logits(engine: str, found: Any, expected: NDArray[Any]) -> Agreement
 
 
 def run_litert(path: Path, inputs: NDArray[Any], kernels: str) -> NDArray[Any]:
-    """Return LiteRT's logits of inputs, both in the file's own type. kernels: a value of ``ENGINES``."""
+    """Return LiteRT's logits of inputs, both in the file's own type.
+
+    Args:
+        path: .tflite file.
+        inputs: (N, H, W, 1) in the file's own type.
+        kernels: a value of ``ENGINES``.
+    """
     interpreter = _litert(path, kernels)
     image, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     rows = []
@@ -124,7 +140,11 @@ def run_litert(path: Path, inputs: NDArray[Any], kernels: str) -> NDArray[Any]:
 
 
 def find_python(named: str) -> str:
-    """Return the interpreter that is named. Raises CommandError when it is not there."""
+    """Return the interpreter that is named.
+
+    Raises:
+        CommandError: it is not there.
+    """
     found = shutil.which(named)
     if found is None:
         raise CommandError(f"--tflm-python {named} is no program; give the path of a Python that has tflite-micro")
@@ -132,7 +152,11 @@ def find_python(named: str) -> str:
 
 
 def input_side(path: Path) -> int:
-    """Return the side of the square images that a file takes. Raises CommandError for any other input."""
+    """Return the side of the square images that a file takes.
+
+    Raises:
+        CommandError: it takes any other input.
+    """
     details = _litert(path).get_input_details()
     shape = tuple(map(int, details[0]["shape"]))
     if len(details) != 1 or len(shape) != 4 or shape[0] != 1 or shape[3] != 1 or shape[1] != shape[2]:

@@ -43,7 +43,11 @@ _STYLES_PER_CLASS = 24
 
 @dataclass(frozen=True)
 class Styles:
-    """Images to take styles from. images: for each class, (record's path, pixels)."""
+    """Images to take styles from.
+
+    Attributes:
+        images: for each class, (record's path, pixels).
+    """
 
     images: tuple[tuple[tuple[str, Grey], ...], ...]
 
@@ -68,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
+    """Run the command and return its exit code: 0, or 2 for a wrong input."""
     options = make_parser().parse_args(arguments)
     return run_command(lambda: _shift(options))
 
@@ -109,7 +113,11 @@ def _shift(options: argparse.Namespace) -> int:
 
 
 def draw_balanced(folder: ImageFolder, count: int, seed: int) -> ImageFolder:
-    """Draw ``count`` images, as many of each class as can be had. Raises CommandError."""
+    """Draw ``count`` images, as many of each class as can be had.
+
+    Raises:
+        CommandError: ``count`` is less than one image of each class.
+    """
     if count < len(CLASSES):
         raise CommandError(f"--images is {count}; allowed are {len(CLASSES)} (one of each class) and more")
     queues = []
@@ -125,8 +133,12 @@ def measure(
 ) -> tuple[ImageFolder, list[Outcome]]:
     """Run every model on every shift of every image; each image is decoded once.
 
-    Returns the folder without the unreadable images, which its problems name, and one Outcome per model.
-    Raises CommandError when a model does not name the four classes, DataFolderError when no image is readable.
+    Returns:
+        The folder without the unreadable images, which its problems name, and one Outcome per model.
+
+    Raises:
+        CommandError: a model does not name the four classes.
+        DataFolderError: no image is readable.
     """
     orders = {name: class_order(name, runner) for name, runner in runners.items()}
     specs = tuple({runner.pixels for runner in runners.values()})

@@ -22,7 +22,9 @@ _LABEL = 110
 def plot_grid(report: dict[str, Any], path: str | Path) -> None:
     """Write a heat map of accuracies in percent; with a second model, of its differences in points beside it.
 
-    report: the command's JSON.
+    Args:
+        report: the command's JSON.
+        path: of the PNG.
     """
     models = [report, *([report["compare"]] if "compare" in report else [])]
     titles = _tell_apart([model["model"] for model in models])
@@ -75,7 +77,9 @@ def _draw_panel(axes: Axes, title: str, values: NDArray[np.float64], colours: st
 def plot_pictures(examples: Sequence[tuple[str, Sequence[Grey | None]]], path: str | Path) -> None:
     """Write every shift of one image per class: a row per corruption, the clean image first.
 
-    examples: (class name, the images of ``render`` in the order of ``SHIFTS``).
+    Args:
+        examples: (class name, the images of ``render`` in the order of ``SHIFTS``).
+        path: of the PNG.
     """
     across = 1 + len(STRENGTHS)
     rows = [*CORRUPTIONS, "styles", "lesions"]

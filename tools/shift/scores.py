@@ -22,7 +22,11 @@ _RESAMPLES = 1000
 
 
 class Shift(NamedTuple):
-    """One row of the grid. strength: 1 to 3 of a corruption, else 0."""
+    """One row of the grid.
+
+    Attributes:
+        strength: 1 to 3 of a corruption, else 0.
+    """
 
     family: Literal["clean", "corruption", "style", "lesion"]
     name: str
