@@ -83,7 +83,6 @@ EXCEPTIONS: dict[str, set[str]] = {
         "export/integer_files.py",
         "export/run/runners.py",
         "export/w4a8.py",
-        "tools/bench/worker.py",
     },
     r"\bInterpreter\(|\bInferenceSession\(": {
         "export/graph/encodings.py",

@@ -16,13 +16,11 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predictions, compute_metrics
-from brainq_torch.run_files import write_json
+from brainq_torch.run_files import CHECKPOINT, write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
 from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
 from tools.images import choose_images, class_order, decode_images, labels_of
-
-_CHECKPOINT = "model.ckpt"
 
 WITHOUT_XNNPACK = " without XNNPACK"
 """What follows a file's name where LiteRT's built-in kernels run it."""
@@ -232,7 +230,7 @@ def _load_as_written(name: str, threads: int) -> Runner:
 
 def _size(name: str) -> int:
     path = Path(name)
-    return (path / _CHECKPOINT if path.is_dir() else path).stat().st_size
+    return (path / CHECKPOINT if path.is_dir() else path).stat().st_size
 
 
 if __name__ == "__main__":

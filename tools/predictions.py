@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.evaluation.unseen import find_unseen
-from brainq_torch.run_files import atomic_path
+from brainq_torch.run_files import MANIFEST, atomic_path
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, add_threads, check_targets, run_command
 from tools.images import choose_images, class_order, decode_images, labels_of
 
-MANIFEST = "manifest.csv"  # as in brainq_torch.run
 PARTS = {"Testing": "", "val": "val_"}
 """Split of the run -> what the names of its arrays begin with."""
 

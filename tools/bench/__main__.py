@@ -18,12 +18,11 @@ from typing import IO, Any
 import numpy as np
 
 from brainq_torch.checksum import find_damage
-from brainq_torch.run_files import write_json
+from brainq_torch.run_files import CHECKPOINT, write_json
 from tools.bench.worker import SUFFIXES
 from tools.command import CommandError, add_json, add_threads, check_targets, format_table, positive, run_command
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = "model.ckpt"  # as in brainq_torch.run, which would import PyTorch into this process
 
 
 @dataclass(frozen=True)
@@ -176,13 +175,14 @@ def format_bench(result: Bench) -> str:
 
 
 class _Worker:
-    """A ``bench_worker`` process, as a context that ends it."""
+    """A process for one model, as a context that ends it."""
 
     def __init__(self, model: str, threads: int) -> None:
         self.model = model
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
+        worker = "torch_worker" if os.path.isdir(model) else "worker"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.bench.worker", os.path.abspath(model), str(threads)],
+            [sys.executable, "-m", f"tools.bench.{worker}", os.path.abspath(model), str(threads)],
             cwd=ROOT,
             # Libraries that read it at import start no more threads than are stated.
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},

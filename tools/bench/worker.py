@@ -1,8 +1,8 @@
 """One model in a process of its own, so that its peak memory is its own: ``bench`` starts one per model.
 
 Speaks JSON lines on stdin and stdout: first ``ready`` or ``error``; then ``{"calls": N}`` is answered with N latencies,
-and the end of input with the peak memory. Engines are imported here alone, each only where its file needs it:
-PyTorch in a TFLite file's process would be most of the memory measured.
+and the end of input with the peak memory. Engines are imported here alone, each only where its file needs it; run
+folders have ``tools.bench.torch_worker``: PyTorch in a TFLite file's process would be most of the memory measured.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ class Engine:
     load: Callable[[], Call]
 
 
-def main() -> int:
-    """Serve one model, named with its threads on the command line."""
+def serve(choose: Callable[[Path, int], Engine]) -> int:
+    """Serve one model, named with its threads on the command line.
+
+    Args:
+        choose: makes the engine of model and threads.
+    """
     # Engines print what they like on stdout; the answers get a channel of their own.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -50,7 +54,7 @@ def main() -> int:
         print(json.dumps(data), file=channel, flush=True)
 
     try:
-        engine = choose_engine(Path(sys.argv[1]), int(sys.argv[2]))
+        engine = choose(Path(sys.argv[1]), int(sys.argv[2]))
         before = memory_bytes("VmRSS")
         call = engine.load()
         for _ in range(WARM_UP_CALLS):
@@ -79,9 +83,7 @@ def measure(call: Call, calls: int) -> list[float]:
 
 
 def choose_engine(model: Path, threads: int) -> Engine:
-    """Import what runs this kind of model."""
-    if model.is_dir():
-        return _torch_engine(model, threads)
+    """Import what runs this kind of file."""
     engines = {".onnx": _onnx_engine, ".tflite": _tflite_engine}
     return engines[model.suffix](model, threads)
 
@@ -101,26 +103,6 @@ def memory_bytes(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _torch_engine(folder: Path, threads: int) -> Engine:
-    import torch
-
-    from brainq_torch.run import load_run
-
-    torch.set_num_threads(threads)
-
-    def load() -> Call:
-        run = load_run(folder)
-        image = torch.from_numpy(_scaled((1, 1, run.pixels.size, run.pixels.size)))
-
-        def call() -> Any:
-            with torch.inference_mode():
-                return run.model(image)
-
-        return call
-
-    return Engine(f"PyTorch {torch.__version__} eager", load)
-
-
 def _onnx_engine(path: Path, threads: int) -> Engine:
     onnxruntime = import_extra("onnxruntime")
 
@@ -131,7 +113,7 @@ def _onnx_engine(path: Path, threads: int) -> Engine:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = session.get_inputs()
         _check_single(inputs)
-        image = _scaled((1, *inputs[0].shape[1:]))
+        image = scaled_noise((1, *inputs[0].shape[1:]))
         return lambda: session.run(None, {inputs[0].name: image})
 
     return Engine(f"ONNX Runtime {onnxruntime.__version__}", load)
@@ -145,7 +127,7 @@ def _tflite_engine(path: Path, threads: int) -> Engine:
         interpreter.allocate_tensors()
         inputs = interpreter.get_input_details()
         _check_single(inputs)
-        image = _typed(_scaled(tuple(inputs[0]["shape"])), inputs[0]["dtype"])
+        image = _typed(scaled_noise(tuple(inputs[0]["shape"])), inputs[0]["dtype"])
         output = interpreter.get_output_details()[0]["index"]
 
         def call() -> Any:
@@ -163,7 +145,7 @@ def _check_single(inputs: list[Any]) -> None:
         raise ValueError(f"the file has {len(inputs)} inputs; one image is needed")
 
 
-def _scaled(shape: tuple[Any, ...]) -> NDArray[np.float32]:
+def scaled_noise(shape: tuple[Any, ...]) -> NDArray[np.float32]:
     """Return noise in the network's input range: latency does not depend on what an image shows."""
     if not all(isinstance(side, int | np.integer) for side in shape):
         raise ValueError(f"the input's shape is {shape}; only the first side, the batch, may be open")
@@ -180,4 +162,4 @@ def _typed(image: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(choose_engine))
