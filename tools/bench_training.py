@@ -9,7 +9,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from brainq_torch.fit import main as fit
 from brainq_torch.run import describe_environment
 from brainq_torch.run_files import write_json
 from brainq_torch.training.log import read_log
-from tools.command import CommandError, add_json, check_targets, positive, run_command
+from tools.command import CommandError, add_json, as_main, check_targets, positive
 
 BATCH = 32
 SIZE = 224
@@ -78,15 +77,14 @@ def time_ours(data: Path, steps: int, precision: str) -> dict[str, float]:
     return {"images_per_second": row["images_per_second"], "data_share": row["data_seconds"] / row["seconds"]}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_training", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with Training/{class}")
     parser.add_argument("--steps", type=int, default=9, choices=range(1, 10), help="timed steps a round, 1 to 9")
     parser.add_argument("--rounds", type=positive, default=3, help="rounds, all variants taking turns")
     add_json(parser)
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _bench(options))
+    return parser
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -112,6 +110,8 @@ def _bench(options: argparse.Namespace) -> int:
         write_json(options.json, result)
     return 0
 
+
+main = as_main(make_parser, _bench)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,6 +40,23 @@ def run_command(command: Callable[[], int]) -> int:
         return WRONG_INPUT
 
 
+def as_main(
+    make_parser: Callable[[], argparse.ArgumentParser], body: Callable[[argparse.Namespace], int]
+) -> Callable[..., int]:
+    """Return a command's ``main``: it parses the words, by default the command line's, and returns the exit code.
+
+    Args:
+        make_parser: makes the command line.
+        body: runs the command on what was parsed and returns its exit code.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        options = make_parser().parse_args(arguments)
+        return run_command(lambda: body(options))
+
+    return main
+
+
 def positive(word: str) -> int:
     """Read a number of an option, 1 or more, as argparse's ``type``."""
     return natural(word, 1)

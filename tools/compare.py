@@ -19,7 +19,7 @@ from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predict
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Limits, Logits, judge
-from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_images, class_order, decode_images, labels_of
 
 WITHOUT_XNNPACK = " without XNNPACK"
@@ -109,12 +109,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_json(parser)
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _compare(options))
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -232,6 +226,8 @@ def _size(name: str) -> int:
     path = Path(name)
     return (path / CHECKPOINT if path.is_dir() else path).stat().st_size
 
+
+main = as_main(make_parser, _compare)
 
 if __name__ == "__main__":
     sys.exit(main())

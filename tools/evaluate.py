@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from brainq_torch.evaluation.metrics import (
 )
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import add_data, add_json, add_threads, check_targets, format_table, run_command
+from tools.command import add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_images, class_order, decode_images, labels_of
 
 
@@ -64,12 +63,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix as PNG, replacing FILE")
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _evaluate(options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -186,6 +179,8 @@ def _interval(interval: Interval) -> str:
     low, high = interval
     return "[no images]" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
 
+
+main = as_main(make_parser, _evaluate)
 
 if __name__ == "__main__":
     sys.exit(main())

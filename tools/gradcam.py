@@ -26,7 +26,7 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
-from tools.command import CommandError, add_data, add_threads, check_targets, natural, run_command
+from tools.command import CommandError, add_data, add_threads, as_main, check_targets, natural
 from tools.images import choose_images, class_order, decode_images, labels_of
 
 IMAGES = 8
@@ -68,12 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _gradcam(options))
 
 
 def _gradcam(options: argparse.Namespace) -> int:
@@ -199,6 +193,8 @@ def _explain(
         for (path, label), answer, *rest in zip(images, answers, probabilities, pixels, maps, strict=True)
     ]
 
+
+main = as_main(make_parser, _gradcam)
 
 if __name__ == "__main__":
     sys.exit(main())

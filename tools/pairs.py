@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.evaluation.paired import LEVEL
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, add_json, check_targets, positive, run_command
+from tools.command import CommandError, add_json, as_main, check_targets, positive
 
 _Pixels = NDArray[np.uint8]
 _MOST_TRIES = 40  # draws per pair wanted
@@ -165,11 +165,7 @@ def _run(words: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    words = make_parser().parse_args(arguments)
-    return run_command(lambda: _run(words))
-
+main = as_main(make_parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from scipy.special import softmax
 from brainq_torch.abstention.policy import UNCERTAIN
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import add_threads, run_command
+from tools.command import add_threads, as_main
 
 SOME_UNREAD = 1
 """Exit code when one image or more could not be read; the others are still answered."""
@@ -94,12 +94,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object per line and image, on stdout")
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _predict(options))
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -220,6 +214,8 @@ def _read(path: str, runner: Runner) -> tuple[NDArray[np.uint8], tuple[str, ...]
     image, notes = runner.pixels.apply_with_notes(grey.pixels)
     return image, (*grey.notes, *notes)
 
+
+main = as_main(make_parser, _predict)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import MANIFEST, atomic_path
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import CommandError, add_threads, check_targets, run_command
+from tools.command import CommandError, add_threads, as_main, check_targets
 from tools.images import choose_images, class_order, decode_images, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
@@ -36,12 +36,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, replacing FILE")
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _predict(options))
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -97,6 +91,8 @@ def answer(
         "unseen": np.array([fresh[path] for path in paths]),
     }
 
+
+main = as_main(make_parser, _predict)
 
 if __name__ == "__main__":
     sys.exit(main())

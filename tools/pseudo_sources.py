@@ -32,7 +32,7 @@ from brainq_torch.data.dataset.manifest import (
 )
 from brainq_torch.data.leakage.check import grouped_split
 from brainq_torch.data.pixels import PixelSpec
-from tools.command import CommandError, natural, run_command
+from tools.command import CommandError, as_main, natural
 
 _PIXELS = PixelSpec(128, "stretch")
 _AIR = 12  # grey levels up to here are no head
@@ -51,11 +51,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=natural, default=0, help="of clustering and validation part (default: 0)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the K manifests; must not exist")
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return run_command(lambda: _run(make_parser().parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -136,6 +131,8 @@ def leave_out(
     splits[kept] = np.where(validation, "val", "Training")
     return [replace(row, split=str(split)) for row, split in zip(rows, splits, strict=True)]
 
+
+main = as_main(make_parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

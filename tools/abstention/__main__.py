@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.command import CommandError, add_data, add_json, add_threads, check_targets, format_table, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_images, class_order, decode_images, labels_of
 from tools.predict import Unread, find_images
 
@@ -95,12 +94,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", metavar="FILE", help="draw the curve and the scores as PNG, replacing FILE")
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -224,6 +217,8 @@ def plot_report(report: AbstentionReport, path: str) -> None:
     right.set(xlabel="outlier score (above 1: no answer; cut at 5)", title="pictures that are no heads")
     figure.savefig(path, dpi=110)
 
+
+main = as_main(make_parser, _measure)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 from brainq_torch.data.classes import CLASSES
@@ -14,7 +13,7 @@ from brainq_torch.data.leakage.near_duplicates import SCAN
 from brainq_torch.run_files import write_json
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
-from tools.command import add_json, check_targets, run_command
+from tools.command import add_json, as_main, check_targets
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
@@ -31,12 +30,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fail-on-leak", action="store_true", help="exit with 1 when a held-out split has copies")
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0; 1 with --fail-on-leak and a leak; 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _audit(options))
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -91,6 +84,8 @@ def write_groups(path: Path, found: Audit) -> None:
         for record, group in zip(found.folder.records, found.links.groups(SCAN).tolist(), strict=True):
             writer.writerow((record.path, record.split, CLASSES[record.label], group))
 
+
+main = as_main(make_parser, _audit)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,7 +20,7 @@ import numpy as np
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import CHECKPOINT, write_json
 from tools.bench.worker import SUFFIXES
-from tools.command import CommandError, add_json, add_threads, check_targets, format_table, positive, run_command
+from tools.command import CommandError, add_json, add_threads, as_main, check_targets, format_table, positive
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,12 +78,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=positive, default=10, help="measured images per turn (default: 10)")
     add_json(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _bench(options))
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -235,6 +229,8 @@ def _cpu() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
+
+main = as_main(make_parser, _bench)
 
 if __name__ == "__main__":
     sys.exit(main())

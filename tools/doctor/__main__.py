@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import write_json
+from export.arithmetic import describe_kind
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, naming_damage, read_graph
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
-from tools.command import CommandError, add_json, check_targets, run_command
-from tools.doctor.checks import Finding, check_graph, describe_kind
+from tools.command import CommandError, add_json, as_main, check_targets
+from tools.doctor.checks import Finding, check_graph
 from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
 from tools.images import decode_images
@@ -38,7 +38,7 @@ CLAIMS = {
     "int8": ("int8",),
     "w4a8": ("int8 with int4 weights", "int8 and int8 with int4 weights"),
 }
-"""What a name or a recipe promises -> the kinds of file that keep it (``doctor_checks.describe_kind``)."""
+"""What a name or a recipe promises -> the kinds of file that keep it (``describe_kind``)."""
 _CLAIM_WORDS = (
     ("dynamic", "dynamic_int8"), ("w4a8", "w4a8"), ("int4", "w4a8"), ("int8", "int8"), ("fp16", "fp16"),
     ("float16", "fp16"), ("fp32", "fp32"), ("float32", "fp32"),
@@ -86,12 +86,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--static", action="store_true", help="do not run it")
     add_json(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _doctor(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -289,6 +283,8 @@ def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str |
     pixels = metadata.pixels if metadata else PixelSpec(sides[0])
     return decode_images(type(folder)(folder.root, records, ()), pixels)[1], f"images of {data}"
 
+
+main = as_main(make_parser, _doctor)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,16 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.pixels import MIDDLE_GREY
-from export.graph.model_graph import DEQUANTIZE, FLOATS, HEAVY, INTEGERS, QUANTIZE, ModelGraph, Node, Tensor
+from export.arithmetic import is_integer, weighted_layers
+from export.graph.model_graph import DEQUANTIZE, FLOATS, INTEGERS, QUANTIZE, ModelGraph, Node, Tensor
 
 _ARITHMETIC = frozenset({"MUL", "ADD", "SUB", "DIV"})
 _CARRIERS = frozenset({QUANTIZE, DEQUANTIZE, "TRANSPOSE", "RESHAPE", "PAD", "CAST"})
 """What may stand between the input and a normalisation without changing what it is."""
-_RUN_TIME = frozenset({"DYNAMICQUANTIZELINEAR"})
 _FEW_LEVELS = 32
 _MANY_AT_LIMIT = 0.1
 _ENOUGH_WEIGHTS = 32
 """Weights of a channel from which on their share at the limit says something: nine alike are no fault."""
+
+
+type Severity = Literal["ok", "warning", "fault"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,10 @@ class Finding:
     """
 
     code: str
-    severity: Literal["ok", "warning", "fault"]
+    severity: Severity
     what: str
     remedy: str = ""
     where: tuple[str, ...] = ()
-
-
-def describe_kind(graph: ModelGraph) -> str:
-    """Say in what the convolutions and dense layers compute, all kinds of them when they differ."""
-    kinds = {_kind_of(graph, node) for node in _heavy(graph)}
-    return " and ".join(sorted(kinds)) if kinds else "nothing with weights"
 
 
 def check_graph(graph: ModelGraph, kind: str, ours: bool) -> list[Finding]:
@@ -59,7 +56,7 @@ def check_graph(graph: ModelGraph, kind: str, ours: bool) -> list[Finding]:
     findings += _check_input_scale(graph)
     findings += _check_transposes(graph)
     findings += _check_scales(graph)
-    if any(_is_integer(graph, node) for node in _heavy(graph)):
+    if any(is_integer(graph, node) for node in weighted_layers(graph)):
         findings += _check_islands(graph)
         findings += _check_requantize(graph)
     findings += _check_weights(graph)
@@ -68,30 +65,6 @@ def check_graph(graph: ModelGraph, kind: str, ours: bool) -> list[Finding]:
     if not any(finding.severity != "ok" for finding in findings):
         findings.append(Finding("graph", "ok", f"no fault in the graph; every weighted layer computes in {kind}"))
     return findings
-
-
-def _heavy(graph: ModelGraph) -> list[Node]:
-    return [node for node in graph.nodes if node.operator in HEAVY]
-
-
-def _kind_of(graph: ModelGraph, node: Node) -> str:
-    """Name the arithmetic of one weighted layer by its activation's and its weight's type."""
-    activation, weight = (graph.tensors[name].kind for name in node.inputs[:2])
-    producer = graph.producers().get(node.inputs[0])
-    quantized_at_run_time = producer is not None and producer.operator in _RUN_TIME
-    if quantized_at_run_time or (activation in FLOATS and weight in INTEGERS):
-        return f"float32 with {weight} weights"
-    names = {
-        ("float32", "float32"): "float32", ("float32", "float16"): "float32 with float16 weights",
-        ("float16", "float16"): "float16", ("int8", "int8"): "int8", ("uint8", "int8"): "int8",
-        ("int8", "int4"): "int8 with int4 weights", ("uint8", "int4"): "int8 with int4 weights",
-        ("int16", "int8"): "int16 with int8 weights",
-    }  # fmt: skip
-    return names.get((activation, weight), f"{activation} with {weight} weights")
-
-
-def _is_integer(graph: ModelGraph, node: Node) -> bool:
-    return bool(graph.computed_inputs(node)) and graph.tensors[node.inputs[0]].kind in INTEGERS
 
 
 def _check_layout(graph: ModelGraph) -> list[Finding]:
@@ -214,7 +187,7 @@ def _check_scales(graph: ModelGraph) -> list[Finding]:
 
 def _check_weights(graph: ModelGraph) -> list[Finding]:
     """Examine the quantized weights of convolutions and dense layers."""
-    owners = {node.inputs[1]: node for node in _heavy(graph)}
+    owners = {node.inputs[1]: node for node in weighted_layers(graph)}
     weights = [graph.tensors[name] for name in owners]
     quantized = [w for w in weights if w.kind in INTEGERS and w.values is not None and w.scales is not None]
     if not quantized:
@@ -281,8 +254,8 @@ def _saturated(rows: NDArray[np.int64], kind: str) -> int:
 def _check_biases(graph: ModelGraph) -> list[Finding]:
     """Check that a bias is what is added to int32 sums: int32, at input scale times weight scale."""
     wrong_kind, wrong_scale = [], []
-    for node in _heavy(graph):
-        if len(node.inputs) < 3 or not _is_integer(graph, node):
+    for node in weighted_layers(graph):
+        if len(node.inputs) < 3 or not is_integer(graph, node):
             continue
         image, weight, bias = (graph.tensors[name] for name in node.inputs[:3])
         if bias.kind not in ("int32", "int64"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainq_torch.run_files import write_json
-from tools.command import CommandError, add_json, check_targets, positive, run_command
+from tools.command import CommandError, add_json, as_main, check_targets, positive
 from tools.edge.devices import DEVICES
 from tools.edge.ethos_u import find_vela
 from tools.edge.examine import examine
@@ -46,12 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="phantoms to compare TFLite-Micro and LiteRT on (default: 4)",
     )
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, also where vela or tflite-micro is absent; 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _edge(options))
 
 
 def _edge(options: argparse.Namespace) -> int:
@@ -89,6 +83,8 @@ def _name_tables(models: Sequence[Path], folder: str | None) -> list[Path]:
         raise CommandError(f"--csv: {', '.join(sorted(names))} would overwrite each other; give them in several calls")
     return [Path(folder) / name for name in names]
 
+
+main = as_main(make_parser, _edge)
 
 if __name__ == "__main__":
     sys.exit(main())

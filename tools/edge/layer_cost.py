@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from brainq_torch.checksum import find_damage
+from export.arithmetic import describe_kind
 from export.graph.flatbuffer import read_model
 from export.graph.model_graph import ModelGraph, Node, Tensor, read_graph
 from tools.command import CommandError
-from tools.doctor.checks import describe_kind
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 8
 """The schema's float32 and int64 of a quantized tensor's scale and zero point."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from brainq_torch.quant.sensitivity import choose_bits
 from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
 from export.run.sample import check_run_images
-from tools.command import CommandError, add_data, add_threads, positive, run_command
+from tools.command import CommandError, add_data, add_threads, as_main, positive
 from tools.images import choose_images, decode_images, labels_of
 from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
@@ -75,12 +74,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_threads(parser, 2)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _low_bits(options))
 
 
 def _low_bits(options: argparse.Namespace) -> int:
@@ -142,6 +135,8 @@ def format_report(report: dict[str, Any]) -> str:
         lines.append(f"within {point['budget_bytes']:,} bytes, 8 bits for: {', '.join(eight) or 'no layer'}")
     return "\n".join(lines)
 
+
+main = as_main(make_parser, _low_bits)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import batched
@@ -28,7 +28,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.image import UnreadableImageError, read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, add_data, add_json, add_threads, check_targets, natural, run_command
+from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, natural
 from tools.images import choose_images, class_order
 from tools.shift.corruptions import Grey, corrupt, seeded
 from tools.shift.plot import plot_grid, plot_pictures
@@ -69,12 +69,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", metavar="FILE", help="draw the grid as PNG; FILE_pictures.png shows the shifts")
     add_threads(parser)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _shift(options))
 
 
 def _shift(options: argparse.Namespace) -> int:
@@ -245,6 +239,8 @@ def pictures(folder: ImageFolder) -> list[tuple[str, list[Grey | None]]]:
             rows.append((name, list(render(grey, record, styles))))
     return rows
 
+
+main = as_main(make_parser, _shift)
 
 if __name__ == "__main__":
     sys.exit(main())
