@@ -114,13 +114,13 @@ def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = Tru
         f"{evaluation.model}",
         f"on {evaluation.folder.root}, split {evaluation.split}: {metrics.n} images, {threads} threads",
         "",
-        f"accuracy   {100 * metrics.accuracy:6.2f} %  {_percent_interval(intervals['accuracy'])}",
+        f"accuracy   {100 * metrics.accuracy:6.2f} %  {_interval(intervals['accuracy'], 100, 2)}",
         f"macro F1   {metrics.macro_f1:6.4f}    {_interval(intervals['macro_f1'])}",
         f"ECE        {metrics.ece:6.4f}    {_interval(intervals['ece'])}",
         f"           [95 % bootstrap intervals over the images, {intervals['resamples']} resamples]",
     ]
     if metrics.accuracy in (0.0, 1.0):
-        wilson = _percent_interval(intervals["accuracy_wilson"])
+        wilson = _interval(intervals["accuracy_wilson"], 100, 2)
         lines.append(f"           no bootstrap can tell such an accuracy's uncertainty; Wilson's interval: {wilson}")
     lines += ["", _class_table(metrics), _confusion_table(metrics)]
     if problems and evaluation.folder.problems:
@@ -134,7 +134,7 @@ def format_comparison(first: str, second: str, comparison: Comparison, folder: I
     lines = [
         f"B = {second}  against  A = {first}, the same {comparison.n} images",
         f"same class         {100 * comparison.agreement:.2f} % ({len(comparison.flips)} images differ)",
-        f"accuracy B - A     {100 * comparison.accuracy_difference:+.2f} points  {_percent_interval((low, high))}",
+        f"accuracy B - A     {100 * comparison.accuracy_difference:+.2f} points  {_interval((low, high), 100, 2)}",
         f"only A right       {comparison.only_a_right}",
         f"only B right       {comparison.only_b_right}",
         f"McNemar, exact p   {comparison.mcnemar_p:.4g}",
@@ -145,7 +145,7 @@ def format_comparison(first: str, second: str, comparison: Comparison, folder: I
     for name, flips in comparison.flips_by_class.items():
         row = comparison.recall_difference[name]
         difference = "no images" if row["difference"] is None else f"{100 * row['difference']:+.2f}"
-        interval = _percent_interval((row["low"], row["high"]))
+        interval = _interval((row["low"], row["high"]), 100, 2)
         rows.append([name, *(str(flips[key]) for key in ("changed", "lost", "gained")), f"{difference} {interval}"])
     lines.append(format_table(["class", "changed", "lost", "gained", "recall B - A, points"], rows))
     for flip in comparison.flips[:20]:
@@ -159,7 +159,7 @@ def format_comparison(first: str, second: str, comparison: Comparison, folder: I
 def _class_table(metrics: Metrics) -> str:
     rows = []
     for name, row in metrics.per_class.items():
-        interval = _percent_interval(metrics.intervals["per_class"][name]["recall"])
+        interval = _interval(metrics.intervals["per_class"][name]["recall"], 100, 2)
         shares = (f"{100 * share:6.2f} %" for share in (row.precision, row.recall))
         rows.append([name, *shares, interval, f"{row.f1:.4f}", str(row.support)])
     return format_table(["class", "precision", "recall", "[95 %]", "F1", "images"], rows)
@@ -170,14 +170,9 @@ def _confusion_table(metrics: Metrics) -> str:
     return format_table(["label \\ predicted", *metrics.classes], rows)
 
 
-def _percent_interval(interval: Interval) -> str:
+def _interval(interval: Interval, scale: int = 1, digits: int = 4) -> str:
     low, high = interval
-    return "[no images]" if low is None or high is None else f"[{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def _interval(interval: Interval) -> str:
-    low, high = interval
-    return "[no images]" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
+    return "[no images]" if low is None or high is None else f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 main = as_main(make_parser, _evaluate)

@@ -151,7 +151,7 @@ class Audit:
             ],
             "grouped_nearest_neighbour": self.grouped_neighbour,
             "coloured": self.coloured(),
-            "shortcuts": [probe.to_json() for probe in self.probes],
+            "shortcuts": [asdict(probe) for probe in self.probes],
             "problems": [asdict(problem) for problem in self.folder.problems],
             "leaked": {
                 split: [

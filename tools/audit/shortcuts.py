@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ class Probe:
     meaning: str
     balanced_accuracy: float
     recall: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the probe as plain data."""
-        return asdict(self)
 
 
 def run_probes(

@@ -64,10 +64,6 @@ class Bench:
     load_average: float
     models: tuple[Measurement, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self) | {"models": [asdict(model) for model in self.models]}
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
@@ -85,7 +81,7 @@ def _bench(options: argparse.Namespace) -> int:
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
     if options.json:
-        write_json(options.json, result.to_json())
+        write_json(options.json, asdict(result))
     return 0
 
 

@@ -70,7 +70,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self) | {"healthy": self.healthy, "findings": [asdict(finding) for finding in self.findings]}
+        return asdict(self) | {"healthy": self.healthy}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tools.edge.ethos_u import MIB, Estimate
 from tools.edge.layer_cost import ModelCost
@@ -77,10 +76,6 @@ class Fit:
     ram_bytes: int | None
     basis: str
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return vars(self)
 
 
 def fit_devices(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class EdgeReport:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         npu = self.ethos_u.to_json() if isinstance(self.ethos_u, NotDone) else [e.to_json() for e in self.ethos_u]
-        fits = [fit.to_json() for fit in self.fits]
+        fits = [asdict(fit) for fit in self.fits]
         return {"cost": self.cost.to_json(), "ethos_u": npu, "tflite_micro": self.tflm.to_json(), "devices": fits}
 
 
