@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -74,11 +75,14 @@ def places(tmp_path_factory, phantoms):
     return {"folder": folder, "model": model, "data": phantoms, "manifest": folder / "manifest.csv"}
 
 
+def load(name):
+    return importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
+
+
 def call(name, words, capsys):
     """Return exit code and what was said."""
-    module = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
     try:
-        code = module.main(words)
+        code = load(name).main(words)
     except SystemExit as stop:  # argparse's own
         code = stop.code
     return code, capsys.readouterr().err
@@ -108,6 +112,22 @@ def test_an_unknown_flag_is_2(name, places, tmp_path, capsys, monkeypatch):
     code, said = call(name, [*words, "--no-such-flag"], capsys)
     assert code == 2
     assert "--no-such-flag" in said
+
+
+@pytest.mark.parametrize(
+    "name", sorted(COMMANDS.keys() - {"tools.restore"})
+)  # that one shows fit's 437 lines, Lightning's own
+def test_every_flag_has_help(name, capsys):
+    with pytest.raises(SystemExit):
+        load(name).main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    bare = [
+        line
+        for line, after in zip(lines, [*lines[1:], ""], strict=True)
+        if line.startswith("  -") and not re.search(r"\S  +\S", line) and not after.startswith(" " * 10)
+    ]
+    assert lines
+    assert bare == []
 
 
 NUMBERS = (

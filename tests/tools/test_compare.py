@@ -93,7 +93,6 @@ def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):
         (["A", "A"], "named twice"),
         (["A", "nowhere.tflite"], "nowhere.tflite does not exist"),
         (["A", "--pair", "A", "nowhere.onnx"], "nowhere.onnx does not exist"),
-        (["A", "--json", "nowhere/compare.json"], "its folder is missing"),
     ],
 )
 def test_wrong_words_are_one_clear_line(capsys, tiny_export, phantoms, words, said):

@@ -185,14 +185,6 @@ def test_names_that_would_break_a_terminal_are_escaped():
     assert predict.printable("Größe.png") == "Größe.png"
 
 
-def test_a_missing_model_is_one_clear_error(images, capsys):
-    assert predict.main([str(images / "no.onnx"), str(images)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert "no.onnx does not exist" in captured.err
-    assert captured.out == ""
-
-
 def test_only_the_projects_own_errors_become_messages(capsys):
     def fail(error):
         raise error

@@ -40,7 +40,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.low_bits", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
     add_data(parser, manifest=False)
-    parser.set_defaults(split="Testing")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")
     parser.add_argument(
         "--bits",
@@ -58,12 +57,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="beside nearest; the first also measures sensitivity and rounds within budgets (default: %(default)s)",
     )
     parser.add_argument(
-        "--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N", help="default: %(default)s"
+        "--calibration-images",
+        type=positive,
+        default=CALIBRATION_IMAGES,
+        metavar="N",
+        help="to calibrate on (default: %(default)s)",
     )
     parser.add_argument(
         "--images", type=positive, metavar="N", help="measure on so many, evenly over the paths (default: all)"
     )
-    parser.add_argument("--sensitivity-images", type=positive, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--sensitivity-images",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="of these, to measure layers on (default: %(default)s)",
+    )
     parser.add_argument(
         "--budget",
         nargs="+",
