@@ -42,45 +42,28 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(parser, manifest=False)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")
     parser.add_argument(
-        "--bits",
-        nargs="+",
-        type=int,
-        default=list(WEIGHT_BITS),
-        choices=WEIGHT_BITS,
-        help="of weights (default: all)",
-    )
+        "--bits", nargs="+", type=int, default=list(WEIGHT_BITS), choices=WEIGHT_BITS,
+        help="of the weights (default: all)",
+    )  # fmt: skip
     parser.add_argument(
-        "--rounding",
-        nargs="+",
-        choices=LEARNED,
-        default=[Rounding().method],
+        "--rounding", nargs="+", choices=LEARNED, default=[Rounding().method],
         help="beside nearest; the first also measures sensitivity and rounds within budgets (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--calibration-images",
-        type=positive,
-        default=CALIBRATION_IMAGES,
-        metavar="N",
+        "--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N",
         help="to calibrate on (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--images", type=positive, metavar="N", help="measure on so many, evenly over the paths (default: all)"
     )
     parser.add_argument(
-        "--sensitivity-images",
-        type=positive,
-        default=32,
-        metavar="N",
-        help="of these, to measure layers on (default: %(default)s)",
-    )
+        "--sensitivity-images", type=positive, default=32, metavar="N",
+        help="of these, to measure each layer on (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
-        "--budget",
-        nargs="+",
-        type=positive,
-        default=[],
-        metavar="BYTES",
+        "--budget", nargs="+", type=positive, default=[], metavar="BYTES",
         help="choose 4 or 8 bits per layer so that all weights take at most this",
-    )
+    )  # fmt: skip
     add_threads(parser, 2)
     return parser
 
