@@ -48,12 +48,15 @@ def _of_measurement(row: MeasuredRow) -> Iterator[Omission]:
         yield Omission("parity", "the study names no parity.json for it", f"python -m export {row.run} --force")
     if row.checkpoint_bytes is None:
         reason = "the run keeps no training checkpoint with its optimizer, so there is no ratio to it"
-        yield Omission("checkpoint", reason, "; ".join(row.commands))
+        yield Omission("checkpoint", reason, _train_again(row))
+
+
+def _train_again(row: MeasuredRow) -> str:
+    return f"python -m brainq_torch.fit --config {row.sources.get('config', 'CONFIG')} --out NEW_RUN"
 
 
 def _of_splits(row: MeasuredRow, found: RowStatistics) -> Iterator[Omission]:
-    config = row.sources.get("config", "CONFIG")
-    again = f"python -m brainq_torch.fit --config {config} --data.split grouped --out NEW_RUN"
+    again = f"{_train_again(row)} --data.split grouped"
     if found.validation is None:
         yield Omission("grouped validation", "the run has no validation part", again)
     elif not found.grouped:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from brainq_torch.run_files import CHECKPOINT, CONFIG, ENVIRONMENT, LOG, METRICS, PARITY, write_json
-from tools.study.runner import StepFailed, relative_to
+from tools.study.runner import StepFailed, format_command, relative_to
 from tools.study.runs import read_entry
 from tools.study.states import RowState
 from tools.study_schema import (
@@ -149,7 +149,8 @@ def _find_omissions(state: RowState, checkpoint: Path | None) -> list[Omission]:
         omitted.append(Omission("latency", "not measured in this study", command))
     if checkpoint is None:
         reason = f"{state.model.run} has no checkpoints/ with optimizer state"
-        omitted.append(Omission("checkpoint", reason, state.commands[0] if state.commands else ""))
+        anew = format_command(["brainq_torch.fit", "--config", str(state.model.run / CONFIG), "--out", "NEW_RUN"])
+        omitted.append(Omission("checkpoint", reason, state.model.command or anew))
     return omitted
 
 

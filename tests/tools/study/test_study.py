@@ -333,6 +333,10 @@ def test_a_finished_run_serves_and_is_not_touched(bench, tmp_path):
     assert not [call for call in calls if "quickstart.yaml" in " ".join(call)]
     assert {path: path.stat().st_mtime_ns for path in given.rglob("*")} == files
     assert bench.rows()["mobile"]["checkpoint_bytes"] == 300
+    shutil.rmtree(given / "checkpoints")
+    assert bench.run("--models.mobile.run", given) == 0
+    lacking = next(gap for gap in bench.rows()["mobile"]["omitted"] if gap["what"] == "checkpoint")
+    assert lacking["command"] == f"python -m brainq_torch.fit --config {given / 'config.yaml'} --out NEW_RUN"
 
 
 def test_a_given_export_serves_as_long_as_it_is_of_the_run(bench, tmp_path, capsys):
