@@ -56,29 +56,11 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> b
     axes = figure.add_subplot()
     axes.grid(alpha=0.25)
     _set_scales(axes, points)
-    bottom, _ = axes.get_ylim()
-    families = list(dict.fromkeys(point.family for point in points))
-    for place, family in enumerate(families):
-        own = [point for point in points if point.family == family and point.accuracy > bottom]
-        axes.errorbar(
-            [point.cost for point in own],
-            [point.accuracy for point in own],
-            yerr=[[p.accuracy - p.low for p in own], [p.high - p.accuracy for p in own]],
-            fmt=_MARKERS[place % len(_MARKERS)], color=_COLOURS[place % len(_COLOURS)], ecolor="#b8c0c8",
-            elinewidth=1.2, markersize=6, label=family, zorder=3,
-        )  # fmt: skip
-    front = find_front(np.array([p.cost for p in points]), np.array([p.accuracy for p in points]))
-    corners = [(points[i].cost, points[i].accuracy) for i in front]
-    steps = list(chain(*(((x, y), (following, y)) for (x, y), (following, _) in pairwise(corners)), corners[-1:]))
-    axes.plot(*zip(*steps, strict=True), color="#555555", linestyle="--", linewidth=1, label="Pareto front", zorder=2)
-    below = [point for point in points if point.accuracy <= bottom]
-    if below:
-        axes.plot(
-            [point.cost for point in below], [bottom] * len(below), "v", color="#a1121b", clip_on=False,
-            label="far below the axis", zorder=5,
-        )  # fmt: skip
+    bottom, top = axes.get_ylim()
+    _draw_points(axes, points)
+    steps = _draw_steps(axes, points)
     axes.set(xlabel=cost, ylabel="accuracy, %")
-    if neighbour is not None and bottom < neighbour < axes.get_ylim()[1]:
+    if neighbour is not None and bottom < neighbour < top:
         axes.axhline(neighbour, color="#999999", linestyle=":", linewidth=1.2, label="1-nearest-neighbour", zorder=1)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     _place_names(figure, axes, points, steps)
@@ -105,6 +87,36 @@ def plot_reliability(before: Reliability, after: Reliability | None, title: str)
         if isinstance(handle, PathCollection):
             handle.set_sizes([25])
     return _save(figure)
+
+
+def _draw_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Draw a mark for each model; one that is far below the axis has it at the edge."""
+    bottom, _ = axes.get_ylim()
+    families = list(dict.fromkeys(point.family for point in points))
+    for place, family in enumerate(families):
+        own = [point for point in points if point.family == family and point.accuracy > bottom]
+        axes.errorbar(
+            [point.cost for point in own],
+            [point.accuracy for point in own],
+            yerr=[[p.accuracy - p.low for p in own], [p.high - p.accuracy for p in own]],
+            fmt=_MARKERS[place % len(_MARKERS)], color=_COLOURS[place % len(_COLOURS)], ecolor="#b8c0c8",
+            elinewidth=1.2, markersize=6, label=family, zorder=3,
+        )  # fmt: skip
+    below = [point for point in points if point.accuracy <= bottom]
+    if below:
+        axes.plot(
+            [point.cost for point in below], [bottom] * len(below), "v", color="#a1121b", clip_on=False,
+            label="far below the axis", zorder=5,
+        )  # fmt: skip
+
+
+def _draw_steps(axes: Axes, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Draw the Pareto front. Returns its corners."""
+    front = find_front(np.array([p.cost for p in points]), np.array([p.accuracy for p in points]))
+    corners = [(points[i].cost, points[i].accuracy) for i in front]
+    steps = list(chain(*(((x, y), (following, y)) for (x, y), (following, _) in pairwise(corners)), corners[-1:]))
+    axes.plot(*zip(*steps, strict=True), color="#555555", linestyle="--", linewidth=1, label="Pareto front", zorder=2)
+    return steps
 
 
 def _set_scales(axes: Axes, points: Sequence[Point]) -> None:
