@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from tools.command import run_command
+from tools.command import as_main
 from tools.report.statistics import RESAMPLES
 from tools.report.write import write_study_report
 
@@ -22,17 +21,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, or 2 for a wrong input."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _report(options))
-
-
 def _report(options: argparse.Namespace) -> int:
     written = write_study_report(Path(options.study), options.resamples)
     print(f"wrote {', '.join(map(str, written))}")
     return 0
 
+
+main = as_main(make_parser, _report)
 
 if __name__ == "__main__":
     sys.exit(main())
