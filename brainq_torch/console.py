@@ -19,6 +19,12 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def printable(path: str | os.PathLike[str]) -> str:
+    """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 @contextmanager
 def without_chatter() -> Iterator[None]:
     """Drop the lines that LiteRT's C++ writes to file descriptor 2 to say that all is well; it has no switch for them.

@@ -21,8 +21,8 @@ from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import CHECKPOINT, PARITY, BrainqError, hash_file, write_json
+from export.bundle.answers import CHECK_FAILED, GoldenError
 from export.bundle.build import make_bundle
-from export.bundle.predict import CHECK_FAILED, BundleError, GoldenError
 from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE
 from export.folder import check_target, say_note, write_as_a_whole
 from export.recipes import (
@@ -51,7 +51,7 @@ _TELLING = 1000
 """Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
 
 THREADS = 1
-USER_ERRORS = (BrainqError, BundleError, OSError)
+USER_ERRORS = (BrainqError, OSError)
 """What can go wrong outside this program: reported in a line, without a traceback."""
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from brainq_torch.abstention.policy import UNCERTAIN
+from brainq_torch.console import printable
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import add_threads, as_main
@@ -177,12 +178,6 @@ def format_prediction(prediction: Prediction) -> str:
     if prediction.abstained:
         return f"{printable(prediction.path)}: {UNCERTAIN}, {prediction.abstained}  ({best}, {rest}){notes}"
     return f"{printable(prediction.path)}: {best}  ({rest}){notes}"
-
-
-def printable(path: str) -> str:
-    """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _in_folder(folder: str) -> list[str | Unread]:

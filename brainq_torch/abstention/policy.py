@@ -92,7 +92,7 @@ class Abstention:
 
         logits: (N, C). images: the (N, s, s) uint8 pixels they were computed from.
         """
-        probabilities = _softmax(logits.astype(np.float64) / self.temperature)
+        probabilities = softmax(logits.astype(np.float64) / self.temperature)
         distance = self.typicality.distance(images) if len(images) else np.empty(0)
         outlier = (self.energy.place(_energy(logits)) + self.distance.place(distance)) / self.limit
         return Judgement(probabilities, outlier, probabilities.max(axis=1) >= self.threshold)
@@ -136,7 +136,7 @@ def fit_abstention(
     if not len(logits) == len(labels) == len(images) > 0:
         raise ValueError(f"{len(logits)} logits, {len(labels)} labels and {len(images)} images; one of each is needed")
     temperature = fit_temperature(logits, labels)
-    probabilities = _softmax(logits.astype(np.float64) / temperature)
+    probabilities = softmax(logits.astype(np.float64) / temperature)
     threshold = fit_threshold(probabilities.max(axis=1), logits.argmax(axis=1) == labels)
     scores = _energy(logits), typicality.distance(images)
     energy, distance = map(_fit_scale, scores)
@@ -196,7 +196,8 @@ def measure(judgement: Judgement, labels: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of (N, C) logits."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 

@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 import brainq_torch
-from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.synthesis.phantom import render_phantom
+import export
 from brainq_torch.run import Run
 from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file
-from export.bundle import predict as bundle_predict
+from export.bundle import predict
+from export.bundle.answers import ABOUT, GOLDEN, LABELS, PIXELS, BundleError, read_about
 from export.bundle.card import write_card
-from export.bundle.predict import (
-    ABOUT,
-    GOLDEN,
-    LABELS,
-    PIXELS,
-    SUMS,
-    BundleError,
-    GoldenError,
-    Model,
-    golden_answer,
-    judge,
-    read_about,
-    read_sums,
-    summarise,
-)
+from export.bundle.golden import PACKAGES, answer_golden, draw_golden, replay_alone
+from export.bundle.predict import SUMS, read_sums
 from export.bundle.web import find_twin, write_page
 from export.folder import FolderKind, say_note, write_as_a_whole
 from export.run.metadata import FileMetadata, read_metadata
-from export.run.runners import Runner, load_runner
+from export.run.runners import load_runner
 
 BUNDLE_FORMAT = 2
 PREFERENCE = ("model_int8.tflite", "model_fp16.tflite", "model_fp32.tflite")
@@ -53,30 +32,22 @@ INT8 first: parity limits how far it may be from the float model, it is the smal
 are the same on every processor and in the browser, so that a clinic can see that nothing changed on the way.
 """
 
-_PACKAGES = {"ai-edge-litert": "ai_edge_litert", "numpy": "numpy", "pillow": "PIL"}
-"""Packages that the predictor needs, and the module of each."""
-
 _PILLOW_OF_310 = "12.3.0"
 """The last Pillow for Python 3.10; it gives the pixels of later ones (``brainq_torch.data.pixels.resize``)."""
 
+_ROOT = Path(brainq_torch.__file__).parents[1]
 _LICENCE = "LICENSE"
-
-
-class _Frame(NamedTuple):
-    """A phantom's side in pixels, and the black rows and columns around it."""
-
-    size: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-
-
-_GOLDEN_FRAMES = {"wide": _Frame(224, (20, 0), (0, 40)), "tall": _Frame(300, (160, 0), (0, 0))}
-"""None is square. Pillow 13 resizes tall frames in another order than earlier ones: these show whether that matters."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """One exported file that goes into the bundle. report: its entry in parity.json."""
+    """One exported file that goes into the bundle.
+
+    Attributes:
+        path: The file in the export folder.
+        metadata: What it says of itself.
+        report: Its entry in parity.json.
+    """
 
     path: Path
     metadata: FileMetadata
@@ -98,12 +69,24 @@ def make_bundle(
 ) -> list[str]:
     """Write the bundle of a run's exported files.
 
-    exported: the export folder. files: which of its TFLite files, the first is the one that answers unless another is
-    asked for; the best of ``PREFERENCE`` when empty. replace: an earlier bundle at ``target`` is replaced once the new
-    one is whole. page_runtime: folder of the npm package onnxruntime-web; without it there is no browser page.
-    Returns the names of the files. The same run, export and versions give the same bytes. Raises BundleError where
-    parity failed or was not measured, or where a file is not the one it was measured on; GoldenError where the bundle
-    does not work by itself; ExportFolderError where ``target`` is something else.
+    The same run, export and versions give the same bytes.
+
+    Args:
+        run: What was exported.
+        exported: The export folder.
+        target: The bundle's folder.
+        files: Which of its TFLite files, the first is the one that answers unless another is asked for; the best of
+            ``PREFERENCE`` when empty.
+        replace: An earlier bundle at ``target`` is replaced once the new one is whole.
+        page_runtime: Folder of the npm package onnxruntime-web; without it there is no browser page.
+
+    Returns:
+        The names of the bundle's files.
+
+    Raises:
+        BundleError: Parity failed or was not measured, or a file is not the one it was measured on.
+        GoldenError: The bundle does not work by itself.
+        ExportFolderError: ``target`` is something else.
     """
     artefacts = read_parity(exported)
     names = list(dict.fromkeys(files)) or [_choose_best(exported, artefacts)]
@@ -111,7 +94,7 @@ def make_bundle(
     page = _choose(run, exported, artefacts, find_twin(names[0], artefacts), ".onnx") if page_runtime else None
     with write_as_a_whole(target, replace, say_note, BUNDLE) as folder:
         _fill(folder, run, models, page, page_runtime)
-        _replay_alone(folder)
+        replay_alone(folder)
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
@@ -124,7 +107,11 @@ BUNDLE = FolderKind("a bundle", "--bundle", _bundled)
 
 
 def read_parity(exported: Path) -> dict[str, Any]:
-    """Return the entries of parity.json by file. Raises BundleError."""
+    """Return the entries of parity.json by file.
+
+    Raises:
+        BundleError: The folder has none, or a damaged one.
+    """
     try:
         artefacts: dict[str, Any] = json.loads((exported / PARITY).read_text(encoding="utf-8"))["artefacts"]
         damaged = [name for name, entry in artefacts.items() if not _is_report(entry)]
@@ -151,12 +138,12 @@ def _choose_best(exported: Path, artefacts: dict[str, Any]) -> str:
 
 
 def _choose(run: Run, exported: Path, artefacts: dict[str, Any], name: str, suffix: str) -> Chosen:
-    """Return a file that passed parity, and is the one that was measured, of this very run. Raises BundleError."""
+    """Return a file that passed parity, and is the one that was measured, of this very run."""
     passed = [file for file, entry in artefacts.items() if entry["passed"] and file.endswith(suffix)]
     if name not in passed:
         why = "failed parity" if name in artefacts and name.endswith(suffix) else "is not there"
         raise BundleError(f"{name} {why}; allowed are {', '.join(passed) or 'none'}")
-    if hashlib.sha256((exported / name).read_bytes()).hexdigest() != artefacts[name]["sha256"]:
+    if hash_file(exported / name) != artefacts[name]["sha256"]:
         raise BundleError(f"{exported / name} is not the file that {PARITY} speaks of; export it again")
     metadata = read_metadata(exported / name)
     _check_provenance(run, metadata, name)
@@ -164,7 +151,6 @@ def _choose(run: Run, exported: Path, artefacts: dict[str, Any], name: str, suff
 
 
 def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
-
     made_from = metadata.provenance.get("checkpoint_sha256")
     if made_from != hash_file(run.folder / CHECKPOINT):
         raise BundleError(f"{name} was made from another checkpoint than {run.folder}'s; export the run again")
@@ -172,15 +158,13 @@ def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
 
 def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, page_runtime: Path | None) -> None:
     """Write every file of the bundle, checksums last."""
-    package = Path(brainq_torch.__file__).parent
     for name in find_sources():
-        _copy(package / name, folder / "brainq_torch" / name)
-    _copy(Path(bundle_predict.__file__), folder / "predict.py")
+        _copy(_ROOT / name, folder / name)
+    _copy(Path(predict.__file__), folder / "predict.py")
     for model in models:
         _copy(model.path, folder / model.path.name)
-    licence = package.parent / _LICENCE
-    if licence.is_file():  # absent where only the package was installed
-        _copy(licence, folder / _LICENCE)
+    if (_ROOT / _LICENCE).is_file():  # absent where only the package was installed
+        _copy(_ROOT / _LICENCE, folder / _LICENCE)
     first = models[0].metadata
     (folder / LABELS).write_text("".join(f"{name}\n" for name in first.classes), encoding="utf-8")
     _dump(folder / PIXELS, first.pixels.to_json())
@@ -197,96 +181,39 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
     _dump(folder / ABOUT, about)
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
     write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None)
-    _write_golden(folder, models, page)
+    answers = answer_golden(folder, draw_golden(folder), [m.path for m in models], page.path if page else None)
+    _dump(folder / GOLDEN, answers)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [f"{hash_file(folder / name)}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _write_golden(folder: Path, models: list[Chosen], page: Chosen | None) -> None:
-    """Draw phantoms, one per class and frame, and write what each file answers; no image of a patient leaves.
-
-    Raises GoldenError where the bundle's predictor does not give the runner's logits bit for bit, or where the page's
-    file names another class than the first one, whose place it takes.
-    """
-    (folder / "golden").mkdir()
-    entries: dict[str, Any] = {}
-    for name, frame in _GOLDEN_FRAMES.items():
-        for label, class_name in enumerate(CLASSES):
-            path = f"golden/{class_name}_{name}.png"
-            pixels = render_phantom(label, frame.size, seed=0, size=frame.size)
-            Image.fromarray(np.pad(pixels, (frame.rows, frame.columns))).save(folder / path)
-            entries[path] = {"answers": {}}
-    for file in [*models, *([page] if page else [])]:
-        runner = load_runner(file.path)
-        predictor = Model(folder, file.path.name) if file is not page else None
-        for path, entry in entries.items():
-            entry["pixels_sha256"], answer = _ask_runner(runner, folder / path)
-            if predictor and golden_answer(predictor, folder / path) != (entry["pixels_sha256"], answer):
-                raise GoldenError(f"{path}: the bundle answers otherwise than the runner, which gives {answer}")
-            entry["answers"][file.path.name] = answer
-            first = entry["answers"][models[0].path.name]
-            if file is page and any(answer[key] != first[key] for key in ("class", "best")):
-                raise GoldenError(
-                    f"{path}: the page's file answers {answer}, {models[0].path.name} {first}; "
-                    "choose another with --bundle-file"
-                )
-    _dump(folder / GOLDEN, entries)
-
-
 def find_sources() -> list[str]:
-    """Return the files of brainq_torch that predict.py imports, at the top of a file or within a function.
+    """Return the project's files that predict.py imports, at the top of a file or within a function.
 
     They are copied as they are: what training did to an image, the clinic does.
     """
-    package = Path(brainq_torch.__file__).parent
-    finder: Any = _OwnModules(path=[str(package.parent)])
-    finder.run_script(bundle_predict.__file__)
+    finder: Any = _OwnModules(path=[str(_ROOT)])
+    finder.run_script(predict.__file__)
     files = [Path(module.__file__) for name, module in finder.modules.items() if name != "__main__"]
-    return sorted(file.relative_to(package).as_posix() for file in files)
+    return sorted(file.relative_to(_ROOT).as_posix() for file in files)
 
 
 class _OwnModules(ModuleFinder):
-    """Follows the imports of brainq_torch alone."""
+    """Follows the imports of the project alone."""
 
     def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
         """See ModuleFinder."""
-        if path is None and name != brainq_torch.__name__:
+        if path is None and name not in (brainq_torch.__name__, export.__name__):
             raise ImportError(name)
         return super().find_module(name, path, parent)
 
 
 def _requirements() -> str:
-    pins = {name: f"{name}=={version(name)}" for name in _PACKAGES}
+    pins = {name: f"{name}=={version(name)}" for name in PACKAGES}
     pillow = pins.pop("pillow")
     lines = ["# DICOM files need pydicom as well.", *pins.values(), f'{pillow} ; python_version >= "3.11"']
     return "\n".join([*lines, f'pillow=={_PILLOW_OF_310} ; python_version < "3.11"', ""])
-
-
-def _replay_alone(folder: Path) -> None:
-    """Replay the golden images with a Python that sees the bundle and its packages alone. Raises GoldenError."""
-    code = (
-        "import runpy, sys; packages, *sys.argv = sys.argv[1:]; sys.path.append(packages)\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    with tempfile.TemporaryDirectory() as packages:
-        for module in _PACKAGES.values():
-            (Path(packages) / module).symlink_to(import_module(module).__path__[0])
-        command = [sys.executable, "-ISBc", code, packages, str(folder / "predict.py"), "--verify"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise GoldenError(f"the bundle does not work by itself:\n{done.stderr.strip()}")
-
-
-def _ask_runner(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
-    """Return the hash of an image's pixels and the runner's answer, as ``golden_answer`` does."""
-    from brainq_torch.data.reading.image import read_grey
-
-    pixels = runner.pixels.apply(read_grey(path).pixels)
-    logits = runner(pixels[None])[0]
-    raw = runner.raw(pixels[None])[0] if runner.logit_scale else logits
-    answer = judge(logits, pixels, runner.classes, runner.abstention)
-    return hashlib.sha256(pixels.tobytes()).hexdigest(), summarise(raw, answer)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from export.bundle.predict import BundleError
+from export.bundle.answers import BundleError
 
 PACKAGE = "onnxruntime-web"
 RUNTIME_VERSION = "1.26.0"  # of the same release as the onnxruntime that the parity ladder runs
@@ -26,16 +26,26 @@ _FLOAT = "model_fp32.onnx"
 def find_twin(model: str, artefacts: dict[str, Any]) -> str:
     """Return the ONNX file that the page runs in place of a TFLite file: that of the same recipe, else the float one.
 
-    artefacts: the entries of parity.json.
+    Args:
+        model: The TFLite file's name.
+        artefacts: The entries of parity.json.
     """
     twin = str(Path(model).with_suffix(".onnx"))
     return twin if twin in artefacts else _FLOAT
 
 
 def write_page(folder: Path, runtime: Path) -> str:
-    """Copy the page and the runtime into a bundle. Returns the runtime's name and version.
+    """Copy the page and the runtime into a bundle.
 
-    runtime: folder of the npm package. Raises BundleError where it is another, or an older Pillow is installed.
+    Args:
+        folder: The bundle.
+        runtime: Folder of the npm package.
+
+    Returns:
+        The runtime's name and version.
+
+    Raises:
+        BundleError: It is another package, or an older Pillow is installed.
     """
     found = _read_package(runtime)
     if int(version("pillow").split(".")[0]) < _OLDEST_PILLOW:

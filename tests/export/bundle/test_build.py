@@ -19,8 +19,9 @@ from brainq_torch.run import load_run
 from brainq_torch.run_files import PARITY
 from export.__main__ import main as export_main
 from export.bundle import build as bundling
+from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import find_sources, make_bundle
-from export.bundle.predict import GOLDEN, OLDEST_PYTHON, SUMS, BundleError, Model, check_files, main
+from export.bundle.predict import OLDEST_PYTHON, SUMS, check_files, main
 from export.folder import ExportFolderError
 from export.run.runners import load_runner
 from tools.predict import predict_images
@@ -55,7 +56,7 @@ def test_a_bundle_holds_what_it_says(bundle, tiny_export):
     golden = {f"golden/{name}_{frame}.png" for name in CLASSES for frame in ("wide", "tall")}
     assert names == {
         "LICENSE", "MODEL_CARD.md", "SHA256SUMS", "bundle.json", "golden.json", "labels.txt", "model_fp16.tflite",
-        "pixels.json", "predict.py", "requirements.txt", *golden, *(f"brainq_torch/{name}" for name in find_sources()),
+        "pixels.json", "predict.py", "requirements.txt", *golden, *find_sources(),
     }  # fmt: skip
     assert (bundle / "model_fp16.tflite").read_bytes() == (tiny_export / "model_fp16.tflite").read_bytes()
     assert (bundle / "labels.txt").read_text() == "glioma\nmeningioma\nnotumor\npituitary\n"
@@ -104,7 +105,7 @@ def test_every_module_of_ours_that_it_loads_lies_in_the_bundle(bundle):
         "import sys; sys.path.insert(0, sys.argv[1]); import predict; predict.main(['--verify'])\n"
         "print([m for m in ('torch', 'scipy', 'lightning', 'sklearn') if m in sys.modules])\n"
         "from brainq_torch.data.reading import dicom, figshare, nifti\n"
-        "print([m.__file__ for name, m in sys.modules.items() if name.startswith('brainq_torch')])"
+        "print([m.__file__ for name, m in sys.modules.items() if name.split('.')[0] in ('brainq_torch', 'export')])"
     )
     clean = subprocess.run(
         [sys.executable, "-BPc", code, str(bundle)], capture_output=True, text=True, cwd="/", check=True
@@ -112,7 +113,7 @@ def test_every_module_of_ours_that_it_loads_lies_in_the_bundle(bundle):
     said, heavy, loaded = clean.stdout.splitlines()
     assert (said, heavy) == (verified("model_fp16.tflite"), "[]")
     paths = {Path(path) for path in ast.literal_eval(loaded)}
-    assert paths == {bundle / "brainq_torch" / name for name in find_sources()}
+    assert paths == {bundle / name for name in find_sources()}
 
 
 def test_its_sources_keep_to_its_oldest_python(bundle):
@@ -124,12 +125,12 @@ def test_its_sources_keep_to_its_oldest_python(bundle):
         ast.parse("type Path = str", feature_version=OLDEST_PYTHON)
 
 
-@pytest.mark.parametrize("gone", ["openmp.py", "data/reading/raster.py"])
+@pytest.mark.parametrize("gone", ["brainq_torch/openmp.py", "brainq_torch/data/reading/raster.py"])
 def test_a_bundle_that_needs_more_than_it_holds_is_not_made(tiny_run, tiny_export, tmp_path, monkeypatch, capsys, gone):
     monkeypatch.setattr(bundling, "find_sources", lambda: [name for name in find_sources() if name != gone])
     words = [str(tiny_run), "--out", str(tiny_export), "--bundle", str(tmp_path / "clinic")]
     assert export_main(words) == 1
-    module = "brainq_torch." + gone.removesuffix(".py").replace("/", ".")
+    module = gone.removesuffix(".py").replace("/", ".")
     said = capsys.readouterr().err
     assert "error: the bundle does not work by itself:" in said
     assert f"error: {module} is not installed" in said
@@ -180,6 +181,8 @@ def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path
 
 def test_a_missing_package_is_named(bundle, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "export.bundle.answers")
+    monkeypatch.delattr("export.bundle.answers")
     assert main(["--verify"], bundle) == 2
     assert "is not installed: python -m pip install -r requirements.txt" in capsys.readouterr().err
 
@@ -297,8 +300,8 @@ def test_golden_logits_are_compared(copy, capsys):
 
 
 def test_logits_that_are_not_finite_are_no_answer(copy, monkeypatch, capsys):
-    original = Model.run
-    monkeypatch.setattr(Model, "run", lambda self, pixels: original(self, pixels) * np.float32("nan"))
+    original = BundledModel.run
+    monkeypatch.setattr(BundledModel, "run", lambda self, pixels: original(self, pixels) * np.float32("nan"))
     assert main(["--verify"], copy) == 1
     assert capsys.readouterr().err.count("gives logits that are not finite") == 8
     scans = [str(copy / "golden" / f"{name}_wide.png") for name in CLASSES]

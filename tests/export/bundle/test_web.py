@@ -20,8 +20,9 @@ from brainq_torch.data.synthesis.phantom import phantom_images, render_phantom
 from brainq_torch.run import load_run
 from brainq_torch.run_files import PARITY
 from export.__main__ import main as export_main
+from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
-from export.bundle.predict import GOLDEN, SUMS, BundleError, Model, main
+from export.bundle.predict import SUMS, main
 from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE, RUNTIME_VERSION
 from tests.support.chromium import Chromium, serve
 
@@ -310,7 +311,7 @@ def answers_of(browser, paths):
 
 
 def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictures, tmp_path):
-    model = Model(int8_bundle)
+    model = BundledModel(int8_bundle)
     golden = sorted((int8_bundle / "golden").iterdir())
     Image.open(golden[0]).save(tmp_path / "scan.jpg", quality=90)
     (tmp_path / "broken.png").write_bytes(golden[0].read_bytes()[:300])

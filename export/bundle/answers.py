@@ -1,0 +1,291 @@
+"""What a bundle's predict.py answers: the model file, its golden images, and a line or a JSON object per image.
+
+Of the project it needs nothing but what lies in the bundle: no PyTorch, and nothing newer than predict.py's Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from brainq_torch.abstention.policy import UNCERTAIN, Abstention, softmax
+from brainq_torch.checksum import find_damage
+from brainq_torch.console import printable
+from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.run_files import BrainqError
+
+ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
+NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
+ANSWERED, SOME_UNREAD, CHECK_FAILED, UNUSABLE = 0, 1, 1, 2
+FLOAT_TOLERANCE = 1e-3
+"""Float logits may differ by this much on another processor; the same one gives the same bits."""
+
+OUTLIER_TOLERANCE = 1e-5
+
+
+class BundleError(BrainqError):
+    """A bundle that cannot be made or must not be used."""
+
+
+class GoldenError(BundleError):
+    """Golden images are answered otherwise than where the bundle was made."""
+
+
+class BrokenModelError(ValueError):
+    """Logits that are no answer: NaN or infinite."""
+
+
+class BundledModel:
+    """A TFLite file in its interpreter, with the pixels and the classes that it was made for."""
+
+    def __init__(self, folder: Path, file: str | None = None, threads: int = 1) -> None:
+        """Load one of the bundle's files, the first where none is named.
+
+        Raises:
+            BundleError: The file is not in the bundle, or is damaged.
+        """
+        models = {entry["file"]: entry for entry in read_about(folder)["models"]}
+        self.file = next(iter(models)) if file is None else file
+        if self.file not in models:
+            raise BundleError(f"{file} is not in this folder; allowed are {', '.join(models)}")
+        if damage := find_damage(folder / self.file):
+            raise BundleError(damage)
+        self.classes = (folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1]
+        self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
+        abstention = models[self.file]["metadata"].get("abstention")
+        self.abstention = Abstention.from_json(abstention) if abstention else None
+        self._interpreter = Interpreter(str(folder / self.file), num_threads=threads)
+        self._interpreter.allocate_tensors()
+        self._input, self._output = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        if int(self._output["shape"][-1]) != len(self.classes):
+            raise BundleError(f"the model gives {self._output['shape'][-1]} logits for {len(self.classes)} labels")
+
+    def run(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Map (size, size) uint8 pixels to the file's own logits, (C,) int8, uint8 or float32."""
+        values = scale_pixels(pixels[None]).transpose(0, 2, 3, 1)
+        dtype = self._input["dtype"]
+        if dtype != np.float32:
+            scale, zero_point = self._input["quantization"]
+            limits = np.iinfo(dtype)
+            values = np.clip(np.rint(values / np.float32(scale)) + zero_point, limits.min, limits.max).astype(dtype)
+        self._interpreter.set_tensor(self._input["index"], values)
+        self._interpreter.invoke()
+        logits: NDArray[Any] = self._interpreter.get_tensor(self._output["index"])[0]
+        return logits
+
+    def logits(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """Turn the file's own (C,) logits into float32 ones.
+
+        Raises:
+            BrokenModelError: They are NaN or infinite.
+        """
+        if raw.dtype == np.float32:
+            if not np.isfinite(raw).all():
+                raise BrokenModelError(f"{self.file} gives logits that are not finite, {raw.tolist()}: it is broken")
+            return raw
+        scale, zero_point = self._output["quantization"]
+        return np.asarray((raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale))
+
+    def answer(self, path: Path) -> dict[str, Any]:
+        """Read and classify one image.
+
+        Raises:
+            UnreadableImageError: It is no image, or one that shows nothing.
+            BrokenModelError: The logits are NaN or infinite.
+        """
+        grey = read_grey(path)
+        pixels, notes = self.pixels.apply_with_notes(grey.pixels)
+        logits = self.logits(self.run(pixels))
+        answer: dict[str, Any] = {"path": str(path), "model": self.file, "notes": [*grey.notes, *notes]}
+        answer["logits"] = [float(value) for value in logits]
+        return answer | judge(logits, pixels, self.classes, self.abstention)
+
+
+def judge(
+    logits: NDArray[np.float32], pixels: NDArray[np.uint8], classes: Sequence[str], abstention: Abstention | None
+) -> dict[str, Any]:
+    """Name the class of one image.
+
+    Args:
+        logits: (C,).
+        pixels: The (size, size) pixels that they were computed from.
+        classes: C names.
+        abstention: None where the file does not say when it does not answer.
+    """
+    judged = abstention.judge(logits[None], pixels[None]) if abstention else None
+    values = (judged.probabilities if judged else softmax(logits[None].astype(np.float64)))[0].tolist()
+    named = dict(zip(classes, values, strict=True))
+    best = max(named, key=named.__getitem__)
+    answer = {"class": best, "best": best, "probability": named[best], "probabilities": named}
+    if judged is None:
+        return answer
+    why = judged.reason(0)
+    return answer | {"class": UNCERTAIN if why else best, "abstained": why, "outlier": float(judged.outlier[0])}
+
+
+def golden_answer(model: BundledModel, path: Path) -> tuple[str, dict[str, Any]]:
+    """Return what a golden image must give: the hash of its pixels, and the answer."""
+    pixels = model.pixels.apply(read_grey(path).pixels)
+    raw = model.run(pixels)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return digest, summarise(raw, judge(model.logits(raw), pixels, model.classes, model.abstention))
+
+
+def summarise(raw: NDArray[Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer as the golden file has it.
+
+    Args:
+        raw: The model file's own logits, (C,).
+        answer: What ``judge`` makes of them.
+    """
+    outlier = {"outlier": float(f"{answer['outlier']:.9g}")} if "outlier" in answer else {}
+    return {"logits": raw.tolist(), "class": answer["class"], "best": answer["best"], **outlier}
+
+
+def verify(model: BundledModel, folder: Path) -> list[str]:
+    """Replay the golden images.
+
+    Pixels, class and integer logits must be the same; float logits may differ by ``FLOAT_TOLERANCE``.
+
+    Returns:
+        A line for each that differs.
+    """
+    golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+    wrong, exact, tolerance = [], 0, 0.0
+    for name, entry in golden.items():
+        try:
+            digest, found = golden_answer(model, folder / name)
+        except BrokenModelError as error:
+            wrong.append(f"{name}: {error}")
+            continue
+        expected = entry["answers"][model.file]
+        difference = max(abs(one - other) for one, other in zip(found["logits"], expected["logits"], strict=True))
+        exact += digest == entry["pixels_sha256"] and difference == 0
+        tolerance = 0.0 if all(isinstance(value, int) for value in expected["logits"]) else FLOAT_TOLERANCE
+        if digest != entry["pixels_sha256"]:
+            wrong.append(f"{name}: its pixels differ: another Pillow reads or resizes it otherwise")
+        elif (found["class"], found["best"]) != (expected["class"], expected["best"]):
+            wrong.append(f"{name}: is {_both(found)}, must be {_both(expected)}")
+        elif difference > tolerance:
+            wrong.append(f"{name}: logits differ by {difference:g}")
+        elif abs(found.get("outlier", 0) - expected.get("outlier", 0)) > OUTLIER_TOLERANCE:
+            wrong.append(f"{name}: its outlier score is {found['outlier']:g}, must be {expected['outlier']:g}")
+    if not wrong:
+        rest = "" if exact == len(golden) else f", the rest within {tolerance:g}, as expected of float"
+        print(f"verified: {model.file}, {len(golden)} golden images, {exact} of them equal to the last bit{rest}")
+    return wrong
+
+
+def _both(answer: dict[str, Any]) -> str:
+    best = str(answer["best"])
+    return best if answer["class"] == best else f"{answer['class']} ({best})"
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return bundle.json."""
+    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return about
+
+
+def find_images(words: Sequence[str]) -> Iterator[Path]:
+    """Yield files as they are, and of folders, at any depth, those that are images; hidden ones are left out."""
+    for word in words:
+        if not os.path.isdir(word):
+            yield Path(word)
+            continue
+        for parent, folders, files in os.walk(word):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from filter(_is_image, (Path(parent, name) for name in sorted(files) if not name.startswith(".")))
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        return path.suffix.lower() in IMAGE_SUFFIXES or looks_like_image(path)
+    except UnreadableImageError:
+        return False
+
+
+def answer_all(model: BundledModel, words: Sequence[str], as_json: bool) -> int:
+    """Print an answer for every image; one that cannot be read does not stop the rest."""
+    unread = total = 0
+    for path in find_images(words):
+        total += 1
+        try:
+            answer = model.answer(path)
+        except (UnreadableImageError, BrokenModelError) as error:
+            unread += 1
+            why = f"{error.reason}; {_remedy(error)}" if isinstance(error, UnreadableImageError) else str(error)
+            answer = {"path": str(path), "error": why}
+            print(f"not read: {printable(path)}: {printable(why)}", file=sys.stderr)
+        if as_json:
+            print(json.dumps(answer), flush=True)
+        elif "class" in answer:
+            notes = f"  [{'; '.join(answer['notes'])}]" if answer["notes"] else ""
+            print(printable(_line(answer) + notes), flush=True)
+    if not total:
+        print(f"no images in {', '.join(words)}", file=sys.stderr)
+    elif unread:
+        print(f"{unread} of {total} could not be read", file=sys.stderr)
+    return SOME_UNREAD if unread or not total else ANSWERED
+
+
+def _line(answer: dict[str, Any]) -> str:
+    ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
+    best, *others = [f"{name} {100 * value:.1f} %" for name, value in ranked]
+    if answer["class"] == UNCERTAIN:
+        return f"{answer['path']}: {UNCERTAIN}, {answer['abstained']}  ({', '.join([best, *others])})"
+    return f"{answer['path']}: {best}  ({', '.join(others)})"
+
+
+def _remedy(error: UnreadableImageError) -> str:
+    """Return what to do about an image; where a reader's package is missing, brainq_torch's own extras are not here."""
+    package = error.reason.removeprefix("needs the package ")
+    return str(error.remedy) if package == error.reason else f"python -m pip install {package}"
+
+
+def run(folder: Path, options: argparse.Namespace) -> int:
+    """Answer images, or replay the golden ones.
+
+    Args:
+        folder: The bundle.
+        options: The words of predict.py's command line.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        model = _load(folder, options.model, options.threads)
+        if options.verify:
+            files = [options.model] if options.model else [entry["file"] for entry in read_about(folder)["models"]]
+            wrong = [line for file in files for line in verify(_load(folder, file, options.threads), folder)]
+            if wrong:
+                raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
+            return ANSWERED
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CHECK_FAILED if isinstance(error, GoldenError) else UNUSABLE
+    if not options.json:
+        print(NOTICE, file=sys.stderr)
+    if model.abstention is None:
+        print(f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows", file=sys.stderr)
+    return answer_all(model, options.images, options.json)
+
+
+def _load(folder: Path, file: str | None, threads: int) -> BundledModel:
+    try:
+        return BundledModel(folder, file, threads)
+    except BundleError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BundleError(f"the model cannot be loaded: {error}") from error
