@@ -22,8 +22,32 @@ from export.verify.parity import Limits, Logits, judge
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_images, class_order, decode_images, labels_of
 
-WITHOUT_XNNPACK = " without XNNPACK"
-"""What follows a file's name where LiteRT's built-in kernels run it."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is run: a run folder or a file.
+
+    Attributes:
+        path: of the folder or file.
+        xnnpack: False where LiteRT's built-in kernels run it.
+    """
+
+    path: str
+    xnnpack: bool = True
+
+    @property
+    def name(self) -> str:
+        """Return how the report calls it."""
+        return self.path if self.xnnpack else f"{self.path} without XNNPACK"
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether ONNX Runtime runs it, whose optimisations change integers."""
+        return self.path.endswith(".onnx")
+
+    def load(self, threads: int, as_written: bool = False) -> Runner:
+        """Load it; ``as_written`` runs an ONNX file's graph as it stands in the file."""
+        return load_runner(self.path, threads, accelerated=self.xnnpack and not (as_written and self.is_onnx))
 
 
 @dataclass(frozen=True)
@@ -116,22 +140,21 @@ def _compare(options: argparse.Namespace) -> int:
         raise CommandError(f"a model is named twice among {', '.join(options.models)}; name each once")
     check_targets(options.json)
     # All are loaded before anything is measured: a wrong name must not cost the others' minutes.
-    runners = {name: load_runner(name, options.threads) for name in options.models}
-    asked: list[list[str]] = list(options.pair)
+    candidates, asked = [Candidate(path) for path in options.models], [tuple(map(Candidate, p)) for p in options.pair]
     if options.without_xnnpack:
-        plain = [name for name in options.models if Path(name).suffix == ".tflite"]
-        asked += [[name, name + WITHOUT_XNNPACK] for name in plain]
-        runners |= {name + WITHOUT_XNNPACK: _load_as_written(name + WITHOUT_XNNPACK, options.threads) for name in plain}
-    pairs = [tuple(_load_as_written(name, options.threads) for name in pair) for pair in asked]
+        plain = [Candidate(path, xnnpack=False) for path in options.models if Path(path).suffix == ".tflite"]
+        candidates += plain
+        asked += [(Candidate(candidate.path), candidate) for candidate in plain]
+    runners = {candidate: candidate.load(options.threads) for candidate in candidates}
+    as_written = {candidate: candidate.load(options.threads, as_written=True) for pair in asked for candidate in pair}
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
     images = Images(folder)
-    known: dict[str, Logits] = {}
+    known: dict[Candidate, Logits] = {}
     rows = compare_models(runners, images, known)
-    for pair, loaded in zip(asked, pairs, strict=True):
-        for name, runner in zip(pair, loaded, strict=True):
-            if name not in known:
-                known[name] = Logits(_run(name, runner, images), runner.logit_scale)
-    measured = [Pair(a, b, _measure(known[a], known[b])) for a, b in asked]
+    for candidate, runner in as_written.items():
+        if candidate not in known:
+            known[candidate] = Logits(_run(candidate.name, runner, images), runner.logit_scale)
+    measured = [Pair(a.name, b.name, _measure(known[a], known[b])) for a, b in asked]
     print(f"{folder.root}, split {split}: {len(images.labels)} images\n\n{format_rows(rows)}")
     if measured:
         print(f"\n{format_pairs(measured)}")
@@ -142,25 +165,27 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare_models(runners: dict[str, Runner], images: Images, known: dict[str, Logits]) -> list[ComparedFile]:
+def compare_models(
+    runners: dict[Candidate, Runner], images: Images, known: dict[Candidate, Logits]
+) -> list[ComparedFile]:
     """Measure each model, and each but the first against the first.
 
     Args:
-        runners: by path, or path and ``WITHOUT_XNNPACK``.
+        runners: the models, the reference first.
         images: decoded once for every PixelSpec.
         known: gets the logits of TFLite files and run folders, which ``Pair`` compares as they are; ONNX files are run
             otherwise there.
     """
     rows: list[ComparedFile] = []
     reference: NDArray[np.float32] | None = None
-    for name, runner in runners.items():
-        logits = _run(name, runner, images)
-        if not name.endswith(".onnx"):
-            known[name] = Logits(logits, runner.logit_scale)
-        size = _size(name.removesuffix(WITHOUT_XNNPACK))
+    for candidate, runner in runners.items():
+        logits = _run(candidate.name, runner, images)
+        if not candidate.is_onnx:
+            known[candidate] = Logits(logits, runner.logit_scale)
+        size = _size(candidate.path)
         against = None if reference is None else compare_predictions(reference, logits, images.labels)
         metrics = compute_metrics(logits, images.labels)
-        rows.append(ComparedFile(name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
+        rows.append(ComparedFile(candidate.name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
         reference = logits if reference is None else reference
     return rows
 
@@ -213,13 +238,6 @@ def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
     pixels = images.of(runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr, flush=True)
     return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]
-
-
-def _load_as_written(name: str, threads: int) -> Runner:
-    """Load a model; ONNX Runtime runs the graph as it stands in the file."""
-    return load_runner(
-        name.removesuffix(WITHOUT_XNNPACK), threads, accelerated=not name.endswith((WITHOUT_XNNPACK, ".onnx"))
-    )
 
 
 def _size(name: str) -> int:

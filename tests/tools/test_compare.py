@@ -8,7 +8,7 @@ import pytest
 
 from export.run.metadata import read_metadata, write_metadata
 from tests.support.sabotage import saturate
-from tools.compare import WITHOUT_XNNPACK, _load_as_written, main
+from tools.compare import Candidate, main
 
 
 def compare(capsys, *words):
@@ -68,11 +68,11 @@ def test_each_tflite_file_is_also_run_without_xnnpack(report, tiny_export, tiny_
     assert pairs[files[1]]["max_lsb"] <= 24  # the built-in kernels round twice: 10 on the real network
 
 
-@pytest.mark.parametrize("ending", ["", WITHOUT_XNNPACK])
-def test_only_the_row_of_that_name_runs_without_xnnpack(tiny_int8_export, ending):
-    runner = _load_as_written(f"{_int8(tiny_int8_export)[1]}{ending}", 1)
+@pytest.mark.parametrize("xnnpack", [True, False])
+def test_only_the_row_of_that_name_runs_without_xnnpack(tiny_int8_export, xnnpack):
+    runner = Candidate(str(_int8(tiny_int8_export)[1]), xnnpack).load(1, as_written=True)
     operators = {details["op_name"] for details in runner._interpreter._get_ops_details()}
-    assert ("DELEGATE" in operators) == (not ending)
+    assert ("DELEGATE" in operators) == xnnpack
 
 
 def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):
