@@ -31,12 +31,16 @@ def without_chatter() -> Iterator[None]:
 
     Other lines appear when the block ends.
     """
-    if sys.stderr is None:  # closed by whoever started this process
+    try:
+        written = None if sys.stderr is None else tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    except OSError:  # nowhere to write
+        written = None
+    if written is None:  # or closed by whoever started this process
         yield
         return
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as written:
+    with written:
         os.dup2(written.fileno(), 2)
         try:
             yield

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""More only wait for one another; a hundred thousand take the machine down."""
+
 _SPINS = "4000"
 _SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brainq_torch.console import escape_unprintable
+from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 
 WRONG_INPUT = 2
@@ -62,6 +63,13 @@ def positive(word: str) -> int:
     return natural(word, 1)
 
 
+def thread_count(word: str) -> int:
+    """Read a number of processor threads, as argparse's ``type``."""
+    if positive(word) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{word} is too large; allowed are 1 to {MOST_THREADS}")
+    return int(word)
+
+
 def natural(word: str, least: int = 0) -> int:
     """Read a number of an option, such as a seed, as argparse's ``type``."""
     number = int(word)
@@ -91,7 +99,7 @@ def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> 
     """Add how many threads a model may use, by default one for each processor."""
     all_of_them = os.cpu_count() or 1
     words = f"of the processor (default: {default or f'all, {all_of_them}'})"
-    parser.add_argument("--threads", type=positive, default=default or all_of_them, help=words)
+    parser.add_argument("--threads", type=thread_count, default=default or all_of_them, help=words)
 
 
 def check_targets(*targets: str | Path | None) -> None:

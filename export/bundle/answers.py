@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from brainq_torch.abstention.policy import UNCERTAIN, Abstention, softmax
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import printable
+from brainq_torch.console import printable, without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
@@ -53,8 +54,10 @@ class BundledModel:
         """Load one of the bundle's files, the first where none is named.
 
         Raises:
-            BundleError: The file is not in the bundle, or is damaged.
+            BundleError: The file is not in the bundle, or is damaged; or no machine has so many threads.
         """
+        if not 1 <= threads <= MOST_THREADS:
+            raise BundleError(f"--threads is {threads}; allowed are 1 to {MOST_THREADS}")
         models = {entry["file"]: entry for entry in read_about(folder)["models"]}
         self.file = next(iter(models)) if file is None else file
         if self.file not in models:
@@ -65,8 +68,9 @@ class BundledModel:
         self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
         abstention = models[self.file]["metadata"].get("abstention")
         self.abstention = Abstention.from_json(abstention) if abstention else None
-        self._interpreter = Interpreter(str(folder / self.file), num_threads=threads)
-        self._interpreter.allocate_tensors()
+        with without_chatter():
+            self._interpreter = Interpreter(str(folder / self.file), num_threads=threads)
+            self._interpreter.allocate_tensors()
         self._input, self._output = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
         if int(self._output["shape"][-1]) != len(self.classes):
             raise BundleError(f"the model gives {self._output['shape'][-1]} logits for {len(self.classes)} labels")

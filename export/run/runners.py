@@ -15,6 +15,7 @@ from brainq_torch.abstention.policy import Abstention
 from brainq_torch.checksum import find_damage
 from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
@@ -109,8 +110,8 @@ def load_runner(
         RunnerError, MetadataError, RunError or MissingExtraError, each with what to do.
     """
     path = Path(path)
-    if threads < 1:
-        raise RunnerError(f"threads is {threads}; allowed are 1 and more")
+    if not 1 <= threads <= MOST_THREADS:
+        raise RunnerError(f"threads is {threads}; allowed are 1 to {MOST_THREADS}")
     if not path.exists():
         raise RunnerError(f"{path} does not exist; give a run folder, an .onnx or a .tflite file")
     if path.is_dir():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from itertools import product
 from pathlib import Path
 
@@ -152,6 +153,14 @@ def test_a_number_that_makes_no_sense_is_2(flag, number, name, places, tmp_path,
     assert f"{flag}: {number} is too small" in said or f"{flag} is {number}" in said
 
 
+@pytest.mark.parametrize("name", NUMBERS[0][2])
+def test_more_threads_than_a_machine_has_are_2(name, places, tmp_path, capsys):
+    words = COMMANDS[f"tools.{name}"].format(given=places["model"], new=tmp_path / "new", **places).split()
+    code, said = call(f"tools.{name}", [*words, "--threads", "100000"], capsys)
+    assert code == 2
+    assert "--threads: 100000 is too large; allowed are 1 to " in said
+
+
 REPORTING = ("abstention", "audit", "bench", "bench_training", "compare", "doctor", "edge", "evaluate", "shift")
 
 
@@ -203,8 +212,9 @@ def test_loading_a_model_says_nothing(places):
     assert result.stderr == b""
 
 
-def test_a_closed_standard_error_is_no_obstacle(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)
+@pytest.mark.parametrize("missing", [(sys, "stderr"), (tempfile, "tempdir")])
+def test_a_closed_standard_error_or_no_place_to_write_is_no_obstacle(missing, monkeypatch):
+    monkeypatch.setattr(*missing, "/no/such/folder" if missing[0] is tempfile else None)
     escape_unprintable()
     with without_chatter():
         pass

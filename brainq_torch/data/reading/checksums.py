@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin
@@ -17,9 +18,19 @@ _MOST_BYTES = 9 * MAX_PIXELS  # 16 bits of red, green, blue and alpha, and what 
 
 # TIFF 6.0 (https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf)
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_OFFSETS, _SAMPLES, _ROWS, _SIZES, _PLANAR = 273, 277, 278, 279, 284
+_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _SIZES, _PLANAR, _PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
+_EXTRA, _FORMAT, _SUBSAMPLING = 338, 339, 530
+_SHORT, _INTEGERS = 3, (3, 4, 16)  # 16, 32 and 64 bits
+_SINGLE_SHORTS = (_COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _PREDICTOR)
+_SINGLE_INTEGERS = (_WIDTH, _HEIGHT, _ROWS, _TILE_WIDTH, _TILE_HEIGHT)
+_TYPES = dict.fromkeys((*_SINGLE_SHORTS, _BITS, _EXTRA, _FORMAT), (_SHORT,)) | dict.fromkeys(
+    (*_SINGLE_INTEGERS, _OFFSETS, _SIZES, _TILE_OFFSETS, _TILE_SIZES), _INTEGERS
+)
+_MAY_BE_ABSENT = (_ORIENTATION, _PREDICTOR, _FORMAT)
 _DEFLATE = (8, 32946)
+_PREDICTORS = (1, 2, 3)
+_MOST_TAGS = 0xFFFF
 _SUBSAMPLED = 6  # YCbCr
 
 
@@ -54,19 +65,59 @@ def _png_parts(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _check_tiff(file: BinaryIO, tags: Mapping[int, Any]) -> None:
-    """Inflate each strip or tile: a zlib stream of its own, as long as the tags say, which have no checksum."""
-    missing = [tag for tag in (_COMPRESSION, _PHOTOMETRIC) if tag not in tags]
+    """Inflate each strip or tile: a zlib stream of its own, as long as the tags say.
+
+    The tags have no checksum. What stands there must make sense, but nobody can notice a flipped bit in a value that
+    might as well be another: white or black is zero, an orientation, integers or floats, a palette's colours, and the
+    size of a picture in tiles, which are padded.
+    """
+    needed = (_COMPRESSION, _PHOTOMETRIC, *[_SUBSAMPLING] * (tags.get(_PHOTOMETRIC) == _SUBSAMPLED))
+    missing = [tag for tag in needed if tag not in tags]
     if missing:  # for a tag whose number is damaged Pillow takes a default
         raise ValueError(f"it has no tag {missing[0]}")
     if tags[_COMPRESSION] not in _DEFLATE:
         return
+    _check_directory(_read_directory(file))
+    if tags.get(_PREDICTOR, 1) not in _PREDICTORS:
+        raise ValueError(f"its predictor is {tags[_PREDICTOR]}; allowed are {_PREDICTORS}")
     strips = _OFFSETS in tags
     offsets, sizes = (tags[_OFFSETS], tags[_SIZES]) if strips else (tags[_TILE_OFFSETS], tags[_TILE_SIZES])
+    if any(start + size > after for (start, size), (after, _) in pairwise(sorted(zip(offsets, sizes, strict=True)))):
+        raise ValueError("two of its parts overlap")  # one would be read twice
     for offset, size, expected in zip(offsets, sizes, _part_sizes(tags, strips), strict=True):
         file.seek(offset)
         found = _inflate([file.read(size)])
         if found != expected and tags[_PHOTOMETRIC] != _SUBSAMPLED:
             raise ValueError(f"{found} bytes of pixels stand where its tags say {expected}")
+
+
+def _read_directory(file: BinaryIO) -> list[tuple[int, int, int]]:
+    """Return number, type and count of each tag as they stand in the file: Pillow leaves out what it cannot use."""
+    file.seek(0)
+    head = file.read(16)
+    order, big = "<" if head[:1] == b"I" else ">", 43 in head[2:4]
+    start, number, entry = (
+        (f"{order}8xQ", f"{order}Q", f"{order}HHQ8x") if big else (f"{order}4xI", f"{order}H", f"{order}HHI4x")
+    )
+    file.seek(struct.unpack_from(start, head)[0])
+    (count,) = struct.unpack(number, file.read(struct.calcsize(number)))
+    entries = list(struct.iter_unpack(entry, file.read(min(count, _MOST_TAGS) * struct.calcsize(entry))))
+    if any(file.read(8 if big else 4)):
+        raise ValueError("its tags end elsewhere than they say")  # several pictures are refused before
+    return entries
+
+
+def _check_directory(entries: list[tuple[int, int, int]]) -> None:
+    """Refuse tags that a damaged number, type or count would hide from a reader, which takes a default then."""
+    numbers = [tag for tag, _, _ in entries]
+    if numbers != sorted(set(numbers)):
+        raise ValueError("its tags are not in order")
+    for tag, kind, count in entries:
+        if kind not in _TYPES.get(tag, (kind,)) or (tag in (*_SINGLE_SHORTS, *_SINGLE_INTEGERS) and count != 1):
+            raise ValueError(f"its tag {tag} has type {kind} and {count} values")
+        meant = [other for other in _MAY_BE_ABSENT if (tag ^ other).bit_count() == 1 and other not in numbers]
+        if meant and tag not in _TYPES and (kind, count) == (_SHORT, 1):
+            raise ValueError(f"its tag {tag} seems to be a damaged {meant[0]}")
 
 
 def _part_sizes(tags: Mapping[int, Any], strips: bool) -> list[int]:

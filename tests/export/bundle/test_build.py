@@ -179,6 +179,17 @@ def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path
     assert (folder / "MODEL_CARD.md").read_text().count("- Paired with the float network on ") == 2
 
 
+@pytest.mark.parametrize("threads", [-1, 0, 100_000])
+def test_threads_that_no_machine_has_are_a_line(threads, bundle, capsys):
+    assert main(["--verify", "--threads", str(threads)], bundle) == 2
+    assert capsys.readouterr().err.startswith(f"error: --threads is {threads}; allowed are 1 to ")
+
+
+def test_an_answer_is_all_that_is_said(bundle):
+    result = predict(bundle, "--json", bundle / "golden" / "glioma_wide.png")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_missing_package_is_named(bundle, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "export.bundle.answers")
