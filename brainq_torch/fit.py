@@ -40,9 +40,10 @@ from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
 from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
 from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import load_pretrained
+from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.quant.prepare import finalize
 from brainq_torch.resume import claim, is_first_process
-from brainq_torch.run import RunError, load_run, save_checkpoint
+from brainq_torch.run import RunError, load_run, read_yaml, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, LOG, MANIFEST, METRICS, write_json
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
@@ -117,7 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     escape_unprintable()
     parser = make_parser()
-    config = parser.parse_args(_with_config(list(sys.argv[1:] if arguments is None else arguments)))
+    try:
+        config = parser.parse_args(_with_config(list(sys.argv[1:] if arguments is None else arguments)))
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
     out = Path(config.out)
     try:
         with _sigterm_raises():
@@ -176,6 +181,8 @@ def _with_config(words: list[str]) -> list[str]:
     known, others = early.parse_known_args(words)
     own = Path(known.out or DEFAULT_OUT) / CONFIG
     configs = known.config or [own if known.resume and own.is_file() else DEFAULT_CONFIG]
+    for path in configs:
+        read_yaml(Path(path))  # names the file, which the parser does not
     out = [] if known.out is None else [f"--out={known.out}"]
     return [*(f"--config={path}" for path in configs), *others, *out, *["--resume"] * known.resume]
 
@@ -183,6 +190,8 @@ def _with_config(words: list[str]) -> list[str]:
 def fit(parser: ArgumentParser, config: Namespace) -> None:
     """Train one run folder from start, or from where it was killed, to end."""
     out = Path(config.out)
+    if not 0 <= config.threads <= MOST_THREADS:
+        raise RunError(f"threads is {config.threads}; allowed are 0 (torch's choice) to {MOST_THREADS}")
     if config.threads:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
@@ -227,6 +236,13 @@ def _check_trainer(options: Namespace) -> None:
         raise RunError(
             "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "
             "--trainer.limit_train_batches 1 and stages of one epoch"
+        )
+    if options.limit_train_batches == 0:
+        raise RunError("trainer.limit_train_batches is 0: nothing would be trained; give at least 1, or leave it out")
+    if str(options.precision) in ("64", "64-true", "16-true", "bf16-true"):
+        raise RunError(
+            f"trainer.precision is {options.precision}; weights and images are float32: allowed are 32-true, "
+            "16-mixed and bf16-mixed"
         )
     if options.accumulate_grad_batches < 1:
         raise RunError(f"trainer.accumulate_grad_batches is {options.accumulate_grad_batches}; at least 1 is needed")

@@ -17,6 +17,7 @@ from brainq_torch.run_files import (
     CONFIG,
     ENVIRONMENT,
     LEAKAGE,
+    LOG,
     MANIFEST,
     METRICS,
     PHANTOMS,
@@ -27,6 +28,14 @@ from brainq_torch.run_files import (
 
 LOCK = "fit.lock"
 _CONFIG_BEFORE = "config.before.yaml"
+_BEGUN = frozenset(
+    {
+        CONFIG, ENVIRONMENT, LEAKAGE, LOG, MANIFEST, PHANTOMS, "checkpoints", "made_labels.npy", "pixels.npy",
+        "tensorboard", "views.npy",
+    }
+)  # fmt: skip
+"""What a training makes before its first validation."""
+
 _MACHINES = frozenset(
     {
         "out", "data.root", "data.workers", "threads", "compile", "trainer.accelerator", "trainer.enable_progress_bar",
@@ -92,7 +101,11 @@ def _remove(names: set[str], out: Path) -> None:
 def _begin(out: Path, text: str, resume: bool) -> bool:
     """Write what a run begins with, or check that it was this run's. Returns False where the run is complete."""
     held = {path.name for path in out.iterdir() if path.suffix != ".partial"}
-    if not held - {LOCK, CONFIG, ENVIRONMENT, _CONFIG_BEFORE, SEARCH}:  # a search knows its images
+    # A stage that ended before its first validation keeps no checkpoint, or a last.ckpt alone.
+    untrained = {CONFIG, ENVIRONMENT} <= held and not any(out.glob("checkpoints/*/[!l]*.ckpt"))
+    ours = set(_BEGUN) if untrained else {CONFIG, ENVIRONMENT}
+    if not held - ours - {LOCK, _CONFIG_BEFORE, SEARCH}:  # a search knows its images
+        _remove(ours - {CONFIG}, out)
         write_json(out / ENVIRONMENT, describe_environment())
         _keep_other_config(out, text)
     elif not resume:

@@ -185,13 +185,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         RunError: it is no YAML, or not the configuration of a run.
     """
     path = folder / CONFIG
+    config = read_yaml(path)
+    data = config.get("data")
+    if not isinstance(data, dict) or "root" not in data:
+        raise RunError(f"{path} is not the configuration of a run: it does not say data.root; copy it again")
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration. Raises RunError when it is no YAML in UTF-8, or not of names and values."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    data = config.get("data") if isinstance(config, dict) else None
-    if not isinstance(data, dict) or "root" not in data:
-        raise RunError(f"{path} is not the configuration of a run: it does not say data.root; copy it again")
+        raise RunError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} is no configuration: names with values are needed, it holds a {type(config).__name__}")
     return dict(config)
 
 

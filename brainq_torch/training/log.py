@@ -58,6 +58,8 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row and rewrite the file."""
+        if "val_loss" not in trainer.callback_metrics:  # max_steps or max_time ended it before
+            return
         seconds = self._train_end - self._epoch_start
         measured = {name: round(trainer.callback_metrics[name].item(), 6) for name in COLUMNS[3:7]}
         self.rows.append(

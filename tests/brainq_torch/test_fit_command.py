@@ -54,7 +54,14 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--trainer.check_val_every_n_epoch=2"], "validating after every epoch"),
         (["--trainer.limit_val_batches=0"], "validating after every epoch"),
         (["--trainer.fast_dev_run=1"], "keeps no checkpoint"),
-        (["--trainer.limit_train_batches=0"], "ended before its first epoch was validated"),
+        (["--trainer.limit_train_batches=0"], "nothing would be trained"),
+        (["--trainer.max_steps=1"], "ended before its first epoch was validated"),
+        (["--trainer.precision=64"], "allowed are 32-true, 16-mixed and bf16-mixed"),
+        (["--trainer.precision=64-true"], "allowed are 32-true, 16-mixed and bf16-mixed"),
+        (["--trainer.precision=16-true"], "allowed are 32-true, 16-mixed and bf16-mixed"),
+        (["--trainer.precision=bf16-true"], "allowed are 32-true, 16-mixed and bf16-mixed"),
+        (["--threads=-1"], "threads is -1; allowed are 0 (torch's choice) to "),
+        (["--threads=100000"], "threads is 100000; allowed are 0 (torch's choice) to "),
         (["--trainer.precision=7"], "precision"),
         (["--trainer.strategy=no_such"], "no_such"),
         (["--trainer.accelerator=tpu"], "trainer options"),
@@ -65,7 +72,7 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--trainer.val_check_interval=1000"], "val_check_interval"),
     ],
 )
-def test_wrong_trainer_flags_are_a_line(flags, match, phantoms, tmp_path, capsys):
+def test_wrong_flags_are_a_line(flags, match, phantoms, tmp_path, capsys):
     try:
         code = main([*words_for(phantoms, tmp_path / "run"), *flags])
     except SystemExit as stop:  # the parser's

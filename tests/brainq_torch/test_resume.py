@@ -107,3 +107,31 @@ def test_a_damaged_configuration_is_a_line(content, words, tiny_run, tmp_path, c
     (run / "config.yaml").write_bytes(content)
     assert main([*words, "--resume"]) == 2
     assert f"{run / 'config.yaml'} is no" in capsys.readouterr().err
+
+
+NO_CONFIGURATION = [b"- a list", "seed: 1 # ä".encode("latin-1"), "seed: 1".encode("utf-16"), bytes(range(128, 256))]
+
+
+@pytest.mark.parametrize("content", NO_CONFIGURATION)
+def test_a_file_that_is_no_configuration_is_a_line_that_names_it(content, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_bytes(content)
+    for words in (["--config", str(config), "--out", str(tmp_path / "new")], ["--resume", "--out", str(tmp_path)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {config} is no")
+        assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("resumed", [[], ["--resume"]])
+def test_a_run_that_trained_nothing_is_begun_anew(resumed, words, tmp_path):
+    out = tmp_path / "run"
+    assert main([*words, "--trainer.max_steps=1"]) == 2
+    (out / "notes.txt").write_text("precious")
+    before = contents(out)
+    assert main([*words, "--data.size=40", *resumed]) == 2
+    assert contents(out) == before
+    (out / "notes.txt").unlink()
+    assert main([*words, "--data.size=40", *resumed]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["data"]["size"] == 40
