@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 _CHATTER = b"INFO: "
+_ADVERTISEMENTS = ("TPU available: False", "💡 Tip", "Loading `train_dataloader`")
 
 
 def escape_unprintable() -> None:
@@ -23,6 +26,19 @@ def printable(path: str | os.PathLike[str]) -> str:
     """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def silence_training() -> None:
+    """Drop what says nothing when a training starts: advertisements, and the notes of TensorFlow.
+
+    TensorBoard would load it, where it is installed, to write a file of its own: this name is its switch against that.
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_ADVERTISEMENTS)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from torch import nn
 
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
-from brainq_torch.console import escape_unprintable
+from brainq_torch.console import escape_unprintable, silence_training
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
 from brainq_torch.data.dataset.manifest import read_manifest
@@ -117,6 +117,7 @@ def make_parser() -> ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     escape_unprintable()
+    silence_training()
     parser = make_parser()
     try:
         config = parser.parse_args(_with_config(list(sys.argv[1:] if arguments is None else arguments)))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,6 +117,13 @@ def test_each_epoch_is_a_line_where_no_bar_is_shown(phantoms, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert [f"all: epoch {number} of 2: train_loss " in printed for number in (1, 2, 3)] == [True, True, False]
     assert "FLOPs" not in printed
+
+
+def test_a_training_says_on_stderr_only_what_it_runs_on_and_why_it_ends(phantoms, tmp_path):
+    words = [*words_for(phantoms, tmp_path / "run"), "--stages=[{name: all, epochs: 1}]"]
+    command = [sys.executable, "-W", "ignore::UserWarning", "-m", "brainq_torch.fit", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in result.stderr.splitlines()] == ["GPU", "`Trainer.fit`"]
 
 
 @pytest.mark.parametrize("moment", ["before", "in training"])
