@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -39,6 +39,11 @@ def silence_training() -> None:
 
 def _says_something(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_ADVERTISEMENTS)
+
+
+def name_first(items: Sequence[str], most: int = 5) -> str:
+    """Return the first items, and how many more there are: ``a, b and 3 more``."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 @contextmanager

@@ -33,8 +33,9 @@ from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
 from brainq_torch.console import escape_unprintable, silence_training
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.datamodule import ImageDataModule, PixelDataset
+from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.data.decoded import PixelDataset
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
 from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, scan_folder
+from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
 from brainq_torch.data.dataset.sample import sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.image import GreyImage, UnreadableImageError
 from export.run.runners import Runner
 from tools.command import CommandError
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
-
-_DECODERS = 4  # threads; each may hold one large image
 
 
 def choose_images(data: Path, split: str | None, manifest: str | None = None) -> tuple[str, ImageFolder]:
@@ -82,25 +79,26 @@ def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, 
         DataFolderError: a class is left without an image.
     """
 
-    def decode(record: ImageRecord) -> tuple[NDArray[np.uint8] | None, list[Problem]]:
-        try:
-            grey = read_grey(folder.root / record.path)
-        except UnreadableImageError as error:
-            return None, [Problem(record.path, error.reason, error.remedy, "error")]
+    def fit(grey: GreyImage) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         image, fitted = pixels.apply_with_notes(grey.pixels)
-        said = (*grey.notes, *fitted)
-        return image, [Problem(record.path, note, "nothing to do if that is right", "note") for note in said]
+        return image, (*grey.notes, *fitted)
 
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        decoded = list(pool.map(decode, folder.records))
-    kept = [(record, image) for record, (image, _) in zip(folder.records, decoded, strict=True) if image is not None]
-    problems = sort_problems([*folder.problems, *(problem for _, found in decoded for problem in found)])
-    readable = replace(folder, records=tuple(record for record, _ in kept), problems=problems)
+    kept: list[ImageRecord] = []
+    images: list[NDArray[np.uint8]] = []
+    problems = list(folder.problems)
+    for record, outcome in zip(folder.records, read_images(folder.root, folder.records, fit), strict=True):
+        if isinstance(outcome, UnreadableImageError):
+            problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
+            continue
+        kept.append(record)
+        images.append(outcome[0])
+        problems += [Problem(record.path, note, "nothing to do if that is right", "note") for note in outcome[1]]
+    readable = replace(folder, records=tuple(kept), problems=sort_problems(problems))
     empty = {record.label for record in folder.records} - {record.label for record in readable.records}
     if empty:
         names = ", ".join(CLASSES[label] for label in sorted(empty))
         raise DataFolderError(f"class {names} has no readable image.\n{readable.report()}")
-    return readable, np.stack([image for _, image in kept])
+    return readable, np.stack(images)
 
 
 def labels_of(folder: ImageFolder) -> NDArray[np.int64]:

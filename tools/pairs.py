@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
-from brainq_torch.data.synthesis.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR, Maker, paint_any, transplant_lesion
+from brainq_torch.data.synthesis.counterfactual import CounterfactualMaker
+from brainq_torch.data.synthesis.editing import paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.evaluation.paired import LEVEL
 from brainq_torch.run_files import write_json
@@ -56,7 +57,7 @@ def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int
         count: pairs of each kind.
         seed: of what is drawn.
     """
-    maker = Maker(pixels, labels)
+    maker = CounterfactualMaker(pixels, labels)
     normal, tumours = (np.flatnonzero(np.isin(labels, wanted)) for wanted in ([NOTUMOR], [GLIOMA, MENINGIOMA]))
     if not len(normal) or not len(tumours):
         raise CommandError("pairs need images of class notumor and of gliomas or meningiomas")
@@ -80,14 +81,14 @@ def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int
     return made
 
 
-def _paint(pairs: Pairs, maker: Maker, row: int, rng: np.random.Generator) -> None:
+def _paint(pairs: Pairs, maker: CounterfactualMaker, row: int, rng: np.random.Generator) -> None:
     head, _ = maker.look(row)
     if head is not None:
         label = GLIOMA if rng.random() < 0.6 else MENINGIOMA
         pairs.add(head.image, paint_any(head, label, rng), (NOTUMOR, label))
 
 
-def _transplant(pairs: Pairs, maker: Maker, row: int, donor: int, rng: np.random.Generator) -> None:
+def _transplant(pairs: Pairs, maker: CounterfactualMaker, row: int, donor: int, rng: np.random.Generator) -> None:
     head, _ = maker.look(row)
     source, lesion = maker.look(donor)
     if head is None or source is None or lesion is None:
@@ -97,7 +98,7 @@ def _transplant(pairs: Pairs, maker: Maker, row: int, donor: int, rng: np.random
         pairs.add(head.image, moved, (NOTUMOR, int(maker.labels[donor])))
 
 
-def _clear(pairs: Pairs, maker: Maker, row: int) -> None:
+def _clear(pairs: Pairs, maker: CounterfactualMaker, row: int) -> None:
     head, lesion = maker.look(row)
     if head is not None and lesion is not None:
         pairs.add(head.image, mirror_half(head.image, not lesion.left), (int(maker.labels[row]), NOTUMOR))

@@ -3,6 +3,8 @@
 CLASSES: tuple[str, ...] = ("glioma", "meningioma", "notumor", "pituitary")
 """Class names in label order: a label is an index into this tuple, a logit vector has one entry per name."""
 
+GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY = range(len(CLASSES))
+
 _ALIASES: dict[str, frozenset[str]] = {
     "glioma": frozenset({"glioma", "gliomas", "gliomatumor", "gl"}),
     "meningioma": frozenset({"meningioma", "meningiomas", "meningiomatumor", "me"}),

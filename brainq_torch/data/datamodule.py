@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from brainq_torch.data.augment.appearance import StyleMixing
-from brainq_torch.data.augment.device import pick_device
 from brainq_torch.data.augment.geometry import Augmentation
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
@@ -26,49 +25,14 @@ from brainq_torch.data.dataset.manifest import (
     verify_manifest,
     write_manifest,
 )
+from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, pick_device, to_input, to_pixels
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
-from brainq_torch.data.leakage.splits import Draw, SplitPlan, adopt_splits, check_rows
-from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
-from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_images
+from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.run_files import LEAKAGE, MANIFEST, PHANTOMS, SEARCH, atomic_path, write_json
-
-
-class Batch(NamedTuple):
-    """images: (N, H, W) uint8, or (N, 1, H, W) float32 once on the device; labels, rows: (N,) int64.
-
-    view: which of the kept versions of the images these are; -1 where none are kept.
-    """
-
-    images: Tensor
-    labels: Tensor
-    rows: Tensor
-    view: int = -1
-
-
-class PixelDataset(Dataset[Batch]):
-    """Rows of the decoded images, fetched a batch at a time.
-
-    pixels: (M, H, W) uint8, all images of the run. rows: which of them belong here. labels: (M,) int64.
-    """
-
-    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        self.pixels, self.labels, self.rows = pixels, labels, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def images(self, step: int = 1) -> NDArray[np.uint8]:
-        """Return every ``step``-th image, (N, H, W) uint8."""
-        return np.asarray(self.pixels[self.rows[::step]])
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """Fetch a whole batch in one indexing operation (torch's batched-fetch protocol)."""
-        rows = self.rows[positions]
-        return Batch(
-            torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows]), torch.from_numpy(rows.copy())
-        )
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -78,24 +42,30 @@ class ImageDataModule(L.LightningDataModule):
     5708 images at 224 pixels), which all processes map into memory; an epoch decodes nothing. The file is removed when
     the run is complete.
 
-    out: the run folder. seed: of the split, the order and the augmentation.
-    root: folder with class folders, or with Training and Testing above them; ``phantom`` writes synthetic images.
-    size, fit: the PixelSpec.
-    split: how the validation part is drawn when the folder has none of its own: ``grouped`` keeps copies, slices of one
-    head and images of one patient together, ``stratified`` does not.
-    val_fraction: share of the training images to validate on.
-    groups, group_pattern: what belongs together: a CSV with columns path and group, or a regular expression whose first
-    parenthesis is the group in a path. Without them: the patients of DICOM and figshare files, else what a search for
-    copies finds.
-    manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
-    batch_size: images per step and process.
-    augmentation, style: changes of training images.
-    views: how many changed versions of each training image are made, once, and trained on in turn, one an epoch; 0
-    changes them anew in every epoch. They are the same for every seed, so that runs can share what a teacher says to
-    them (``ViewTeacher``); N * size * size bytes each, in the run folder until the run is complete.
-    counterfactual: images made from the training images, and added to them.
-    phantoms_per_class: synthetic training images per class for root ``phantom``; a third as many are made for testing.
-    workers: loader processes; 0 is fastest where batches come from memory.
+    Args:
+        out: the run folder.
+        seed: of the split, the order and the augmentation.
+        root: folder with class folders, or with Training and Testing above them; ``phantom`` writes synthetic images.
+        size: side of the network's square input in pixels.
+        fit: how images come to that size: ``stretch`` both sides, ``pad`` with black, or ``head``, padded likewise but
+            cropped to the head first.
+        split: how the validation part is drawn when the folder has none of its own: ``grouped`` keeps copies, slices
+            of one head and images of one patient together, ``stratified`` does not.
+        val_fraction: share of the training images to validate on.
+        groups: what belongs together: a CSV with columns path and group. Without it and ``group_pattern``: the
+            patients of DICOM and figshare files, else what a search for near-duplicates finds.
+        group_pattern: regular expression whose first parenthesis is the group in a path.
+        manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
+        batch_size: images per step and process.
+        augmentation: changes of training images' geometry and brightness.
+        style: changes of how training images look, as if from other scanners.
+        views: how many changed versions of each training image are made, once, and trained on in turn, one an epoch; 0
+            changes them anew in every epoch. They are the same for every seed, so that runs can share what a teacher
+            says to them (``ViewTeacher``); N * size * size bytes each, in the run folder until the run is complete.
+        counterfactual: images made from the training images, and added to them.
+        phantoms_per_class: synthetic training images per class for root ``phantom``; a third as many are made for
+            testing.
+        workers: loader processes; 0 is fastest where batches come from memory.
     """
 
     def __init__(
@@ -124,6 +94,11 @@ class ImageDataModule(L.LightningDataModule):
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
         self.out, self.seed, self.root, self.manifest = Path(out), seed, root, manifest
+        self._leakage, self._search = self.out / LEAKAGE, self.out / SEARCH
+        # (N, size, size) uint8 in manifest order, and after them the (M,) made for training, whose labels lie beside.
+        self.cache, self._made_labels = self.out / "pixels.npy", self.out / "made_labels.npy"
+        # (views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one.
+        self._views = self.out / "views.npy"
         self.pixels = PixelSpec(size, fit)
         if root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
@@ -139,47 +114,24 @@ class ImageDataModule(L.LightningDataModule):
         return self.out / PHANTOMS if self.root == "phantom" else Path(self.root)
 
     @property
-    def cache(self) -> Path:
-        """The decoded images, (N, size, size) uint8 in manifest order, and after them those made for training."""
-        return self.out / "pixels.npy"
-
-    @property
     def leakage(self) -> dict[str, LeakCheck]:
         """How far each held-out split leaks, as ``prepare_data`` found it."""
         return read_leakage(self._leakage)
-
-    @property
-    def _leakage(self) -> Path:
-        return self.out / LEAKAGE
-
-    @property
-    def _search(self) -> Path:
-        """What a search for copies has found so far."""
-        return self.out / SEARCH
-
-    @property
-    def _made_labels(self) -> Path:
-        """Labels of the images made for training, (M,) int64."""
-        return self.out / "made_labels.npy"
-
-    @property
-    def _views(self) -> Path:
-        """The kept versions of the decoded images, (views, N, size, size) uint8; black where nobody trains on one."""
-        return self.out / "views.npy"
 
     def discard(self) -> None:
         """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
         self.cache.unlink()
         self._leakage.unlink()
-        self._search.unlink(missing_ok=True)
-        self._made_labels.unlink(missing_ok=True)
-        self._views.unlink(missing_ok=True)
+        for path in (self._search, self._made_labels, self._views):
+            path.unlink(missing_ok=True)
 
     def prepare_data(self) -> None:
         """Write the manifest and decode the images, once, on the first process only.
 
-        Raises DataFolderError when the folder cannot be used, GroupError when the groups asked for do not fit it,
-        ManifestError when a resumed run's images have changed or do not fit the manifest asked for.
+        Raises:
+            DataFolderError: The folder cannot be used.
+            GroupError: The groups asked for do not fit it.
+            ManifestError: A resumed run's images have changed, or do not fit the manifest asked for.
         """
         manifest = self.out / MANIFEST
         if self.root == "phantom" and not self.folder.exists():
@@ -187,10 +139,8 @@ class ImageDataModule(L.LightningDataModule):
             write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
         if manifest.exists():
             verify_manifest(self.folder, read_manifest(manifest))
-            if not self._leakage.exists():  # a run that an earlier version began
-                self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
         else:
-            self._draw_splits(manifest)
+            self._write_splits(manifest)
         if not self.cache.exists():
             rows = read_manifest(manifest)
             pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
@@ -211,10 +161,9 @@ class ImageDataModule(L.LightningDataModule):
             for view in range(self.views):
                 for start in range(0, len(training), self.batch_size):
                     rows = training.rows[start : start + self.batch_size]
-                    images = _scale(torch.from_numpy(training.pixels[rows]).to(device))
+                    images = to_input(torch.from_numpy(training.pixels[rows]).to(device))
                     changed = self._change(images, make_generator([view, start]))
-                    pixels = (changed.squeeze(1) * MIDDLE_GREY + MIDDLE_GREY).round().clamp(0, 255)
-                    kept[view, rows] = pixels.to(torch.uint8).cpu().numpy()
+                    kept[view, rows] = to_pixels(changed).cpu().numpy()
             kept.flush()
 
     def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -229,30 +178,27 @@ class ImageDataModule(L.LightningDataModule):
         """Append the images made from the training part, and write their labels."""
         training = np.array([row.split == "Training" for row in rows])
         labels = np.array([CLASSES.index(row.label) for row in rows])
-        made = make_images(pixels[training], labels[training], self.counterfactual, self.seed)
+        made = make_counterfactuals(pixels[training], labels[training], self.counterfactual, self.seed)
         np.save(self._made_labels, made.labels)
         return np.concatenate([pixels, made.pixels])
 
-    def _draw_splits(self, manifest: Path) -> None:
+    def _write_splits(self, manifest: Path) -> None:
         """Write the leak check, then the manifest: where that is, the other is, and is its own."""
         try:
-            drawn = self._draw()
+            splits = self._split_images()
         except Exception:  # a kill keeps what was found; what the user must correct leaves nothing in the way
             self._search.unlink(missing_ok=True)
             raise
-        self._write_leakage(drawn)
+        write_json(self._leakage, {split: check.to_json() for split, check in splits.leakage.items()})
         with atomic_path(manifest) as partial:
-            write_manifest(partial, drawn.rows)
+            write_manifest(partial, splits.rows)
 
-    def _draw(self) -> Draw:
+    def _split_images(self) -> RunSplits:
         if self.manifest:
             return adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest), self._search)
         found = scan_folder(self.folder)
         print(found.report(), flush=True)
-        return self.plan.draw(found, self._search)
-
-    def _write_leakage(self, drawn: Draw) -> None:
-        write_json(self._leakage, {split: check.to_json() for split, check in drawn.leakage.items()})
+        return self.plan.split_images(found, self._search)
 
     def setup(self, stage: str) -> None:
         """Map the decoded images and list the rows of each split."""
@@ -265,7 +211,7 @@ class ImageDataModule(L.LightningDataModule):
         splits = [row.split for row in rows] + ["Training"] * len(made)
         self.datasets = {
             split: PixelDataset(pixels, labels, np.array([i for i, name in enumerate(splits) if name == split], int))
-            for split in ("Training", "val", "Testing")
+            for split in SPLITS
         }
 
     def class_counts(self) -> Tensor:
@@ -282,9 +228,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader("val", shuffle=False)
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader[Batch]:
-        trainer = self.trainer
-        if trainer is None:
-            raise RuntimeError("attach the data module to a Trainer first")
+        trainer = self._attached()
         sampler: DistributedSampler[Batch] = DistributedSampler(
             self.datasets[split],
             num_replicas=trainer.world_size,
@@ -302,32 +246,23 @@ class ImageDataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
+    def _attached(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("attach the data module to a Trainer first")
+        return self.trainer
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale the pixels; change them when training, by a draw from seed, stage, epoch, batch and process."""
-        trainer = self.trainer
-        if trainer is None:
-            raise RuntimeError("attach the data module to a Trainer first")
+        trainer = self._attached()
         if trainer.training and self.views:
             view = trainer.current_epoch % self.views
             kept = torch.from_numpy(self.kept_views[view, batch.rows.cpu().numpy()])
-            return batch._replace(images=_scale(kept.to(batch.images.device)), view=view)
-        images = _scale(batch.images)
+            return batch._replace(images=to_input(kept.to(batch.images.device)), view=view)
+        images = to_input(batch.images)
         if trainer.training:
             place = [self.seed, self.stage_index, trainer.current_epoch, int(batch.rows[0]), trainer.global_rank]
-            generator = make_generator(place)
-            images = self._change(images, generator)
+            images = self._change(images, make_generator(place))
         return batch._replace(images=images)
-
-
-def make_generator(place: list[int]) -> torch.Generator:
-    """Return a CPU generator whose stream depends on nothing but these whole numbers (seed, stage, epoch, ...)."""
-    state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-def _scale(pixels: Tensor) -> Tensor:
-    """(N, H, W) uint8 -> (N, 1, H, W) float32, (pixel - 128) / 128."""
-    return ((pixels.float() - MIDDLE_GREY) / MIDDLE_GREY).unsqueeze(1)
 
 
 def _keep(batch: Batch) -> Batch:

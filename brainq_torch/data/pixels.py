@@ -19,9 +19,10 @@ MIDDLE_GREY = 128
 class PixelSpec:
     """Size and fit of the network's input.
 
-    size: side of the square input in pixels.
-    fit: ``stretch`` resizes both sides to ``size``; ``pad`` keeps the aspect ratio and centres the image on black;
-    ``head`` does so with the part of the image that the head fills (``head_crop.py``).
+    Attributes:
+        size: side of the square input in pixels.
+        fit: ``stretch`` resizes both sides to ``size``; ``pad`` keeps the aspect ratio and centres the image on black;
+            ``head`` does so with the part of the image that the head fills (``head_crop.py``).
     """
 
     size: int = 224
@@ -34,10 +35,7 @@ class PixelSpec:
             raise ValueError(f"fit is {self.fit!r}; allowed are 'stretch', 'pad' and 'head'")
 
     def apply(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize one grey image with Pillow's antialiased bilinear filter.
-
-        grey: (h, w) uint8 of any size. Returns (size, size) uint8.
-        """
+        """Resize one grey image with Pillow's antialiased bilinear filter: (h, w) uint8 -> (size, size) uint8."""
         return self.apply_with_notes(grey)[0]
 
     def apply_with_notes(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -66,7 +64,11 @@ class PixelSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PixelSpec:
-        """Rebuild from ``to_json``'s data. Raises ValueError on keys this version does not know."""
+        """Rebuild from ``to_json``'s data.
+
+        Raises:
+            ValueError: There are keys that this version does not know.
+        """
         unknown = set(data) - {"size", "fit"}
         if unknown:
             raise ValueError(f"unknown PixelSpec keys {sorted(unknown)}; this file was made by a newer brainq_torch")
@@ -85,9 +87,6 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def scale_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Scale uint8 grey images to the network's input.
-
-    pixels: (N, H, W) uint8. Returns (N, 1, H, W) float32, (pixel - 128) / 128, in [-1, 0.9921875].
-    """
+    """Scale (N, H, W) uint8 to the network's input: (N, 1, H, W) float32, (pixel - 128) / 128, in [-1, 0.9921875]."""
     centred = pixels.astype(np.float32) - np.float32(MIDDLE_GREY)
     return (centred / np.float32(MIDDLE_GREY))[:, None]

@@ -9,7 +9,8 @@ from pathlib import Path
 def read_table(path: Path, failure: type[ValueError]) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns and the rows of a CSV file in UTF-8, with or without a byte order mark.
 
-    Raises ``failure`` for another encoding, what is no CSV, and rows with too many or too few fields.
+    Raises:
+        ValueError: ``failure``: another encoding, no CSV, or rows with too many or too few fields.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -14,7 +14,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.datamodule import Batch, ImageDataModule, make_generator
+from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.decoded import Batch, make_generator
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.stages import Stage, make_optimizer, make_schedule
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, linalg, nn
 from torch.nn import functional
 
-from brainq_torch.data.datamodule import Batch, ImageDataModule
+from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.decoded import Batch
 from brainq_torch.training.teacher import FeatureTaps, Outputs, Teacher, TeacherOutputs
 
 LabelLoss = Callable[[Tensor, Batch], Tensor]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brainq_torch.data.augment.device import pick_device
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.datamodule import Batch, ImageDataModule
+from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
+from brainq_torch.data.decoded import Batch, pick_device
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.models.pretrained import read_weights
 from brainq_torch.run import check_weights_fit, load_run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ import numpy.typing as npt
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import draw_balanced
 from brainq_torch.data.dataset.load import load_pixels
-from brainq_torch.data.dataset.manifest import ManifestError, ManifestRow, manifest_folder
+from brainq_torch.data.dataset.manifest import ManifestError, ManifestRow, find_faults, manifest_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run import Run, RunError
-from brainq_torch.run_files import hash_file
 
 PHANTOM = "phantom"
 """What a sample calls the split of a phantom."""
@@ -125,18 +123,10 @@ def check_run_images(run: Run, root: Path | None = None) -> RunImages:
     if not root.is_dir():
         problem = f"{root}, the folder of the run's {len(listed)} images, is not there"
         return replace(none, problems=(problem,), listed=listed)
-    with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(lambda row: _fault(root, row), listed))
+    faults = find_faults(root, listed)
     rows = tuple(row for row, fault in zip(listed, faults, strict=True) if not fault)
     problems = _describe(root, [fault for fault in faults if fault], len(listed))
     return replace(none, rows=rows, problems=problems, listed=listed)
-
-
-def _fault(root: Path, row: ManifestRow) -> str:
-    path = root / row.path
-    if not path.is_file():
-        return f"{row.path} is missing"
-    return "" if hash_file(path) == row.sha256 else f"{row.path} has changed"
 
 
 def _describe(root: Path, faults: Sequence[str], total: int) -> tuple[str, ...]:

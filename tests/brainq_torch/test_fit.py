@@ -153,7 +153,7 @@ def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
         monkeypatch.setattr(owner, name, wrapper)
 
     if moment == "manifest":
-        die_after(fit.ImageDataModule, "_draw_splits", lambda *_: True)
+        die_after(fit.ImageDataModule, "_write_splits", lambda *_: True)
     elif moment == "pixels":
         die_after(fit.ImageDataModule, "prepare_data", lambda *_: True)
     elif moment.startswith("first"):
@@ -224,7 +224,7 @@ def test_changed_images_stop_a_resume(tmp_path, monkeypatch, capsys):
     victim = next(root.rglob("*.png"))
     victim.write_bytes(victim.read_bytes() + b"x")
     assert main(["--resume", "--out", str(out)]) == 2
-    assert f"{victim.name} (changed)" in capsys.readouterr().err
+    assert f"{victim.name} has changed" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(phantoms, tmp_path, capsys):

@@ -173,7 +173,7 @@ def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fa
     assert "split val: 4 images" in capsys.readouterr().out
     picture(15).save(data / "Training" / "glioma" / "0.png")
     assert evaluate.main(words) == 2
-    assert "Training/glioma/0.png (changed)" in capsys.readouterr().err
+    assert "Training/glioma/0.png has changed" in capsys.readouterr().err
 
 
 def test_plot_is_written(data, fake, tmp_path):

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from brainq_torch.data.classes import GLIOMA, MENINGIOMA, NOTUMOR
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
-from brainq_torch.data.synthesis.counterfactual import GLIOMA, MENINGIOMA, NOTUMOR
 from brainq_torch.run_files import hash_file
 from tests.brainq_torch.data.synthesis.test_midline import draw_head
 from tools.command import WRONG_INPUT, CommandError

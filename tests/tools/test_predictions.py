@@ -62,7 +62,7 @@ def test_a_changed_image_is_refused(tiny_run, tiny_export, phantoms, tmp_path, c
     image = next((data / "Testing").rglob("*.png"))
     shutil.copy(next((data / "Training").rglob("*.png")), image)
     assert predict(tiny_export / "model_fp16.tflite", tiny_run, data, tmp_path / "a.npz") == 2
-    assert "(changed)" in capsys.readouterr().err
+    assert "has changed" in capsys.readouterr().err
     assert not (tmp_path / "a.npz").exists()
 
 

@@ -12,7 +12,7 @@ from tools.shift.__main__ import draw_balanced, main, measure
 from tools.shift.corruptions import CORRUPTIONS, STRENGTHS, corrupt, seeded
 from tools.shift.plot import _tell_apart
 from tools.shift.scores import CLEAN, LESIONS, NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
-from tools.shift.stand_ins import head_mask, lesioned, restyle
+from tools.shift.stand_ins import find_head_mask, lesioned, restyle
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +83,12 @@ def test_odd_images_survive(name, shape):
 def test_a_style_is_the_sources_histogram_on_the_images_anatomy(heads):
     grey, source = heads[0], heads[5]
     styled = restyle(grey, source)
-    mask = head_mask(grey)
+    mask = find_head_mask(grey)
     assert 0.2 < mask.mean() < 0.9
     assert styled.shape == grey.shape
     ranks = [np.argsort(np.argsort(image[mask])) for image in (grey, styled)]
     assert np.corrcoef(*ranks)[0, 1] > 0.85
-    quantiles = [np.quantile(image[head_mask(image)], (0.25, 0.5, 0.75)) for image in (styled, source)]
+    quantiles = [np.quantile(image[find_head_mask(image)], (0.25, 0.5, 0.75)) for image in (styled, source)]
     assert np.abs(quantiles[0] - quantiles[1]).max() < 15
     assert np.abs(restyle(grey, grey).astype(int) - grey)[mask].mean() < 6  # control: its own style changes little
 
@@ -100,7 +100,7 @@ def test_lesions_are_painted_on_heads_and_nowhere_else(heads):
         plain = np.asarray(Image.fromarray(grey).resize((224, 224), Image.Resampling.BILINEAR))
         changed = np.abs(painted.astype(int) - plain) > 8
         assert 0.005 < changed.mean() < 0.3
-        assert not changed[~head_mask(plain)].any()
+        assert not changed[~find_head_mask(plain)].any()
     assert lesioned(np.zeros((80, 80), np.uint8), 0, seeded("x")) is None
 
 

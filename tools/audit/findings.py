@@ -12,17 +12,18 @@ from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import ImageFolder
+from brainq_torch.data.leakage.candidates import ORIENTATIONS, orient, shrink
 from brainq_torch.data.leakage.check import (
+    NEIGHBOUR_SIDE,
     SOURCES,
     LeakCheck,
     check_splits,
     grouped_split,
     nearest_neighbour_accuracy,
     share_group,
-    shrink_for_neighbours,
 )
 from brainq_torch.data.leakage.groups import find_all_links
-from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, ORIENTATIONS, SCAN, Links, orient
+from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links
 from brainq_torch.data.reading.raster import COLOURED
 from tools.audit.shortcuts import Probe, run_probes
 
@@ -258,7 +259,7 @@ def _grouped_neighbour(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], groups: NDArray[np.int64], usable: NDArray[np.bool_]
 ) -> float | None:
     """Return 1-NN accuracy on a fifth of the usable images, no group divided, or None where no such part exists."""
-    pixels, labels, groups = shrink_for_neighbours(pixels)[usable], labels[usable], groups[usable]
+    pixels, labels, groups = shrink(pixels, NEIGHBOUR_SIDE)[usable], labels[usable], groups[usable]
     if any(len(np.unique(groups[labels == label])) < 2 for label in np.unique(labels)):
         return None
     part = grouped_split(labels, groups, 0.2, seed=0)

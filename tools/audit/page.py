@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.leakage.near_duplicates import COPY, ORIENTATIONS, SCAN, orient
+from brainq_torch.data.leakage.candidates import ORIENTATIONS, orient
+from brainq_torch.data.leakage.near_duplicates import COPY, SCAN
 from tools.audit.findings import Audit
 
 _SIDE = 96  # pixels of a thumbnail

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.leakage.near_duplicates import ORIENTATIONS, orient
+from brainq_torch.data.leakage.candidates import ORIENTATIONS, orient
 
 _FOLDS = 5
 _THUMBNAIL_SIDE, _BORDER_SIDE = 16, 56

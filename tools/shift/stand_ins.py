@@ -10,10 +10,9 @@ from PIL import Image
 from scipy import ndimage
 
 from brainq_torch.data.head_crop import find_head
+from brainq_torch.data.synthesis.head_mask import Mask, head_mask
 from brainq_torch.data.synthesis.lesion import LesionSite, Weighting, estimate_site, paint_lesion
 from tools.shift.corruptions import Grey, to_bytes
-
-_Mask = NDArray[np.bool_]
 
 _LOW_FREQUENCIES = 4
 """Cycles per image up to which amplitudes are swapped: about 1/50 of the spectrum's side at 224 pixels, below anatomy
@@ -34,7 +33,7 @@ def restyle(grey: Grey, source: Grey) -> Grey:
     """
     other = _lay_on(source, grey)
     swapped = _swap_amplitudes(grey.astype(np.float64), other.astype(np.float64))
-    head, other_head = head_mask(grey), head_mask(other)
+    head, other_head = find_head_mask(grey), find_head_mask(other)
     styled = np.zeros(grey.shape, np.uint8)
     for mask, other_mask in ((head, other_head), (~head, ~other_head)):
         if mask.any():
@@ -42,7 +41,7 @@ def restyle(grey: Grey, source: Grey) -> Grey:
     return styled
 
 
-def head_mask(grey: Grey) -> _Mask:
+def find_head_mask(grey: Grey) -> Mask:
     """Return what is head, holes filled: brighter than Otsu's threshold of the image's square root, halved.
 
     The root keeps a bright skull or fat from hiding the brain (Otsu 1979, IEEE Trans. SMC 9:62).
@@ -55,12 +54,7 @@ def head_mask(grey: Grey) -> _Mask:
     with np.errstate(invalid="ignore", divide="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     threshold = middles[np.nanargmax(np.where(above > 0, between, np.nan))] if root.min() < root.max() else np.inf
-    areas, count = ndimage.label(root > 0.75 * threshold)
-    if not count:
-        return np.zeros(grey.shape, bool)
-    largest = areas == np.bincount(areas.ravel())[1:].argmax() + 1
-    filled: _Mask = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(largest, 4), iterations=3))[4:-4, 4:-4]
-    return filled
+    return head_mask(root > 0.75 * threshold, reach=3)
 
 
 def lesioned(grey: Grey, label: int, rng: np.random.Generator) -> Grey | None:
@@ -85,7 +79,7 @@ def lesioned(grey: Grey, label: int, rng: np.random.Generator) -> Grey | None:
 
 def _site(image: Grey) -> LesionSite | None:
     try:
-        site = estimate_site(head_mask(image))
+        site = estimate_site(find_head_mask(image))
     except ValueError:  # no head deep enough to hold a brain
         return None
     return site if (site.depth > 0).mean() > _LEAST_BRAIN and site.dura.any() else None

@@ -24,16 +24,18 @@ _FILTER_SIDE = 5
 class StyleMixing:
     """How often each change is made; 0 switches it off.
 
-    tone: probability of a random curve over the head's grey levels, rising or bent, as between T1 and T2; after Zhou et
-        al. 2021 (Models Genesis, arXiv:2004.07882), but over ranks, so that dark images bend as well.
-    match: probability of taking the grey-level distribution of another image of the batch.
-    fourier: probability of mixing in another image's low-frequency amplitudes (Yang & Soatto 2020, arXiv:2004.05498).
-    filter: probability of a random filter (Xu et al. 2021, RandConv, arXiv:2007.13003), mixed with the image.
-    bias: largest strength of a smooth brightness field, as a share of the brightness.
-    blur: probability of a Gaussian blur or of halved to quartered resolution.
-    ghosting: probability of ghosts, as of a head that moves (every few lines of k-space weakened).
-    spike: probability of stripes across the image (a point added to k-space).
-    noise: largest deviation of Rician noise, as a share of the full range.
+    Args:
+        tone: probability of a random curve over the head's grey levels, rising or bent, as between T1 and T2; after
+            Zhou et al. 2021 (Models Genesis, arXiv:2004.07882), but over ranks, so that dark images bend as well.
+        match: probability of taking the grey-level distribution of another image of the batch.
+        fourier: probability of mixing in another image's low-frequency amplitudes (Yang & Soatto 2020,
+            arXiv:2004.05498).
+        filter: probability of a random filter (Xu et al. 2021, RandConv, arXiv:2007.13003), mixed with the image.
+        bias: largest strength of a smooth brightness field, as a share of the brightness.
+        blur: probability of a Gaussian blur or of halved to quartered resolution.
+        ghosting: probability of ghosts, as of a head that moves (every few lines of k-space weakened).
+        spike: probability of stripes across the image (a point added to k-space).
+        noise: largest deviation of Rician noise, as a share of the full range.
     """
 
     tone: float = 0.0
@@ -47,10 +49,7 @@ class StyleMixing:
     noise: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change a batch.
-
-        images: (N, 1, H, W) float32 in [-1, 1], (pixel - 128) / 128. Returns the same shape and range.
-        """
+        """Change a batch, (N, 1, H, W) float32 in [-1, 1], as the CPU generator alone decides; shape and range stay."""
         if not any(getattr(self, name) for name in self.__dataclass_fields__):
             return images
         images = images + 1  # air is 0

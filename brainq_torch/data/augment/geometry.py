@@ -16,15 +16,16 @@ from brainq_torch.data.augment.noise import draw_noise
 class Augmentation:
     """How far images are changed. Every image of a batch gets its own draw; zero switches a change off.
 
-    flip: probability of mirroring left-right.
-    rotation_degrees: largest rotation either way.
-    zoom: largest relative change of size (0.1: 90 to 110 %).
-    shift: largest move along each axis, as a share of the side.
-    contrast: largest relative change of contrast around middle grey.
-    brightness: largest change of brightness, as a share of the full range.
-    gamma: largest exponent of a gamma change, drawn log-uniformly from [1 / (1 + gamma), 1 + gamma].
-    noise: largest standard deviation of Gaussian noise, as a share of the full range.
-    turn: probability of turning by a quarter, a half or three quarters, too, as files without orientation come.
+    Args:
+        flip: probability of mirroring left-right.
+        rotation_degrees: largest rotation either way.
+        zoom: largest relative change of size (0.1: 90 to 110 %).
+        shift: largest move along each axis, as a share of the side.
+        contrast: largest relative change of contrast around middle grey.
+        brightness: largest change of brightness, as a share of the full range.
+        gamma: largest exponent of a gamma change, drawn log-uniformly from [1 / (1 + gamma), 1 + gamma].
+        noise: largest standard deviation of Gaussian noise, as a share of the full range.
+        turn: probability of turning by a quarter, a half or three quarters, too, as files without orientation come.
     """
 
     flip: float = 0.5
@@ -38,11 +39,7 @@ class Augmentation:
     turn: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change a batch.
-
-        images: (N, 1, H, W) float32 in [-1, 1], (pixel - 128) / 128. Returns the same shape and range.
-        The generator alone decides the draw: the same state gives the same images.
-        """
+        """Change a batch, (N, 1, H, W) float32 in [-1, 1], as the CPU generator alone decides; shape and range stay."""
         return self._change_intensity(self._change_geometry(images, generator), generator)
 
     def _change_geometry(self, images: Tensor, generator: torch.Generator) -> Tensor:

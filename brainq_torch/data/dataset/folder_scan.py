@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES, class_of_folder, split_of_folder
 from brainq_torch.data.dataset.sample import DataFolderError, ImageRecord, Problem, Severity
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, UnreadableImageError, looks_like_image, read_origin
@@ -30,8 +31,11 @@ _MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "an
 class FolderWalk:
     """Everything found below a data folder.
 
-    records: files to be read as images, in no particular order. problems: what was named on the way.
-    fatal: why the folder cannot be used at all. expected: the (split, class) pairs that must have an image.
+    Attributes:
+        records: files to be read as images, in no particular order.
+        problems: what was named on the way.
+        fatal: why the folder cannot be used at all.
+        expected: the (split, class) pairs that must have an image.
     """
 
     root: Path
@@ -44,7 +48,8 @@ class FolderWalk:
     def read(self) -> None:
         """Decide which layout the folder has and collect its images.
 
-        Raises DataFolderError when there is no such folder.
+        Raises:
+            DataFolderError: There is no such folder.
         """
         _require_folder(self.root)
         folders, files = self._list(self.root)
@@ -248,8 +253,7 @@ class FolderWalk:
             if any(split_of_folder(inner) or class_of_folder(inner) for inner in self._list(self.root / name)[0]):
                 return f"{self.root} holds no class folders, but {self.root / name} does; name that one."
         found = [f"{name}/" for name in folders] + list(files)
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        return f"{self.root} holds neither class nor split folders; it holds {', '.join(found[:5])}{more}."
+        return f"{self.root} holds neither class nor split folders; it holds {name_first(found)}."
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

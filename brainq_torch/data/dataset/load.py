@@ -16,7 +16,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.folder_scan import LAYOUTS, FolderWalk
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.image import GreyImage, UnreadableImageError, read_grey
 
 __all__ = ["DataFolderError", "ImageFolder", "ImageRecord", "Problem", "load_pixels", "scan_folder"]
 
@@ -26,14 +26,16 @@ _MOST_THREADS = 4  # each may hold one image of MAX_PIXELS
 def scan_folder(root: str | os.PathLike[str], verify: bool = True) -> ImageFolder:
     """List the images of a data set with label and split.
 
-    root: DIR/{Training,Testing}/{class}, DIR/{train,val,test}/{class} or DIR/{class}, whatever names mean these
-    (``classes.py``); a split's own folder is a DIR/{class}. Or the figshare data set's .mat files, flat, whose patient
-    becomes the record's group, as a DICOM file's does.
-    verify: decode every image, so that those that cannot be read are named in ``problems`` and left out of ``records``.
-    Without it files are only listed, and ``load_pixels`` is the one to meet them.
+    Args:
+        root: DIR/{Training,Testing}/{class}, DIR/{train,val,test}/{class} or DIR/{class}, whatever names mean these
+            (``classes.py``); a split's own folder is a DIR/{class}. Or the figshare data set's .mat files, flat, whose
+            patient becomes the record's group, as a DICOM file's does.
+        verify: decode every image, so that those that cannot be read are named in ``problems`` and left out of
+            ``records``. Without it files are only listed, and ``load_pixels`` is the one to meet them.
 
-    Raises DataFolderError, the report in its message, when no layout fits, a class of a split has no readable image,
-    or a folder means neither class nor split.
+    Raises:
+        DataFolderError: No layout fits, a class of a split has no readable image, or a folder means neither class nor
+            split; the message is the whole report.
     """
     walk = FolderWalk(Path(root))
     walk.read()
@@ -50,23 +52,24 @@ def scan_folder(root: str | os.PathLike[str], verify: bool = True) -> ImageFolde
 def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]:
     """Decode and resize every image of the folder once, in a few threads.
 
-    Returns (N, size, size) uint8 in record order: N * size * size bytes of memory (5708 images of 224 pixels: 286 MB).
-    Says on stderr in how many of them ``fit: head`` found no head. Raises DataFolderError that names every image that
-    cannot be read.
+    Says on stderr in how many of them ``fit: head`` found no head.
+
+    Returns:
+        (N, size, size) uint8 in record order: N * size * size bytes of memory (5708 images of 224 pixels: 286 MB).
+
+    Raises:
+        DataFolderError: Images cannot be read; it names every one.
     """
     notes: Counter[str] = Counter()
+    errors: list[UnreadableImageError] = []
     cache = np.empty((len(folder.records), pixels.size, pixels.size), np.uint8)
-
-    def load(index: int) -> UnreadableImageError | None:
-        try:
-            grey = read_grey(folder.root / folder.records[index].path).pixels
-            cache[index], said = pixels.apply_with_notes(grey)
+    fitted = read_images(folder.root, folder.records, lambda grey: pixels.apply_with_notes(grey.pixels))
+    for index, outcome in enumerate(fitted):
+        if isinstance(outcome, UnreadableImageError):
+            errors.append(outcome)
+        else:
+            cache[index], said = outcome
             notes.update(said)
-        except UnreadableImageError as error:
-            return error
-        return None
-
-    errors = [error for error in _in_threads(load, range(len(folder.records))) if error is not None]
     if errors:
         lines = [f"{len(errors)} of {len(folder.records)} images cannot be read:", *(f"  {error}" for error in errors)]
         raise DataFolderError("\n".join(lines))
@@ -77,15 +80,9 @@ def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]
 
 def _verify(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[ImageRecord]:
     """Decode every image; return the readable ones, and name what was noticed."""
-
-    def decode(record: ImageRecord) -> tuple[str, ...] | UnreadableImageError:
-        try:
-            return read_grey(walk.root / record.path).notes
-        except UnreadableImageError as error:
-            return error
-
     readable: list[ImageRecord] = []
-    for record, outcome in zip(records, _in_threads(decode, records), strict=True):
+    decoded = read_images(walk.root, records, lambda grey: grey.notes)
+    for record, outcome in zip(records, decoded, strict=True):
         if isinstance(outcome, UnreadableImageError):
             walk.problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
             continue
@@ -104,7 +101,20 @@ def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[s
     ]
 
 
-def _in_threads[Item, Result](work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Do the work in a few threads, as Pillow decodes outside the GIL, and yield the results in the items' order."""
+def read_images[Result](
+    root: Path, records: Sequence[ImageRecord], use: Callable[[GreyImage], Result]
+) -> Iterator[Result | UnreadableImageError]:
+    """Decode images in a few threads, as Pillow decodes outside the GIL, and ``use`` each at once.
+
+    Yields:
+        What ``use`` returned, or why an image cannot be read; in the records' order.
+    """
+
+    def read(record: ImageRecord) -> Result | UnreadableImageError:
+        try:
+            return use(read_grey(root / record.path))
+        except UnreadableImageError as error:
+            return error
+
     with ThreadPoolExecutor(max_workers=min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        yield from pool.map(work, items)
+        yield from pool.map(read, records)

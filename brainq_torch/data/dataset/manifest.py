@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
+from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import ImageFolder, ImageRecord
 from brainq_torch.data.tables import read_table
@@ -36,10 +37,10 @@ class ManifestRow:
 
 
 def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose validation images, the same share of every class.
+    """Choose validation images, the same share of every class: (N,) bool, True for validation.
 
-    labels: N class indices. fraction: share to validate on, in (0, 1). Returns (N,) bool, True for validation.
-    Raises ValueError when a class is too small to give each side an image.
+    Raises:
+        ValueError: A class is too small to give each side an image.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
@@ -60,7 +61,7 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> NDArr
 def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] | None) -> list[ImageRecord]:
     """Give every image the part it plays in a run: ``Training``, ``val`` or ``Testing``.
 
-    validation: (N,) bool over the non-Testing records in order, or None where the folder brings its own ``val``.
+    ``validation`` is over the non-Testing records in order, or None where the folder brings its own ``val``.
     """
     drawn = iter(validation) if validation is not None else None
     assigned = []
@@ -76,7 +77,7 @@ def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] 
 
 
 def make_manifest(root: Path, records: Sequence[ImageRecord]) -> list[ManifestRow]:
-    """Hash every record's file. Order is kept. Raises OSError when a file has gone."""
+    """Hash every record's file, in order. Raises OSError when one has gone."""
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda record: hash_file(root / record.path), records))
     return [
@@ -94,7 +95,11 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
-    """Read ``manifest.csv``. Raises ManifestError when it is missing, or its columns or labels are not ours."""
+    """Read ``manifest.csv``.
+
+    Raises:
+        ManifestError: It is missing, or its columns or labels are not ours.
+    """
     if not path.is_file():
         raise ManifestError(f"{path} is missing; a run folder made by brainq_torch.fit has one")
     columns, lines = read_table(path, ManifestError)
@@ -122,24 +127,29 @@ def manifest_folder(root: Path, rows: Sequence[ManifestRow], split: str | None =
     return ImageFolder(root, records, ())
 
 
-def verify_manifest(root: Path, rows: Sequence[ManifestRow]) -> None:
-    """Check that every image is still the one the manifest lists.
-
-    Raises ManifestError that counts and names the missing and the changed images.
-    """
+def find_faults(root: Path, rows: Sequence[ManifestRow]) -> list[str]:
+    """Return for each row what is wrong with its image below ``root``; empty where it is still the one listed."""
 
     def fault(row: ManifestRow) -> str:
         path = root / row.path
         if not path.is_file():
-            return f"{row.path} (missing)"
-        return "" if hash_file(path) == row.sha256 else f"{row.path} (changed)"
+            return f"{row.path} is missing"
+        return "" if hash_file(path) == row.sha256 else f"{row.path} has changed"
 
     with ThreadPoolExecutor() as pool:
-        faults = [found for found in pool.map(fault, rows) if found]
+        return list(pool.map(fault, rows))
+
+
+def verify_manifest(root: Path, rows: Sequence[ManifestRow]) -> None:
+    """Check that every image is still the one the manifest lists.
+
+    Raises:
+        ManifestError: It counts and names the missing and the changed images.
+    """
+    faults = [fault for fault in find_faults(root, rows) if fault]
     if faults:
-        shown = ", ".join(faults[:5])
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ManifestError(
-            f"{len(faults)} of {len(rows)} images under {root} are not those of the run's manifest: {shown}{more}. "
+            f"{len(faults)} of {len(rows)} images under {root} are not those of the run's manifest: "
+            f"{name_first(faults)}. "
             "Restore them, name the right folder with --data.root, or train a new run"
         )

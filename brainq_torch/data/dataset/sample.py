@@ -22,9 +22,11 @@ class DataFolderError(BrainqError):
 class ImageRecord:
     """One image of the data set.
 
-    path: posix, relative to the folder's root. label: index into CLASSES.
-    split: "Training", "val", "Testing", or "all" where the layout has no splits.
-    group: images with the same group belong together, e.g. to one patient; empty when unknown.
+    Attributes:
+        path: posix, relative to the folder's root.
+        label: index into CLASSES.
+        split: "Training", "val", "Testing", or "all" where the layout has no splits.
+        group: images with the same group belong together, e.g. to one patient; empty when unknown.
     """
 
     path: str
@@ -40,9 +42,10 @@ type Severity = Literal["error", "warning", "note"]
 class Problem:
     """One thing the owner of the folder should know.
 
-    path: posix, relative to the folder's root.
-    severity: ``error``, an image is left out; ``warning``, perhaps not read as it was meant; ``note``, read after a
-    conversion, or ignored because it is no image.
+    Attributes:
+        path: posix, relative to the folder's root.
+        severity: ``error``, an image is left out; ``warning``, perhaps not read as it was meant; ``note``, read after a
+            conversion, or ignored because it is no image.
     """
 
     path: str
@@ -66,7 +69,8 @@ class ImageFolder:
     def select(self, split: str) -> ImageFolder:
         """Return the records of one split: "Training", "val", "Testing", a name that means one of them, or "all".
 
-        Raises DataFolderError when the folder has no image of that split.
+        Raises:
+            DataFolderError: The folder has no image of that split.
         """
         wanted = split_of_folder(split) or split
         records = tuple(record for record in self.records if record.split == wanted)

@@ -13,8 +13,13 @@ _Floats = NDArray[np.float32]
 def compare(target: torch.Tensor, moving: torch.Tensor, steps: int) -> tuple[_Floats, _Floats]:
     """Align ``moving`` to ``target`` and measure how alike they are.
 
-    target, moving: (n, s, s) float32, locally normalised. steps: Gauss-Newton steps of the alignment, 0 for none.
-    Returns two (n,) float32: the overall correlation, and its 10 % quantile over overlapping windows of s / 8 pixels.
+    Args:
+        target: (n, s, s) float32, locally normalised.
+        moving: likewise.
+        steps: Gauss-Newton steps of the alignment, 0 for none.
+
+    Returns:
+        Two (n,) float32: the overall correlation, and its 10 % quantile over overlapping windows of s / 8 pixels.
     """
     if steps:
         moving = _align(target, moving, steps)

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links, find_links
+from brainq_torch.data.leakage.candidates import shrink
+from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links
 
 SOURCES = {"val": ("Training",), "Testing": ("Training", "val")}
 """Held-out split -> the splits that a model measured on it has seen."""
 
 _NAMES = {"val": "validation part", "Testing": "test set"}
-_NEIGHBOUR_SIDE = 32
-
-
-def find_groups(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Give copies of one picture and neighbouring slices of one head the same group number.
-
-    pixels: (N, H, W) uint8, all splits together. Returns (N,) int64. ``find_links`` of ``copies.py`` gives the pairs.
-    """
-    return find_links(pixels).groups(SCAN)
+NEIGHBOUR_SIDE = 32
 
 
 def share_group(
     groups: NDArray[np.int64], in_test: NDArray[np.bool_], in_train: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return (N,) bool: test images whose group also has a training image.
-
-    groups: (N,) int64. in_test, in_train: (N,) bool.
-    """
+    """Return (N,) bool: test images whose group also has a training image."""
     return np.asarray(in_test & np.isin(groups, groups[in_train]))
 
 
@@ -45,10 +34,14 @@ def grouped_split(
 ) -> NDArray[np.bool_]:
     """Choose validation images: no group on both sides, and of every class its share as far as groups allow.
 
-    labels, groups: (N,) int64. fraction: share to validate on, in (0, 1). Returns (N,) bool, True for validation.
     Groups come in random order and are taken while they fit; then small ones, while that brings counts nearer.
     (scikit-learn's StratifiedGroupKFold knows fractions 1/k only, and refuses classes of fewer than k images.)
-    Raises ValueError when a class is one single group.
+
+    Returns:
+        (N,) bool, True for validation.
+
+    Raises:
+        ValueError: A class is one single group.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
@@ -116,28 +109,26 @@ def nearest_neighbour_accuracy(
             f"a nearest neighbour needs images on both sides; got {len(train_pixels)} training and {len(test_pixels)} "
             "test images"
         )
-    train, test = (shrink_for_neighbours(part).reshape(len(part), -1) for part in (train_pixels, test_pixels))
+    train, test = (shrink(part, NEIGHBOUR_SIDE).reshape(len(part), -1) for part in (train_pixels, test_pixels))
     model = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
     model.fit(train.astype(np.float32), train_labels)
     return float(np.mean(model.predict(test.astype(np.float32)) == test_labels))
-
-
-def shrink_for_neighbours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Resize (N, H, W) images to (N, 32, 32), the size at which neighbours are compared; no change if they have it."""
-    size = (_NEIGHBOUR_SIDE, _NEIGHBOUR_SIDE)
-    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in pixels])
 
 
 @dataclass(frozen=True)
 class LeakCheck:
     """How much of a test set the training set already holds. Each count includes the one before.
 
-    equal_count: test images that are pixel-equal to a training image. copy_count: copies, also mirrored, turned,
-    cropped or re-windowed. related_count: with neighbouring slices of one head as well.
-    nearest_neighbour: 1-NN accuracy on the whole test set; nearest_neighbour_unseen: on the images that are not related
-    to any training image, None where there are none. majority: accuracy of always naming training's largest class.
-    searched: False where groups were given instead of searched for: copies are then the pixel-equal images alone, and
-    related images those of a group that training has, too. name: what the images are called.
+    Attributes:
+        equal_count: test images that are pixel-equal to a training image.
+        copy_count: copies, also mirrored, turned, cropped or re-windowed.
+        related_count: with neighbouring slices of one head as well.
+        nearest_neighbour: 1-NN accuracy on the whole test set.
+        nearest_neighbour_unseen: on the images that are not related to any training image, None where there are none.
+        majority: accuracy of always naming training's largest class.
+        searched: False where groups were given instead of searched for: copies are then the pixel-equal images alone,
+            and related images those of a group that training has, too.
+        name: what the images are called.
     """
 
     test_count: int
@@ -199,23 +190,14 @@ def check_leak(
     links: Links,
     name: str = "test set",
 ) -> LeakCheck:
-    """Measure how far a test set leaks. name: what the report calls it.
+    """Measure how far a test set leaks, which the report calls by ``name``.
 
-    pixels: (N, H, W) uint8. labels: (N,) int64. in_train, in_test: (N,) bool, neither empty, no image in both.
-    links: what ``find_links`` found on the same pixels.
+    Neither side, (N,) bool, may be empty, and no image in both; ``links`` are those of the same (N, H, W) pixels.
     """
-    if links.count != len(pixels):
-        raise ValueError(
-            f"the links are of {links.count} images, the pixels of {len(pixels)}; find them on the same ones"
-        )
-    if not in_train.any() or not in_test.any() or (in_train & in_test).any():
-        raise ValueError(
-            f"{in_train.sum()} images are for training, {in_test.sum()} for testing, {(in_train & in_test).sum()} for "
-            "both; each side needs some of its own"
-        )
+    _check_sides(len(pixels), in_train, in_test, links)
     equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
     unseen = in_test & ~related
-    small = shrink_for_neighbours(pixels)  # before they are divided: a part of the full-size images is a copy of them
+    small = shrink(pixels, NEIGHBOUR_SIDE)  # before they are divided: a part of the full-size images is a copy of them
 
     def neighbour(part: NDArray[np.bool_]) -> float:
         return nearest_neighbour_accuracy(small[in_train], labels[in_train], small[part], labels[part])
@@ -233,13 +215,22 @@ def check_leak(
     )
 
 
+def _check_sides(count: int, in_train: NDArray[np.bool_], in_test: NDArray[np.bool_], links: Links) -> None:
+    if links.count != count:
+        raise ValueError(f"the links are of {links.count} images, the pixels of {count}; find them on the same ones")
+    if not in_train.any() or not in_test.any() or (in_train & in_test).any():
+        raise ValueError(
+            f"{in_train.sum()} images are for training, {in_test.sum()} for testing, {(in_train & in_test).sum()} for "
+            "both; each side needs some of its own"
+        )
+
+
 def check_splits(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], splits: NDArray[np.str_], links: Links
 ) -> dict[str, LeakCheck]:
-    """Measure how far each held-out split leaks: ``val`` from Training, ``Testing`` from both.
+    """Measure how far each held-out split of (N, H, W) images leaks: ``val`` from Training, ``Testing`` from both.
 
-    pixels: (N, H, W) uint8. labels: (N,) int64. splits: (N,) split names. Splits without images, or without any to
-    train on, are left out.
+    Splits without images, or without any to train on, are left out. ``links`` are those of the same pixels.
     """
     checks = {}
     for split, sources in SOURCES.items():
@@ -252,8 +243,7 @@ def check_splits(
 def read_leakage(path: Path) -> dict[str, LeakCheck]:
     """Read a JSON object of split -> ``LeakCheck.to_json``."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    names = {field.name for field in fields(LeakCheck)}
     return {
-        split: LeakCheck(**{name: value for name, value in check.items() if name in names})
+        split: LeakCheck(**{name: value for name, value in check.items() if name != "leaks"})
         for split, check in data.items()
     }

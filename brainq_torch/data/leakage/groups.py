@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import name_first
 from brainq_torch.data.dataset.sample import ImageRecord
 from brainq_torch.data.leakage.near_duplicates import SCAN, Links, find_links, link_given
 from brainq_torch.data.pixels import PixelSpec
@@ -22,8 +23,6 @@ SEARCH_PIXELS = PixelSpec(size=224)
 EACH_ITS_OWN = "(.*)"
 """The pattern that makes every image a group of its own."""
 
-_SHOWN = 3
-
 
 class GroupError(BrainqError):
     """Groups that were asked for and do not fit the images."""
@@ -31,10 +30,7 @@ class GroupError(BrainqError):
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which images belong together.
-
-    groups: per image; images of one group may not be divided. links: what they follow from.
-    """
+    """Which images belong together: the group of each, which may not be divided, and the links they follow from."""
 
     groups: tuple[str, ...]
     links: Links
@@ -43,9 +39,14 @@ class Grouping:
 def name_groups(records: Sequence[ImageRecord], table: str = "", pattern: str = "") -> list[ImageRecord]:
     """Give each record the group that the user says, or leave it the one that its file says.
 
-    table: CSV with columns path (as in the records) and group, such as ``tools.audit --groups`` writes; others are
-    ignored. pattern: regular expression, searched in each path; the group is its first parenthesis, or else the match.
-    Raises GroupError when an image gets no group, or the two are both given.
+    Args:
+        records: all images of the data set.
+        table: CSV with columns path (as in the records) and group, such as ``tools.audit --groups`` writes; others are
+            ignored.
+        pattern: regular expression, searched in each path; the group is its first parenthesis, or else the match.
+
+    Raises:
+        GroupError: An image gets no group, or the two are both given.
     """
     if table and pattern:
         raise GroupError(f"groups are given twice, by the table {table} and the pattern {pattern!r}; leave one out")
@@ -56,8 +57,8 @@ def name_groups(records: Sequence[ImageRecord], table: str = "", pattern: str = 
     if without:
         source, remedy = (table, "add them") if table else (f"the pattern {pattern!r}", "change it so that it matches")
         raise GroupError(
-            f"{len(without)} of {len(records)} images get no group from {source}: {', '.join(without[:_SHOWN])}"
-            f"{', ...' if len(without) > _SHOWN else ''}; {remedy}. Paths are relative to the data's root"
+            f"{len(without)} of {len(records)} images get no group from {source}: {name_first(without)}"
+            f"; {remedy}. Paths are relative to the data's root"
         )
     return [replace(record, group=named[record.path]) for record in records]
 
@@ -87,8 +88,8 @@ def _match(records: Sequence[ImageRecord], pattern: str) -> dict[str, str]:
 def group_images(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None) -> Grouping:
     """Take the groups that the records have; where any has none, search all, and join what is found with them.
 
-    pixels: (N, s, s) uint8 in record order, of ``SEARCH_PIXELS``. Found groups are numbered by their first image.
-    kept: see ``copies.find_links``.
+    Found groups are numbered by their first image. The pixels are those of ``SEARCH_PIXELS``, in record order; for
+    ``kept`` see ``find_links``.
     """
     if all(record.group for record in records):
         groups = tuple(record.group for record in records)
@@ -98,10 +99,7 @@ def group_images(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept
 
 
 def find_all_links(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None) -> Links:
-    """Search all images, and link those of one given group as well.
-
-    pixels: (N, s, s) uint8 in record order, of ``SEARCH_PIXELS``.
-    """
+    """Search all images, and link those of one given group as well; for the arguments see ``group_images``."""
     found = find_links(pixels, kept)
     if not any(record.group for record in records):
         return found

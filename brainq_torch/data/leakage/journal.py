@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 
 class Journal:
     """Results of steps that are always taken in the same order.
 
-    file: where they are kept; None keeps nothing. key: (K,) uint8, a hash of what the results depend on: those of
-    another are forgotten.
+    Args:
+        file: where they are kept; None keeps nothing.
+        key: (K,) uint8, a hash of what the results depend on: those of another are forgotten.
     """
 
     def __init__(self, file: Path | None, key: NDArray[np.uint8]) -> None:
@@ -24,7 +27,7 @@ class Journal:
             self.step(lambda: key, again=True)
 
     def step(self, compute: Callable[[], NDArray[Any]], again: bool = False) -> NDArray[Any]:
-        """Return the next step's result, computed where it was not kept. again: forget it and all after it."""
+        """Return the next step's result, computed where it was not kept or it and all after shall be made ``again``."""
         if not self._file:
             return compute()
         place = self._file.tell()
@@ -38,3 +41,9 @@ class Journal:
         np.save(self._file, result)
         self._file.flush()
         return result
+
+
+def show_progress[Item](steps: Sequence[Item], what: str) -> Iterable[Item]:
+    """Say on stderr how far the steps are: seldom in a log file, not at all where they take seconds."""
+    bar: Iterable[Item] = tqdm(steps, desc=what, mininterval=0.5 if sys.stderr.isatty() else 15, delay=3)
+    return bar

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import ImageFolder, load_pixels
 from brainq_torch.data.dataset.manifest import (
@@ -28,11 +29,10 @@ from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_spl
 from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups
 
 SPLITS = ("Training", "val", "Testing")
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Draw:
+class RunSplits:
     """The manifest of a run, and per held-out split how far it leaks."""
 
     rows: list[ManifestRow]
@@ -43,8 +43,11 @@ class Draw:
 class SplitPlan:
     """How the validation part is drawn where the folder brings none, and what may not be divided.
 
-    split: ``grouped`` keeps groups whole, ``stratified`` does not. fraction: of the images other than Testing.
-    groups, group_pattern: see ``groups.name_groups``; without them, the groups that the files name, or a search's.
+    Attributes:
+        split: ``grouped`` keeps groups whole, ``stratified`` does not.
+        fraction: of the images other than Testing.
+        groups: see ``name_groups``; without it and ``group_pattern``, the groups that the files name, or a search's.
+        group_pattern: see ``name_groups``.
     """
 
     split: Literal["grouped", "stratified"]
@@ -53,16 +56,18 @@ class SplitPlan:
     groups: str = ""
     group_pattern: str = ""
 
-    def draw(self, folder: ImageFolder, kept: Path | None = None) -> Draw:
-        """Draw the splits. kept: see ``copies.find_links``.
+    def split_images(self, folder: ImageFolder, kept: Path | None = None) -> RunSplits:
+        """Draw the splits; for ``kept`` see ``find_links``.
 
-        Raises GroupError, or ValueError where a class cannot be divided.
+        Raises:
+            GroupError: The groups asked for do not fit the images.
+            ValueError: A class cannot be divided.
         """
         records = name_groups(folder.records, self.groups, self.group_pattern)
         pixels, found = _find_groups(folder, records, kept)
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
         records = assign_splits(records, self._choose(records))
-        return Draw(make_manifest(folder.root, records), _report_leaks(pixels, records, found))
+        return RunSplits(make_manifest(folder.root, records), _report_leaks(pixels, records, found))
 
     def _choose(self, records: Sequence[ImageRecord]) -> NDArray[np.bool_] | None:
         """Return the validation images among the records other than Testing, None where the folder has its own."""
@@ -76,12 +81,14 @@ class SplitPlan:
         return grouped_split(labels, groups, self.fraction, self.seed)
 
 
-def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> Draw:
+def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> RunSplits:
     """Take over the splits and groups of another manifest; images that it does not list are left out.
 
-    folder: scanned, not necessarily decoded. Groups are searched for where the manifest lacks any.
-    Raises ManifestError when it lists images that the folder lacks, has changed, or keeps under another class, splits
-    that do not exist, or none to train or validate on.
+    Groups are searched for where the manifest lacks any. The folder need not be decoded.
+
+    Raises:
+        ManifestError: It lists images that the folder lacks, has changed, or keeps under another class, splits that do
+            not exist, or none to train or validate on.
     """
     rows = read_manifest(manifest)
     _check_splits(manifest, rows)
@@ -90,15 +97,10 @@ def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) 
     unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
     if unlisted:
         print(f"{unlisted} images of {folder.root} are not in {manifest} and are left out", flush=True)
-    return check_rows(folder.root, rows, kept)
-
-
-def check_rows(root: Path, rows: Sequence[ManifestRow], kept: Path | None = None) -> Draw:
-    """Measure how far splits that are drawn already leak; groups are searched for where any is missing."""
-    folder = manifest_folder(root, rows)
-    pixels, found = _find_groups(folder, folder.records, kept)
+    listed = manifest_folder(folder.root, rows)
+    pixels, found = _find_groups(listed, listed.records, kept)
     rows = [replace(row, group=group) for row, group in zip(rows, found.groups, strict=True)]
-    return Draw(rows, _report_leaks(pixels, folder.records, found))
+    return RunSplits(rows, _report_leaks(pixels, listed.records, found))
 
 
 def _check_splits(manifest: Path, rows: Sequence[ManifestRow]) -> None:
@@ -129,10 +131,9 @@ def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRo
         if row.path in labels and labels[row.path] != row.label
     ]
     if wrong:
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ManifestError(
-            f"{manifest} gives {len(wrong)} images another class than {folder.root}: {', '.join(wrong[:_SHOWN])}{more}"
-            ". Correct the manifest, or move the images"
+            f"{manifest} gives {len(wrong)} images another class than {folder.root}: {name_first(wrong)}. "
+            "Correct the manifest, or move the images"
         )
 
 

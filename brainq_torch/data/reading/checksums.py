@@ -37,8 +37,10 @@ _SUBSAMPLED = 6  # YCbCr
 def refuse_broken_checksums(path: FilePath, file: BinaryIO, image: Image.Image) -> None:
     """Check what a PNG or a deflated TIFF says about itself; JPEG, WEBP, GIF, BMP and other TIFFs have no checksums.
 
-    file: open at any place, and left at any. image: what Pillow made of it, not yet decoded.
-    Raises UnreadableImageError when a checksum does not hold, or the file ends before its end.
+    The file may stand at any place, and is left at any; the image is not yet decoded.
+
+    Raises:
+        UnreadableImageError: A checksum does not hold, or the file ends before its end.
     """
     try:
         if image.format == "PNG":

@@ -41,12 +41,16 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 def read_dicom(path: FilePath, frame: int | None = None) -> GreyImage:
     """Decode one frame of a DICOM MR image to grey.
 
-    frame: counted from 1; needed where the file has more than one, as nobody else can know which one is meant.
     The file's first VOI window (or look-up table) is applied where there is one; without it the frame's own
     minimum..maximum becomes 0..255. Each step is noted. Pixels that are not square are stretched to squares.
 
-    Raises UnreadableImageError for another modality than MR, missing tags, several frames, a compression for which no
-    decoder is installed, and gigantic dimensions, all before any pixel is decoded.
+    Args:
+        path: the file.
+        frame: counted from 1; needed where the file has more than one, as nobody else can know which one is meant.
+
+    Raises:
+        UnreadableImageError: Another modality than MR, missing tags, several frames, a compression for which no decoder
+            is installed, and gigantic dimensions, all before any pixel is decoded.
     """
     header = _read_header(path)
     _require_mr(path, header)

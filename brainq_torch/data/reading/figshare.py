@@ -41,7 +41,8 @@ _ONE_AT_A_TIME = threading.Lock()
 def read_figshare(path: FilePath) -> GreyImage:
     """Decode ``cjdata/image`` to grey, its own minimum..maximum becoming 0..255.
 
-    Raises UnreadableImageError for other .mat files, gigantic or overfull data sets, and values that are not finite.
+    Raises:
+        UnreadableImageError: Another .mat file, a gigantic or overfull data set, or values that are not finite.
     """
     with _open(path) as file:
         values = _read_array(path, file, "cjdata/image")
@@ -53,7 +54,8 @@ def read_figshare(path: FilePath) -> GreyImage:
 def read_figshare_origin(path: FilePath) -> tuple[int, str]:
     """Return the label, an index into CLASSES, and the patient's pseudonym (``PID``), empty when the file has none.
 
-    Raises UnreadableImageError when the label is none of 1, 2, 3.
+    Raises:
+        UnreadableImageError: The label is none of 1, 2, 3.
     """
     with _open(path) as file:
         label = _read_array(path, file, "cjdata/label").ravel()
@@ -67,12 +69,6 @@ def read_figshare_origin(path: FilePath) -> tuple[int, str]:
         raise UnreadableImageError(path, f"has a PID of {letters.size} letters", COPY_AGAIN)
     patient = "".join(chr(int(letter)) for letter in letters).strip().strip("\x00")
     return CLASSES.index(FIGSHARE_CLASSES[number]), patient
-
-
-def read_tumour_mask(path: FilePath) -> npt.NDArray[np.bool_]:
-    """Return ``cjdata/tumorMask``: (h, w), True on the tumour, in the frame of ``read_figshare``'s pixels."""
-    with _open(path) as file:
-        return np.asarray(_read_array(path, file, "cjdata/tumorMask").T != 0)
 
 
 @contextmanager

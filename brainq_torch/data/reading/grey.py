@@ -24,10 +24,7 @@ _SQUARE_TOLERANCE = 0.01
 
 
 class UnreadableImageError(BrainqError):
-    """An image file that cannot be read correctly.
-
-    path: the file. reason: what is wrong with it. remedy: what to do about it.
-    """
+    """An image file that cannot be read correctly: which, what is wrong with it, and what to do about it."""
 
     def __init__(self, path: FilePath, reason: str, remedy: str) -> None:
         # All three go to the base class, or the error could not travel between processes (pickle).
@@ -45,8 +42,9 @@ class UnreadableImageError(BrainqError):
 class GreyImage:
     """One decoded image.
 
-    pixels: (h, w) uint8, upright.
-    notes: what was converted on the way, e.g. ``CMYK converted to grey``; none for a plain 8-bit grey picture.
+    Attributes:
+        pixels: (h, w) uint8, upright.
+        notes: what was converted on the way, e.g. ``CMYK converted to grey``; none for a plain 8-bit grey picture.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -54,10 +52,13 @@ class GreyImage:
 
 
 def rescale_to_uint8(path: FilePath, values: npt.NDArray[Any], what: str) -> tuple[npt.NDArray[np.uint8], str]:
-    """Rescale linearly from the values' own minimum..maximum to 0..255; a constant image becomes black.
+    """Rescale (h, w) values linearly from their own minimum..maximum to 0..255; a constant image becomes black.
 
-    values: (h, w) of any real dtype. what: their name in the note. Returns (h, w) uint8 and the note.
-    Raises UnreadableImageError when a value is not finite.
+    Returns:
+        (h, w) uint8, and a note that names the values by ``what``.
+
+    Raises:
+        UnreadableImageError: A value is not finite.
     """
     low, high = float(values.min()), float(values.max())  # a NaN anywhere makes both NaN
     if not np.isfinite([low, high]).all():
@@ -88,9 +89,8 @@ def shrink_remedy() -> str:
 def make_square(
     pixels: npt.NDArray[np.uint8], row_spacing_mm: float, column_spacing_mm: float
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Stretch the coarser side so that a pixel is as high as it is wide.
+    """Stretch the coarser side of an (h, w) uint8 image so that a pixel is as high as it is wide; notes say so.
 
-    pixels: (h, w) uint8. row_spacing_mm: from one row to the next. Returns (h', w') uint8 and notes.
     Spacings that are zero, negative or not finite say nothing and change nothing.
     """
     spacings = np.array([row_spacing_mm, column_spacing_mm], np.float64)

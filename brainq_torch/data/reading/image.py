@@ -45,7 +45,9 @@ _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 class Origin:
     """What an image file says about itself beside its pixels.
 
-    label: index into CLASSES, None when the file does not say. group: the patient, empty when the file does not say.
+    Attributes:
+        label: index into CLASSES, None when the file does not say.
+        group: the patient, empty when the file does not say.
     """
 
     label: int | None = None
@@ -57,11 +59,12 @@ def read_grey(path: FilePath) -> GreyImage:
 
     RGB becomes grey by Pillow's "L" (ITU-R 601-2 luma). EXIF orientation is applied, transparency is composited on
     black, 16-bit, 32-bit and float pixels are rescaled linearly from their own minimum..maximum to 0..255, and each of
-    these is noted. Above ``MAX_PIXELS`` a file is refused by its header, before any pixel is decoded.
-    What DICOM, NIfTI and figshare .mat files add is said in ``dicom.py``, ``nifti.py`` and ``figshare.py``.
+    these is noted. Above ``MAX_PIXELS`` a file is refused by its header, before any pixel is decoded. What DICOM, NIfTI
+    and figshare .mat files add is said in ``dicom.py``, ``nifti.py`` and ``figshare.py``.
 
-    Raises UnreadableImageError for what is missing, empty, truncated, damaged, not an image, animated, gigantic, not
-    finite, or blank (``head_crop.is_blank``).
+    Raises:
+        UnreadableImageError: The file is missing, empty, truncated, damaged, not an image, animated, gigantic, not
+            finite, or blank (``head_crop.is_blank``).
     """
     reader = _reader_of(_read_head(path))
     if reader is None:
@@ -78,7 +81,8 @@ def read_grey(path: FilePath) -> GreyImage:
 def read_origin(path: FilePath) -> Origin:
     """Read the label and the patient that a DICOM or figshare .mat file names; pictures and NIfTI name none.
 
-    Raises UnreadableImageError as ``read_grey`` does.
+    Raises:
+        UnreadableImageError: As ``read_grey`` does.
     """
     reader = _reader_of(_read_head(path))
     with _guarded(path):
@@ -92,7 +96,8 @@ def read_origin(path: FilePath) -> Origin:
 def looks_like_image(path: FilePath) -> bool:
     """Tell from its first bytes whether a file claims to be an image, whatever its name.
 
-    Raises UnreadableImageError when there are no first bytes to look at.
+    Raises:
+        UnreadableImageError: There are no first bytes to look at.
     """
     return _reader_of(_read_head(path)) is not None
 

@@ -42,8 +42,9 @@ def read_nifti(path: FilePath) -> GreyImage:
     The slice's own minimum..maximum becomes 0..255; voxels that are not square are stretched to squares; notes say so,
     and which slice is shown.
 
-    Raises UnreadableImageError for header-only pairs (.hdr/.img), series of volumes, colour or complex voxels,
-    truncated files, and volumes above 512 MiB, the size taken from the header before any voxel is read.
+    Raises:
+        UnreadableImageError: Header-only pairs (.hdr/.img), series of volumes, colour or complex voxels, truncated
+            files, and volumes above 512 MiB, the size taken from the header before any voxel is read.
     """
     with _open(path) as file:
         kind, header = _read_header(path, file)

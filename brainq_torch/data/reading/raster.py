@@ -83,9 +83,11 @@ def is_picture(head: bytes) -> bool:
 
 
 def read_picture(path: FilePath) -> GreyImage:
-    """Decode one picture to upright grey; see ``images.read_grey`` for the rules.
+    """Decode one picture to upright grey; see ``read_grey`` for the rules.
 
-    Raises UnreadableImageError, or whatever Pillow raises for a damaged file.
+    Raises:
+        UnreadableImageError: The picture is none that is read.
+        Exception: Whatever Pillow raises for a damaged file.
     """
     # A file object, not a path: Pillow 13 would map an uncompressed TIFF into memory and scramble it when turned.
     try:

@@ -8,42 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.synthesis.drawing import (
-    Field,
-    between,
-    blend,
-    cover,
-    ellipse,
-    rotation,
-    smooth_noise,
-    smoothstep,
-)
+from brainq_torch.data.synthesis.canvas import Canvas, Point
+from brainq_torch.data.synthesis.drawing import Field, between, blend, cover, ellipse, smoothstep
 from brainq_torch.data.synthesis.lesion import LesionSite, Weighting
 
 PLANES: tuple[str, ...] = ("axial", "coronal", "sagittal")
-
-_TISSUES: dict[Weighting, dict[str, float]] = {
-    "T1": {"fat": 0.62, "bone": 0.06, "fluid": 0.08, "grey": 0.26, "white": 0.35, "muscle": 0.20, "vessel": 0.70},
-    "T2": {"fat": 0.42, "bone": 0.05, "fluid": 0.75, "grey": 0.38, "white": 0.28, "muscle": 0.16, "vessel": 0.10},
-    "FLAIR": {"fat": 0.46, "bone": 0.05, "fluid": 0.08, "grey": 0.38, "white": 0.31, "muscle": 0.20, "vessel": 0.55},
-}
-_AIR = 0.02
-
-Point = tuple[float, float]
-"""x to the right, y down (or half width, half height), in head units: the head is about 1 in half height."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """One head slice.
-
-    image: (size, size) float64 in [0, 1], without bias field and noise. site: where lesions can stand in it.
-    """
-
-    image: Field
-    site: LesionSite
-    plane: str
-    weighting: Weighting
 
 
 @dataclass(frozen=True)
@@ -56,71 +25,13 @@ class _Anatomy:
     sella_radius: float
 
 
-class _Canvas:
-    """The image drawn so far, and its pixels' head coordinates: turned, scaled, shifted, warped and maybe mirrored."""
+def draw_head(plane: str, weighting: Weighting, size: int, rng: np.random.Generator) -> tuple[Field, LesionSite]:
+    """Draw one head without a lesion, in one of ``PLANES``, as ``rng`` alone decides.
 
-    def __init__(self, size: int, weighting: Weighting, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.grey = {name: value * between(rng, 0.9, 1.1) for name, value in _TISSUES[weighting].items()}
-        view = between(rng, 1.06, 1.28)
-        self.pixel = 2.0 * view / size
-        """Width of a pixel in head units."""
-        self.image: Field = np.zeros((size, size))
-        self._turn = rotation(between(rng, -0.12, 0.12))
-        self._shift = between(rng, -0.08, 0.08), between(rng, -0.08, 0.08)
-        self._stretch = between(rng, 0.94, 1.08) * (-1.0 if rng.random() < 0.5 else 1.0), between(rng, 0.96, 1.06)
-        self._warp = between(rng, 0.02, 0.05)
-        self._middle = 0.5 * (size - 1)
-        grid = (np.arange(size) - self._middle) * self.pixel
-        right, down = grid[None, :] - self._shift[0], grid[:, None] - self._shift[1]
-        cosine, sine = self._turn
-        self.x = (right * cosine + down * sine) * self._stretch[0] + self._warp * self.noise(4)
-        self.y = (down * cosine - right * sine) * self._stretch[1] + self._warp * self.noise(4)
-
-    def noise(self, cells: int) -> Field:
-        """Draw smooth noise in [-1, 1] over the frame."""
-        return smooth_noise(self.rng, self.image.shape, cells)
-
-    def paint(self, distance: Field, value: Field | float, opacity: float = 1.0, softness: float = 1.0) -> None:
-        """Paint a shape given by its signed distance; softness in pixels."""
-        self.image = blend(self.image, opacity * cover(distance, softness * self.pixel), value)
-
-    def oval(self, centre: Point, radii: Point, tilt: float = 0.0) -> Field:
-        """Return the signed distance of a tilted ellipse."""
-        return ellipse(self.x, self.y, centre, radii, tilt)
-
-    def dab(
-        self, tissue: str, centre: Point, radii: Point, tilt: float = 0.0, opacity: float = 1.0, softness: float = 1.0
-    ) -> None:
-        """Paint a small tilted ellipse of one tissue (or ``air``), touching only the pixels near it."""
-        row, column = self.find(centre)
-        reach = (max(radii) * 1.1 + self._warp) / self.pixel + softness + 2.0
-        size = self.image.shape[0]
-        window = tuple(slice(max(0, int(at - reach)), min(size, max(0, int(at + reach) + 1))) for at in (row, column))
-        distance = ellipse(self.x[window], self.y[window], centre, radii, tilt)
-        value = _AIR if tissue == "air" else self.grey[tissue]
-        self.image[window] = blend(self.image[window], opacity * cover(distance, softness * self.pixel), value)
-
-    def pair(self, tissue: str, centre: Point, radii: Point, tilt: float = 0.0, opacity: float = 1.0) -> None:
-        """Paint a small ellipse on both sides of the midline."""
-        for side in (-1.0, 1.0):
-            self.dab(tissue, (side * centre[0], centre[1]), radii, side * tilt, opacity)
-
-    def find(self, point: Point) -> Point:
-        """Return row and column of a point in head units, the warp left out."""
-        cosine, sine = self._turn
-        along, across = point[0] / self._stretch[0], point[1] / self._stretch[1]
-        right = along * cosine - across * sine + self._shift[0]
-        down = across * cosine + along * sine + self._shift[1]
-        return self._middle + down / self.pixel, self._middle + right / self.pixel
-
-
-def draw_head(plane: str, weighting: Weighting, size: int, rng: np.random.Generator) -> Head:
-    """Draw one head without a lesion.
-
-    plane: one of ``PLANES``. size: side of the image in pixels. Everything random comes from ``rng``.
+    Returns:
+        (size, size) float64 in [0, 1], without bias field and noise, and where lesions can stand in it.
     """
-    canvas = _Canvas(size, weighting, rng)
+    canvas = Canvas(size, weighting, rng)
     anatomy = _DRAWINGS[plane](canvas)
     _draw_vessels(canvas, anatomy.brain)
     depth = anatomy.brain / canvas.pixel
@@ -131,10 +42,10 @@ def draw_head(plane: str, weighting: Weighting, size: int, rng: np.random.Genera
         half_head=1.0 / canvas.pixel,
         sella_radius=anatomy.sella_radius / canvas.pixel,
     )
-    return Head(np.clip(canvas.image, 0.0, 1.0), site, plane, weighting)
+    return np.clip(canvas.image, 0.0, 1.0), site
 
 
-def _draw_skull(canvas: _Canvas, outline: Field) -> Field:
+def _draw_skull(canvas: Canvas, outline: Field) -> Field:
     """Draw scalp, skull and the fluid below it; return the signed distance of the brain's edge."""
     scalp, bone, gap = (between(canvas.rng, *limits) for limits in ((0.04, 0.08), (0.04, 0.07), (0.01, 0.03)))
     canvas.paint(outline, canvas.grey["fat"] * (1.0 + 0.15 * canvas.noise(12)))
@@ -145,7 +56,7 @@ def _draw_skull(canvas: _Canvas, outline: Field) -> Field:
     return outline - scalp - bone - gap
 
 
-def _draw_skull_cap(canvas: _Canvas, dome: Field, above: Field) -> Field:
+def _draw_skull_cap(canvas: Canvas, dome: Field, above: Field) -> Field:
     """Draw scalp and skull of the vault only (where ``above`` is positive); below it the face and neck go on."""
     face = canvas.image
     brain = _draw_skull(canvas, dome)
@@ -153,7 +64,7 @@ def _draw_skull_cap(canvas: _Canvas, dome: Field, above: Field) -> Field:
     return brain
 
 
-def _draw_cortex(canvas: _Canvas, brain: Field, centre: Point) -> None:
+def _draw_cortex(canvas: Canvas, brain: Field, centre: Point) -> None:
     """Draw white matter, the grey ribbon and sulci that run inward from the surface."""
     right, down = canvas.x - centre[0], canvas.y - centre[1]
     # A stand-in for the angle that needs no arctangent: it runs once around the square |x| + |y| = 1 from -1 to 3.
@@ -175,7 +86,7 @@ def _draw_cortex(canvas: _Canvas, brain: Field, centre: Point) -> None:
     canvas.image = blend(canvas.image, 0.9 * inside * shallow * (1.0 - smoothstep(ridge / width)), canvas.grey["fluid"])
 
 
-def _draw_vessels(canvas: _Canvas, brain: Field) -> None:
+def _draw_vessels(canvas: Canvas, brain: Field) -> None:
     """Draw small vessels near the cortex: bright with contrast agent, dark without. No class owns them."""
     places = np.argwhere((brain > 0.0) & (brain < 0.2))
     for _ in range(int(canvas.rng.integers(2, 7))):
@@ -185,7 +96,7 @@ def _draw_vessels(canvas: _Canvas, brain: Field) -> None:
         canvas.dab("vessel", centre, radii, between(canvas.rng, -1.0, 1.0))
 
 
-def _draw_ventricles(canvas: _Canvas, size: float, parts: list[tuple[Point, Point, float]]) -> None:
+def _draw_ventricles(canvas: Canvas, size: float, parts: list[tuple[Point, Point, float]]) -> None:
     """Draw paired fluid spaces left and right, unequal in size as in life, with a little vessel tangle in them."""
     for side in (-1.0, 1.0):
         scale = size * between(canvas.rng, 0.7, 1.3)
@@ -196,7 +107,7 @@ def _draw_ventricles(canvas: _Canvas, size: float, parts: list[tuple[Point, Poin
             canvas.dab("vessel", (side * x, y), (0.5 * a * scale, 0.4 * b * scale), 0.0, 0.7)
 
 
-def _draw_axial(canvas: _Canvas) -> _Anatomy:
+def _draw_axial(canvas: Canvas) -> _Anatomy:
     """Draw an axial slice between the sella and the foot of the lateral ventricles."""
     x, y, rng = canvas.x, canvas.y, canvas.rng
     low = rng.random() < 0.5
@@ -219,7 +130,7 @@ def _draw_axial(canvas: _Canvas) -> _Anatomy:
     return _Anatomy(brain, np.abs(x) > 0.08, (0.0, -0.13), 0.145)
 
 
-def _draw_orbits(canvas: _Canvas, brain: Field) -> Field:
+def _draw_orbits(canvas: Canvas, brain: Field) -> Field:
     """Draw eyes and the airy bone between them in front of a low axial slice; return what is left of the brain."""
     cut = canvas.y + between(canvas.rng, 0.52, 0.62) - 0.25 * np.abs(canvas.x)
     canvas.paint(np.minimum(0.02 - cut, brain), canvas.grey["bone"])
@@ -231,7 +142,7 @@ def _draw_orbits(canvas: _Canvas, brain: Field) -> Field:
     return np.minimum(brain, cut)
 
 
-def _draw_hind_brain(canvas: _Canvas, brain: Field) -> None:
+def _draw_hind_brain(canvas: Canvas, brain: Field) -> None:
     """Draw the star of fluid above the sella, the midbrain and the cerebellum behind it."""
     canvas.paint(np.minimum(canvas.oval((0.0, 0.55), (0.50, 0.30)), brain + 0.02), canvas.grey["fluid"], 0.8)
     folia = canvas.grey["grey"] * (1.0 + 0.25 * canvas.noise(40))
@@ -244,7 +155,7 @@ def _draw_hind_brain(canvas: _Canvas, brain: Field) -> None:
     canvas.pair("vessel", (0.09, -0.12), (0.025, 0.025))
 
 
-def _draw_coronal(canvas: _Canvas) -> _Anatomy:
+def _draw_coronal(canvas: Canvas) -> _Anatomy:
     """Draw a coronal slice through the sella: temporal lobes, third ventricle, sphenoid sinus, throat."""
     x, y, rng = canvas.x, canvas.y, canvas.rng
     dome = canvas.oval((0.0, -0.15), (0.76, 0.80))
@@ -276,7 +187,7 @@ def _draw_coronal(canvas: _Canvas) -> _Anatomy:
     return _Anatomy(brain, (y < 0.05) & (np.abs(x) > 0.05), (0.0, 0.13), 0.175)
 
 
-def _draw_sagittal(canvas: _Canvas) -> _Anatomy:
+def _draw_sagittal(canvas: Canvas) -> _Anatomy:
     """Draw a sagittal slice near the midline: corpus callosum, brain stem, cerebellum, sella, face, spine."""
     x, y, rng = canvas.x, canvas.y, canvas.rng
     dome = canvas.oval((0.04, -0.17), (0.94, 0.76))
@@ -302,7 +213,7 @@ def _draw_sagittal(canvas: _Canvas) -> _Anatomy:
     return _Anatomy(np.maximum(brain, hind), (y < 0.02) | (x > 0.40), (-0.17, 0.17), 0.175)
 
 
-def _draw_face_and_neck(canvas: _Canvas, dome: Field) -> None:
+def _draw_face_and_neck(canvas: Canvas, dome: Field) -> None:
     """Draw profile, nose, mouth, airway, vertebrae and neck muscles under the vault of a sagittal slice."""
     x, y = canvas.x, canvas.y
     face = np.maximum(canvas.oval((-0.42, 0.42), (0.44, 0.60), 0.08), canvas.oval((-0.84, 0.36), (0.11, 0.14), 0.3))
@@ -321,7 +232,7 @@ def _draw_face_and_neck(canvas: _Canvas, dome: Field) -> None:
         canvas.dab("fat", (0.04, 0.60 + 0.18 * number), (0.08, 0.075), 0.0, 0.7)
 
 
-_DRAWINGS: dict[str, Callable[[_Canvas], _Anatomy]] = {
+_DRAWINGS: dict[str, Callable[[Canvas], _Anatomy]] = {
     "axial": _draw_axial,
     "coronal": _draw_coronal,
     "sagittal": _draw_sagittal,

@@ -54,6 +54,11 @@ def ellipse(
     return (1.0 - np.sqrt(along * along + across * across)) * min(radii)
 
 
+def offsets(shape: tuple[int, ...], centre: tuple[float, float]) -> tuple[Field, Field]:
+    """Return every pixel's way from ``centre``: rows (h, 1) and columns (1, w)."""
+    return np.arange(shape[0])[:, None] - centre[0], np.arange(shape[1])[None, :] - centre[1]
+
+
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Field:
     """Draw smooth value noise in [-1, 1]: random values on a lattice of ``cells`` x ``cells``, interpolated."""
     lattice = 2.0 * rng.random((cells + 2, cells + 2)) - 1.0

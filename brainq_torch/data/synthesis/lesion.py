@@ -17,6 +17,7 @@ from brainq_torch.data.synthesis.drawing import (
     between,
     blend,
     cover,
+    offsets,
     resample,
     rotation,
     smooth_noise,
@@ -34,11 +35,12 @@ _SKULL_SHARE = 0.2
 class LesionSite:
     """Where in a head a lesion can stand, and how large it may be.
 
-    depth: (h, w) float64, distance to the brain's edge in pixels, positive inside the brain.
-    dura: (h, w) bool, pixels of the brain's edge that a meningioma may sit on.
-    sella: row and column, in pixels, of the middle of the sella, the pituitary's seat.
-    half_head: half the head's longer side, in pixels.
-    sella_radius: radius of a typical pituitary mass in this plane, in pixels.
+    Attributes:
+        depth: (h, w) float64, distance to the brain's edge in pixels, positive inside the brain.
+        dura: (h, w) bool, pixels of the brain's edge that a meningioma may sit on.
+        sella: row and column, in pixels, of the middle of the sella, the pituitary's seat.
+        half_head: half the head's longer side, in pixels.
+        sella_radius: radius of a typical pituitary mass in this plane, in pixels.
     """
 
     depth: Field
@@ -83,11 +85,13 @@ _GREYS: dict[Weighting, dict[str, _Grey]] = {
 
 
 def estimate_site(head: NDArray[np.bool_]) -> LesionSite:
-    """Guess the site from a head mask alone: brain lies deeper than scalp and skull, the sella near the head's middle.
+    """Guess the site from an (h, w) head mask: brain lies below scalp and skull, the sella near the head's middle.
 
     Fair for axial slices, where the sella is central; build the LesionSite from a brain mask or a known sella where
     there is one.
-    head: (h, w) bool, true on the whole head. Raises ValueError on a mask too small to hold a brain.
+
+    Raises:
+        ValueError: The mask is too small to hold a brain.
     """
     depth = ndimage.distance_transform_edt(head)
     skull = _SKULL_SHARE * float(depth.max())
@@ -111,15 +115,18 @@ def paint_lesion(
     rng: np.random.Generator,
     contrast: float = 1.0,
 ) -> tuple[Field, Field]:
-    """Paint the lesion of class ``label`` (an index into ``CLASSES``) on a copy of a head.
+    """Paint the lesion of class ``label`` (an index into ``CLASSES``) on a copy of an (h, w) image in [0, 1].
 
     The tissue around gives way to the mass; grey levels follow the brain's median; noise as strong as the image's own
-    goes on inside the mass. image: (h, w) float64 grey in [0, 1]. contrast: how far the lesion stands out from the
-    brain, as a share of the phantoms'; for another size give a site with another ``half_head`` and ``sella_radius``.
+    goes on inside the mass. ``contrast`` says how far the lesion stands out from the brain, as a share of the
+    phantoms'; for another size give a site with another ``half_head`` and ``sella_radius``.
 
-    Returns the new image, in [0, 1], and the lesion's coverage in [0, 1], (h, w) float64, oedema not counted: zero
-    everywhere for ``notumor``, whose image comes back as it is. Raises ValueError where shapes differ or there is no
-    brain.
+    Returns:
+        The new image, and the lesion's coverage in [0, 1], (h, w) float64, oedema not counted: zero everywhere for
+        ``notumor``, whose image comes back as it is.
+
+    Raises:
+        ValueError: Shapes differ, or there is no brain.
     """
     if image.shape != site.depth.shape:
         raise ValueError(f"the image is {image.shape}, its site {site.depth.shape}; both must have one shape")
@@ -145,18 +152,12 @@ def _noise_deviation(image: Field, site: LesionSite) -> float:
     return quarter / (0.3186 * 0.9428)
 
 
-def _offsets(site: LesionSite, centre: tuple[float, float]) -> tuple[Field, Field]:
-    """Return every pixel's way from ``centre``: rows (h, 1) and columns (1, w)."""
-    height, width = site.depth.shape
-    return np.arange(height)[:, None] - centre[0], np.arange(width)[None, :] - centre[1]
-
-
 def _blob(
     site: LesionSite, centre: tuple[float, float], radii: tuple[float, float], rough: float, rng: np.random.Generator
 ) -> Field:
     """Signed distance in pixels to a rough-edged, randomly tilted ellipse; positive inside."""
     cosine, sine = rotation(between(rng, -1.0, 1.0))
-    down, right = _offsets(site, centre)
+    down, right = offsets(site.depth.shape, centre)
     along, across = (right * cosine + down * sine) / radii[0], (down * cosine - right * sine) / radii[1]
     small = min(radii)
     cells = max(3, round(0.9 * max(site.depth.shape) / small))
@@ -169,7 +170,7 @@ def _push_aside(image: Field, site: LesionSite, centre: tuple[float, float], rad
 
     The skull and what lies outside it stay where they are.
     """
-    down, right = _offsets(site, centre)
+    down, right = offsets(site.depth.shape, centre)
     square = down * down + right * right + 1e-6
     soft = smoothstep(site.depth / (0.25 * site.half_head))
     kept = np.sqrt(np.maximum(1.0 - share * radius * radius * soft / square, 0.02))

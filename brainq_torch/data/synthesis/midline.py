@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainq_torch.data.synthesis.drawing import Field
+from brainq_torch.data.synthesis.head_mask import Mask, head_mask
 from brainq_torch.data.synthesis.lesion import LesionSite, estimate_site
 
 _COARSE = 56  # side at which the mid-line is searched
@@ -18,26 +18,23 @@ _LEAST_LIKENESS = 0.5
 _MIDLINE = 0.06  # share of the head's width that a one-sided lesion keeps from the mid-line
 _BRIGHT = 0.12  # share of the 99th percentile above which a pixel is head
 
-Mask = NDArray[np.bool_]
 
-
-def find_head(image: Field) -> Mask:
+def outline_head(image: Field) -> Mask:
     """Return the largest bright area of a slice, its holes filled: (h, w) float64 in [0, 1] -> (h, w) bool."""
     smooth = ndimage.uniform_filter(image, 5)
     bright = smooth > _BRIGHT * np.percentile(smooth, 99)
-    areas, count = ndimage.label(ndimage.binary_opening(bright, iterations=2))
-    if not count:
-        return np.zeros(image.shape, bool)
-    head = areas == np.bincount(areas.ravel())[1:].argmax() + 1
-    return np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(head, 8), iterations=6))[8:-8, 8:-8])
+    return head_mask(ndimage.binary_opening(bright, iterations=2), reach=6)
 
 
 @dataclass(frozen=True)
 class Slice:
     """An upright head slice: turned and moved so that its mid-line is the image's middle column.
 
-    image: (h, w) float64 in [0, 1]. head: (h, w) bool. site: its brain, see LesionSite.
-    overlap: intersection over union of the head and its mirror image. symmetric: whether that is enough to mirror it.
+    Attributes:
+        image: (h, w) float64 in [0, 1].
+        head: (h, w) bool.
+        site: its brain, see LesionSite.
+        overlap: intersection over union of the head and its mirror image.
     """
 
     image: Field
@@ -57,13 +54,13 @@ class Slice:
 
 
 def align(image: Field) -> Slice | None:
-    """Turn a slice upright. image: (h, w) float64 in [0, 1]. None where there is no head to speak of."""
-    head = find_head(image)
+    """Turn a slice upright, (h, w) float64 in [0, 1]; None where there is no head to speak of."""
+    head = outline_head(image)
     if head.mean() < 0.1:
         return None
     angle = _find_tilt(head)
     turned = _turn(image, angle, _centre(head))
-    upright = find_head(turned)
+    upright = outline_head(turned)
     if upright.mean() < 0.1:
         return None
     mirrored = upright[:, ::-1]
@@ -107,7 +104,7 @@ def _turn(image: Field, degrees: float, centre: tuple[float, float], order: int 
 
 @dataclass(frozen=True)
 class OneSided:
-    """A lesion found by comparing the halves. region: (h, w) bool. left: whether it lies in the left half."""
+    """A lesion found by comparing the halves: its (h, w) region, and whether it lies in the left half."""
 
     region: Mask
     left: bool

@@ -1,6 +1,6 @@
 """The built-in data set: synthetic four-class brain MRI phantoms, drawn from integer seeds, no download.
 
-The same bytes on every machine (see ``texture.py``). Plane, weighting, pose, noise and distractors are drawn without
+The same bytes on every machine (see ``drawing.py``). Plane, weighting, pose, noise and distractors are drawn without
 looking at the class, so nothing but the lesion tells it.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.synthesis.anatomy import PLANES, Head, draw_head
+from brainq_torch.data.synthesis.anatomy import PLANES, draw_head
 from brainq_torch.data.synthesis.drawing import Field, bell_noise, between, smooth_noise
 from brainq_torch.data.synthesis.lesion import Weighting, paint_lesion
 from brainq_torch.run_files import atomic_folder
@@ -32,9 +32,17 @@ _WEIGHTINGS: tuple[Weighting, ...] = ("T1", "T1", "T2", "FLAIR")
 def render_phantom(label: int, index: int, seed: int = 0, size: int = 128) -> NDArray[np.uint8]:
     """Render one phantom.
 
-    label: index into ``CLASSES``. index: number of the image within its class, which also picks the plane: index modulo
-    3 into ``PLANES``. size: side in pixels, 32 to 1024. Returns (size, size) uint8. Raises ValueError on arguments out
-    of range.
+    Args:
+        label: index into ``CLASSES``.
+        index: number of the image within its class, which also picks the plane: index modulo 3 into ``PLANES``.
+        seed: of every draw, 0 or more.
+        size: side in pixels, 32 to 1024.
+
+    Returns:
+        (size, size) uint8.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"label is {label}; allowed are 0 to {len(CLASSES) - 1}, the indices into {CLASSES}")
@@ -45,12 +53,12 @@ def render_phantom(label: int, index: int, seed: int = 0, size: int = 128) -> ND
     # Philox and SeedSequence are integer arithmetic: the same stream everywhere.
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label, index])))
     weighting = _WEIGHTINGS[int(rng.integers(len(_WEIGHTINGS)))]
-    head = draw_head(PLANES[index % len(PLANES)], weighting, size, rng)
-    painted, _ = paint_lesion(head.image, head.site, label, weighting, rng)
-    return _acquire(painted, head, rng)
+    head, site = draw_head(PLANES[index % len(PLANES)], weighting, size, rng)
+    painted, _ = paint_lesion(head, site, label, weighting, rng)
+    return _acquire(painted, rng)
 
 
-def _acquire(image: Field, head: Head, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _acquire(image: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Add what a scanner adds: bias field, contrast curve, gain, Rician noise; then round to uint8."""
     field = 1.0 + between(rng, 0.05, 0.25) * smooth_noise(rng, image.shape, 2)
     curve = between(rng, -0.25, 0.25)
@@ -65,8 +73,11 @@ def _acquire(image: Field, head: Head, rng: np.random.Generator) -> NDArray[np.u
 def phantom_images(count: int, size: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Render a class-balanced set in memory, for parity and calibration where there are no data.
 
-    Labels go 0, 1, 2, 3, 0, ... Returns pixels (count, size, size) uint8 and labels (count,) int64. None of them is in
-    the folders that ``write_phantoms`` writes.
+    Labels go 0, 1, 2, 3, 0, ...
+
+    Returns:
+        Pixels (count, size, size) uint8 and labels (count,) int64. None of them is in the folders that
+        ``write_phantoms`` writes.
     """
     if count < 1:
         raise ValueError(f"count is {count}; at least 1 image is needed")
@@ -83,8 +94,10 @@ def write_phantoms(
 ) -> None:
     """Write ``root/{Training,Testing}/{class}/*.png``.
 
-    The folder appears only when it is whole. One that already holds exactly these files is left as it is. Raises
-    FileExistsError when it holds anything else.
+    The folder appears only when it is whole.
+
+    Raises:
+        FileExistsError: It holds files already.
     """
     root = Path(root)
     counts = {"Training": per_class_training, "Testing": per_class_testing}
@@ -97,28 +110,12 @@ def write_phantoms(
         for number in range(count)
     }
     if root.exists() and any(root.iterdir()):
-        _check_written(root, files, seed, size)
-        return
+        raise FileExistsError(f"{root} already holds files; give another folder, or remove this one first")
     with atomic_folder(root) as partial:
         for path, (label, index) in files.items():
             target = partial / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(encode_png(render_phantom(label, index, seed, size)))
-
-
-def _check_written(root: Path, files: dict[str, tuple[int, int]], seed: int, size: int) -> None:
-    """Raise FileExistsError unless ``root`` holds exactly these phantoms."""
-    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    wrong = sorted(found.symmetric_difference(files)) or [
-        path
-        for path, (label, index) in files.items()
-        if (root / path).read_bytes() != encode_png(render_phantom(label, index, seed, size))
-    ]
-    if wrong:
-        raise FileExistsError(
-            f"{root} already holds something else than these phantoms (first difference: {wrong[0]}, {len(wrong)} in "
-            "all); give another folder, or remove this one first"
-        )
 
 
 def encode_png(grey: NDArray[np.uint8]) -> bytes:

@@ -5,10 +5,11 @@ import torch
 
 from brainq_torch.data import datamodule
 from brainq_torch.data.augment.geometry import Augmentation
-from brainq_torch.data.datamodule import ImageDataModule, make_generator
+from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.data.decoded import make_generator
 from brainq_torch.data.reading.image import read_grey
-from brainq_torch.data.synthesis.counterfactual import Counterfactual, MadeImages
+from brainq_torch.data.synthesis.counterfactual import Counterfactual, CounterfactualImages
 
 
 class _Recorder(L.LightningModule):
@@ -171,9 +172,9 @@ def test_images_are_made_of_training_images_alone(phantoms, tmp_path, monkeypatc
 
     def make(pixels, labels, plan, seed):
         given.append((pixels, labels, plan, seed))
-        return MadeImages(np.full((4, 32, 32), 7, np.uint8), np.array([0, 1, 2, 2]), np.zeros(4, np.int64))
+        return CounterfactualImages(np.full((4, 32, 32), 7, np.uint8), np.array([0, 1, 2, 2]), np.zeros(4, np.int64))
 
-    monkeypatch.setattr(datamodule, "make_images", make)
+    monkeypatch.setattr(datamodule, "make_counterfactuals", make)
     plan = Counterfactual(share=0.2)
     data = _data(phantoms, tmp_path, counterfactual=plan)
     data.prepare_data()

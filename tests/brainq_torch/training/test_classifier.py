@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from brainq_torch.data.datamodule import Batch
+from brainq_torch.data.decoded import Batch
 from brainq_torch.models import build_model
 from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
 from brainq_torch.training.stages import Stage

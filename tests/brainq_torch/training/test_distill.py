@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from torch.nn import functional
 
-from brainq_torch.data.datamodule import Batch
+from brainq_torch.data.decoded import Batch
 from brainq_torch.training.classifier import CrossEntropy
 from brainq_torch.training.distill import (
     AttentionTransfer,

@@ -10,8 +10,8 @@ import yaml
 from torch import nn
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.datamodule import Batch
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest, write_manifest
+from brainq_torch.data.decoded import Batch
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import main
 from brainq_torch.models import build_model

@@ -67,7 +67,7 @@ def test_changed_and_missing_images_are_named(tmp_path):
     rows = make_manifest(tmp_path, [ImageRecord(name, 0, "Training") for name in ("one.png", "two.png", "three.png")])
     (tmp_path / "one.png").write_bytes(b"another")
     (tmp_path / "two.png").unlink()
-    with pytest.raises(ManifestError, match=r"2 of 3 .*one\.png \(changed\), two\.png \(missing\).*Restore them"):
+    with pytest.raises(ManifestError, match=r"2 of 3 .*one\.png has changed, two\.png is missing.*Restore them"):
         verify_manifest(tmp_path, rows)
 
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from brainq_torch.data.leakage.candidates import ORIENTATIONS, head_boxes, orient
 from brainq_torch.data.leakage.check import (
     check_leak,
-    find_groups,
     grouped_split,
     nearest_neighbour_accuracy,
     share_group,
@@ -17,12 +17,9 @@ from brainq_torch.data.leakage.check import (
 from brainq_torch.data.leakage.near_duplicates import (
     COPY,
     EQUAL,
-    ORIENTATIONS,
     SCAN,
     find_links,
-    head_boxes,
     join,
-    orient,
 )
 from brainq_torch.data.synthesis.phantom import phantom_images
 
@@ -94,7 +91,6 @@ def test_pixel_equal_images_are_equal_links(phantoms):
     links = find_links(pixels)
     np.testing.assert_array_equal(links.groups(EQUAL), [0, 1, 0, 2, 0])
     assert set(links.kind.tolist()) == {EQUAL}
-    np.testing.assert_array_equal(find_groups(pixels), [0, 1, 0, 2, 0])
 
 
 @pytest.mark.parametrize("turn", range(1, len(ORIENTATIONS)))
@@ -119,12 +115,12 @@ def test_a_local_difference_makes_another_picture(phantoms):
 def test_blank_and_tiny_sets():
     blank = np.zeros((3, 64, 64), np.uint8)
     blank[2] = 7
-    np.testing.assert_array_equal(find_groups(blank), [0, 0, 1])  # flat, but not the same
-    np.testing.assert_array_equal(find_groups(blank[:1]), [0])
+    np.testing.assert_array_equal(find_links(blank).groups(SCAN), [0, 0, 1])  # flat, but not the same
+    np.testing.assert_array_equal(find_links(blank[:1]).groups(SCAN), [0])
     with pytest.raises(ValueError, match="no images"):
-        find_groups(blank[:0])
+        find_links(blank[:0])
     with pytest.raises(ValueError, match="uint8"):
-        find_groups(blank.astype(np.float32))
+        find_links(blank.astype(np.float32))
 
 
 def test_many_lookalikes_stay_bounded_and_connected(phantoms):
@@ -132,7 +128,7 @@ def test_many_lookalikes_stay_bounded_and_connected(phantoms):
     rng = np.random.default_rng(0)
     image = phantoms[0][0].astype(float)
     pixels = np.stack([np.clip(image + rng.normal(0, 2, image.shape), 0, 255) for _ in range(80)]).astype(np.uint8)
-    assert find_groups(pixels).max() == 0
+    assert find_links(pixels).groups(SCAN).max() == 0
 
 
 def test_head_boxes_ignore_a_frame(phantoms):

@@ -5,7 +5,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from brainq_torch.data.leakage import near_duplicates as copies
+from brainq_torch.data.leakage import candidates, journal, near_duplicates
 from brainq_torch.data.leakage.journal import Journal
 from brainq_torch.data.leakage.near_duplicates import find_links
 from brainq_torch.data.synthesis.phantom import phantom_images
@@ -21,9 +21,9 @@ class Killed(BaseException):
     """What no except in between catches."""
 
 
-@pytest.mark.parametrize("name", ["compare", "_search_block"])
-def test_a_killed_search_goes_on_where_it_was(pixels, tmp_path, monkeypatch, name):
-    work, calls = getattr(copies, name), []
+@pytest.mark.parametrize(("module", "name"), [(near_duplicates, "compare"), (candidates, "_search_block")])
+def test_a_killed_search_goes_on_where_it_was(pixels, tmp_path, monkeypatch, module, name):
+    work, calls = getattr(module, name), []
 
     def counted(*arguments):
         if len(calls) == 2 and not (tmp_path / "again").exists():
@@ -31,9 +31,9 @@ def test_a_killed_search_goes_on_where_it_was(pixels, tmp_path, monkeypatch, nam
         calls.append(name)
         return work(*arguments)
 
-    monkeypatch.setattr(copies, "_BATCH", 4)
+    monkeypatch.setattr(near_duplicates, "_BATCH", 4)
     expected = find_links(pixels)
-    monkeypatch.setattr(copies, name, counted)
+    monkeypatch.setattr(module, name, counted)
     with pytest.raises(Killed):
         find_links(pixels, tmp_path / "search.npy")
     with (tmp_path / "search.npy").open("ab") as file:
@@ -58,6 +58,6 @@ def test_a_journal_of_something_else_is_forgotten(tmp_path):
 
 def test_each_stage_says_how_far_it_is(pixels, monkeypatch):
     said = []
-    monkeypatch.setattr(copies, "tqdm", lambda steps, desc, **_: said.append(desc) or steps)
+    monkeypatch.setattr(journal, "tqdm", lambda steps, desc, **_: said.append(desc) or steps)
     find_links(pixels)
     assert set(said) == {"searching copies", "comparing pairs", "aligning pairs"}

@@ -30,7 +30,7 @@ def plan(split="grouped", **options):
 
 @pytest.fixture(scope="module")
 def grouped(leaky):
-    return plan().draw(scan_folder(leaky))
+    return plan().split_images(scan_folder(leaky))
 
 
 def test_no_group_is_on_both_sides(grouped):
@@ -46,7 +46,7 @@ def test_no_group_is_on_both_sides(grouped):
 
 def test_leaks_are_counted_and_said(grouped, leaky, capsys):
     assert (grouped.leakage["val"].copy_count, grouped.leakage["Testing"].copy_count) == (0, 1)
-    stratified = plan("stratified").draw(scan_folder(leaky))
+    stratified = plan("stratified").split_images(scan_folder(leaky))
     said = capsys.readouterr().out
     # The negative control: a split that does not look at groups divides some.
     assert stratified.leakage["val"].copy_count > 0
@@ -57,7 +57,7 @@ def test_leaks_are_counted_and_said(grouped, leaky, capsys):
 
 def test_given_groups_are_kept_without_a_search(leaky, monkeypatch, capsys):
     monkeypatch.setattr("brainq_torch.data.leakage.groups.find_links", None)
-    drawn = plan(group_pattern=r"([a-z_]+\d*)(_mirrored)?\.png").draw(scan_folder(leaky, verify=False))
+    drawn = plan(group_pattern=r"([a-z_]+\d*)(_mirrored)?\.png").split_images(scan_folder(leaky, verify=False))
     said = capsys.readouterr().out
     assert "looking for copies" not in said
     # The phantoms' numbers begin anew in Testing: by their names, the first two of each class are in both.
@@ -86,8 +86,8 @@ def test_adopted_splits_without_groups_get_them(grouped, leaky, tmp_path):
         (lambda row: replace(row, split="Training"), "has no images of split val"),
         (lambda row: replace(row, label="glioma"), "has no Training image of meningioma, notumor, pituitary"),
         (lambda row: replace(row, path="Training/glioma/x.png"), "lists 49 images more than once"),
-        (lambda row: replace(row, sha256="0" * 64), "(changed)"),
-        (lambda row: replace(row, path=row.path + "x"), "(missing)"),
+        (lambda row: replace(row, sha256="0" * 64), "has changed"),
+        (lambda row: replace(row, path=row.path + "x"), "is missing"),
         (
             lambda row: replace(row, label={"glioma": "pituitary", "pituitary": "glioma"}.get(row.label, row.label)),
             "another class than",
@@ -109,4 +109,4 @@ def test_a_class_that_is_one_picture_cannot_be_divided(tmp_path):
     for path in (tmp_path / "data" / "Training" / "notumor").glob("*.png"):
         Image.fromarray(render_phantom(2, 0, size=64)).save(path)
     with pytest.raises(ValueError, match=r"class notumor form 1 group.*--data.split stratified"):
-        plan().draw(scan_folder(tmp_path / "data"))
+        plan().split_images(scan_folder(tmp_path / "data"))

@@ -14,7 +14,6 @@ h5py = pytest.importorskip("h5py", reason="the optional extra 'medical' is not i
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import DataFolderError, load_pixels, scan_folder
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.figshare import read_tumour_mask
 from brainq_torch.data.reading.image import Origin, UnreadableImageError, looks_like_image, read_grey, read_origin
 
 IMAGE = (np.add.outer(np.arange(40) * 20, np.arange(60) * 10) + 5).astype(np.int16)  # as MATLAB sees it: 40 rows
@@ -50,7 +49,6 @@ def test_the_image_is_in_matlabs_orientation(tmp_path, options):
     grey = read_grey(path)
     np.testing.assert_array_equal(grey.pixels, rescaled(IMAGE.astype(float)))
     assert grey.notes == ("MATLAB values rescaled from 5..1375 to 0..255",)
-    np.testing.assert_array_equal(read_tumour_mask(path), MASK.astype(bool))
 
 
 @pytest.mark.parametrize(("label", "name"), [(1, "meningioma"), (2, "glioma"), (3, "pituitary")])

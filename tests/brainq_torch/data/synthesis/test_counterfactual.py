@@ -5,21 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from brainq_torch.data.classes import GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY
 from brainq_torch.data.synthesis import counterfactual
 from brainq_torch.data.synthesis.counterfactual import (
-    GLIOMA,
     KINDS,
-    MENINGIOMA,
-    NOTUMOR,
-    PITUITARY,
     Counterfactual,
-    Maker,
-    edit_patch,
-    guess_weighting,
-    make_images,
-    paint_any,
-    transplant_lesion,
+    CounterfactualMaker,
+    make_counterfactuals,
 )
+from brainq_torch.data.synthesis.editing import edit_patch, guess_weighting, paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import Slice, align, find_one_sided
 from tests.brainq_torch.data.synthesis.test_midline import SIZE, draw_head
 
@@ -49,7 +43,7 @@ def head() -> Slice:
 
 def test_counts_and_labels_follow_the_plan(training: tuple[Pixels, np.ndarray]) -> None:
     plan = Counterfactual(share=0.8, painted=2, transplanted=1, mirrored=1, edited=0)
-    made = make_images(*training, plan, seed=3)
+    made = make_counterfactuals(*training, plan, seed=3)
     assert made.pixels.shape == (28, SIZE, SIZE)
     assert np.bincount(made.kinds, minlength=len(KINDS)).tolist() == [14, 7, 7, 0]
     assert set(made.labels[made.kinds == 0]) <= {GLIOMA, MENINGIOMA, PITUITARY}
@@ -60,7 +54,7 @@ def test_counts_and_labels_follow_the_plan(training: tuple[Pixels, np.ndarray]) 
 
 def test_same_seed_same_bytes(training: tuple[Pixels, np.ndarray]) -> None:
     plan = Counterfactual(share=0.6)
-    first, again, other = (make_images(*training, plan, seed) for seed in (3, 3, 4))
+    first, again, other = (make_counterfactuals(*training, plan, seed) for seed in (3, 3, 4))
     assert first.pixels.tobytes() == again.pixels.tobytes()
     assert first.labels.tolist() == again.labels.tolist()
     assert first.pixels.tobytes() != other.pixels.tobytes()
@@ -70,25 +64,25 @@ def test_several_processes_make_the_same_bytes_as_one(
     training: tuple[Pixels, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Counterfactual(share=0.6)
-    alone = make_images(*training, plan, seed=3)
+    alone = make_counterfactuals(*training, plan, seed=3)
     monkeypatch.setattr(counterfactual, "_IMAGES_WORTH_A_PROCESS", 4)
     monkeypatch.setattr(counterfactual, "cpu_count", lambda: 2)
-    together = make_images(*training, plan, seed=3)
+    together = make_counterfactuals(*training, plan, seed=3)
     assert together.pixels.tobytes() == alone.pixels.tobytes()
     assert together.labels.tolist() == alone.labels.tolist()
     assert together.kinds.tolist() == alone.kinds.tolist()
 
 
 def test_image_does_not_depend_on_those_made_before_it(training: tuple[Pixels, np.ndarray]) -> None:
-    made = make_images(*training, Counterfactual(share=0.6), seed=3)
+    made = make_counterfactuals(*training, Counterfactual(share=0.6), seed=3)
     number = int(np.flatnonzero(made.kinds == 2)[1])
-    alone, label = Maker(*training).draw("mirrored", np.random.default_rng([3, 2, number]))
+    alone, label = CounterfactualMaker(*training).draw("mirrored", np.random.default_rng([3, 2, number]))
     assert np.array_equal(alone, made.pixels[number])
     assert label == NOTUMOR
 
 
 def test_mirrored_heads_are_symmetric_and_free_of_the_lesion(training: tuple[Pixels, np.ndarray]) -> None:
-    maker = Maker(*training)
+    maker = CounterfactualMaker(*training)
     for number in range(12):
         image, _ = maker.draw("mirrored", np.random.default_rng(number))
         upright = align(image / 255.0)
@@ -139,7 +133,9 @@ def test_edits_keep_the_label_and_change_the_image(training: tuple[Pixels, np.nd
     changed = [edit_patch(head, np.random.default_rng(number)) for number in range(20)]
     assert np.mean([np.abs(image - head.image).max() > 0.01 for image in changed]) > 0.7
     pixels, labels = training
-    _, label = Maker(pixels[labels == NOTUMOR], labels[labels == NOTUMOR]).draw("edited", np.random.default_rng(0))
+    _, label = CounterfactualMaker(pixels[labels == NOTUMOR], labels[labels == NOTUMOR]).draw(
+        "edited", np.random.default_rng(0)
+    )
     assert label == NOTUMOR
 
 
@@ -161,4 +157,4 @@ def test_no_heads_is_said_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counterfactual, "_TRIES", 3)
     blank = np.zeros((4, 64, 64), np.uint8)
     with pytest.raises(ValueError, match="no image of kind 'painted' could be made"):
-        make_images(blank, np.arange(4), Counterfactual(share=0.5), 0)
+        make_counterfactuals(blank, np.arange(4), Counterfactual(share=0.5), 0)

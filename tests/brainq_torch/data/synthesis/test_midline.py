@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from brainq_torch.data.synthesis.drawing import Field, ellipse
-from brainq_torch.data.synthesis.midline import align, find_head, find_one_sided, mirror_half
+from brainq_torch.data.synthesis.midline import align, find_one_sided, mirror_half, outline_head
 
 SIZE = 128
 
@@ -26,7 +26,7 @@ def draw_head(lesion_column: float | None = None, grey: float = 0.8, tilt: float
 
 
 def test_head_is_found_whole() -> None:
-    head = find_head(draw_head())
+    head = outline_head(draw_head())
     y, x = np.mgrid[:SIZE, :SIZE].astype(float)
     outline = ellipse(x, y, (63.5, 64), (42, 54)) > 0
     assert (head & outline).sum() / (head | outline).sum() > 0.9

@@ -1,0 +1,77 @@
+"""Decoded images as batches: rows of one array of bytes, scaled to the network's input on the device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from brainq_torch.data.pixels import MIDDLE_GREY
+
+
+class Batch(NamedTuple):
+    """Images of one training or validation step.
+
+    Attributes:
+        images: (N, H, W) uint8, or (N, 1, H, W) float32 once on the device.
+        labels: (N,) int64.
+        rows: (N,) int64, which of the run's images these are.
+        view: which of the kept versions of the images these are; -1 where none are kept.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    view: int = -1
+
+
+class PixelDataset(Dataset[Batch]):
+    """Rows of the decoded images, fetched a batch at a time.
+
+    Args:
+        pixels: (M, H, W) uint8, all images of the run.
+        labels: (M,) int64.
+        rows: which of them belong here.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        self.pixels, self.labels, self.rows = pixels, labels, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, step: int = 1) -> NDArray[np.uint8]:
+        """Return every ``step``-th image, (N, H, W) uint8."""
+        return np.asarray(self.pixels[self.rows[::step]])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """Fetch a whole batch in one indexing operation (torch's batched-fetch protocol)."""
+        rows = self.rows[positions]
+        return Batch(
+            torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows]), torch.from_numpy(rows.copy())
+        )
+
+
+def make_generator(place: list[int]) -> torch.Generator:
+    """Return a CPU generator whose stream depends on nothing but these whole numbers (seed, stage, epoch, ...)."""
+    state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def pick_device() -> torch.device:
+    """Return where work outside of a Trainer runs: the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """(N, H, W) uint8 -> (N, 1, H, W) float32, (pixel - 128) / 128."""
+    return ((pixels.float() - MIDDLE_GREY) / MIDDLE_GREY).unsqueeze(1)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Undo ``to_input``, to the nearest grey level."""
+    return (images.squeeze(1) * MIDDLE_GREY + MIDDLE_GREY).round().clamp(0, 255).to(torch.uint8)

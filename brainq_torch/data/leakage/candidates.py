@@ -1,0 +1,171 @@
+"""Searches pairs that may show one picture: every image as 32 x 32 pixels, whole frame and head crop, 8 ways up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from brainq_torch.data.leakage.journal import Journal, show_progress
+from brainq_torch.data.synthesis.head_mask import largest_area
+
+ORIENTATIONS = tuple(
+    name + mirror for name in ("upright", "turned 90", "turned 180", "turned 270") for mirror in ("", ", mirrored")
+)
+"""The 8 symmetries of the square in the order of ``turn``: turned counter-clockwise, then mirrored left to right."""
+
+_SEARCH_SIDE, _SEARCH_SMOOTH, _SEARCH_WINDOW = 32, 0.7, 3.0
+_SEARCH_FLOOR = 0.85  # correlation; every pair that verification accepts on the real data lies above 0.9
+_MOST_PER_IMAGE = 32  # candidates of one image in one orientation: bounds memory on sets of look-alikes
+VERIFY_SIDE, _VERIFY_SMOOTH, _VERIFY_WINDOW = 64, 0.67, 3.33
+_BLOCK = 1024  # images per matrix product
+
+_Pixels = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
+_Ints = NDArray[np.int64]
+
+
+def orient(images: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Turn and mirror (..., s, s) images: turn // 2 quarter turns counter-clockwise, mirrored where turn is odd."""
+    turned = np.rot90(images, turn // 2, (-2, -1))
+    return turned[..., ::-1] if turn % 2 else turned
+
+
+def head_boxes(pixels: Sequence[_Pixels]) -> _Ints:
+    """Return (N, 4) left, top, right, bottom of the largest bright area; the whole frame where it is next to nothing.
+
+    Bright is above a tenth of the 99th percentile. Lines around the picture do not count, nor do rows and columns that
+    the area fills by under 3 %; rulers and text are other, smaller areas.
+    """
+    height, width = pixels[0].shape
+    boxes = _whole_frames(pixels)
+    for box, image in zip(boxes, pixels, strict=True):
+        coarse = ndimage.uniform_filter(image, 3)[::2, ::2]
+        bright = coarse > max(10.0, 0.1 * float(np.percentile(coarse, 99)))
+        _erase_lines(bright)
+        head = largest_area(bright)
+        rows, columns = np.flatnonzero(head.mean(1) > 0.03), np.flatnonzero(head.mean(0) > 0.03)
+        if len(rows) > height // 20 and len(columns) > width // 20:
+            right, bottom = min(2 * columns[-1] + 2, width), min(2 * rows[-1] + 2, height)
+            box[:] = 2 * columns[0], 2 * rows[0], right, bottom
+    return boxes
+
+
+def _erase_lines(bright: NDArray[np.bool_]) -> None:
+    """Clear the lines of a frame around the picture: bright from end to end, within 1/16 of the edge."""
+    full = [bright.mean(axis=axis) > 0.9 for axis in (1, 0)]  # both before either is cleared
+    for lines, across in zip(full, (bright, bright.T), strict=True):
+        margin = len(lines) // 16
+        lines[margin : len(lines) - margin] = False
+        across[lines] = False
+
+
+def _whole_frames(pixels: _Pixels | Sequence[_Pixels]) -> _Ints:
+    height, width = pixels[0].shape
+    return np.tile(np.array([0, 0, width, height]), (len(pixels), 1))
+
+
+def normalise_locally(images: _Pixels, smooth: float, window: float) -> _Floats:
+    """Remove local mean and contrast, so that windowing, bias fields and moderate sharpening do not count.
+
+    Args:
+        images: (N, s, s) uint8.
+        smooth: Gaussian sigma in pixels, against noise.
+        window: Gaussian sigma in pixels of what is local.
+
+    Returns:
+        (N, s, s) float32, about 0 where flat.
+    """
+    out = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), _BLOCK):
+        part = images[start : start + _BLOCK].astype(np.float32)
+        part = ndimage.gaussian_filter(part, (0, smooth, smooth))
+        part -= ndimage.gaussian_filter(part, (0, window, window))
+        spread = np.sqrt(np.maximum(ndimage.gaussian_filter(part * part, (0, window, window)), 0.0))
+        # 15 % of the strongest edge: below it lies noise, which would be blown up to full contrast.
+        floor = 0.15 * spread.max(axis=(1, 2), keepdims=True) + 0.5
+        out[start : start + _BLOCK] = part / (spread + floor)
+    return out
+
+
+def shrink(pixels: _Pixels | Sequence[_Pixels], side: int, boxes: _Ints | None = None) -> _Pixels:
+    """Resize (H, W) images, or what the (N, 4) boxes hold of them, to (N, side, side); no change if they have it."""
+    boxes = _whole_frames(pixels) if boxes is None else boxes
+    shrunk = (
+        Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=tuple(box))
+        for image, box in zip(pixels, boxes.tolist(), strict=True)
+    )
+    return np.stack([np.asarray(image) for image in shrunk])
+
+
+def _unit_rows(images: _Floats) -> _Floats:
+    rows = images.reshape(len(images), -1)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    return np.asarray(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6), dtype=np.float32)
+
+
+def _search(images: _Floats, journal: Journal) -> Iterator[tuple[_Ints, _Ints, int, _Floats]]:
+    """Yield (first, second, turn, correlation) of the pairs above the floor, block by block."""
+    rows = _unit_rows(images)
+    starts = range(0, len(rows), _BLOCK)
+    for turn in show_progress(range(len(ORIENTATIONS)), "searching copies"):
+        turned = _unit_rows(orient(images, turn))
+        for start in starts:
+            block = turned[start : start + _BLOCK]
+            first, second, score = journal.step(partial(_search_block, block, rows[start:]))
+            yield first.astype(np.int64) + start, second.astype(np.int64) + start, turn, score.astype(np.float32)
+
+
+def _search_block(turned: _Floats, rows: _Floats) -> NDArray[np.float64]:
+    """Return (3, M): positions in either, and the correlation."""
+    block = turned @ rows.T
+    block[np.tri(*block.shape, dtype=np.bool_)] = -1.0  # each pair once, no image with itself
+    floors = np.full((len(block), 1), _SEARCH_FLOOR, np.float32)
+    crowded = (block > _SEARCH_FLOOR).sum(axis=1) > _MOST_PER_IMAGE
+    if crowded.any():
+        floors[crowded, 0] = np.partition(block[crowded], -_MOST_PER_IMAGE, axis=1)[:, -_MOST_PER_IMAGE]
+    first, second = np.nonzero(block >= floors)
+    return np.stack([first, second, block[first, second]])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs worth a closer look, most alike first, and the images to look at.
+
+    Attributes:
+        views: whole frames, head crops; each (N, 64, 64) float16, locally normalised.
+        view: (M,) in which of the two a pair is verified.
+    """
+
+    views: tuple[NDArray[np.float16], NDArray[np.float16]]
+    view: _Ints
+    first: _Ints
+    second: _Ints
+    turn: _Ints
+
+
+def find_candidates(pixels: Sequence[_Pixels], journal: Journal) -> Candidates:
+    """Search all pairs of N distinct grey images, (H, W) uint8."""
+    whole, heads = _whole_frames(pixels), head_boxes(pixels)
+    sides = np.maximum(heads[:, 2] - heads[:, 0], heads[:, 3] - heads[:, 1])
+    # Small heads in large black frames all look alike as a whole: those are verified as head crops.
+    small_head = sides < 0.8 * max(pixels[0].shape)
+    found: list[tuple[_Ints, ...]] = []
+    views, scores = [], []
+    for view, boxes in enumerate((whole, heads)):
+        small = normalise_locally(shrink(pixels, _SEARCH_SIDE, boxes), _SEARCH_SMOOTH, _SEARCH_WINDOW)
+        for first, second, turn, score in _search(small, journal):
+            verified_in = np.where(small_head[first] & small_head[second], 1, view)
+            found.append((verified_in, first, second, np.full_like(first, turn)))
+            scores.append(score)
+        shrunk = shrink(pixels, VERIFY_SIDE, boxes)
+        views.append(normalise_locally(shrunk, _VERIFY_SMOOTH, _VERIFY_WINDOW).astype(np.float16))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    columns = (np.concatenate(column)[order] for column in zip(*found, strict=True))
+    return Candidates((views[0], views[1]), *columns)
