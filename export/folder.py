@@ -22,8 +22,11 @@ class ExportFolderError(BrainqError):
 class FolderKind(NamedTuple):
     """What kind of folder is written.
 
-    name: in messages, with its article. flag: names the folder on the command line. made: returns the paths that an
-    earlier command wrote into such a folder, and raises OSError, ValueError, KeyError or TypeError for another folder.
+    Attributes:
+        name: In messages, with its article.
+        flag: Names the folder on the command line.
+        made: Returns the paths that an earlier command wrote into such a folder, and raises OSError, ValueError,
+            KeyError or TypeError for another folder.
     """
 
     name: str
@@ -50,9 +53,16 @@ def write_as_a_whole(
     """Give a folder to write into; it becomes ``target`` when the block ends, and vanishes when the block raises.
 
     The folder is ``target`` + ".partial", on the same disk, so that a rename finishes it. What a killed export left
-    there is removed, and said. replace: ``target`` may be an earlier one of its kind, which goes only after the new one
-    is whole.
-    Raises ExportFolderError when the target may not be written, or another process is writing it.
+    there is removed, and said.
+
+    Args:
+        target: The folder.
+        replace: It may be an earlier one of its kind, which goes only after the new one is whole.
+        say: Tells the user what was removed or put back.
+        kind: What kind of folder it is.
+
+    Raises:
+        ExportFolderError: The target may not be written, or another process is writing it.
     """
     partial, replaced = _beside(target, ".partial"), _beside(target, ".replaced.partial")
     target.parent.mkdir(parents=True, exist_ok=True)

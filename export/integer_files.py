@@ -1,57 +1,69 @@
-"""The INT8 recipes: a network's integers as QDQ ONNX and as TFLite, the same in both; and two rivals."""
+"""The integer recipes: a network's integers as QDQ ONNX and as TFLite, the same in both; and two rivals of INT8."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
+from tqdm import tqdm
 
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.calibrate import quantize_post_training
-from brainq_torch.quant.prepare import scheme_of
-from brainq_torch.quant.scheme import Scheme
-from export.graph.encodings import (
-    activation_of,
-    check_encodings,
-    in_tflite_layout,
-    name_tensors,
-    read_encodings,
-    strip_quantization,
-    weighted_operators,
+from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
+from brainq_torch.quant.prepare import PrepareError, scheme_of, weighted_layers
+from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
+from brainq_torch.run_files import BrainqError
+from export.context import (
+    ONNX_FP32,
+    ONNX_INT8,
+    ONNX_W4A8,
+    TFLITE_DYNAMIC_INT8,
+    TFLITE_FP32,
+    TFLITE_INT8,
+    TFLITE_INT8_TF,
+    TFLITE_W4A8,
+    ExportContext,
 )
+from export.graph.check import check_encodings
+from export.graph.encodings import activation_of, in_tflite_layout, read_encodings, weighted_operators
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.graph.int4 import pack_weights
-from export.graph.qdq_onnx import export_qdq_onnx
+from export.graph.match import name_tensors, strip_quantization
+from export.graph.qdq_onnx import LARGEST_INT4, export_qdq_onnx
 from export.graph.quantize import quantize_dynamic, quantize_static
 from export.graph.tflite import convert_float, convert_int8_tensorflow
 from export.run.divergence import find_divergences
-from export.verify.parity import FAKE_QUANTIZED
-
-if TYPE_CHECKING:
-    from export.recipes import ExportContext
-    from export.run.sample import ImageSample
-
-ONNX_INT8 = "model_int8.onnx"
-TFLITE_INT8 = "model_int8.tflite"
-TFLITE_INT8_TF = "model_int8_tf.tflite"
-TFLITE_DYNAMIC_INT8 = "model_dynamic_int8.tflite"
+from export.run.sample import ImageSample
+from export.verify.parity import FAKE_QUANTIZED, FOUR_BIT
 
 _IMAGES_TO_EXPLAIN = 4
 """Images that the search for where files part runs, every activation of them in memory."""
+
+STATE = "rounding"
+"""Folder in the run folder that keeps what W4A8 has rounded so far."""
+
+
+class BitsError(BrainqError):
+    """A file of bits per layer that cannot be read."""
 
 
 @dataclass(frozen=True)
 class IntegerFiles:
     """What a recipe makes of a fake-quantized network: the same integers in two files.
 
-    recipe: its name. network: what rungs call the network in PyTorch. onnx, tflite: file names.
+    Attributes:
+        recipe: Its name.
+        network: What rungs call the network in PyTorch.
+        onnx: File name of the QDQ file.
+        tflite: File name of its twin.
     """
 
     recipe: str
@@ -74,24 +86,52 @@ class IntegerFiles:
 
 
 INT8_FILES = IntegerFiles("int8", FAKE_QUANTIZED, ONNX_INT8, TFLITE_INT8)
+W4A8_FILES = IntegerFiles("w4a8", FOUR_BIT, ONNX_W4A8, TFLITE_W4A8)
 
 
 def make_int8(context: ExportContext) -> None:
     """Write the QDQ file and the INT8 TFLite file: of what training learned, or calibrated on training images."""
-    INT8_FILES.write(context, *_quantize(context))
+    run = context.run
+    if run.quantization is not None:
+        INT8_FILES.write(context, run.model, {"scales": "learned in training"})
+        return
+    sample, about = _calibrate(context, ONNX_INT8)
+    network = quantize_post_training(run.model, sample.pixels, Scheme(), context.options.calibration_method)
+    INT8_FILES.write(context, network, {"scales": "calibrated after training", "calibration": about})
+
+
+def make_w4a8(context: ExportContext) -> None:
+    """Write the QDQ file with int4 weights and its TFLite twin: of a run trained with them, or rounded here."""
+    run = context.run
+    if run.quantization is not None:
+        if not any(layer.largest <= LARGEST_INT4 for layer in weighted_layers(run.model)):
+            raise PrepareError("this run was trained with 8-bit weights; export w4a8 of the float run it started from")
+        W4A8_FILES.write(context, run.model, {"integers": "learned in training"})
+        return
+    sample, calibration = _calibrate(context, ONNX_W4A8)
+    options, rounding = context.options, context.options.rounding
+    network, errors, seconds = quantize_low_bits(
+        run.model, sample.pixels, options.low_bits, rounding, options.calibration_method, run.folder / STATE, _show
+    )
+    print(f"w4a8: rounded by {rounding.method} in {seconds:.0f} s of processor time", flush=True)
+    about: dict[str, Any] = {"method": rounding.method, "seed": rounding.seed}
+    if errors:
+        about["largest_layer_error"] = round(max(errors.values()), 4)
+    origin = {"integers": "rounded after training", "rounding": about, "calibration": calibration}
+    W4A8_FILES.write(context, network, origin)
 
 
 def make_int8_tf(context: ExportContext) -> None:
     """Write INT8 TFLite as the paper does: TensorFlow's converter, which calibrates on images of its own account."""
     sample = context.calibration()
     context.provenance["int8_tf"] = {"calibration": describe_calibration(sample, "TensorFlow's own")}
-    onnx_path = context.path("model_fp32.onnx")
-    convert_int8_tensorflow(onnx_path, context.path(TFLITE_INT8_TF), scale_pixels(sample.pixels).transpose(0, 2, 3, 1))
+    images = scale_pixels(sample.pixels).transpose(0, 2, 3, 1)
+    convert_int8_tensorflow(context.path(ONNX_FP32), context.path(TFLITE_INT8_TF), images)
 
 
 def make_dynamic_int8(context: ExportContext) -> None:
     """Write TFLite with int8 weights and float activations that the runtime quantizes anew for every image."""
-    quantize_dynamic(context.path("model_fp32.tflite"), context.path(TFLITE_DYNAMIC_INT8))
+    quantize_dynamic(context.path(TFLITE_FP32), context.path(TFLITE_DYNAMIC_INT8))
 
 
 def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: bool = False) -> None:
@@ -99,7 +139,16 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: 
 
     The float network inside goes through the converter; its tensors are matched to activations by value and get their
     integers; the written file is checked bit for bit. Input int8, pixel - 128; output int8 logits.
-    float_ends: float32 input and output instead. Raises EncodingError, ConversionError.
+
+    Args:
+        qdq_path: A file of ``export_qdq_onnx``.
+        out_path: What is written.
+        pixels: Gives the size of the image that tensors are matched on.
+        float_ends: Float32 input and output instead.
+
+    Raises:
+        EncodingError: The file does not hold the integers of the QDQ file.
+        ConversionError: The converter failed.
     """
     encodings = read_encodings(qdq_path)
     image = scale_pixels(phantom_images(1, pixels.size)[0])
@@ -132,13 +181,29 @@ def describe_calibration(sample: ImageSample, method: str) -> dict[str, Any]:
     return {"method": method, "count": about["count"], "splits": about["splits"], "sha256": digest.hexdigest()}
 
 
-def _quantize(context: ExportContext) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the fake-quantized network, finalized, and where its scales come from."""
-    run = context.run
-    if run.quantization is not None:
-        return run.model, {"scales": "learned in training"}
+def read_bits(path: Path) -> Scheme:
+    """Read bits per layer, JSON ``{"layer": bits, ...}`` as tools.low_bits writes it; layers left out have W4A8's.
+
+    Raises BitsError.
+    """
+    try:
+        bits = json.loads(path.read_text(encoding="utf-8-sig"))
+        return replace(W4A8, exceptions={**W4A8.exceptions, **bits})
+    except (ValueError, TypeError) as error:
+        allowed = ", ".join(map(str, WEIGHT_BITS))
+        raise BitsError(
+            f'{path} does not say bits per layer ({error}); it must be JSON like {{"features.2.conv.0.0": 8}}, of '
+            f"{allowed}, such as the bits_*.json of python -m tools.low_bits"
+        ) from error
+
+
+def _calibrate(context: ExportContext, file: str) -> tuple[ImageSample, dict[str, Any]]:
+    """Return the images to calibrate on and what a calibration on them is repeated by; note them for the file."""
     sample = context.calibration()
-    method = context.calibration_method
-    context.calibrated_on[ONNX_INT8] = list(sample.names)
-    network = quantize_post_training(run.model, sample.pixels, Scheme(), method)
-    return network, {"scales": "calibrated after training", "calibration": describe_calibration(sample, method)}
+    context.calibrated_on[file] = list(sample.names)
+    return sample, describe_calibration(sample, context.options.calibration_method)
+
+
+def _show(names: Iterable[str]) -> Iterable[str]:
+    bar: Iterable[str] = tqdm(names, desc="rounding", unit="layer")
+    return bar

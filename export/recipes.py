@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from brainq_torch import __version__
-from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.quant.calibrate import Method
-from brainq_torch.quant.low_bits import W4A8
-from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import Run, RunError, describe_environment, load_run
-from brainq_torch.run_files import CHECKPOINT, CONFIG, BrainqError, hash_file
+from brainq_torch.run_files import CHECKPOINT, CONFIG, hash_file
+from export.context import (
+    ONNX_FP32,
+    TFLITE_DYNAMIC_INT8,
+    TFLITE_FP16,
+    TFLITE_FP32,
+    TFLITE_INT8_TF,
+    ExportContext,
+    Recipe,
+    RecipeError,
+)
 from export.graph.float_onnx import export_float_onnx
 from export.graph.quantize import cast_to_float16
 from export.graph.tflite import convert_float
 from export.integer_files import (
     INT8_FILES,
-    ONNX_INT8,
-    TFLITE_DYNAMIC_INT8,
-    TFLITE_INT8,
-    TFLITE_INT8_TF,
+    W4A8_FILES,
     IntegerFiles,
     make_dynamic_int8,
     make_int8,
     make_int8_tf,
+    make_w4a8,
 )
 from export.run.metadata import FileMetadata
-from export.run.sample import ImageSample, RunImages
-from export.verify.parity import FLOAT_MODEL, Limits, Rung
-from export.w4a8 import ONNX_W4A8, TFLITE_W4A8, W4A8_FILES, make_w4a8
-
-ONNX_FP32 = "model_fp32.onnx"
-TFLITE_FP32 = "model_fp32.tflite"
-TFLITE_FP16 = "model_fp16.tflite"
+from export.verify.parity import FLOAT_MODEL, Rung
+from export.verify.report import Limits
 
 LIKE_FLOAT = {"float_agreement": 0.9, "float_noise": 0.25}
 """Limits of every quantized file against the float model.
@@ -49,63 +46,6 @@ Measured noise on MobileNetV2 at 224 px: 0.08 calibrated on training images, 0.3
 """
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnx2tf", "ai-edge-litert", "ai-edge-quantizer")
-
-
-class RecipeError(BrainqError):
-    """A recipe that does not exist, or that a run cannot be made with."""
-
-
-@dataclass(frozen=True)
-class ExportContext:
-    """What a recipe works with.
-
-    folder: where its files go; those of the recipes it needs are already there. images: the run's own, verified.
-    calibration_images, calibration_method: how ranges are chosen where training did not. rounding, low_bits: how w4a8
-    rounds, and to how many bits, where training did not.
-    What recipes leave: networks: PyTorch networks that rungs refer to, by name. provenance: {recipe: what its files
-    say of themselves besides}. calibrated_on: {file: the names of the images}, for ``parity.json``.
-    """
-
-    run: Run
-    folder: Path
-    images: RunImages
-    calibration_images: int = CALIBRATION_IMAGES
-    calibration_method: Method = "percentile"
-    rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
-    low_bits: Scheme = W4A8
-    networks: dict[str, nn.Module] = field(default_factory=dict)
-    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
-    calibrated_on: dict[str, list[str]] = field(default_factory=dict)
-
-    def path(self, name: str) -> Path:
-        """Return where an artefact is, or is to be written."""
-        return self.folder / name
-
-    def calibration(self) -> ImageSample:
-        """Return class-balanced training images. Raises RunError where they are gone."""
-        return self.images.calibration(self.calibration_images)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way to make artefacts.
-
-    description: one line for ``--list``. files: what ``make`` writes into the context's folder. make: writes them;
-    metadata is put in afterwards, by the caller. rungs: one comparison per file. needs: recipes made before this one.
-    explain: called where a comparison failed; says where the files part, or None where it cannot tell.
-    """
-
-    description: str
-    files: tuple[str, ...]
-    make: Callable[[ExportContext], None]
-    rungs: tuple[Rung, ...]
-    needs: tuple[str, ...] = ()
-    explain: Callable[[ExportContext, ImageSample], str | None] | None = None
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether it rounds to integers, which may fit some images and not others."""
-        return any(rung.limits.float_noise is not None for rung in self.rungs)
 
 
 def float_model(run: Run) -> nn.Module:
@@ -176,14 +116,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     "int8": Recipe(
         "integers only: QDQ ONNX and INT8 TFLite with the scales that training learned, or calibrated ones",
-        (ONNX_INT8, TFLITE_INT8),
+        (INT8_FILES.onnx, INT8_FILES.tflite),
         make_int8,
         _integer_rungs(INT8_FILES),
         explain=INT8_FILES.explain,
     ),
     "w4a8": Recipe(
         "4-bit weights, 8-bit activations: packed int4 ONNX and TFLite with learned rounding, or as trained",
-        (ONNX_W4A8, TFLITE_W4A8),
+        (W4A8_FILES.onnx, W4A8_FILES.tflite),
         make_w4a8,
         _integer_rungs(W4A8_FILES),
         explain=W4A8_FILES.explain,
@@ -228,9 +168,14 @@ def resolve_recipes(names: Sequence[str]) -> list[str]:
 
 
 def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -> FileMetadata:
-    """Return the metadata of a run's artefacts. more: what the recipe adds to the provenance.
+    """Return the metadata of a run's artefacts.
 
     Provenance holds hashes, versions and the commit, no times and no paths: the same run gives the same bytes.
+
+    Args:
+        run: The run.
+        recipe: Name of the recipe that makes them.
+        more: What it adds to the provenance.
     """
     provenance = {
         "model": run.model_name,

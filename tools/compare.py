@@ -18,7 +18,8 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predictions, compute_metrics
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.run.runners import Runner, load_runner, run_named
-from export.verify.parity import Limits, Logits, judge
+from export.verify.parity import Logits, judge
+from export.verify.report import Limits
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_images, class_order, decode_images, labels_of
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brainq_torch.quant.scheme import Encoding, encode_range, encode_weight
+from brainq_torch.quant.encoding import Encoding
+from brainq_torch.quant.scheme import encode_range, encode_weight
 
 LOWEST, HIGHEST = -128, 127
 

@@ -27,10 +27,10 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
+from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
 from brainq_torch.quant.lower import PROBE_SIZE, lower_average_pools, lower_batchnorms
 from brainq_torch.quant.scheme import (
-    INPUT_ENCODING,
     LAYER_KINDS,
     Scheme,
     encode_weight,

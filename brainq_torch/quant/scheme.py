@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from brainq_torch.data.pixels import MIDDLE_GREY
 
 SMALLEST_SCALE = float(torch.finfo(torch.float32).eps)
 """Floor of every scale, torch.ao's: an all-zero channel or a dead activation must not divide by zero."""
@@ -31,20 +29,6 @@ _CLIPPED = 1.25
 Measured on MobileNetV2 (mean logit difference to float, 100 images): 0.205 with 1.25, 0.222 without clipping, 0.203
 with rounding to the nearest power, which clips up to 1.41.
 """
-
-
-class Encoding(NamedTuple):
-    """Affine int8 quantization of one tensor: real = scale * (integer - zero_point), integer in [-128, 127].
-
-    scale: a float32 value, held exactly in a Python float.
-    """
-
-    scale: float
-    zero_point: int
-
-
-INPUT_ENCODING = Encoding(1 / MIDDLE_GREY, 0)
-"""The network's input: int8 is pixel - 128, so that quantizing it loses nothing (see ``data/pixels.py``)."""
 
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8)

@@ -28,9 +28,16 @@ class OnnxExportError(BrainqError):
 def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     """Write a network as float32 ONNX.
 
-    model: in eval mode, (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) float32 logits.
     The file has input ``image`` (batch, 1, size, size) and output ``logits`` (batch, C), opset 18, weights inside.
-    Raises ValueError for a model in training mode, OnnxExportError when the exporter fails.
+
+    Args:
+        model: In eval mode, (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) float32 logits.
+        pixels: Its input.
+        path: What is written.
+
+    Raises:
+        ValueError: The model is in training mode.
+        OnnxExportError: The exporter failed.
     """
     if model.training:
         raise ValueError("the model is in training mode: BatchNorm and dropout would be exported as such; call .eval()")
@@ -43,7 +50,13 @@ def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
 def trace_onnx(model: nn.Module, pixels: PixelSpec, **export_options: Any) -> Any:
     """Trace a network with torch's dynamo exporter and return a clean, checked `onnx.ModelProto`.
 
-    export_options: passed on to ``torch.onnx.export`` (such as ``custom_translation_table``).
+    Args:
+        model: In eval mode.
+        pixels: Its input.
+        export_options: Passed on to ``torch.onnx.export`` (such as ``custom_translation_table``).
+
+    Raises:
+        OnnxExportError: The exporter failed.
     """
     onnx = import_extra("onnx")
     import_extra("onnxscript")

@@ -10,6 +10,7 @@ one channel) stays with the built-in kernel: such a layer should keep 8 bits, as
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,33 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph.encodings import weighted_operators
-from export.graph.flatbuffer import constant, operator_code, operator_name, read_model, schema, write_model
-from export.graph.patches import gather_patches
+from export.graph.flatbuffer import (
+    add_buffer,
+    constant,
+    operator_code,
+    operator_name,
+    read_model,
+    schema,
+    write_model,
+)
 
-_VERSIONS = {"DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 12}
-"""First versions of the operators that take int4 weights with a scale per channel."""
+Array = npt.NDArray[Any]
+
+_VERSIONS = {"DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 12, "PAD": 2, "GATHER": 2, "TRANSPOSE": 6, "RESHAPE": 1}
+"""First versions of the operators that take int4 weights with a scale per channel, or int8 in six dimensions."""
 
 
 def pack_weights(path: Path, layers: Collection[str]) -> None:
     """Store the weights of these layers of an INT8 TFLite file as int4. In place.
 
-    Convolutions that are not depthwise become FULLY_CONNECTED. layers: names of ``encodings.weighted_operators``.
-    Raises ValueError when a weight does not fit 4 bits.
+    Convolutions that are not depthwise become FULLY_CONNECTED.
+
+    Args:
+        path: The file.
+        layers: Names of ``encodings.weighted_operators``.
+
+    Raises:
+        ValueError: A weight does not fit 4 bits.
     """
     if not layers:
         return
@@ -43,7 +59,7 @@ def pack_weights(path: Path, layers: Collection[str]) -> None:
             kind = operator_name(model, operator)
             if kind == "CONV_2D":
                 kind = "FULLY_CONNECTED"
-                operators += gather_patches(model, operator)
+                operators += _gather_patches(model, operator)
                 weight.shape = [int(weight.shape[0]), int(np.prod(weight.shape[1:]))]
                 operator.builtinOptionsType = schema().BuiltinOptions.FullyConnectedOptions
                 operator.builtinOptions = _per_pixel(operator.builtinOptions.fusedActivationFunction)
@@ -73,3 +89,84 @@ def _per_pixel(activation: int) -> Any:
     options = schema().FullyConnectedOptionsT()
     options.fusedActivationFunction, options.keepNumDims = activation, True
     return options
+
+
+def _gather_patches(model: Any, operator: Any) -> list[Any]:
+    """Return the operators that gather a convolution's input patches, and let it read them. None for 1x1.
+
+    Each output pixel's neighbourhood as channels: with it a convolution is a linear layer, applied to every pixel.
+
+    (1, H, W, C) is padded, gathered along both sides to (1, OH, kH, OW, kW, C) and brought to (1, OH, OW, kH kW C), the
+    order of the weight's own (O, kH, kW, C). Integers are copied, never computed with.
+    model: a TFLite model with named tensors. operator: a CONV_2D of it. Raises ValueError for a dilated one.
+    """
+    tensors, options = model.subgraphs[0].tensors, operator.builtinOptions
+    source, output = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
+    kernel = [int(side) for side in tensors[operator.inputs[1]].shape[1:3]]
+    strides, sides = [options.strideH, options.strideW], [int(side) for side in output.shape[1:3]]
+    if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
+        raise ValueError(f"{source.name.decode()} feeds a dilated convolution; give that 8 bits in Scheme.exceptions")
+    if kernel == [1, 1] and strides == [1, 1]:
+        return []
+    height, width, channels = (int(side) for side in source.shape[1:])
+    copies = _Copies(model, operator.inputs[0])
+    missing = [max((sides[i] - 1) * strides[i] + kernel[i] - (height, width)[i], 0) for i in (0, 1)]
+    if any(missing):
+        amounts = [[0, 0], *([total // 2, total - total // 2] for total in missing), [0, 0]]
+        copies.add("PAD", amounts, schema().PadOptionsT(), [1, height + missing[0], width + missing[1], channels])
+    for i, axis in ((0, 1), (1, 3)):
+        positions = np.arange(sides[i])[:, None] * strides[i] + np.arange(kernel[i])
+        gather = schema().GatherOptionsT()
+        gather.axis = axis
+        copies.add("GATHER", positions, gather, [*copies.shape[:axis], *positions.shape, *copies.shape[axis + 1 :]])
+    order = [0, 1, 3, 2, 4, 5]
+    copies.add("TRANSPOSE", order, schema().TransposeOptionsT(), [copies.shape[i] for i in order])
+    reshape = schema().ReshapeOptionsT()
+    reshape.newShape = [1, *sides, kernel[0] * kernel[1] * channels]
+    copies.add("RESHAPE", reshape.newShape, reshape, reshape.newShape)
+    operator.inputs = [copies.index, *map(int, operator.inputs[1:])]
+    return copies.operators
+
+
+class _Copies:
+    """A chain of operators behind a tensor; what each makes has that tensor's encoding and activation."""
+
+    def __init__(self, model: Any, index: int) -> None:
+        self.model, self.index = model, index
+        self.operators: list[Any] = []
+
+    @property
+    def shape(self) -> list[int]:
+        """Shape of what the chain makes so far."""
+        return [int(side) for side in self.model.subgraphs[0].tensors[self.index].shape]
+
+    def add(self, kind: str, argument: Any, options: Any, shape: list[int]) -> None:
+        """Append an operator with one constant argument, of integers."""
+        tensors = self.model.subgraphs[0].tensors
+        argument_index = _constant(self.model, np.asarray(argument, np.int32))
+        made = copy.copy(tensors[self.index])
+        made.shape, made.shapeSignature, made.buffer = shape, None, 0
+        made.name = made.name.partition(b"#")[0] + f"#{len(tensors)}".encode()
+        tensors.append(made)
+        operator = schema().OperatorT()
+        operator.opcodeIndex = operator_code(self.model, kind, _VERSIONS[kind])
+        operator.inputs, operator.outputs = [self.index, argument_index], [len(tensors) - 1]
+        operator.builtinOptionsType = getattr(schema().BuiltinOptions, f"{kind.title()}Options")
+        operator.builtinOptions = options
+        self.operators.append(operator)
+        self.index = len(tensors) - 1
+
+
+def _constant(model: Any, values: Array) -> int:
+    """Return the index of an int32 constant tensor: layers of one size share theirs."""
+    tensors = model.subgraphs[0].tensors
+    name = ("copy " + ",".join(map(str, values.flat[-4:]))).encode()
+    for index, tensor in enumerate(tensors):
+        found = constant(model, tensor, np.int32) if tensor.name == name else None
+        if found is not None and list(tensor.shape) == list(values.shape) and np.array_equal(found, values.flat):
+            return index
+    tensor = schema().TensorT()
+    tensor.name, tensor.type, tensor.shape = name, schema().TensorType.INT32, list(values.shape)
+    tensor.buffer = add_buffer(model, values.tobytes())
+    tensors.append(tensor)
+    return len(tensors) - 1

@@ -13,24 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.quant.encoding import UINT8_SHIFT, Encoding
 from brainq_torch.quant.fake_quantize import TIE_BREAK, MeanQuantizer
 from brainq_torch.quant.prepare import Layer, activation_quantizers, check_finalized, running_order, weighted_layers
-from brainq_torch.quant.scheme import Encoding, quantize_bias, quantize_weight
+from brainq_torch.quant.scheme import quantize_bias, quantize_weight
 from export.extra import import_extra
 from export.graph.float_onnx import OUTPUT, OnnxExportError, trace_onnx
+from export.graph.onnx_file import drop_unused_constants, read_constants, rename_values
 
 STORED = "/uint8"
 """Ending of the name under which an activation is stored as integers."""
 
 TIES = "/ties"
 """Ending of the name of a mean as it is rounded, moved off half-way; all that makes it is called so, and more."""
-
-UINT8_SHIFT = 128
-"""Activations are uint8 in the QDQ file: its integer plus its zero point are both 128 more than in int8.
-
-The real values are the same. ONNX Runtime's x86 kernels multiply uint8 by int8; given int8 activations it has to
-convert, does so for some only, and leaves 15 of MobileNetV2's 52 convolutions and every addition in float.
-"""
 
 LARGEST_INT4 = 7
 _INT4_OPSET = 21
@@ -42,12 +37,19 @@ _OPS = torch.ops.quantized_decomposed  # registered by brainq_torch.quant.prepar
 def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     """Write a fake-quantized network as QDQ ONNX, which ONNX Runtime fuses into integer kernels.
 
-    model: finalized (``quant.prepare.finalize``), (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) logits.
     Input and output are float32, so that the file runs wherever the float one does. Each activation is called after
     the module that makes it: ``features.0.0`` dequantized, ``features.0.0/uint8`` as stored. Each weight is an int8
     initializer ``features.0.0.weight``, each bias an int32 one with scale input scale x weight scale, as in TFLite.
     Weights of 4 bits and fewer are packed int4 initializers; such a file is of opset 21, the first that has them.
-    Raises PrepareError for a network that is float or not finalized, OnnxExportError.
+
+    Args:
+        model: Finalized (``quant.prepare.finalize``), (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) logits.
+        pixels: Its input.
+        path: What is written.
+
+    Raises:
+        PrepareError: The network is float or not finalized.
+        OnnxExportError: The exporter failed, or left out a layer.
     """
     check_finalized(model)
     graph = trace_onnx(integer_copy(model), pixels, custom_translation_table=_translations())
@@ -63,7 +65,10 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
 def refill_qdq_onnx(template: Path, model: nn.Module, path: Path) -> None:
     """Write ``export_qdq_onnx``'s file of another network of the same structure, whose tracing takes most of the time.
 
-    template: a file of ``export_qdq_onnx``. model: finalized; its layers may have other integers, scales and bits.
+    Args:
+        template: A file of ``export_qdq_onnx``.
+        model: Finalized; its layers may have other integers, scales and bits.
+        path: What is written.
     """
     check_finalized(model)
     graph, quantizers = import_extra("onnx").load(template), activation_quantizers(model)
@@ -92,7 +97,12 @@ def integer_copy(model: nn.Module) -> nn.Module:
 
 
 class _Rounded(nn.Module):
-    """QuantizeLinear, DequantizeLinear."""
+    """QuantizeLinear, DequantizeLinear.
+
+    Activations are uint8 in the QDQ file, the real values the same: ONNX Runtime's x86 kernels multiply uint8 by int8;
+    given int8 activations it has to convert, does so for some only, and leaves 15 of MobileNetV2's 52 convolutions and
+    every addition in float.
+    """
 
     def __init__(self, encoding: Encoding) -> None:
         super().__init__()
@@ -176,7 +186,7 @@ def _name_activations(graph: Any, model: nn.Module) -> None:
     taken = set(renamed.values())
     values = [value for node in graph.node for value in node.output if value in taken and value not in renamed]
     renamed |= {value: f"{value}/unrounded" for value in values}
-    _rename(graph, {old: new for old, new in renamed.items() if old != OUTPUT})
+    rename_values(graph, {old: new for old, new in renamed.items() if old != OUTPUT})
 
 
 def _break_ties(graph: Any, model: nn.Module, pixels: PixelSpec) -> None:
@@ -250,7 +260,7 @@ def _name_constants(graph: Any, model: nn.Module) -> None:
                 _add_constant(graph, name, content.numpy())
             dequantize.input[:] = names
             node.input[position] = dequantize.output[0] = f"{layer.name}.{part}/real"
-    _drop_unused_constants(graph)
+    drop_unused_constants(graph)
 
 
 def _pack_weights(model: Any, layers: Sequence[str]) -> None:
@@ -284,29 +294,3 @@ def _add_constant(graph: Any, name: str, value: Any) -> None:
             del graph.initializer[position]
             break
     graph.initializer.append(import_extra("onnx.numpy_helper").from_array(np.asarray(value), name))
-
-
-def _drop_unused_constants(graph: Any) -> None:
-    used = {value for node in graph.node for value in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _rename(graph: Any, names: dict[str, str]) -> None:
-    for node in graph.node:
-        node.input[:] = [names.get(value, value) for value in node.input]
-        node.output[:] = [names.get(value, value) for value in node.output]
-    del graph.value_info[:]  # they hold the old names; shapes are inferred again by whoever needs them
-
-
-def read_constants(graph: Any) -> dict[str, Any]:
-    """Return every constant of an ONNX graph as {name: array}, initializer or Constant node."""
-    to_array = import_extra("onnx.numpy_helper").to_array
-    constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
-    constants |= {
-        node.output[0]: to_array(node.attribute[0].t)
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    return constants

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brainq_torch.quant.scheme import Encoding
+from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.encodings import LayerIntegers
@@ -30,7 +30,8 @@ def cast_to_float16(source: Path, target: Path) -> None:
     XNNPACK takes a convolution with float16 weights only when its bias is float16 as well. With float32 biases
     (which ai-edge-quantizer's FLOAT_CASTING leaves) every weight is dequantized on every call: 3.3 times slower.
 
-    Raises QuantizeError when a constant exceeds float16's range, or when nothing in the file is float32.
+    Raises:
+        QuantizeError: A constant exceeds float16's range, or nothing in the file is float32.
     """
     generated = schema()
     model = read_model(source)
@@ -95,10 +96,16 @@ def quantize_static(
     ai-edge-quantizer works out which tensor of which operation is quantized how, from the ranges of the activations;
     the parameters it then derives are replaced by the given ones, so that nothing depends on its finding the same
     scale again from a rounded range.
-    activations: {name of a computed tensor: its encoding}, the input and the output among them.
-    layers: {name of a weight's or bias's layer: integers in TFLite's layout}; the tensors are ``name.weight``,
-    ``name.bias``. float_ends: take float32 and give float32, quantizing inside.
-    Raises QuantizeError when a tensor of the file gets no integers.
+
+    Args:
+        source: The float32 file.
+        target: What is written.
+        activations: {name of a computed tensor: its encoding}, the input and the output among them.
+        layers: {name of a layer: integers in TFLite's layout}; the tensors are ``name.weight``, ``name.bias``.
+        float_ends: Take float32 and give float32, quantizing inside.
+
+    Raises:
+        QuantizeError: A tensor of the file gets no integers.
     """
     generator, modifier = (import_extra(f"ai_edge_quantizer.{part}") for part in ("params_generator", "model_modifier"))
     float_model = import_extra("ai_edge_quantizer.utils.tfl_flatbuffer_utils").read_model(str(source))

@@ -30,8 +30,12 @@ class ConversionError(BrainqError):
 def convert_float(onnx_path: Path, out_path: Path) -> None:
     """Write a float32 TFLite file of a float ONNX file.
 
-    onnx_path: input ``image`` (batch, 1, H, W) float32. The TFLite file's is (N, H, W, 1) float32: N is 1 until a
-    caller resizes the input. Raises ConversionError.
+    Args:
+        onnx_path: With input ``image`` (batch, 1, H, W) float32.
+        out_path: What is written, with input (N, H, W, 1) float32: N is 1 until a caller resizes the input.
+
+    Raises:
+        ConversionError: The converter failed.
     """
     require_extra("onnx2tf")  # the converter itself runs in a process of its own
     with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
@@ -48,8 +52,15 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
 def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray[np.float32]) -> None:
     """Write an INT8 TFLite file of a float ONNX file with TensorFlow's own converter.
 
-    images: (N, H, W, 1) float32 scaled pixels, the representative data set that it chooses the ranges from.
-    Input and output are int8, weights per output channel. Raises ConversionError.
+    Input and output are int8, weights per output channel.
+
+    Args:
+        onnx_path: As of ``convert_float``.
+        out_path: What is written.
+        images: (N, H, W, 1) float32 scaled pixels, the representative data set that it chooses the ranges from.
+
+    Raises:
+        ConversionError: The converter failed.
     """
     require_extra("onnx2tf")
     require_extra("tensorflow")

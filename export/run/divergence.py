@@ -15,14 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from brainq_torch.console import without_chatter
-from brainq_torch.data.pixels import MIDDLE_GREY, scale_pixels
+from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.quant.encoding import UINT8_SHIFT
 from brainq_torch.quant.prepare import activation_quantizers, running_order, scheme_of
 from export.extra import import_extra
 from export.graph.encodings import activation_of, read_encodings
 from export.graph.flatbuffer import constant, read_model, write_model
 from export.graph.float_onnx import INPUT
-from export.graph.qdq_onnx import STORED, UINT8_SHIFT
+from export.graph.qdq_onnx import STORED
+from export.run.sessions import feed, open_onnx, open_tflite
 
 Integers = Mapping[str, npt.NDArray[np.int8]]
 """{activation: (N, ...) int8, channels last}, in running order."""
@@ -36,8 +37,12 @@ _NOISE_SHARE = 1e-3
 class Divergence:
     """The first layer at which two runtimes part.
 
-    between: the two. layer: name of the activation. different: share of its integers. mean_lsb, max_lsb: how far off,
-    in steps of its scale.
+    Attributes:
+        between: The two.
+        layer: Name of the activation.
+        different: Share of its integers.
+        mean_lsb: How far off they are, in steps of its scale.
+        max_lsb: The largest such difference.
     """
 
     between: tuple[str, str]
@@ -64,8 +69,14 @@ def find_divergences(
 ) -> list[Divergence]:
     """Run the images through PyTorch, ONNX Runtime and LiteRT and name the layer where each leaves the one before it.
 
-    network: fake-quantized, finalized. images: (N, size, size) uint8; every activation of them is held in memory, so a
-    few are enough. Returns at most two, none where all integers are equal (but for rounding noise, with free scales).
+    Args:
+        network: Fake-quantized, finalized.
+        qdq_path: Its QDQ file.
+        tflite_path: Its TFLite file.
+        images: (N, size, size) uint8; every activation of them is held in memory, so a few are enough.
+
+    Returns:
+        At most two, none where all integers are equal (but for rounding noise, with free scales).
     """
     runs = {
         "PyTorch": read_torch(network, images),
@@ -80,7 +91,11 @@ def find_divergences(
 def first_divergence(between: tuple[str, str], first: Integers, second: Integers, exact: bool) -> Divergence | None:
     """Return the first activation, in the first run's order, that differs, or None.
 
-    exact: scales are on the grid where every runtime gives the same integers, so that one differing step counts.
+    Args:
+        between: Names of the two runs.
+        first: Integers of the one.
+        second: Integers of the other.
+        exact: Scales are on the grid where every runtime gives the same integers, so that one differing step counts.
     """
     share_allowed, steps_allowed = (0.0, 0) if exact else (_NOISE_SHARE, _NOISE_LSB)
     for name, integers in first.items():
@@ -112,17 +127,14 @@ def read_torch(network: nn.Module, images: npt.NDArray[np.uint8]) -> Integers:
 
 def read_onnx(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
     """Return every activation's integers in a QDQ file, run as it is written, without optimisations."""
-    onnx, runtime = import_extra("onnx"), import_extra("onnxruntime")
+    onnx = import_extra("onnx")
     names = list(read_encodings(path).activations)
     model = onnx.load(path)
     outputs = [name + STORED for name in names]
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in outputs
     )
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_onnx(model.SerializeToString(), optimised=False)
     values = session.run(outputs, {INPUT: scale_pixels(images)})
     return {
         name: _channels_last((value.astype(np.int16) - UINT8_SHIFT).astype(np.int8))
@@ -135,7 +147,6 @@ def read_tflite(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
 
     A copy of the file gives every activation as an output: XNNPACK keeps to itself what nobody asks for.
     """
-    litert = import_extra("ai_edge_litert.interpreter")
     model = read_model(path)
     graph = model.subgraphs[0]
     wanted: dict[str, int] = {}
@@ -147,13 +158,11 @@ def read_tflite(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
     with tempfile.TemporaryDirectory() as folder:
         opened = Path(folder, "opened.tflite")
         write_model(model, opened)
-        with without_chatter():
-            interpreter = litert.Interpreter(str(opened), num_threads=1)
-            interpreter.allocate_tensors()
-        feed = interpreter.get_input_details()[0]["index"]
+        interpreter = open_tflite(opened)
+        details = interpreter.get_input_details()[0]
         rows: dict[str, list[npt.NDArray[np.int8]]] = {name: [] for name in wanted}
         for image in images:
-            interpreter.set_tensor(feed, (image.astype(np.int16) - MIDDLE_GREY).astype(np.int8)[None, :, :, None])
+            interpreter.set_tensor(details["index"], feed(scale_pixels(image[None]).transpose(0, 2, 3, 1), details))
             interpreter.invoke()
             for name, index in wanted.items():
                 rows[name].append(interpreter.get_tensor(index))

@@ -15,6 +15,7 @@ from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
+from export.graph import onnx_file
 from export.graph.flatbuffer import FlatbufferError, add_buffer, read_model, schema, write_model
 
 KEY = "brainq"
@@ -32,9 +33,11 @@ class MetadataError(BrainqError):
 class FileMetadata:
     """What a runner needs to feed a file and to name its answers, and what shows where the file came from.
 
-    classes: in logit order. pixels: how an image becomes the input. provenance: plain data, no times and no paths, so
-    that the same run exported twice gives the same bytes. abstention: when the file does not answer; None where that is
-    not known.
+    Attributes:
+        classes: In logit order.
+        pixels: How an image becomes the input.
+        provenance: Plain data, no times and no paths, so that the same run exported twice gives the same bytes.
+        abstention: When the file does not answer; None where that is not known.
     """
 
     classes: tuple[str, ...]
@@ -92,12 +95,10 @@ def write_onnx(path: Path, metadata: FileMetadata) -> None:
 
 def read_onnx(path: Path) -> FileMetadata:
     """Read the metadata of an ONNX file. Raises MetadataError when the file is no ONNX model or has none of ours."""
-    onnx = import_extra("onnx")
-    protobuf = import_extra("google.protobuf.message")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except protobuf.DecodeError as error:
-        raise MetadataError(f"{path} is not an ONNX file, or is cut short: {error}") from error
+        model = onnx_file.read_model(path)
+    except onnx_file.OnnxFileError as error:
+        raise MetadataError(str(error)) from error
     return _parse(next((entry.value for entry in model.metadata_props if entry.key == KEY), None), path)
 
 

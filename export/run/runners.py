@@ -6,19 +6,29 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.run_files import BrainqError
-from export.extra import import_extra
+from brainq_torch.quant.encoding import UINT8_SHIFT, Encoding
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
+from export.run.sessions import (
+    BUILTIN_KERNELS,
+    XNNPACK,
+    NotFiniteError,
+    RunnerError,
+    encoding_of,
+    feed,
+    join_logits,
+    onnx_logit_encoding,
+    open_onnx,
+    open_tflite,
+)
 
 if TYPE_CHECKING:  # loading PyTorch takes seconds and 900 MB, and an exported file does not need it
     from torch import nn
@@ -28,38 +38,12 @@ BATCH = 4
 whose activations outgrow the caches."""
 
 
-class RunnerError(BrainqError):
-    """A model that cannot be run, or images that it cannot be fed."""
-
-
-class NotFiniteError(RunnerError):
-    """Logits that are NaN or infinite. model: what gave them. image: number of the first such image of the call."""
-
-    def __init__(self, model: str, image: int, name: str | None = None) -> None:
-        super().__init__(
-            f"{model} gives logits that are not finite for {name or f'image {image}'}: weights are broken, or "
-            "activations too large; python -m tools.doctor tells more of an exported file"
-        )
-        self.model, self.image = model, image
-
-
 def run_named(runner: Runner, images: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return the runner's logits of (N, size, size) uint8 images. Its errors name the image. names: N of them."""
     try:
         return runner(images)
     except NotFiniteError as error:
         raise NotFiniteError(error.model, error.image, names[error.image]) from error
-
-
-UINT8_SHIFT = 128
-"""What a uint8 integer and its zero point are more than the int8 ones of the same real value."""
-
-
-class Scale(NamedTuple):
-    """Affine int8 quantization of a tensor: real = scale * (integer - zero_point); one LSB is ``scale``."""
-
-    scale: float
-    zero_point: int
 
 
 class Runner(Protocol):
@@ -71,7 +55,7 @@ class Runner(Protocol):
 
     pixels: PixelSpec
     classes: tuple[str, ...]
-    logit_scale: Scale | None
+    logit_scale: Encoding | None
     abstention: Abstention | None
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -129,7 +113,7 @@ def load_runner(
 class TorchRunner:
     """A network in PyTorch, in eval mode."""
 
-    logit_scale: Scale | None = None
+    logit_scale: Encoding | None = None
 
     def __init__(
         self,
@@ -154,10 +138,9 @@ class TorchRunner:
         import torch
 
         with torch.inference_mode(), _torch_threads(self._threads):
-            batches = [
-                self.model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in _batches(images, self.pixels)
-            ]
-        return _join(self._name, batches, np.float32, len(self.classes))
+            scaled = (torch.from_numpy(scale_pixels(batch)) for batch in _batches(images, self.pixels))
+            batches = [self.model(batch).numpy() for batch in scaled]
+        return join_logits(self._name, batches, np.float32, len(self.classes))
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """Raise RunnerError: PyTorch computes in float here, even a fake-quantized network."""
@@ -172,17 +155,8 @@ class OnnxRunner:
     """
 
     def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, optimised: bool = True) -> None:
-        runtime = import_extra("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3  # errors: warnings of a healthy file would land in a command's output
-        if not optimised:
-            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            # Without a fallback, which would print to standard output before it fails in the same way.
-            self._session = runtime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            self._session = open_onnx(path, threads, optimised)
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise RunnerError(f"{path} cannot be run by ONNX Runtime: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
@@ -193,12 +167,12 @@ class OnnxRunner:
         self._input = inputs[0].name
         self._batch = 1 if inputs[0].shape[0] == 1 else BATCH
         _check_shapes(path, tuple(inputs[0].shape[1:]), (1, size, size), outputs[0].shape[-1], self.classes)
-        self.logit_scale = _onnx_logit_scale(path)
+        self.logit_scale = onnx_logit_encoding(path)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``."""
         batches = [self._run(batch) for batch in _batches(images, self.pixels, self._batch)]
-        return _join(self._name, batches, np.float32, len(self.classes))
+        return join_logits(self._name, batches, np.float32, len(self.classes))
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """See ``Runner``: the integers that the last DequantizeLinear was fed."""
@@ -223,15 +197,8 @@ class TFLiteRunner:
     """
 
     def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, xnnpack: bool = True) -> None:
-        litert = import_extra("ai_edge_litert.interpreter")
-        kernels = litert.OpResolverType
-        resolver = kernels.AUTO if xnnpack else kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
-            with without_chatter():
-                self._interpreter = litert.Interpreter(
-                    str(path), num_threads=threads, experimental_op_resolver_type=resolver
-                )
-                self._interpreter.allocate_tensors()
+            self._interpreter = open_tflite(path, threads, XNNPACK if xnnpack else BUILTIN_KERNELS)
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
@@ -242,9 +209,9 @@ class TFLiteRunner:
         self._input, self._output = inputs[0], outputs[0]
         sides = (self.pixels.size, self.pixels.size, 1)
         _check_shapes(path, tuple(map(int, self._input["shape"][1:])), sides, self._output["shape"][-1], self.classes)
-        self._input_scale = _tensor_scale(path, self._input)
+        encoding_of(path, self._input)
+        scale = encoding_of(path, self._output)
         self._shift = UINT8_SHIFT if self._output["dtype"] == np.uint8 else 0
-        scale = _tensor_scale(path, self._output)
         self.logit_scale = None if scale is None else scale._replace(zero_point=scale.zero_point - self._shift)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -264,24 +231,14 @@ class TFLiteRunner:
         """Return the logits in the file's own type."""
         rows = []
         for image in _batches(images, self.pixels, 1):
-            self._interpreter.set_tensor(self._input["index"], self._feed(image))
+            real = scale_pixels(image).transpose(0, 2, 3, 1)
+            self._interpreter.set_tensor(self._input["index"], feed(real, self._input))
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
                 raise RunnerError(f"{self._name} cannot be run by the LiteRT interpreter: {error}") from error
             rows.append(self._interpreter.get_tensor(self._output["index"]))
-        return _join(self._name, rows, self._output["dtype"], len(self.classes))
-
-    def _feed(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """Scale (1, size, size) uint8 and quantize it as the file wants; at scale 1/128 that is pixel - 128."""
-        scaled = scale_pixels(image).transpose(0, 2, 3, 1)
-        if self._input_scale is None:
-            return scaled
-        kind = self._input["dtype"]
-        limits = np.iinfo(kind)
-        steps = np.rint(scaled / np.float32(self._input_scale.scale)) + self._input_scale.zero_point
-        integers: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(kind)
-        return integers
+        return join_logits(self._name, rows, self._output["dtype"], len(self.classes))
 
 
 def _describe(path: Path, pixels: PixelSpec | None, classes: tuple[str, ...] | None) -> FileMetadata:
@@ -329,49 +286,6 @@ def _batches(images: npt.NDArray[np.uint8], pixels: PixelSpec, size: int = BATCH
         )
     for start in range(0, len(images), size):
         yield images[start : start + size]
-
-
-def _join(model: str, batches: list[npt.NDArray[Any]], dtype: Any, classes: int) -> npt.NDArray[Any]:
-    """Return the batches' logits as one. Raises NotFiniteError: no runner hands out an answer that is none."""
-    logits = np.concatenate(batches) if batches else np.empty((0, classes), dtype)
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if broken.size:
-        raise NotFiniteError(model, int(broken[0]))
-    return logits
-
-
-def _onnx_logit_scale(path: Path) -> Scale | None:
-    """Return the quantization of an ONNX file's logits, or None when no DequantizeLinear makes them."""
-    onnx = import_extra("onnx")
-    graph = onnx.load(path).graph
-    node = next((node for node in graph.node if graph.output[0].name in node.output), None)
-    if node is None or node.op_type != "DequantizeLinear":
-        return None
-    constants = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
-    constants |= {
-        constant.output[0]: onnx.numpy_helper.to_array(constant.attribute[0].t)
-        for constant in graph.node
-        if constant.op_type == "Constant" and constant.attribute[0].name == "value"
-    }
-    missing = [name for name in node.input[1:] if name not in constants]
-    if missing:
-        raise RunnerError(f"{path}: the scale of the logits is computed ({missing}); a constant is needed")
-    zero_point = constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)  # the operator's own default
-    shift = UINT8_SHIFT if zero_point.dtype == np.uint8 else 0
-    return Scale(float(constants[node.input[1]].item()), int(zero_point.item()) - shift)
-
-
-def _tensor_scale(path: Path, details: dict[str, Any]) -> Scale | None:
-    """Return a TFLite tensor's quantization, or None for a float32 tensor."""
-    if details["dtype"] == np.float32:
-        return None
-    scale, zero_point = details["quantization"]
-    if details["dtype"] not in (np.int8, np.uint8) or scale == 0:
-        raise RunnerError(
-            f"{path}: tensor {details['name']} is {np.dtype(details['dtype'])} with scale {scale}; "
-            "allowed are float32, and int8 or uint8 with one scale"
-        )
-    return Scale(float(scale), int(zero_point))
 
 
 @contextmanager

@@ -29,8 +29,11 @@ _SHOWN = 5
 class ImageSample:
     """Images of a run, or phantoms where it has too few.
 
-    pixels: (N, size, size) uint8. labels: (N,) int64, indices into CLASSES. names: path in the manifest, or the
-    phantom's number. splits: the part each played in the run, ``phantom`` for a phantom.
+    Attributes:
+        pixels: (N, size, size) uint8.
+        labels: (N,) int64, indices into CLASSES.
+        names: Path in the manifest, or the phantom's number.
+        splits: The split of each in the run, ``phantom`` for a phantom.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -58,8 +61,13 @@ class ImageSample:
 class RunImages:
     """The images of a run that are still there and unchanged.
 
-    root: folder that the paths are relative to. problems: what is missing or changed, one readable line each.
-    listed: the whole manifest. synthetic: the run was trained on phantoms, so that others can stand for them.
+    Attributes:
+        root: Folder that the paths are relative to.
+        rows: The manifest's rows of these images.
+        pixels: How they become the network's input.
+        problems: What is missing or changed, one readable line each.
+        listed: The whole manifest.
+        synthetic: The run was trained on phantoms, so that others can stand for them.
     """
 
     root: Path
@@ -110,9 +118,12 @@ class RunImages:
 def check_run_images(run: Run, root: Path | None = None) -> RunImages:
     """Hash every image of the run's manifest and keep those that are still what the manifest lists.
 
-    root: where the images are now, when not where the run found them.
     Float files can be made without a run's images (they may lie on another machine): parity then uses phantoms. So
     nothing is raised here; what is missing or changed is in ``problems``.
+
+    Args:
+        run: The run.
+        root: Where the images are now, None where the run found them.
     """
     root = run.data_root if root is None else root
     none = RunImages(root, (), run.pixels, (), synthetic=str(run.config["data"]["root"]) == "phantom")

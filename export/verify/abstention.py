@@ -9,8 +9,9 @@ from brainq_torch.abstention.outlier import Typicality, fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run import Run
-from export.run.runners import RunnerError, load_runner
+from export.run.runners import load_runner
 from export.run.sample import ImageSample, RunImages
+from export.run.sessions import RunnerError
 
 IMAGES = 300
 """Validation images that every file answers for this; class-balanced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.evaluation.metrics import compare_predictions
+from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run_files import hash_file
 from export.run.metadata import MetadataError, read_metadata
-from export.run.runners import OnnxRunner, Runner, RunnerError, Scale, TFLiteRunner, run_named
+from export.run.runners import OnnxRunner, Runner, TFLiteRunner, run_named
 from export.run.sample import ImageSample
+from export.run.sessions import RunnerError
+from export.verify.report import ArtefactReport, Limits
 
 FLOAT_MODEL = "float model"
 """Reference of a rung: the run's network in PyTorch without fake quantization, or the one that it was trained from."""
@@ -32,33 +35,14 @@ _UNMEASURED: dict[str, Any] = dict.fromkeys(("top1_agreement", "max_abs_diff", "
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a comparison must keep; None is measured but not limited.
-
-    max_abs_diff: largest difference of two logits. top1_agreement: smallest share of images in the same class.
-    max_lsb, mean_lsb: logit difference in steps of the artefact's own logit scale.
-    Against the float model, whatever the reference is: float_agreement: smallest share of images in the same class;
-    float_noise: largest ``logit_noise``.
-    """
-
-    max_abs_diff: float | None = None
-    top1_agreement: float | None = None
-    max_lsb: float | None = None
-    mean_lsb: float | None = None
-    float_agreement: float | None = None
-    float_noise: float | None = None
-
-    def to_json(self) -> dict[str, float]:
-        """Return the limits that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
 class Rung:
     """One comparison that an artefact must pass.
 
-    artefact: file name. reference: another file's name, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
-    optimised: False runs ONNX files of this pair without ONNX Runtime's optimisations.
+    Attributes:
+        artefact: File name.
+        reference: Another file's name, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
+        limits: What it must keep.
+        optimised: False runs ONNX files of this pair without ONNX Runtime's optimisations.
     """
 
     artefact: str
@@ -72,106 +56,17 @@ class Logits:
     """What a model says about N images: (N, C) float32, and their quantization where the model's are integers."""
 
     values: npt.NDArray[np.float32]
-    scale: Scale | None = None
-
-
-@dataclass(frozen=True)
-class ArtefactReport:
-    """One artefact's comparison with its reference. Measurements are None where they could not be made.
-
-    max_lsb, mean_lsb, bit_equal: None for float logits; bit_equal is the share of logits that are the same integer.
-    flips: images whose class changed. ties: images whose largest logit is shared by classes in either model (argmax
-    then takes the first, which counts as its answer). own_images: how many of the images are the run's own, 0 where all
-    are phantoms; None in reports of an earlier version. error: why the artefact could not be measured or is refused, or
-    None. against_float: the paired comparison with the float model, None where there is none to be had.
-    """
-
-    size_bytes: int
-    sha256: str
-    reference: str
-    top1_agreement: float | None
-    max_abs_diff: float | None
-    max_lsb: float | None
-    mean_lsb: float | None
-    limits: Limits
-    passed: bool
-    bit_equal: float | None = None
-    flips: tuple[dict[str, Any], ...] = ()
-    ties: tuple[dict[str, Any], ...] = ()
-    error: str | None = None
-    against_float: dict[str, Any] | None = None
-    own_images: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for ``parity.json``."""
-        return {
-            "bytes": self.size_bytes,
-            "sha256": self.sha256,
-            "reference": self.reference,
-            "top1_agreement": self.top1_agreement,
-            "max_abs_diff": self.max_abs_diff,
-            "max_lsb": self.max_lsb,
-            "mean_lsb": self.mean_lsb,
-            "bit_equal": self.bit_equal,
-            "limits": self.limits.to_json(),
-            "passed": self.passed,
-            "own_images": self.own_images,
-            "flips": list(self.flips),
-            "ties": list(self.ties),
-            "error": self.error,
-            "against_float": self.against_float,
-        }
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """All artefacts of an export. about: what else ``parity.json`` says (images, versions, seconds)."""
-
-    artefacts: dict[str, ArtefactReport]
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether there are artefacts and every one passed."""
-        return bool(self.artefacts) and all(report.passed for report in self.artefacts.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for ``parity.json``."""
-        artefacts = {name: report.to_json() for name, report in self.artefacts.items()}
-        return {"passed": self.passed, "artefacts": artefacts, **self.about}
-
-    def table(self) -> str:
-        """Return the artefacts as aligned text, one line each, then flips, ties and errors."""
-        measured = ("top-1", "max diff", "LSB max", "LSB mean", "like float", "noise")
-        head = ("artefact", "bytes", "compared with", *measured, "limits", "")
-        rows = [head, *(_row(name, report) for name, report in self.artefacts.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in [*lines, *self._remarks()])
-
-    def _remarks(self) -> list[str]:
-        remarks = []
-        for name, report in self.artefacts.items():
-            if report.error:
-                remarks.append(f"{name}: {report.error}")
-            remarks += [
-                f"{name}: {flip['image']}: {flip['before']} became {flip['after']} (margin {flip['margin']:.2g})"
-                for flip in report.flips
-            ]
-            remarks += [f"{name}: {tie['image']}: {_describe_tie(tie)}" for tie in report.ties]
-        return remarks
+    scale: Encoding | None = None
 
 
 class LogitTable:
     """The logits of every model of an export on the same images, each computed once.
 
-    folder: where the artefacts are. models: the run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and
-    FOUR_BIT, as far as there are such.
+    Args:
+        folder: Where the artefacts are.
+        sample: The images.
+        models: The run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and FOUR_BIT, as far as there are such.
+        threads: Processor threads of one call.
     """
 
     def __init__(self, folder: Path, sample: ImageSample, models: Mapping[str, Runner], threads: int) -> None:
@@ -366,24 +261,3 @@ def _compare(
 
 def _comparable(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> bool:
     return a.shape == b.shape and a.size > 0 and bool(np.isfinite(a).all() and np.isfinite(b).all())
-
-
-def _row(name: str, report: ArtefactReport) -> tuple[str, ...]:
-    agreement = "-" if report.top1_agreement is None else f"{100 * report.top1_agreement:.2f} %"
-    measured = (report.max_abs_diff, report.max_lsb, report.mean_lsb)
-    cells = ["-" if value is None else f"{value:.2g}" for value in measured]
-    limits = ", ".join(
-        f"{key} {'>=' if key.endswith('agreement') else '<='} {value:g}"
-        for key, value in report.limits.to_json().items()
-    )
-    verdict = ("on phantoms alone: " if report.own_images == 0 else "") + ("passed" if report.passed else "FAILED")
-    if report.against_float is None:
-        cells += ["-", "-"]
-    else:
-        cells += [f"{100 * report.against_float['agreement']:.2f} %", f"{report.against_float['logit_noise']:.2g}"]
-    return (name, f"{report.size_bytes:,}", report.reference, agreement, *cells, limits or "none", verdict)
-
-
-def _describe_tie(tie: dict[str, Any]) -> str:
-    sides = [f"{' and '.join(tie[side])} tie in the {side}" for side in ("reference", "artefact") if len(tie[side]) > 1]
-    return ", ".join(sides)

@@ -7,7 +7,8 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from export.run.metadata import FileMetadata, MetadataError, write_metadata
-from export.run.runners import RunnerError, load_runner
+from export.run.runners import load_runner
+from export.run.sessions import RunnerError
 from tests.support.handmade_models import set_onnx_metadata, write_float_onnx, write_int8_tflite
 
 FLIPS = 400

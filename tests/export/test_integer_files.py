@@ -14,9 +14,10 @@ from brainq_torch.quant.prepare import activation_quantizers
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import load_run, save_checkpoint
 from export import integer_files as int8
+from export.context import ExportContext, ExportOptions
 from export.graph.encodings import read_encodings
 from export.integer_files import convert_int8, describe_calibration, make_dynamic_int8, make_int8, make_int8_tf
-from export.recipes import RECIPES, ExportContext, find_float_model
+from export.recipes import RECIPES, find_float_model
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
 from export.run.runners import TorchRunner, load_runner
 from export.run.sample import ImageSample, check_run_images
@@ -36,7 +37,7 @@ def sample_of(pixels):
 def context_of(run_folder, out):
     out.mkdir(exist_ok=True)
     run = load_run(run_folder)
-    return ExportContext(run, out, check_run_images(run), calibration_images=8)
+    return ExportContext(run, out, check_run_images(run), ExportOptions(calibration_images=8))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import export.__main__
+import export.pipeline
 from brainq_torch.run import load_run
 from brainq_torch.run_files import hash_file
 from export.__main__ import PARITY_IMAGES, main
@@ -236,9 +236,9 @@ def test_a_single_flip_among_few_images_may_be_chance(run, quick, monkeypatch, c
         changed = {"passed": False, "flips": ({"image": "x"},) * flips}
         return reports | {"model_fp16.tflite": dataclasses.replace(reports["model_fp16.tflite"], **changed)}
 
-    climb = export.__main__.climb
-    monkeypatch.setattr(export.__main__, "climb", climb_with_flips)
-    monkeypatch.setattr(export.__main__.ParityReport, "table", lambda report: "")
+    climb = export.pipeline.climb
+    monkeypatch.setattr(export.pipeline, "climb", climb_with_flips)
+    monkeypatch.setattr(export.pipeline.ParityReport, "table", lambda report: "")
     assert main([str(run), *FLOAT]) == 1
     assert ("--parity-images" in capsys.readouterr().out) is hint
 

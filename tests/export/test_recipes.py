@@ -3,15 +3,8 @@ import json
 import pytest
 
 from brainq_torch.run import load_run
-from export.recipes import (
-    RECIPES,
-    ExportContext,
-    RecipeError,
-    default_recipes,
-    describe_run,
-    float_model,
-    resolve_recipes,
-)
+from export.context import ExportContext, ExportOptions, RecipeError
+from export.recipes import RECIPES, default_recipes, describe_run, float_model, resolve_recipes
 from export.run.metadata import read_metadata
 from export.run.sample import check_run_images
 
@@ -67,7 +60,7 @@ def test_provenance_has_no_path_and_no_time(tiny_run):
 
 def test_calibration_images_are_training_images(tiny_run, tmp_path):
     run = load_run(tiny_run)
-    sample = ExportContext(run, tmp_path, check_run_images(run), calibration_images=8).calibration()
+    sample = ExportContext(run, tmp_path, check_run_images(run), ExportOptions(calibration_images=8)).calibration()
     assert set(sample.splits) == {"Training"}
 
 

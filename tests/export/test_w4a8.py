@@ -13,7 +13,7 @@ from brainq_torch.quant.prepare import weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
 from brainq_torch.run import load_run
 from export.__main__ import main as export_main
-from export.w4a8 import ONNX_W4A8, TFLITE_W4A8
+from export.context import ONNX_W4A8, TFLITE_W4A8
 from tests.conftest import TINY
 
 pytest.importorskip("onnx2tf", reason="the optional extra `export` is not installed")
@@ -120,7 +120,8 @@ def test_a_file_that_says_no_bits_is_refused(tiny_run, tmp_path, content, capsys
 
 
 def test_one_nibble_more_in_a_file_is_found(trained, tmp_path):
-    from export.graph.encodings import EncodingError, check_encodings, read_encodings
+    from export.graph.check import check_encodings
+    from export.graph.encodings import EncodingError, read_encodings
     from export.graph.flatbuffer import constant, read_model, schema, write_model
 
     folder = trained / "export"

@@ -7,7 +7,7 @@ import pytest
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
-from export.graph.model_graph import read_graph
+from export.graph.read_graph import read_graph
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import (
     CHANNELS,

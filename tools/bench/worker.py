@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.extra import import_extra
+from export.run.sessions import open_onnx, open_tflite
 
 WARM_UP_CALLS = 3
 SUFFIXES = (".onnx", ".tflite")
@@ -107,10 +108,7 @@ def _onnx_engine(path: Path, threads: int) -> Engine:
     onnxruntime = import_extra("onnxruntime")
 
     def load() -> Call:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_onnx(path, threads)
         inputs = session.get_inputs()
         _check_single(inputs)
         image = scaled_noise((1, *inputs[0].shape[1:]))
@@ -120,11 +118,10 @@ def _onnx_engine(path: Path, threads: int) -> Engine:
 
 
 def _tflite_engine(path: Path, threads: int) -> Engine:
-    litert = import_extra("ai_edge_litert.interpreter")
+    import_extra("ai_edge_litert.interpreter")
 
     def load() -> Call:
-        interpreter = litert.Interpreter(str(path), num_threads=threads)
-        interpreter.allocate_tensors()
+        interpreter = open_tflite(path, threads, quiet=False)
         inputs = interpreter.get_input_details()
         _check_single(inputs)
         image = _typed(scaled_noise(tuple(inputs[0]["shape"])), inputs[0]["dtype"])

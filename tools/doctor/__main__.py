@@ -17,7 +17,8 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import write_json
 from export.arithmetic import describe_kind
-from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor, naming_damage, read_graph
+from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor
+from export.graph.read_graph import naming_damage, read_graph
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
 from tools.command import CommandError, add_json, as_main, check_targets
 from tools.doctor.checks import Finding, check_graph

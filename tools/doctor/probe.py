@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.run.sessions import BUILTIN_KERNELS, XNNPACK, feed, open_onnx, open_tflite
+
 MODES = ("default", "plain")
 TIME_LIMIT_S = 300
 
@@ -109,21 +111,14 @@ def main() -> int:
 
 
 def _run_tflite(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDArray[Any], dict[str, Range]]:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    without = {
-        "experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        "experimental_preserve_all_tensors": True,
-    }
-    interpreter = Interpreter(str(path), num_threads=1, **(without if plain else {}))
-    interpreter.allocate_tensors()
+    interpreter = open_tflite(path, kernels=BUILTIN_KERNELS if plain else XNNPACK, keep_all=plain, quiet=False)
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     ranges: dict[str, Range] = defaultdict(Range)
     details = interpreter.get_tensor_details() if plain else []
     shared = Counter(tensor["name"] for tensor in details)
     logits = []
     for image in images:
-        interpreter.set_tensor(source["index"], _feed(image, source["shape"], source["dtype"], source["quantization"]))
+        interpreter.set_tensor(source["index"], feed(_shaped(image, source["shape"]), source))
         interpreter.invoke()
         logits.append(interpreter.get_tensor(target["index"])[0])
         for tensor in details:
@@ -139,15 +134,10 @@ def _run_tflite(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDA
 
 def _run_onnx(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDArray[Any], dict[str, Range]]:
     import onnx
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    model: Any = str(path)
+    model: Path | bytes = path
     watched: dict[str, str] = {}
     if plain:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         proto = onnx.load(path)
         constants = {tensor.name for tensor in proto.graph.initializer}
         watched = {
@@ -157,30 +147,25 @@ def _run_onnx(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDArr
         }
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
         model = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_onnx(model, optimised=not plain)
     source = session.get_inputs()[0]
     kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}[source.type]
     shape = [side if isinstance(side, int) else -1 for side in source.shape]
     ranges: dict[str, Range] = defaultdict(Range)
     logits = []
     for image in images:
-        values = session.run(None, {source.name: _feed(image, shape, kind, (0.0, 0))})
+        values = session.run(None, {source.name: _shaped(image, shape).astype(kind)})
         logits.append(values[0][0])
         for name, found in zip(watched.values(), values[1:], strict=True):
             ranges[name].add(found)
     return np.stack(logits), ranges
 
 
-def _feed(image: NDArray[np.uint8], shape: Any, dtype: Any, quantization: tuple[float, int]) -> NDArray[Any]:
-    """Return one grey image in the file's own layout and type, as (pixel - 128) / 128."""
+def _shaped(image: NDArray[np.uint8], shape: Any) -> NDArray[np.float32]:
+    """Return one grey image as (pixel - 128) / 128 in the file's own layout."""
     size = len(image)
     layout = (1, 1, size, size) if len(shape) == 4 and shape[1] == 1 else (1, size, size, 1)
-    scaled = ((image.astype(np.float32) - 128) / 128).reshape(layout)
-    if np.issubdtype(dtype, np.floating):
-        return scaled.astype(dtype)
-    scale, zero_point = quantization
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(scaled / scale) + zero_point, limits.min, limits.max).astype(dtype)
+    return ((image.astype(np.float32) - 128) / 128).reshape(layout)
 
 
 if __name__ == "__main__":

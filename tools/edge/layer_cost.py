@@ -17,7 +17,8 @@ import numpy as np
 from brainq_torch.checksum import find_damage
 from export.arithmetic import describe_kind
 from export.graph.flatbuffer import read_model
-from export.graph.model_graph import ModelGraph, Node, Tensor, read_graph
+from export.graph.model_graph import ModelGraph, Node, Tensor
+from export.graph.read_graph import read_graph
 from tools.command import CommandError
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 8

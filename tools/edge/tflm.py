@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import without_chatter
-from export.extra import import_extra
+from export.run.sessions import XNNPACK, feed, open_tflite
 from tools.command import CommandError
 from tools.edge.not_done import NotDone
 
@@ -164,32 +163,19 @@ def input_side(path: Path) -> int:
     return shape[1]
 
 
-def _litert(path: Path, kernels: str = "AUTO") -> Any:
-    litert = import_extra("ai_edge_litert.interpreter")
-    resolver = getattr(litert.OpResolverType, kernels)
+def _litert(path: Path, kernels: str = XNNPACK) -> Any:
     try:
-        with without_chatter():
-            interpreter = litert.Interpreter(str(path), num_threads=1, experimental_op_resolver_type=resolver)
-            interpreter.allocate_tensors()
+        return open_tflite(path, kernels=kernels)
     except (ValueError, RuntimeError) as error:
         raise CommandError(f"{path} cannot be run by LiteRT: {error}") from error
-    return interpreter
 
 
 def _feed(path: Path, pixels: NDArray[np.uint8], details: dict[str, Any]) -> NDArray[Any]:
     """Return (pixel - 128) / 128 in the type that the file takes, (N, H, W, 1)."""
     real = ((pixels.astype(np.float32) - 128) / 128)[..., None]
-    kind = details["dtype"]
-    if kind == np.float32:
-        return real
-    scale, zero_point = details["quantization"]
-    if not scale:
-        raise CommandError(f"{path} takes {np.dtype(kind).name} without a scale; export it again")
-    limits = np.iinfo(kind)
-    integers: NDArray[Any] = np.clip(np.rint(real / np.float32(scale)) + zero_point, limits.min, limits.max).astype(
-        kind
-    )
-    return integers
+    if details["dtype"] != np.float32 and not details["quantization"][0]:
+        raise CommandError(f"{path} takes {np.dtype(details['dtype']).name} without a scale; export it again")
+    return feed(real, details)
 
 
 def _ask(python: str, request: dict[str, Any]) -> dict[str, Any]:

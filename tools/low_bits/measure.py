@@ -24,12 +24,12 @@ from brainq_torch.quant.sensitivity import Sensitivity, measure_sensitivity
 from brainq_torch.run import Run
 from brainq_torch.run_files import atomic_path, write_json
 from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
+from export.integer_files import STATE
 from export.recipes import float_model
 from export.run.metadata import FileMetadata
 from export.run.runners import OnnxRunner, TorchRunner
 from export.run.sample import ImageSample
 from export.verify.parity import logit_noise
-from export.w4a8 import STATE
 
 BITS_OF_A_BUDGET = (4, 8)
 

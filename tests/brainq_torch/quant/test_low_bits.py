@@ -76,8 +76,8 @@ def test_a_run_with_8_bit_weights_makes_no_w4a8_files(network):
     pytest.importorskip("onnx", reason="the optional extra `export` is not installed")
     from types import SimpleNamespace
 
+    from export.integer_files import make_w4a8
     from export.recipes import default_recipes
-    from export.w4a8 import make_w4a8
 
     eight = Scheme().to_json()
     run = SimpleNamespace(model=prepare_qat(network, Scheme()).eval(), quantization=eight)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.ao.quantization import MinMaxObserver, MovingAveragePerChannelMinMaxObserver
 
+from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.scheme import (
-    INPUT_ENCODING,
     Scheme,
     encode_range,
     encode_weight,

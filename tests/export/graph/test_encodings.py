@@ -10,8 +10,10 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.prepare import activation_quantizers, running_order, weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
-from export.graph.encodings import EncodingError, check_encodings, name_tensors, read_encodings
+from export.graph.check import check_encodings
+from export.graph.encodings import EncodingError, read_encodings
 from export.graph.flatbuffer import constant, read_model, write_model
+from export.graph.match import name_tensors
 from tests.support.sabotage import FAULTS, change_activation_scale
 from tests.support.small_network import SIDE
 

@@ -90,7 +90,8 @@ def test_every_engine_gives_the_same_logits(files):
 
 
 def test_a_flipped_nibble_is_named(files, tmp_path):
-    from export.graph.encodings import EncodingError, check_encodings, read_encodings
+    from export.graph.check import check_encodings
+    from export.graph.encodings import EncodingError, read_encodings
 
     _, onnx, tflite = files
     encodings = read_encodings(onnx)
@@ -106,7 +107,8 @@ def test_a_flipped_nibble_is_named(files, tmp_path):
 
 
 def test_a_file_of_int8_weights_is_no_w4a8_file(files, tmp_path):
-    from export.graph.encodings import EncodingError, check_encodings, read_encodings
+    from export.graph.check import check_encodings
+    from export.graph.encodings import EncodingError, read_encodings
 
     _, onnx, tflite = files
     model = read_model(tflite)

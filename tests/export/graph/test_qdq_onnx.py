@@ -11,7 +11,8 @@ from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.prepare import PrepareError, prepare_qat
 from brainq_torch.quant.scheme import Scheme
 from export.graph.encodings import read_encodings
-from export.graph.qdq_onnx import export_qdq_onnx, read_constants, refill_qdq_onnx
+from export.graph.onnx_file import read_constants
+from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
 from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 LAYERS = ("stem.0", "depth.0", "point.0", "norm", "down", "classifier")

@@ -14,7 +14,8 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import CHECKPOINT
 from export.graph.flatbuffer import read_model, write_model
 from export.run.metadata import FileMetadata, write_metadata
-from export.run.runners import NotFiniteError, load_runner, run_named
+from export.run.runners import load_runner, run_named
+from export.run.sessions import NotFiniteError
 from tests.support.handmade_models import write_float_onnx, write_float_tflite
 from tools import compare, evaluate, gradcam, predict
 from tools.bench import __main__ as bench

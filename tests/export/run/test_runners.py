@@ -7,9 +7,11 @@ from ai_edge_litert import schema_py_generated as schema
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run import RunError
 from export.run.metadata import FileMetadata, MetadataError, write_metadata
-from export.run.runners import OnnxRunner, RunnerError, Scale, TorchRunner, load_runner
+from export.run.runners import OnnxRunner, TorchRunner, load_runner
+from export.run.sessions import RunnerError, feed
 from tests.support.handmade_models import (
     TFLiteBuilder,
     write_dynamic_range_tflite,
@@ -20,6 +22,11 @@ from tests.support.handmade_models import (
 
 SPEC = PixelSpec(32)
 FILES = ("model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite")
+
+
+def fed(runner, images):
+    """Return what the file is fed for (N, 32, 32) uint8 images, (N, 32, 32)."""
+    return feed(scale_pixels(images)[:, 0, :, :, None], runner._input)[..., 0]
 
 
 def random_images(count, size=32):
@@ -82,12 +89,10 @@ def test_int8_input_is_pixel_minus_128_and_logits_are_dequantized(tmp_path):
     runner = load_runner(path, pixels=SPEC, classes=CLASSES)
     images = random_images(3)
     every_value = np.arange(256, dtype=np.uint8).repeat(4).reshape(1, 32, 32)
-    np.testing.assert_array_equal(
-        runner._feed(every_value)[0, ..., 0], every_value[0].astype(np.int16) - 128, strict=False
-    )
+    np.testing.assert_array_equal(fed(runner, every_value), every_value.astype(np.int16) - 128)
     raw = runner.raw(images)
     assert raw.dtype == np.int8
-    assert runner.logit_scale == Scale(pytest.approx(0.05), 0)
+    assert runner.logit_scale == Encoding(pytest.approx(0.05), 0)
     np.testing.assert_allclose(runner(images), raw.astype(np.float32) * np.float32(0.05), rtol=1e-6)
 
 
@@ -95,13 +100,13 @@ def test_another_input_scale_is_followed(tmp_path):
     path = write_int8_tflite(tmp_path / "model.tflite", input_scale=1 / 64)
     runner = load_runner(path, pixels=SPEC, classes=CLASSES)
     image = np.full((1, 32, 32), 228, np.uint8)  # (228 - 128) / 128 = 0.78125 = 50 steps of 1/64
-    assert set(np.unique(runner._feed(image))) == {50}
+    assert set(np.unique(fed(runner, image))) == {50}
 
 
 def test_uint8_input_is_the_pixel_itself(tmp_path):
     runner = load_runner(write_int8_tflite(tmp_path / "m.tflite", input_kind="UINT8"), pixels=SPEC, classes=CLASSES)
     image = random_images(1)
-    np.testing.assert_array_equal(runner._feed(image)[0, ..., 0], image[0])
+    np.testing.assert_array_equal(fed(runner, image), image)
 
 
 def test_a_file_with_int8_weights_and_float_logits_has_no_integer_ones(tmp_path):
@@ -115,7 +120,7 @@ def test_a_qdq_file_gives_its_integer_logits_as_int8(tmp_path, zero_point):
     runner = OnnxRunner(path, FileMetadata(CLASSES, SPEC, {}), optimised=False)
     images = random_images(5)
     expected = np.clip(np.rint(scale_pixels(images).mean((2, 3)) / np.float32(0.02)) - 3, -128, 127)
-    assert runner.logit_scale == Scale(pytest.approx(0.02), -3)
+    assert runner.logit_scale == Encoding(pytest.approx(0.02), -3)
     np.testing.assert_array_equal(runner.raw(images), np.repeat(expected, 4, axis=1))
 
 

@@ -8,30 +8,21 @@ import pytest
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run import load_run
 from export.graph.flatbuffer import constant, read_model, write_model
 from export.recipes import RECIPES
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
-from export.run.runners import Scale, TorchRunner
+from export.run.runners import TorchRunner
 from export.run.sample import ImageSample
-from export.verify.parity import (
-    FLOAT_MODEL,
-    ArtefactReport,
-    Limits,
-    Logits,
-    LogitTable,
-    ParityReport,
-    Rung,
-    climb,
-    judge,
-    logit_noise,
-)
+from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, logit_noise
+from export.verify.report import ArtefactReport, Limits, ParityReport
 
 REFERENCE = np.array([[4.0, 1, 0, 0], [0, 2, 1.5, 0], [0, 0, 3, 0]], np.float32)
 
 
 def test_equal_logits_pass_every_limit():
-    scale = Scale(0.5, 0)
+    scale = Encoding(0.5, 0)
     limits = Limits(max_abs_diff=0.0, top1_agreement=1.0, max_lsb=0.0, mean_lsb=0.0)
     assert judge(Logits(REFERENCE, scale), Logits(REFERENCE, scale), limits) == {
         "top1_agreement": 1.0, "max_abs_diff": 0.0, "max_lsb": 0.0, "mean_lsb": 0.0, "bit_equal": 1.0, "passed": True,
@@ -42,7 +33,7 @@ def test_equal_logits_pass_every_limit():
 def test_measures_are_those_worked_out_by_hand():
     other = REFERENCE.copy()
     other[1, 2] = 2.5  # the second image flips from class 1 to class 2
-    verdict = judge(Logits(REFERENCE, Scale(0.5, 0)), Logits(other, Scale(0.5, 0)), Limits())
+    verdict = judge(Logits(REFERENCE, Encoding(0.5, 0)), Logits(other, Encoding(0.5, 0)), Limits())
     assert verdict["top1_agreement"] == 2 / 3
     assert verdict["max_abs_diff"] == 1.0
     assert verdict["max_lsb"] == 2.0
@@ -57,13 +48,13 @@ def test_float_logits_have_no_lsb():
 
 
 def test_against_a_float_reference_the_lsb_is_not_rounded():
-    verdict = judge(Logits(REFERENCE + np.float32(0.125)), Logits(REFERENCE, Scale(0.5, 0)), Limits())
+    verdict = judge(Logits(REFERENCE + np.float32(0.125)), Logits(REFERENCE, Encoding(0.5, 0)), Limits())
     assert verdict["max_lsb"] == 0.25
     assert verdict["mean_lsb"] == 0.25
 
 
 def test_scales_that_float32_cannot_hold_give_whole_lsb():
-    scale = Scale(float(np.float32(0.1)), 3)
+    scale = Encoding(float(np.float32(0.1)), 3)
     steps = np.random.default_rng(0).integers(-100, 100, (50, 4)).astype(np.float32)
     reference = Logits(steps * np.float32(0.1), scale)
     moved = Logits((steps + 4) * np.float32(0.1), scale)
@@ -83,7 +74,7 @@ def test_scales_that_float32_cannot_hold_give_whole_lsb():
 def test_each_limit_can_fail(limits, error):
     other = REFERENCE.copy()
     other[1, 1] = np.nextafter(np.float32(1.5), np.float32(0))  # just below class 2
-    verdict = judge(Logits(REFERENCE, Scale(0.5, 0)), Logits(other, Scale(0.5, 0)), limits)
+    verdict = judge(Logits(REFERENCE, Encoding(0.5, 0)), Logits(other, Encoding(0.5, 0)), limits)
     assert not verdict["passed"]
     assert verdict["error"] == error
 
@@ -118,7 +109,7 @@ def test_logit_noise_is_the_share_of_the_signal_and_does_not_see_a_common_shift(
 
 
 def report(passed):
-    return ArtefactReport(10, "ab", "model", 1.0, 0.0, None, None, Limits(max_abs_diff=1e-4), passed)
+    return ArtefactReport(10, "ab", "model", 1.0, 0.0, None, None, None, Limits(max_abs_diff=1e-4), passed, 44)
 
 
 def test_a_report_passes_only_with_artefacts_that_all_pass():

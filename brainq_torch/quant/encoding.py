@@ -1,0 +1,26 @@
+"""Scale and zero point of one tensor. Without PyTorch: who runs an exported file does not need it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from brainq_torch.data.pixels import MIDDLE_GREY
+
+
+class Encoding(NamedTuple):
+    """Affine int8 quantization of one tensor: real = scale * (integer - zero_point), integer in [-128, 127].
+
+    Attributes:
+        scale: A float32 value, held exactly in a Python float; one LSB.
+        zero_point: The integer that stands for 0.
+    """
+
+    scale: float
+    zero_point: int
+
+
+INPUT_ENCODING = Encoding(1 / MIDDLE_GREY, 0)
+"""The network's input: int8 is pixel - 128, so that quantizing it loses nothing (see ``data/pixels.py``)."""
+
+UINT8_SHIFT = 128
+"""What a uint8 integer and its zero point are more than the int8 ones of the same real value."""

@@ -1,0 +1,141 @@
+"""The way of an export: images, files, metadata, parity, and the folder that appears as a whole."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
+from pathlib import Path
+from typing import Any
+
+from brainq_torch.run import Run
+from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
+from export.context import ExportContext, ExportOptions, RecipeError
+from export.folder import check_target, say_note, write_as_a_whole
+from export.recipes import RECIPES, describe_run, find_float_model, resolve_recipes, versions
+from export.run.metadata import write_metadata
+from export.run.runners import TorchRunner
+from export.run.sample import ImageSample, RunImages, check_run_images
+from export.verify.abstention import ValidationPart
+from export.verify.parity import FLOAT_MODEL, LogitTable, climb
+from export.verify.report import ArtefactReport, ParityReport
+
+THREADS = 1
+
+
+def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptions) -> ParityReport:
+    """Make the recipes' files in ``out``, compare each, and write ``parity.json`` last.
+
+    Progress goes to standard output.
+
+    Args:
+        run: A finished run.
+        recipes: Names of ``RECIPES``; those that they need are made too.
+        out: Folder to make.
+        options: How the files are made and compared.
+    """
+    names = resolve_recipes(recipes)
+    check_target(out, options.replace)
+    clock = _Clock()
+    with clock.step("images"):
+        images = check_run_images(run, options.data)
+        sample = images.sample(options.parity_images, ("Testing", "val", "Training"))
+        validation = ValidationPart.of(run, images)
+    for problem in images.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    _check_images(run, names, images, sample, options.calibration_images)
+    with write_as_a_whole(out, options.replace, say_note) as folder:
+        context = ExportContext(run, folder, images, options)
+        plain, origin = find_float_model(run)
+        if plain is None:
+            print(f"warning: float model to compare with: {origin}", file=sys.stderr)
+        else:
+            context.networks[FLOAT_MODEL] = plain
+        for name in names:
+            _make(name, context, clock, validation)
+        with clock.step("parity"):
+            artefacts = _check(context, names, sample)
+        report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
+        write_json(folder / PARITY, report.to_json())
+    return report
+
+
+def _check_images(run: Run, names: Sequence[str], images: RunImages, sample: ImageSample, calibration: int) -> None:
+    """Raise RecipeError or RunError where integer files would be calibrated or compared on images of another kind."""
+    integer = [name for name in names if RECIPES[name].is_integer]
+    if not integer or images.synthetic:
+        return
+    if not sample.own_images:
+        raise RecipeError(
+            f"{', '.join(integer)}: none of the run's images is there to compare on: {images.explain()}, or make float "
+            "files alone with --recipes fp32 fp16"
+        )
+    if run.quantization is None:
+        images.count_calibration(calibration)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds of each step, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def _make(name: str, context: ExportContext, clock: _Clock, validation: ValidationPart) -> None:
+    """Make one recipe's files and put the metadata in."""
+    recipe = RECIPES[name]
+    print(f"{name}: {', '.join(recipe.files)} ...", flush=True)
+    with clock.step(name):
+        recipe.make(context)
+        metadata = describe_run(context.run, name, context.provenance.get(name))
+        for file in recipe.files:
+            path = context.path(file)
+            write_metadata(path, metadata)  # else what the file it was made from said of itself is still in it
+            write_metadata(path, replace_fields(metadata, abstention=validation.fit(path)))
+    made = ", ".join(f"{context.path(file).stat().st_size:,} bytes" for file in recipe.files)
+    print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
+
+
+def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) -> dict[str, ArtefactReport]:
+    """Climb the parity ladder of the recipes that were made; where a rung breaks, say where the files part."""
+    print(f"parity: {len(sample.names)} images ...", flush=True)
+    run = context.run
+    rungs = [rung for name in names for rung in RECIPES[name].rungs]
+    if run.quantization is not None:  # training was free to leave the float model: measured, not limited
+        free = [replace_fields(rung.limits, float_agreement=None, float_noise=None) for rung in rungs]
+        rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
+    models = {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
+    reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
+    for recipe in (RECIPES[name] for name in names):
+        if recipe.explain is None or all(reports[file].passed for file in recipe.files):
+            continue
+        where = recipe.explain(context, sample)
+        for file in recipe.files:
+            if not reports[file].passed and where:
+                reports[file] = replace_fields(reports[file], error=f"{reports[file].error}; {where}")
+    return reports
+
+
+def _about(
+    context: ExportContext, names: Sequence[str], sample: ImageSample, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Return what ``parity.json`` says besides the artefacts."""
+    return {
+        "recipes": list(names),
+        "run": {"model": context.run.model_name, "checkpoint_sha256": hash_file(context.run.folder / CHECKPOINT)},
+        "images": {**sample.to_json(), "problems": list(context.images.problems)},
+        "calibrated_on": context.calibrated_on,
+        "versions": versions(),
+        "threads": THREADS,
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+    }
