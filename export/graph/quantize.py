@@ -93,13 +93,12 @@ def quantize_static(
 ) -> None:
     """Write a float32 TFLite file with int8 activations and weights and int32 biases, all given.
 
-    ai-edge-quantizer works out which tensor of which operation is quantized how, from the ranges of the activations;
-    the parameters it then derives are replaced by the given ones, so that nothing depends on its finding the same
-    scale again from a rounded range.
+    ai-edge-quantizer works out which tensor is quantized how, from the ranges of the activations; the parameters it
+    derives are replaced by the given ones, so that nothing depends on its finding a scale again from a rounded range.
 
     Args:
         source: The float32 file.
-        target: What is written.
+        target: The int8 file.
         activations: {name of a computed tensor: its encoding}, the input and the output among them.
         layers: {name of a layer: integers in TFLite's layout}; the tensors are ``name.weight``, ``name.bias``.
         float_ends: Take float32 and give float32, quantizing inside.
@@ -114,9 +113,8 @@ def quantize_static(
         for name, (scale, zero_point) in activations.items()
     }
     with np.errstate(invalid="ignore"):  # biases beyond int32 on its own scales, which are replaced below
-        parameters = generator.ParamsGenerator(float_model).generate_quantization_parameters(
-            _static_recipe(float_ends), ranges
-        )
+        derive = generator.ParamsGenerator(float_model).generate_quantization_parameters
+        parameters = derive(_static_recipe(float_ends), ranges)
     given = _given_parameters(activations, layers)
     for name, tensor in parameters.items():
         for side in [tensor.producer, *(tensor.consumers or [])]:
