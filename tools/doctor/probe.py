@@ -165,7 +165,7 @@ def _shaped(image: NDArray[np.uint8], shape: Any) -> NDArray[np.float32]:
     """Return one grey image as (pixel - 128) / 128 in the file's own layout."""
     size = len(image)
     layout = (1, 1, size, size) if len(shape) == 4 and shape[1] == 1 else (1, size, size, 1)
-    return ((image.astype(np.float32) - 128) / 128).reshape(layout)
+    return ((image.astype(np.float32) - np.float32(128)) / np.float32(128)).reshape(layout)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def _litert(path: Path, kernels: str = XNNPACK) -> Any:
 
 def _feed(path: Path, pixels: NDArray[np.uint8], details: dict[str, Any]) -> NDArray[Any]:
     """Return (pixel - 128) / 128 in the type that the file takes, (N, H, W, 1)."""
-    real = ((pixels.astype(np.float32) - 128) / 128)[..., None]
+    real = ((pixels.astype(np.float32) - np.float32(128)) / np.float32(128))[..., None]
     if details["dtype"] != np.float32 and not details["quantization"][0]:
         raise CommandError(f"{path} takes {np.dtype(details['dtype']).name} without a scale; export it again")
     return feed(real, details)
