@@ -17,7 +17,13 @@ class TensorFileError(BrainqError):
 
 
 def save_tensors(data: Any, path: Path, keep: Path | None = None) -> None:
-    """Write tensors and plain data as ``torch.save`` does, complete or not at all. keep: as for ``atomic_path``."""
+    """Write tensors and plain data as ``torch.save`` does, complete or not at all.
+
+    Args:
+        data: what ``torch.save`` takes.
+        path: the file.
+        keep: where the file of before is kept.
+    """
     buffer = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
     torch.save(data, buffer)
     with atomic_path(path, keep) as partial:

@@ -11,47 +11,30 @@ import shutil
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from numpy.typing import NDArray
-from torch import nn
 
-from brainq_torch.abstention.outlier import fit_typicality
-from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
 from brainq_torch.console import escape_unprintable, silence_training
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule
-from brainq_torch.data.dataset.manifest import read_manifest
-from brainq_torch.data.decoded import PixelDataset
-from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
-from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
-from brainq_torch.models import build_model
-from brainq_torch.models.pretrained import load_pretrained
+from brainq_torch.finish import finish
+from brainq_torch.models import ModelOptions
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.quant.prepare import finalize
 from brainq_torch.resume import claim, is_first_process
-from brainq_torch.run import RunError, load_run, read_yaml, save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, CONFIG, LOG, MANIFEST, METRICS, write_json
-from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
-from brainq_torch.training.classifier import Classifier, CrossEntropy, TrainingDivergedError
+from brainq_torch.run import RunError, read_yaml
+from brainq_torch.run_files import CONFIG
+from brainq_torch.training.classifier import CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
-from brainq_torch.training.log import EpochLog, plot_curves, read_log
-from brainq_torch.training.qat import Qat, QatSchedule, choose, load_ptq, start_ptq
-from brainq_torch.training.stages import FreezeBackbone, Stage
+from brainq_torch.training.loop import check_trainer, start_model, train_stage
+from brainq_torch.training.qat import Qat, start_ptq
+from brainq_torch.training.stages import Stage
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 DEFAULT_OUT = "runs/quickstart"
@@ -64,25 +47,8 @@ DIVERGED, WRONG_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 IMPORTS = ("brainq_torch", "lightning")
 """Packages whose classes a configuration may name; nothing else is imported for it."""
 
-TYPICAL_IMAGES, UNSEEN_IMAGES = 500, 100
-"""About so many training images show what images look like; so many unseen validation images, where a split is not
-grouped, are enough to learn from them alone when not to answer."""
-
 _FULL_DISK_BYTES = 16 << 20
 """Less than this and a failed write is put down to the disk."""
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which network, and what it starts from.
-
-    name: see brainq_torch.models.MODELS. arguments: its constructor's, such as width_mult.
-    pretrained: ``none``, ``imagenet`` (download), or the path of a torchvision-named .safetensors or .pth file.
-    """
-
-    name: str = "mobilenetv2"
-    pretrained: str = "none"
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def make_parser() -> ArgumentParser:
@@ -93,7 +59,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m brainq_torch.fit", description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML from configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --out")
     parser.add_argument("--init", type=str, default="", help="run folder whose weights to start from")
     parser.add_class_arguments(ImageDataModule, "data")
@@ -215,11 +181,11 @@ def _resolved(parser: ArgumentParser, config: Namespace) -> str:
 def _fit_claimed(out: Path, config: Namespace) -> None:
     if not config.stages:
         raise ValueError("no stages to train; give --config with a list of stages")
-    _check_trainer(config.trainer)
+    check_trainer(config.trainer)
     if config.qat and config.ema_decay:
         raise ValueError("qat needs ema_decay 0: an average of quantization scales is the scale of no weights")
     data: ImageDataModule = config.data
-    model = _start_model(config)
+    model = start_model(config)
     if config.qat:
         model = start_ptq(config.qat, model, data)
     if config.channels_last:
@@ -227,188 +193,9 @@ def _fit_claimed(out: Path, config: Namespace) -> None:
     if config.compile:
         model.compile()
     for index in range(len(config.stages)):
-        _train_stage(out, config, index, model, data)
+        train_stage(out, config, index, model, data)
     if is_first_process():
-        _finish(out, config, model, data)
-
-
-def _check_trainer(options: Namespace) -> None:
-    """Refuse what Lightning can do and a run cannot. Raises RunError."""
-    if options.fast_dev_run:
-        raise RunError(
-            "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "
-            "--trainer.limit_train_batches 1 and stages of one epoch"
-        )
-    if options.limit_train_batches == 0:
-        raise RunError("trainer.limit_train_batches is 0: nothing would be trained; give at least 1, or leave it out")
-    if str(options.precision) in ("64", "64-true", "16-true", "bf16-true"):
-        raise RunError(
-            f"trainer.precision is {options.precision}; weights and images are float32: allowed are 32-true, "
-            "16-mixed and bf16-mixed"
-        )
-    if options.accumulate_grad_batches < 1:
-        raise RunError(f"trainer.accumulate_grad_batches is {options.accumulate_grad_batches}; at least 1 is needed")
-    if options.check_val_every_n_epoch != 1 or options.limit_val_batches == 0:
-        raise RunError(
-            f"trainer.check_val_every_n_epoch is {options.check_val_every_n_epoch}, trainer.limit_val_batches "
-            f"{options.limit_val_batches}; a run finds its best weights by validating after every epoch: leave out "
-            "the first, and give the second no 0"
-        )
-
-
-def _start_model(config: Namespace) -> nn.Module:
-    """Build the network with the weights the run starts from."""
-    options: ModelOptions = config.model
-    model = build_model(options.name, **options.arguments)
-    if config.init:
-        start = load_run(config.init)
-        if (start.model_name, start.model_arguments) != (options.name, options.arguments):
-            raise RunError(
-                f"{config.init} holds {start.model_name} {start.model_arguments}, this run trains {options.name} "
-                f"{options.arguments}; name the run's own model in the configuration"
-            )
-        model.load_state_dict(start.model.state_dict())
-    else:
-        load_pretrained(model, options.pretrained)
-    return model
-
-
-def _train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data: ImageDataModule) -> None:
-    """Train one stage, or what is left of it, and leave its best weights in ``model``."""
-    stage: Stage = config.stages[index]
-    folder = out / "checkpoints" / f"{index + 1}-{stage.name}"
-    done = folder / "done"
-    data.stage_index = index
-    if not done.exists():
-        module = Classifier(model, stage, index, config.loss, config.seed, config.distillation)
-        trainer = _make_trainer(out, config, index, folder)
-        with warnings.catch_warnings():
-            # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone
-            # is in eval mode on purpose, a resumed stage's folder is not empty. The rest is Lightning's own.
-            warnings.filterwarnings("ignore", ".*(not have many workers|in eval mode|is not empty|LeafSpec).*")
-            trainer.fit(module, datamodule=data, ckpt_path=find_last(folder), weights_only=True)
-        if not (folder / BEST).exists():
-            raise RunError(
-                f"stage {stage.name!r} ended before its first epoch was validated; "
-                "give trainer.max_steps, max_time and limit_train_batches more, or leave them out"
-            )
-        if trainer.is_global_zero:
-            done.touch()
-        trainer.strategy.barrier()
-    model.load_state_dict(read_best(folder))
-
-
-def _make_trainer(out: Path, config: Namespace, index: int, folder: Path) -> L.Trainer:
-    """Build a stage's Trainer. folder: of its checkpoints. Raises RunError for options that Lightning refuses."""
-    stage: Stage = config.stages[index]
-    earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
-    options = vars(config.trainer).copy()
-    if options["enable_progress_bar"] is None:
-        options["enable_progress_bar"] = sys.stdout.isatty()
-    options["enable_model_summary"] = bool(options["enable_model_summary"])  # it counts no FLOPs without an example
-    try:
-        return L.Trainer(
-            **options,
-            max_epochs=stage.epochs,
-            callbacks=_callbacks(config, index, folder, EpochLog(out / LOG, stage.name, earlier)),
-            plugins=[StageCheckpoints()],
-            logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
-            use_distributed_sampler=False,  # the data module's sampler is reproducible already
-            num_sanity_val_steps=0,
-            default_root_dir=folder,
-        )
-    except Exception as error:  # Lightning refuses options by exceptions of every kind
-        raise RunError(f"these trainer options cannot be had: {error}") from error
-
-
-def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> list[Callback]:
-    stage: Stage = config.stages[index]
-    callbacks: list[Callback] = [FreezeBackbone(stage), log]
-    if config.qat:
-        callbacks.append(QatSchedule(config.qat, sum(earlier.epochs for earlier in config.stages[:index])))
-    if config.ema_decay and stage.train == "all":
-        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-    if stage.stop_after:
-        callbacks.append(EarlyStopping("val_loss", patience=stage.stop_after, check_on_train_epoch_end=True))
-    best = ModelCheckpoint(
-        folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    return [*callbacks, best, last]
-
-
-def _log_rows(out: Path) -> list[dict[str, Any]]:
-    return read_log(out / LOG) if (out / LOG).exists() else []
-
-
-def _finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule) -> None:
-    """Measure the network, write what the run folder promises, and drop the decoded images."""
-    data.prepare_data()
-    data.setup("fit")
-    model = model.float().eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    more: dict[str, Any] = {}
-    if config.qat:
-        model, more["qat"] = _finish_qat(config, model, data)
-    predicted = {
-        split: predict(model, data.datasets[split], data.batch_size)
-        for split in ("val", "Testing")
-        if len(data.datasets[split])
-    }
-    measured = {split: compute_metrics(*found) for split, found in predicted.items()}
-    rows = read_manifest(out / MANIFEST)
-    abstention = _learn_abstention(data, *predicted["val"], find_unseen(rows, "val"))
-    more["abstention"] = {"temperature": abstention.temperature, "threshold": abstention.threshold} | {
-        split: measure(abstention.judge(logits, data.datasets[split].images()), labels)
-        for split, (logits, labels) in predicted.items()
-    }
-    belief = measure_belief(rows, predicted, data.leakage)
-    first = "Testing" if "Testing" in measured else "val"
-    options: ModelOptions = config.model
-    scheme = config.qat.scheme.to_json() if config.qat else None
-    save_checkpoint(out / CHECKPOINT, model, options.name, options.arguments, data.pixels, CLASSES, scheme, abstention)
-    plot_curves(read_log(out / LOG), out / "learning_curves.png")
-    plot_confusion(measured[first], out / "confusion.png")
-    splits = {split: metrics.to_json() for split, metrics in measured.items()}
-    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits} | belief.to_json() | more)
-    data.discard()
-    print("\n".join([*summarise(out, measured, belief, data.root == "phantom"), f"  next: python -m export {out}"]))
-
-
-def _learn_abstention(
-    data: ImageDataModule, logits: NDArray[np.float32], labels: NDArray[np.int64], unseen: NDArray[np.bool_]
-) -> Abstention:
-    """Learn when not to answer, from the unseen validation images where they are enough. logits, labels: of all."""
-    used = unseen if unseen.sum() >= UNSEEN_IMAGES else np.ones_like(unseen)
-    train = data.datasets["Training"]
-    typicality = fit_typicality(train.images(step=max(1, len(train) // TYPICAL_IMAGES)))
-    return fit_abstention(logits[used], labels[used], data.datasets["val"].images()[used], typicality)
-
-
-def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the better of the trained and the merely calibrated network, and what both and the float one scored."""
-    finalize(model)
-    start = _start_model(config).eval()
-    networks = {"float": start, "ptq": load_ptq(config.qat, start, data), "qat": model}
-    predicted = {name: predict(network, data.datasets["val"], data.batch_size) for name, network in networks.items()}
-    labels = predicted["qat"][1]
-    accuracy = {name: float((logits.argmax(1) == labels).mean()) for name, (logits, _) in predicted.items()}
-    kept = choose(labels, predicted["ptq"][0], predicted["qat"][0])
-    scores = ", ".join(f"{name} {score:.2%}" for name, score in accuracy.items())
-    print(f"validation accuracy: {scores}")
-    if kept == "ptq":
-        print("training did not help: the calibrated network is kept. Try a lower rate or more epochs")
-    elif accuracy["qat"] < accuracy["float"]:
-        print("the INT8 network stays below the float one on validation")
-    return networks[kept], {"kept": kept, "val_accuracy": accuracy}
-
-
-@torch.no_grad()
-def predict(model: nn.Module, dataset: PixelDataset, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return logits (N, classes) float32 and labels (N,) int64 of un-augmented images, in order."""
-    starts = range(0, len(dataset), batch_size)
-    batches = [dataset.pixels[dataset.rows[start : start + batch_size]] for start in starts]
-    logits = [model(torch.from_numpy(scale_pixels(batch))).numpy() for batch in batches]
-    return np.concatenate(logits), dataset.labels[dataset.rows]
+        finish(out, config, model, data)
 
 
 if __name__ == "__main__":

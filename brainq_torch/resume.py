@@ -12,7 +12,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from brainq_torch.lock import LockedError, hold_lock
-from brainq_torch.run import RunError, describe_environment, read_config
+from brainq_torch.provenance import describe_environment
+from brainq_torch.run import RunError, read_config
 from brainq_torch.run_files import (
     CONFIG,
     ENVIRONMENT,
@@ -131,9 +132,8 @@ def _keep_other_config(out: Path, text: str) -> None:
 def _check_same(out: Path, text: str) -> None:
     """Refuse to resume with another configuration than the run began with; run and images may have moved."""
     before, now = _flatten(read_config(out)), _flatten(yaml.safe_load(text))
-    # An option that is off ("") may be newer than the run.
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name, "") != now.get(name, "")]
-    names = [name for name in names if name not in _MACHINES]
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    names = sorted(changed - _MACHINES)
     if names:
         changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
         raise RunError(

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 
-from brainq_torch import __version__
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors
-from brainq_torch.models import build_model
-from brainq_torch.provenance import find_commit
+from brainq_torch.models import ModelOptions, build_model
+from brainq_torch.quant.layers import is_fake_quantized, scheme_of
+from brainq_torch.quant.prepare import rebuild
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PHANTOMS, BrainqError
 
 CHECKPOINT_FORMAT = 1
@@ -35,8 +30,9 @@ class RunError(BrainqError):
 class Run:
     """A trained network with everything needed to use it.
 
-    model is in eval mode: float, or fake-quantized when ``quantization`` holds the scheme it was trained with.
-    abstention: when it does not answer; None in runs of an earlier version.
+    Attributes:
+        model: in eval mode: float, or fake-quantized when ``quantization`` holds the scheme it was trained with.
+        abstention: when it does not answer; None where nothing was learned of that.
     """
 
     folder: Path
@@ -56,28 +52,39 @@ class Run:
         return self.folder / PHANTOMS if root == "phantom" else Path(root)
 
     def manifest(self) -> list[ManifestRow]:
-        """Return the run's images. Raises ManifestError when the manifest is missing or damaged."""
+        """Return the run's images.
+
+        Raises:
+            ManifestError: the manifest is missing or damaged.
+        """
         return read_manifest(self.folder / MANIFEST)
 
 
 def save_checkpoint(
     path: Path,
     model: nn.Module,
-    model_name: str,
-    model_arguments: dict[str, Any],
+    options: ModelOptions,
     pixels: PixelSpec,
     classes: tuple[str, ...],
-    quantization: dict[str, Any] | None = None,
     abstention: Abstention | None = None,
 ) -> None:
-    """Write ``model.ckpt``: plain data and tensors only, complete or not at all (written beside, then renamed)."""
+    """Write ``model.ckpt``: plain data and tensors only, complete or not at all (written beside, then renamed).
+
+    Args:
+        path: the file.
+        model: float, or fake-quantized: then its scheme is kept, too.
+        options: what the network was built from.
+        pixels: what it reads.
+        classes: names of its outputs.
+        abstention: when it does not answer.
+    """
     checkpoint = {
         "format": CHECKPOINT_FORMAT,
-        "model": {"name": model_name, "arguments": model_arguments},
+        "model": {"name": options.name, "arguments": options.arguments},
         "pixels": pixels.to_json(),
         "classes": list(classes),
         "state_dict": {name: value.detach().cpu().clone() for name, value in model.state_dict().items()},
-        "quantization": quantization,
+        "quantization": scheme_of(model).to_json() if is_fake_quantized(model) else None,
         "abstention": abstention.to_json() if abstention else None,
     }
     save_tensors(checkpoint, path)
@@ -86,7 +93,8 @@ def save_checkpoint(
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read ``model.ckpt`` without running any code it may hold.
 
-    Raises RunError when it is missing, truncated, not ours, or would need more than tensors and plain data to load.
+    Raises:
+        RunError: it is missing, truncated, not ours, or would need more than tensors and plain data to load.
     """
     if not path.is_file():
         raise RunError(f"{path} is missing; train first: python -m brainq_torch.fit --out {path.parent}")
@@ -111,8 +119,6 @@ def _build(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     name, arguments = checkpoint["model"]["name"], checkpoint["model"]["arguments"]
     model = build_model(name, **arguments)
     if checkpoint["quantization"] is not None:
-        from brainq_torch.quant.prepare import rebuild  # imported only where a run is quantized: it is torch's old API
-
         model = rebuild(model, checkpoint["quantization"])
     check_weights_fit(model, checkpoint["state_dict"], f"{path} ({name})")
     model.load_state_dict(checkpoint["state_dict"])
@@ -138,7 +144,8 @@ def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> 
 def load_run(folder: str | Path) -> Run:
     """Load a run folder for evaluation or export.
 
-    Raises RunError when the folder is no finished run or its checkpoint cannot be used.
+    Raises:
+        RunError: the folder is no finished run, or its checkpoint cannot be used.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -201,19 +208,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} is no configuration: names with values are needed, it holds a {type(config).__name__}")
     return dict(config)
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return what a result depends on: versions, platform, threads and the commit (null outside a checkout)."""
-    packages = ("torch", "torchvision", "lightning", "numpy", "pillow", "scikit-learn")
-    return {
-        "brainq_torch": __version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in packages},
-        "commit": find_commit(),
-        "command": " ".join(Path(sys.argv[0]).name if i == 0 else word for i, word in enumerate(sys.argv)),
-    }

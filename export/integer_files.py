@@ -17,8 +17,9 @@ from tqdm import tqdm
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.layers import PrepareError, scheme_of
 from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
-from brainq_torch.quant.prepare import PrepareError, scheme_of, weighted_layers
+from brainq_torch.quant.prepare import weighted_layers
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.run_files import BrainqError
 from export.context import (

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import nn
 
 from brainq_torch import __version__
+from brainq_torch.provenance import find_commit, find_versions
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.run import Run, RunError, describe_environment, load_run
+from brainq_torch.run import Run, RunError, load_run
 from brainq_torch.run_files import CHECKPOINT, CONFIG, hash_file
 from export.context import (
     ONNX_FP32,
@@ -183,7 +183,7 @@ def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -
         "recipe": recipe,
         "config_sha256": hash_file(run.folder / CONFIG),
         "checkpoint_sha256": hash_file(run.folder / CHECKPOINT),
-        "commit": describe_environment()["commit"],
+        "commit": find_commit(),
         "versions": versions(),
         **(more or {}),
     }
@@ -192,10 +192,4 @@ def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -
 
 def versions() -> dict[str, str | None]:
     """Return the versions of what makes and runs the files; None for a package that is not installed."""
-    found: dict[str, Any] = {"brainq_torch": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {"brainq_torch": __version__, **find_versions(_PACKAGES)}

@@ -19,7 +19,7 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
 from brainq_torch.fit import main as fit
-from brainq_torch.run import describe_environment
+from brainq_torch.provenance import describe_environment
 from brainq_torch.run_files import write_json
 from brainq_torch.training.log import read_log
 from tools.command import CommandError, add_json, as_main, check_targets, positive

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import ImageFolder
+from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.evaluation.metrics import Comparison, Metrics, compare_predictions, compute_metrics
+from brainq_torch.evaluation.comparison import Comparison, compare_predictions
+from brainq_torch.evaluation.metrics import Metrics, compute_metrics
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge

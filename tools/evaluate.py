@@ -11,15 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.dataset.load import ImageFolder
-from brainq_torch.evaluation.metrics import (
-    Comparison,
-    Interval,
-    Metrics,
-    compare_predictions,
-    compute_metrics,
-    plot_confusion,
-)
+from brainq_torch.data.dataset.sample import ImageFolder
+from brainq_torch.evaluation.comparison import Comparison, compare_predictions
+from brainq_torch.evaluation.metrics import Interval, Metrics, compute_metrics, plot_confusion
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import add_data, add_json, add_threads, as_main, check_targets, format_table

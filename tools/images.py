@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, read_images, scan_folder
+from brainq_torch.data.dataset.load import read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
-from brainq_torch.data.dataset.sample import sort_problems
+from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import GreyImage, UnreadableImageError
+from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
 from export.run.runners import Runner
 from tools.command import CommandError
 

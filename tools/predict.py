@@ -19,7 +19,8 @@ from scipy.special import softmax
 
 from brainq_torch.abstention.policy import UNCERTAIN
 from brainq_torch.console import printable
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, looks_like_image, read_grey
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import add_threads, as_main
 

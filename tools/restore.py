@@ -22,8 +22,9 @@ from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.unseen import measure_belief
-from brainq_torch.fit import ModelOptions, make_parser, predict
-from brainq_torch.models import build_model
+from brainq_torch.finish import predict
+from brainq_torch.fit import make_parser
+from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, write_json
 from export.graph.flatbuffer import constant, operator_name, read_model
@@ -197,8 +198,7 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
         raise CommandError(
             f"logits differ by {difference:.3g}, more than {_MOST_DIFFERENCE}: the file is of another network"
         )
-    save_checkpoint(partial / CHECKPOINT, model, options.name, options.arguments, data.pixels, runner.classes,
-                    abstention=runner.abstention)  # fmt: skip
+    save_checkpoint(partial / CHECKPOINT, model, options, data.pixels, runner.classes, runner.abstention)
     predicted = {
         split: predict(model, data.datasets[split], data.batch_size)
         for split in ("val", "Testing")

@@ -89,8 +89,10 @@ def _roughness(image: NDArray[np.float64]) -> float:
 class Typicality:
     """What the training images look like.
 
-    middle: K mean statistics. whitening: the K rows of a lower triangular matrix; the distance of an image is the
-    length of ``whitening @ (statistics - middle)``, divided by sqrt(K): about 1 for a typical image.
+    Attributes:
+        middle: K mean statistics.
+        whitening: the K rows of a lower triangular matrix; the distance of an image is the length of ``whitening @
+            (statistics - middle)``, divided by sqrt(K): about 1 for a typical image.
     """
 
     middle: tuple[float, ...]
@@ -117,8 +119,13 @@ class Typicality:
 def fit_typicality(images: NDArray[np.uint8]) -> Typicality:
     """Learn what images look like.
 
-    images: (N, s, s) uint8, N at least 2. The whitening is the inverse Cholesky factor of the statistics' covariance,
-    shrunk towards its diagonal.
+    The whitening is the inverse Cholesky factor of the statistics' covariance, shrunk towards its diagonal.
+
+    Args:
+        images: (N, s, s) uint8, N at least 2.
+
+    Raises:
+        ValueError: there are fewer than 2 images.
     """
     if len(images) < 2:
         raise ValueError(f"there are {len(images)} images to learn from; at least 2 are needed")

@@ -35,7 +35,7 @@ _DIGITS = 6
 
 
 @dataclass(frozen=True)
-class Scale:
+class ScoreScale:
     """Where a score lies among validation images: its median and its 99 % quantile."""
 
     median: float
@@ -50,8 +50,10 @@ class Scale:
 class Judgement:
     """What is made of N answers.
 
-    probabilities: (N, C), calibrated. outlier: (N,), above 1 for a picture that is none of the trained kind.
-    sure: (N,) bool, the best class is probable enough.
+    Attributes:
+        probabilities: (N, C), calibrated.
+        outlier: (N,), above 1 for a picture that is none of the trained kind.
+        sure: (N,) bool, the best class is probable enough.
     """
 
     probabilities: NDArray[np.float64]
@@ -74,15 +76,20 @@ class Judgement:
 class Abstention:
     """When one artefact does not answer.
 
-    temperature: the logits are divided by it. threshold: least probability of the best class.
-    energy, distance: scales of the two outlier scores, which are added. limit: of the sum. typicality: gives the
-    distance. fitted_on: validation images used.
+    Attributes:
+        temperature: the logits are divided by it.
+        threshold: least probability of the best class.
+        energy: scale of the one outlier score.
+        distance: scale of the other.
+        limit: of their sum.
+        typicality: gives the distance.
+        fitted_on: validation images used.
     """
 
     temperature: float
     threshold: float
-    energy: Scale
-    distance: Scale
+    energy: ScoreScale
+    distance: ScoreScale
     limit: float
     typicality: Typicality
     fitted_on: int
@@ -90,7 +97,9 @@ class Abstention:
     def judge(self, logits: NDArray[Any], images: NDArray[np.uint8]) -> Judgement:
         """Decide which answers to give.
 
-        logits: (N, C). images: the (N, s, s) uint8 pixels they were computed from.
+        Args:
+            logits: (N, C).
+            images: the (N, s, s) uint8 pixels they were computed from.
         """
         probabilities = softmax(logits.astype(np.float64) / self.temperature)
         distance = self.typicality.distance(images) if len(images) else np.empty(0)
@@ -111,12 +120,16 @@ class Abstention:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Abstention:
-        """Rebuild from ``to_json``'s data. Raises ArithmeticError, LookupError, TypeError or ValueError for others."""
+        """Rebuild from ``to_json``'s data.
+
+        Raises:
+            ArithmeticError, LookupError, TypeError, ValueError: it is other data.
+        """
         rebuilt = cls(
             float(data["temperature"]),
             float(data["threshold"]),
-            Scale(**data["energy"]),
-            Scale(**data["distance"]),
+            ScoreScale(**data["energy"]),
+            ScoreScale(**data["distance"]),
             float(data["limit"]),
             Typicality.from_json(data["typicality"]),
             int(data["fitted_on"]),
@@ -131,7 +144,11 @@ def fit_abstention(
 ) -> Abstention:
     """Fit to the answers on images that were not trained on.
 
-    logits: (N, C). labels: (N,) int64. images: (N, s, s) uint8. typicality: of the training images.
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        images: (N, s, s) uint8.
+        typicality: of the training images.
     """
     if not len(logits) == len(labels) == len(images) > 0:
         raise ValueError(f"{len(logits)} logits, {len(labels)} labels and {len(images)} images; one of each is needed")
@@ -161,9 +178,12 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
 def fit_threshold(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
     """Return the least confidence to answer with.
 
-    confidence: (N,) probability of the best class. right: (N,) bool.
-    The lowest threshold at which the answers reach ``TARGET_ACCURACY``, at least ``LEAST_CONFIDENCE``; but
+    It is the lowest threshold at which the answers reach ``TARGET_ACCURACY``, at least ``LEAST_CONFIDENCE``; but
     ``LEAST_COVERAGE`` of the images are answered in any case.
+
+    Args:
+        confidence: (N,) probability of the best class.
+        right: (N,) bool.
     """
     order = np.argsort(-confidence, kind="stable")
     ranked = confidence[order]
@@ -208,11 +228,10 @@ def _energy(logits: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(-largest - np.log(np.exp(logits - largest[:, None]).sum(axis=1)))
 
 
-def _fit_scale(scores: NDArray[np.float64]) -> Scale:
+def _fit_scale(scores: NDArray[np.float64]) -> ScoreScale:
     median, inside = np.quantile(scores, [0.5, _INSIDE])
-    return Scale(
-        _round(float(median)), _round(max(float(inside), float(median) + 1e-3))
-    )  # equal scores still need a scale
+    # Equal scores still need a scale.
+    return ScoreScale(_round(float(median)), _round(max(float(inside), float(median) + 1e-3)))
 
 
 def _round(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Classification metrics with bootstrap intervals, and the paired comparison of two models on the same images.
+"""Classification metrics with bootstrap intervals.
 
 The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
 """
@@ -25,8 +25,8 @@ ECE_BINS = 15
 LEVEL = 0.95
 _RESAMPLED_ROWS_AT_ONCE = 500_000
 # validate_args is off because it refuses NaN, which is what a resample without the class must give.
-_SAMPLEWISE: dict[str, Any] = {"multidim_average": "samplewise", "validate_args": False}
-_ABSENT = float("nan")
+SAMPLEWISE: dict[str, Any] = {"multidim_average": "samplewise", "validate_args": False}
+ABSENT = float("nan")
 _PER_CLASS = ("precision", "recall", "f1")
 
 Interval = tuple[float | None, float | None]
@@ -47,9 +47,10 @@ class ClassMetrics:
 class Metrics:
     """What a model scores on ``n`` images.
 
-    macro_f1 averages over the classes that occur among labels or predictions, as in scikit-learn.
-    confusion: rows are labels, columns are predictions, both in the order of ``classes``.
-    intervals: see ``bootstrap_intervals``; empty when no resamples were asked for.
+    Attributes:
+        macro_f1: mean over the classes that occur among labels or predictions, as in scikit-learn.
+        confusion: rows are labels, columns are predictions, both in the order of ``classes``.
+        intervals: see ``bootstrap_intervals``; empty when no resamples were asked for.
     """
 
     n: int
@@ -66,47 +67,6 @@ class Metrics:
         return asdict(self) | {"confusion": [list(row) for row in self.confusion], "classes": list(self.classes)}
 
 
-@dataclass(frozen=True)
-class Flip:
-    """One image whose class differs between the two models. index: row of the logits."""
-
-    index: int
-    label: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Model B measured against model A on the same ``n`` images.
-
-    agreement: fraction of images that both put in the same class.
-    only_a_right, only_b_right: the two discordant counts of McNemar's test; mcnemar_p: its exact two-sided p.
-    flips_by_class: per label, images that changed class, of these lost (A was right) and gained (B is right).
-    recall_difference: per class, B minus A, with the paired bootstrap interval.
-    ties_a, ties_b: images whose largest logit is shared by two classes; the lower label wins, as in argmax.
-    """
-
-    n: int
-    agreement: float
-    accuracy_a: float
-    accuracy_b: float
-    accuracy_difference: float
-    accuracy_difference_interval: Interval
-    only_a_right: int
-    only_b_right: int
-    mcnemar_p: float
-    flips: tuple[Flip, ...]
-    flips_by_class: dict[str, dict[str, int]]
-    recall_difference: dict[str, dict[str, float | None]]
-    ties_a: int
-    ties_b: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for a report."""
-        return asdict(self) | {"flips": [asdict(flip) for flip in self.flips]}
-
-
 def compute_metrics(
     logits: NDArray[Any] | torch.Tensor,
     labels: NDArray[Any] | torch.Tensor,
@@ -116,11 +76,17 @@ def compute_metrics(
 ) -> Metrics:
     """Measure a model from its logits.
 
-    logits: (N, C) real, C = len(classes), before softmax. labels: (N,) integer in [0, C).
-    resamples: bootstrap resamples for the intervals; 0 leaves them out (for a validation pass in training).
-    Raises ValueError for empty, non-finite or mis-shaped input.
+    Args:
+        logits: (N, C) real, before softmax.
+        labels: (N,) integer in [0, C).
+        classes: names of the C classes.
+        resamples: bootstrap resamples for the intervals; 0 leaves them out.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: the input is empty, not finite or mis-shaped.
     """
-    scores, truth = _check(logits, labels, classes)
+    scores, truth = check_predictions(logits, labels, classes)
     predictions = scores.argmax(1)
     names = range(len(classes))
     columns = precision_recall_fscore_support(truth, predictions, labels=names, average=None, zero_division=0.0)
@@ -144,24 +110,27 @@ def bootstrap_intervals(
 ) -> dict[str, Any]:
     """Percentile bootstrap over images (Efron and Tibshirani 1993, ch. 13), 95 %, seeded.
 
-    Returns ``accuracy``, ``macro_f1``, ``ece`` as [low, high], the same per class for precision, recall and F1,
-    and how they were made. ``accuracy_wilson`` (Wilson 1927) is there because the bootstrap of a model without a
-    single error is [1, 1], which says too much.
+    ``accuracy_wilson`` (Wilson 1927) is there because the bootstrap of a model without a single error is [1, 1], which
+    says too much.
+
+    Returns:
+        ``accuracy``, ``macro_f1``, ``ece`` as [low, high], the same per class for precision, recall and F1, and how
+        they were made.
     """
-    score = _torchmetrics()
+    score = load_torchmetrics()
     by_class = {
         "precision": score.multiclass_precision, "recall": score.multiclass_recall, "f1": score.multiclass_f1_score,
     }  # fmt: skip
     scores, truth = torch.from_numpy(logits), torch.from_numpy(labels)
     predictions, probabilities = scores.argmax(1), torch.softmax(scores, 1)
     drawn: dict[str, list[torch.Tensor]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
-    for rows in _resampled_rows(len(truth), resamples, seed):
-        resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": len(classes), **_SAMPLEWISE}
+    for rows in resample_rows(len(truth), resamples, seed):
+        resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": len(classes), **SAMPLEWISE}
         drawn["accuracy"].append(score.multiclass_accuracy(**resampled, average="micro"))
         drawn["macro_f1"].append(score.multiclass_f1_score(**resampled, average="macro"))
         drawn["ece"].append(torch.tensor([_calibration_error(probabilities[row], truth[row]) for row in rows]))
         for name, measure in by_class.items():
-            drawn[name].append(measure(**resampled, average="none", zero_division=_ABSENT))
+            drawn[name].append(measure(**resampled, average="none", zero_division=ABSENT))
     values = {key: torch.cat(parts).double().numpy() for key, parts in drawn.items()}
     right = int((predictions == truth).sum())
     wilson = binomtest(right, len(truth)).proportion_ci(LEVEL, method="wilson")
@@ -169,67 +138,13 @@ def bootstrap_intervals(
         "level": LEVEL,
         "resamples": resamples,
         "seed": seed,
-        **{key: _percentiles(values[key]) for key in ("accuracy", "macro_f1", "ece")},
+        **{key: percentile_interval(values[key]) for key in ("accuracy", "macro_f1", "ece")},
         "accuracy_wilson": (float(wilson.low), float(wilson.high)),
         "per_class": {
-            name: {key: _percentiles(values[key][:, label]) for key in _PER_CLASS} for label, name in enumerate(classes)
+            name: {key: percentile_interval(values[key][:, label]) for key in _PER_CLASS}
+            for label, name in enumerate(classes)
         },
     }
-
-
-def compare_predictions(
-    logits_a: NDArray[Any] | torch.Tensor,
-    logits_b: NDArray[Any] | torch.Tensor,
-    labels: NDArray[Any] | torch.Tensor,
-    classes: tuple[str, ...] = CLASSES,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Comparison:
-    """Compare model B with model A on the same images, paired.
-
-    logits_a, logits_b: (N, C) real, row i of both is image i. labels: (N,) integer in [0, C).
-    McNemar's exact test is the binomial test of the discordant pairs at one half (McNemar 1947; exact form: Fagerland,
-    Lydersen and Laake 2013, https://doi.org/10.1186/1471-2288-13-91); no discordant pair gives p = 1.
-    """
-    scores_a, truth = _check(logits_a, labels, classes)
-    scores_b, _ = _check(logits_b, labels, classes)
-    a, b = scores_a.argmax(1), scores_b.argmax(1)
-    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
-    accuracy_a, accuracy_b = float(accuracy_score(truth, a)), float(accuracy_score(truth, b))
-    accuracy_interval, recall_intervals = _difference_intervals(a, b, truth, len(classes), resamples, seed)
-    recalls = [
-        precision_recall_fscore_support(truth, p, labels=range(len(classes)), zero_division=np.nan)[1] for p in (a, b)
-    ]
-    return Comparison(
-        n=len(truth),
-        agreement=float(accuracy_score(a, b)),
-        accuracy_a=accuracy_a,
-        accuracy_b=accuracy_b,
-        accuracy_difference=accuracy_b - accuracy_a,
-        accuracy_difference_interval=accuracy_interval,
-        only_a_right=only_a,
-        only_b_right=only_b,
-        mcnemar_p=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
-        flips=tuple(Flip(int(i), classes[truth[i]], classes[a[i]], classes[b[i]]) for i in np.flatnonzero(a != b)),
-        flips_by_class={
-            name: {
-                "changed": int(((a != b) & (truth == label)).sum()),
-                "lost": int(((a != b) & (truth == label) & (a == label)).sum()),
-                "gained": int(((a != b) & (truth == label) & (b == label)).sum()),
-            }
-            for label, name in enumerate(classes)
-        },
-        recall_difference={
-            name: {
-                "difference": _number(recalls[1][label] - recalls[0][label]),
-                "low": recall_intervals[label][0],
-                "high": recall_intervals[label][1],
-            }
-            for label, name in enumerate(classes)
-        },
-        ties_a=_ties(scores_a),
-        ties_b=_ties(scores_b),
-    )
 
 
 def plot_confusion(metrics: Metrics, path: str | Path) -> None:
@@ -260,7 +175,7 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
         figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.1)
 
 
-def _check(
+def check_predictions(
     logits: NDArray[Any] | torch.Tensor, labels: NDArray[Any] | torch.Tensor, classes: tuple[str, ...]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return (N, C) float64 logits and (N,) int64 labels, or raise ValueError naming what is wrong."""
@@ -287,60 +202,29 @@ def _check(
 
 def _calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the expected calibration error of (N, C) probabilities: top-label confidence, l1, equal-width bins."""
-    measure, classes = _torchmetrics().multiclass_calibration_error, probabilities.shape[1]
+    measure, classes = load_torchmetrics().multiclass_calibration_error, probabilities.shape[1]
     return float(measure(probabilities, labels, classes, n_bins=ECE_BINS, norm="l1", validate_args=False))
 
 
-def _torchmetrics() -> Any:
+def load_torchmetrics() -> Any:
     """Import it where something is measured: it takes longer to load than PyTorch itself."""
     from torchmetrics.functional import classification
 
     return classification
 
 
-def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]:
-    """Yield (R, n) row indices drawn with replacement, R resamples at a time so that memory stays bounded."""
+def resample_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield (R, n) row indices, sampled with replacement, R resamples at a time so that memory stays bounded."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _RESAMPLED_ROWS_AT_ONCE // n)
     for start in range(0, resamples, at_once):
         yield torch.from_numpy(generator.integers(0, n, size=(min(at_once, resamples - start), n)))
 
 
-def _difference_intervals(
-    a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: int, resamples: int, seed: int
-) -> tuple[Interval, list[Interval]]:
-    """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
-    overall, by_class = [], []
-    score, target = _torchmetrics(), torch.from_numpy(truth)
-    for rows in _resampled_rows(len(truth), resamples, seed):
-        of_a, of_b = (
-            {"preds": torch.from_numpy(p)[rows], "target": target[rows], "num_classes": classes, **_SAMPLEWISE}
-            for p in (a, b)
-        )
-        overall.append(
-            score.multiclass_accuracy(**of_b, average="micro") - score.multiclass_accuracy(**of_a, average="micro")
-        )
-        by_class.append(
-            score.multiclass_recall(**of_b, average="none", zero_division=_ABSENT)
-            - score.multiclass_recall(**of_a, average="none", zero_division=_ABSENT)
-        )
-    recall = torch.cat(by_class).double().numpy()
-    return _percentiles(torch.cat(overall).double().numpy()), [_percentiles(column) for column in recall.T]
-
-
-def _percentiles(values: NDArray[Any]) -> Interval:
+def percentile_interval(values: NDArray[Any]) -> Interval:
     """Return the central 95 % of (R,) resampled values; resamples without the class (NaN) do not count."""
     measured = values[~np.isnan(values)]
     if not len(measured):
         return None, None
     low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _number(value: float) -> float | None:
-    """NaN is not JSON: a recall without images is null."""
-    return None if np.isnan(value) else float(value)
-
-
-def _ties(scores: NDArray[Any]) -> int:
-    return int(((scores == scores.max(1, keepdims=True)).sum(1) > 1).sum())

@@ -28,7 +28,12 @@ NON_INFERIOR, INCONCLUSIVE, INFERIOR = "non-inferior", "inconclusive", "inferior
 class PairedDifference:
     """Share of right answers of B less that of A on the same ``n`` images.
 
-    lost: only A is right. gained: only B is right. low, high: 95 % interval. margin: what B may lose.
+    Attributes:
+        lost: only A is right.
+        gained: only B is right.
+        low: end of the 95 % interval.
+        high: its other end.
+        margin: what B may lose.
     """
 
     n: int
@@ -52,7 +57,11 @@ class PairedDifference:
 
 
 def compare_paired(n: int, lost: int, gained: int, margin: float) -> PairedDifference:
-    """Judge B against A from the discordant counts. Raises ValueError for counts that cannot be."""
+    """Judge B against A from the discordant counts.
+
+    Raises:
+        ValueError: the counts cannot be.
+    """
     if n < 1 or min(lost, gained) < 0 or lost + gained > n:
         raise ValueError(f"{lost} lost and {gained} gained of {n} images; need 0 <= lost + gained <= n, n at least 1")
     low, high = tango_interval(n, lost, gained)

@@ -20,7 +20,8 @@ from brainq_torch.evaluation.metrics import LEVEL, Metrics
 class Unseen:
     """Accuracy on the ``n`` held-out images without a copy or a slice of their head among those trained on.
 
-    interval: Wilson's, 95 %.
+    Attributes:
+        interval: Wilson's, 95 %.
     """
 
     n: int
@@ -30,7 +31,12 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Belief:
-    """What stands beside the accuracies. leakage, unseen: per held-out split; no ``unseen`` where all or none are."""
+    """What stands beside the accuracies.
+
+    Attributes:
+        leakage: per held-out split.
+        unseen: per held-out split; none where all or no images are unseen.
+    """
 
     leakage: dict[str, LeakCheck]
     unseen: dict[str, Unseen]

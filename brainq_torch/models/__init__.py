@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,27 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Name in a configuration or checkpoint -> constructor. Each has ``classifier`` (the head) and ``fuse_list()``."""
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network, and what it starts from.
+
+    Attributes:
+        name: of the network, see ``MODELS``.
+        pretrained: ``none``, ``imagenet`` (download), or the path of a torchvision-named .safetensors or .pth file.
+        arguments: the network's own, such as width_mult.
+    """
+
+    name: str = "mobilenetv2"
+    pretrained: str = "none"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
 def build_model(name: str, **arguments: Any) -> nn.Module:
-    """Build a network by name. Raises ValueError for an unknown name or arguments that the network does not take."""
+    """Build a network by name.
+
+    Raises:
+        ValueError: the name is unknown, or the network does not take the arguments.
+    """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; allowed are {sorted(MODELS)}")
     try:

@@ -1,5 +1,8 @@
 """Quantizable DenseNet with a one-channel stem; DenseNet-101 and DenseNet-32 are two configurations of it."""
 
+# torch.ao has no types.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,8 +10,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-
-from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub
 
 DENSENET_101: Final[dict[str, Any]] = {"block_config": (6, 12, 20, 10), "growth_rate": 32, "stem_channels": 64}
 """The teacher: 1 stem + 2 * 48 dense + 3 transitions + 1 linear = 101 weighted layers."""
@@ -23,7 +26,7 @@ Three blocks, because with four the count is 2 * sum + 5, which is always odd.
 class DenseLayer(nn.Module):
     """BN-ReLU-1x1 convolution, BN-ReLU-3x3 convolution, then the input with the new channels appended (DenseNet-B).
 
-    Returns the concatenation instead of the new channels alone, so that a block is a plain sequence and each
+    ``forward`` returns the concatenation, not the new channels alone, so that a block is a plain sequence and each
     concatenation has two members. Source: Huang et al. 2017, https://arxiv.org/abs/1608.06993, section 3, eq. 2.
     """
 
@@ -68,15 +71,18 @@ class DenseNet(nn.Module):
     PADV2(-inf) in TFLite, which the quantizer refuses), so feature maps of a 224 px image are 55, 27, 13 (and 6) wide.
     The smallest image is 17 px for three blocks and 33 px for four.
 
-    block_config: dense layers per block; any number of blocks.
-    growth_rate: channels that a dense layer adds.
-    bottleneck_factor: width of a layer's 1x1 convolution, in growth rates.
-    stem_channels: channels of the first convolution; the paper's choice is twice the growth rate.
-    stem_kernel: side of the first convolution in pixels, odd; its stride is 2.
-    stem_pool_padding: 0, or 1 for torchvision's geometry (not convertible to INT8).
-    class_count: length of the logit vector.
-    dropout: probability before the linear layer, while training.
-    Raises ValueError on a configuration that cannot be built.
+    Args:
+        block_config: dense layers per block; any number of blocks.
+        growth_rate: channels that a dense layer adds.
+        bottleneck_factor: width of a layer's 1x1 convolution, in growth rates.
+        stem_channels: channels of the first convolution; the paper's choice is twice the growth rate.
+        stem_kernel: side of the first convolution in pixels, odd; its stride is 2.
+        stem_pool_padding: 0, or 1 for torchvision's geometry (not convertible to INT8).
+        class_count: length of the logit vector.
+        dropout: probability before the linear layer, while training.
+
+    Raises:
+        ValueError: the configuration cannot be built.
     """
 
     def __init__(
@@ -120,7 +126,11 @@ class DenseNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits.
 
-        image: (N, 1, H, W) float32, (pixel - 128) / 128. Returns (N, class_count) float32.
+        Args:
+            image: (N, 1, H, W) float32, (pixel - 128) / 128.
+
+        Returns:
+            (N, class_count) float32.
         """
         pooled = self.avgpool(self.features(self.quant(image)))
         logits: Tensor = self.dequant(self.classifier(self.dropout(torch.flatten(pooled, 1))))

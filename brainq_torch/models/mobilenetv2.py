@@ -15,9 +15,10 @@ class MobileNetV2(QuantizableMobileNetV2):  # type: ignore[misc]  # torchvision 
     As in torchvision's own quantizable network, ReLU stands where the paper has ReLU6: eager-mode fusing knows conv +
     BatchNorm + ReLU only, and the activation's range is learned or calibrated anyway.
 
-    class_count: length of the logit vector.
-    dropout: probability before the head.
-    width_mult: multiplies every layer's channels (0.35 makes a network that tests can train).
+    Args:
+        class_count: length of the logit vector.
+        dropout: probability before the head.
+        width_mult: multiplies every layer's channels (0.35 makes a network that tests can train).
     """
 
     def __init__(self, class_count: int = 4, dropout: float = 0.2, width_mult: float = 1.0) -> None:

@@ -50,8 +50,14 @@ def fold_rgb_stem(state: dict[str, Tensor]) -> dict[str, Tensor]:
     u * 128 / (255 std_c) + (128 / 255 - mean_c) / std_c: a gain, summed over RGB into the weights, and an offset, which
     the BatchNorm behind the convolution subtracts. Exact wherever the kernel does not touch the zero padding.
 
-    state: torchvision's keys, ``features.0.0.weight`` (C, 3, 3, 3) float. Returns a new dict, stem (C, 1, 3, 3).
-    Raises PretrainedError when the stem is missing or is not an RGB one.
+    Args:
+        state: torchvision's keys, ``features.0.0.weight`` (C, 3, 3, 3) float.
+
+    Returns:
+        A new dict, stem (C, 1, 3, 3).
+
+    Raises:
+        PretrainedError: the stem is missing or is not an RGB one.
     """
     missing = {_STEM, _STEM_BATCHNORM_MEAN} - state.keys()
     if missing:
@@ -72,7 +78,8 @@ def fold_rgb_stem(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def copy_mapped(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy every tensor but the head's from ``state`` to the entry of the same name, in place.
 
-    Raises PretrainedError naming every missing, unexpected or differently shaped entry; nothing is copied then.
+    Raises:
+        PretrainedError: entries are missing, unexpected or differently shaped. It names all; nothing is copied then.
     """
     target = model.state_dict()
     wanted = {name for name in target if name not in _HEAD and not name.endswith("num_batches_tracked")}

@@ -12,31 +12,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.quant.prepare import (
-    activation_quantizers,
-    finalize,
-    prepare_qat,
-    scheme_of,
-    set_activation_ranges,
-    set_fake_quant,
-)
+from brainq_torch.quant.layer_samples import make_batches
+from brainq_torch.quant.layers import activation_quantizers, scheme_of
+from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
+from brainq_torch.quant.switches import set_fake_quant
 
-Method = Literal["min_max", "percentile", "mse", "entropy"]
+Method = Literal["min_max", "percentile", "mse"]
 
 _BINS = 2048
 _PERCENTILE = 99.99
 """Share of an activation's values, in percent, that the percentile method keeps between its two ends."""
 _CANDIDATES = np.linspace(0.3, 1.0, 71)
-"""Shares of the full range that the MSE and entropy methods try."""
+"""Shares of the full range that the MSE method tries."""
 
 
 @dataclass(frozen=True)
 class ValueHistogram:
     """Values of one activation over all images.
 
-    counts: (2048,) float64 in equal bins from low to high. exact: its scale will be a power of two (``encode_range``).
+    Attributes:
+        counts: (2048,) float64 in equal bins from low to high.
+        exact: its scale will be a power of two (``encode_range``).
     """
 
     low: float
@@ -60,7 +57,11 @@ def quantize_post_training(
 ) -> nn.Module:
     """Return a fake-quantized, calibrated, finalized copy of a float network.
 
-    pixels: (N, H, W) uint8.
+    Args:
+        model: float.
+        pixels: (N, H, W) uint8.
+        scheme: of the quantization.
+        method: see ``calibrate``.
     """
     prepared = prepare_qat(model, scheme).eval()
     calibrate(prepared, pixels, method)
@@ -70,10 +71,15 @@ def quantize_post_training(
 def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "percentile", batch_size: int = 32) -> None:
     """Set every activation range from images, then finalize the network. In place.
 
-    prepared: of ``prepare_qat``. pixels: (N, H, W) uint8. method: ``min_max`` keeps every value; ``percentile`` clips
-    0.01 % of them; ``mse`` clips where the squared rounding error is least (Banner et al. 2019, arXiv:1810.05723);
-    ``entropy`` where the clipped distribution stays closest to the original (Migacz 2017, TensorRT, slides 22-38).
-    Raises ValueError without images or for an unknown method.
+    Args:
+        prepared: of ``prepare_qat``.
+        pixels: (N, H, W) uint8.
+        method: ``min_max`` keeps every value; ``percentile`` clips 0.01 % of them; ``mse`` clips where the squared
+            rounding error is least (Banner et al. 2019, arXiv:1810.05723).
+        batch_size: images at once.
+
+    Raises:
+        ValueError: there are no images, or the method is unknown.
     """
     set_activation_ranges(prepared, choose_ranges(prepared, pixels, method, batch_size))
     finalize(prepared)
@@ -87,7 +93,7 @@ def choose_ranges(
         raise ValueError(f"unknown calibration method {method!r}; allowed are {', '.join(_CHOOSERS)}")
     if len(pixels) == 0:
         raise ValueError("no images to calibrate with; at least one is needed, a few hundred are usual")
-    batches = [torch.from_numpy(scale_pixels(pixels[i : i + batch_size])) for i in range(0, len(pixels), batch_size)]
+    batches = make_batches(pixels, batch_size)
     histograms = collect_histograms(prepared, batches)
     choose = _CHOOSERS[method]
     return {name: choose(histogram) for name, histogram in histograms.items()}
@@ -97,7 +103,12 @@ def choose_ranges(
 def collect_histograms(prepared: nn.Module, batches: Sequence[Tensor]) -> dict[str, ValueHistogram]:
     """Histogram every activation of the un-rounded network, in two passes: first the ends, then the bins.
 
-    batches: each (N, 1, H, W) float32. Returns {activation: its histogram}; the fixed input is left out.
+    Args:
+        prepared: of ``prepare_qat``.
+        batches: (N, 1, H, W) float32 each.
+
+    Returns:
+        Activation -> its histogram; the fixed input is left out.
     """
     ends: dict[str, tuple[float, float]] = {}
     counts: dict[str, Tensor] = {}
@@ -158,29 +169,6 @@ def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
     return min(_candidates(histogram), key=error)
 
 
-def _choose_entropy(histogram: ValueHistogram) -> tuple[float, float]:
-    """Least KL divergence between what is inside the clip (the outside piled on its ends) and its rounded self."""
-
-    def divergence(candidate: tuple[float, float]) -> float:
-        low, high = candidate
-        values = histogram.centres.clip(low, high)
-        inside = (histogram.centres >= low) & (histogram.centres <= high)
-        bins = np.unique(_round_to_grid(values, low, high, histogram.exact), return_inverse=True)[1]
-        kept = np.where(inside, histogram.counts, 0.0)
-        occupied = np.bincount(bins, (kept > 0).astype(float))
-        level = np.bincount(bins, kept) / np.maximum(occupied, 1)
-        model = np.where(kept > 0, level[bins], 0.0)
-        piled = kept.copy()
-        first, last = np.flatnonzero(inside)[[0, -1]]
-        piled[first] += histogram.counts[:first].sum()
-        piled[last] += histogram.counts[last + 1 :].sum()
-        p, q = piled / piled.sum(), model / max(model.sum(), 1e-12)
-        used = p > 0
-        return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-12))))
-
-    return min(_candidates(histogram), key=divergence)
-
-
 def _candidates(histogram: ValueHistogram) -> list[tuple[float, float]]:
     return [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
 
@@ -197,5 +185,4 @@ _CHOOSERS: dict[str, Callable[[ValueHistogram], tuple[float, float]]] = {
     "min_max": _choose_min_max,
     "percentile": _choose_percentile,
     "mse": _choose_mse,
-    "entropy": _choose_entropy,
 }

@@ -43,7 +43,7 @@ class _StraightThrough(torch.autograd.Function):
 def fake_quantize(real: Tensor, scale: float, zero_point: int, lowest: int, highest: int) -> Tensor:
     """Return scale * (clamp(round(real / scale) + zero_point) - zero_point), differentiable (straight-through).
 
-    real: any shape, float32. Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
+    Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
     """
     # Clipping before the shift gives the same, and leaves the shift out.
     result: Tensor = _StraightThrough.apply(real, scale, lowest - zero_point, highest - zero_point)
@@ -73,10 +73,13 @@ class _Switchable(nn.Module):
 class ActivationQuantizer(_Switchable):
     """Quantize an activation, affine per tensor, to a range that follows it while training.
 
-    averaging: weight of the newest batch in the moving average of its smallest and largest value.
-    exact: the scale is a power of two (``scheme.encode_range``).
-    fixed: an encoding that never moves, for the network's input.
-    group: every quantizer that shares this one's encoding, itself included; the encoding spans all their ranges.
+    Args:
+        averaging: weight of the newest batch in the moving average of its smallest and largest value.
+        exact: the scale is a power of two (``scheme.encode_range``).
+        fixed: an encoding that never moves, for the network's input.
+
+    Attributes:
+        group: every quantizer that shares this one's encoding, itself included; the encoding spans all their ranges.
     """
 
     low: Tensor
@@ -151,7 +154,9 @@ class MeanQuantizer(ActivationQuantizer):
 def break_ties(mean: Tensor, encoding: Encoding) -> Tensor:
     """Move a mean ``TIE_BREAK`` steps away from integer 0, so that rounding it to even rounds halves away from there.
 
-    mean: any shape, float32, of fewer than 1 / (2 * TIE_BREAK) = 2048 values on the grid: all else rounds as before.
+    Args:
+        mean: any shape, float32, of fewer than 1 / (2 * TIE_BREAK) = 2048 values on the grid: others round as before.
+        encoding: of the grid.
     """
     scale, zero_point = encoding
     return mean + torch.sign(mean + zero_point * scale) * (TIE_BREAK * scale)
@@ -160,7 +165,9 @@ def break_ties(mean: Tensor, encoding: Encoding) -> Tensor:
 class WeightQuantizer(_Switchable):
     """Quantize a weight, symmetric per output channel, always to the range of the weight at hand.
 
-    largest: largest integer, 127 for 8 bits. exact: the scale has 6 significant bits (``scheme.encode_weight``).
+    Args:
+        largest: largest integer, 127 for 8 bits.
+        exact: the scale has 6 significant bits (``scheme.encode_weight``).
     """
 
     scale: Tensor

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+from brainq_torch.data.pixels import scale_pixels
 
 
 class _Ended(Exception):
@@ -70,16 +73,30 @@ class _Pass(threading.Thread):
             self.join()
 
 
+def make_batches(pixels: NDArray[Any], size: int) -> list[Tensor]:
+    """Split (N, side, side) uint8 images into batches (size, 1, side, side) float32."""
+    return [torch.from_numpy(scale_pixels(pixels[start : start + size])) for start in range(0, len(pixels), size)]
+
+
 def walk_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], positions: int, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what each of these convolutions or linear layers is fed, at the same random positions for any network.
 
     A layer may be changed before the next is asked for, and that is then fed what the changed one makes: one pass
-    through the network serves all layers. names: in running order. batches: (N, 1, H, W) float32 each; what is alive
-    of all of them, about 10 MB an image at 224 pixels, is in memory. positions: output positions per image.
-    Yields (name, (rows, groups, K) float32): as many rows as images x positions, K inputs of a group in the order of
-    ``weight.flatten(1)``.
+    through the network serves all layers.
+
+    Args:
+        model: in eval mode.
+        names: of the layers, in running order.
+        batches: (N, 1, H, W) float32 each; what is alive of all of them, about 10 MB an image at 224 pixels, is in
+            memory.
+        positions: output positions per image.
+        seed: of the positions.
+
+    Yields:
+        (name, (rows, groups, K) float32): as many rows as images x positions, K inputs of a group in the order of
+        ``weight.flatten(1)``.
     """
     passes = [_Pass(model, batch, seed + number) for number, batch in enumerate(batches)]
 
@@ -109,7 +126,12 @@ def sample_inputs(
 def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
     """Return what a layer makes of rows, without its bias.
 
-    rows: (S, G, K). weight: (G, O / G, K). Returns (S, O) float32.
+    Args:
+        rows: (S, G, K).
+        weight: (G, O / G, K).
+
+    Returns:
+        (S, O) float32.
     """
     return torch.einsum("sgk,gok->sgo", rows, weight).flatten(1) if rows.shape[1] > 1 else rows[:, 0] @ weight[0].T
 

@@ -16,22 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.quant.calibrate import Method as RangeMethod
 from brainq_torch.quant.calibrate import choose_ranges
-from brainq_torch.quant.layer_samples import apply_rows, sample_inputs, walk_inputs
-from brainq_torch.quant.prepare import (
-    Layer,
-    finalize,
-    prepare_qat,
-    set_activation_ranges,
-    set_fake_quant,
-    settle_layer,
-    weighted_layers,
-)
+from brainq_torch.quant.layer_samples import apply_rows, make_batches, sample_inputs, walk_inputs
+from brainq_torch.quant.layers import Layer, weighted_layers
+from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
 from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
 from brainq_torch.quant.scheme import Scheme, encode_weight_clipped
+from brainq_torch.quant.switches import set_fake_quant
 
 W4A8 = Scheme(weight_bits=4, exceptions={"first": 8, "last": 8, "depthwise": 8})
 """4-bit weights where they save most; the few weights of the ends and of depthwise convolutions keep 8 bits."""
@@ -50,13 +43,29 @@ Progress = Callable[[Iterable[str]], Iterable[str]]
 class LowBits(NamedTuple):
     """A network of few bits and what it took.
 
-    network: fake-quantized, finalized. errors: of each layer whose rounding was learned (``Target.error``).
-    processor_seconds: of calibration and rounding, over all calls that a state went through.
+    Attributes:
+        network: fake-quantized, finalized.
+        errors: of each layer whose rounding was learned (``Target.error``).
+        processor_seconds: of calibration and rounding, over all calls that a state went through.
     """
 
     network: nn.Module
     errors: dict[str, float]
     processor_seconds: float
+
+
+class Bookkeeping(NamedTuple):
+    """What is kept and shown of the work while it goes on.
+
+    Attributes:
+        state: folder that keeps what is done after every layer: the same call again goes on from there, to the same
+            result; a state of other weights, images or options is not used, but for the ranges, which all schemes
+            share.
+        progress: wraps the layers' names, such as ``tqdm``.
+    """
+
+    state: Path | None = None
+    progress: Progress = iter
 
 
 def quantize_low_bits(
@@ -65,34 +74,35 @@ def quantize_low_bits(
     scheme: Scheme = W4A8,
     options: Rounding = Rounding(),  # noqa: B008 - frozen
     ranges: RangeMethod = "percentile",
-    state: Path | None = None,
-    progress: Progress = iter,
+    books: Bookkeeping = Bookkeeping(),  # noqa: B008 - immutable
 ) -> LowBits:
-    """Make a fake-quantized copy of a float network with learned rounding.
+    """Make a fake-quantized copy of a float network with learned rounding; layers of 8 bits are rounded to nearest.
 
-    Layers of 8 bits are rounded to nearest. model: float, eval mode. pixels: (N, size, size) uint8 calibration images.
-    ranges: how activation ranges are chosen. state: folder that keeps what is done after every layer: the same call
-    again goes on from there, to the same result; a state of other weights, images or options is not used, but for the
-    ranges, which all schemes share. progress: wraps the layers, such as ``tqdm``.
+    Args:
+        model: float, eval mode.
+        pixels: (N, size, size) uint8 calibration images.
+        scheme: bits of each layer.
+        options: of the rounding.
+        ranges: how activation ranges are chosen.
+        books: what is kept and shown meanwhile.
     """
     about = _fingerprint(model, pixels, scheme.activation_bits, scheme.exact_scales, ranges)
-    network, seconds = _start(model, pixels, scheme, ranges, None if state is None else _State(state, about))
+    network, seconds = _start(model, pixels, scheme, ranges, _State(books.state, about))
     layers = [layer for layer in weighted_layers(network) if layer.largest <= LARGEST_LEARNED]
     if options.method == "nearest":
         return LowBits(network, {}, seconds)
-    kept = None if state is None else _State(state, _fingerprint(about, scheme.to_json(), asdict(options)))
-    batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
+    kept = _State(books.state, _fingerprint(about, scheme.to_json(), asdict(options)))
+    batches = make_batches(pixels, _BATCH)
     plain = copy.deepcopy(network)  # before any layer is settled
     todo: Iterator[dict[str, Tensor]] | None = None
     errors: dict[str, float] = {}
-    for number, name in enumerate(progress([layer.name for layer in layers])):
-        done = None if kept is None or todo is not None else kept.read(name)
+    for number, name in enumerate(books.progress([layer.name for layer in layers])):
+        done = None if todo is not None else kept.read(name)
         if done is None:
             if todo is None:
                 todo = _learn_layers(network, plain, layers, number, batches, options)
             done = next(todo)
-            if kept is not None:
-                kept.write(name, done)
+            kept.write(name, done)
         settle_layer(network, layers[number], done["integers"], done["scale"], done["bias"])
         errors[name] = float(done["error"])
         seconds += float(done[_SECONDS])
@@ -126,8 +136,7 @@ def learn_layer(layer: Layer, target: Target, options: Rounding, seed: int) -> d
         ]
     )
     if options.method == "adaround":
-        start = target.output.mean(0) - apply_rows(target.rows.mean(0, keepdim=True), weight)[0]
-        integers = adaround(weight, start, scale, target, layer.largest, options, seed)
+        integers = adaround(weight, scale, target, layer.largest, options, seed)
     else:
         integers = descend(weight, scale, target, layer.largest, options)
     bias = correct_bias(integers, scale, target)
@@ -145,7 +154,14 @@ def _float_outputs(
 ) -> dict[str, Tensor]:
     """Return what the float layers make of float inputs at the sampled positions, bias included, before the ReLU.
 
-    plain: a copy that nobody else needs, its weights not rounded yet.
+    Args:
+        plain: a copy that nobody else needs, its weights not rounded yet.
+        layers: those of ``plain`` that are wanted.
+        batches: (N, 1, H, W) float32 each.
+        options: of the rounding.
+
+    Returns:
+        Layer name -> (S, O) float32.
     """
     set_fake_quant(plain, False)
     rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
@@ -158,21 +174,20 @@ def _float_outputs(
 
 
 def _start(
-    model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State | None
+    model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State
 ) -> tuple[nn.Module, float]:
     """Return the network rounded to nearest, and the processor seconds of calibration.
 
     Ranges do not depend on the bits of the weights: they are kept for every scheme.
     """
     network = prepare_qat(model, scheme).eval()
-    found = None if kept is None else kept.read("ranges")
+    found = kept.read("ranges")
     if found is None:
         began = time.process_time()
         chosen = choose_ranges(network, pixels, ranges)
         found = {name: torch.tensor(ends, dtype=torch.float64) for name, ends in chosen.items()}
         found[_SECONDS] = torch.tensor(time.process_time() - began)
-        if kept is not None:
-            kept.write("ranges", found)
+        kept.write("ranges", found)
     seconds = float(found.pop(_SECONDS))
     set_activation_ranges(network, {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()})
     finalize(network)
@@ -180,13 +195,16 @@ def _start(
 
 
 class _State:
-    """What is done so far: one file a layer, each whole or not there."""
+    """What is done so far: one file a layer, each whole or not there. Without a folder nothing is kept."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder = folder / fingerprint[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path | None, fingerprint: str) -> None:
+        self.folder = None if folder is None else folder / fingerprint[:16]
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str) -> dict[str, Tensor] | None:
+        if self.folder is None:
+            return None
         try:
             found: dict[str, Tensor] = load_tensors(self.folder / f"{name}.pt")
         except TensorFileError:  # missing, or damaged: to be made again
@@ -194,7 +212,8 @@ class _State:
         return found
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        save_tensors(tensors, self.folder / f"{name}.pt")
+        if self.folder:
+            save_tensors(tensors, self.folder / f"{name}.pt")
 
 
 def _fingerprint(*parts: Any) -> str:

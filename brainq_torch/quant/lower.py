@@ -21,7 +21,9 @@ def lower_batchnorms(model: nn.Module) -> nn.Module:
     the running statistics, in training mode too. It has one weight per channel, so a per-channel INT8 weight is exact
     (it sits on +-127), and TFLite runs it with its ReLU as one op. Lowering a lowered model changes nothing.
 
-    Raises TypeError for a model without ``fuse_list``, ValueError for a BatchNorm without affine or running statistics.
+    Raises:
+        TypeError: the model has no ``fuse_list``.
+        ValueError: a BatchNorm has no affine part or no running statistics.
     """
     if not hasattr(model, "fuse_list"):
         raise TypeError(f"{type(model).__name__} has no fuse_list(), which says what can be folded; give it one")

@@ -1,4 +1,4 @@
-"""Fuse, fake-quantize, freeze: pure functions around torch.ao's eager mode, and the only file that imports it.
+"""Fuse, fake-quantize, freeze: pure functions around torch.ao's eager mode.
 
 torch marks this API as deprecated in favour of torchao's pt2e flow (https://github.com/pytorch/ao/issues/2259). It
 stays here because fusing by name and modules that can be folded are what carries every learned scale into the files;
@@ -13,7 +13,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,13 +22,25 @@ import torch.ao.nn.intrinsic.qat as fused_qat
 import torch.ao.nn.qat as qat
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed, which the QDQ export writes
 from torch import Tensor, nn
-from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import DeQuantStub, QConfig, QuantStub, fuse_modules_qat
+from torch.ao.quantization import QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
 from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
-from brainq_torch.quant.lower import PROBE_SIZE, lower_average_pools, lower_batchnorms
+from brainq_torch.quant.layers import (
+    FoldedConvBn2d,
+    FoldedConvBnReLU2d,
+    Layer,
+    PrepareError,
+    activation_quantizers,
+    fold,
+    is_fake_quantized,
+    running_order,
+    scheme_of,
+    trace,
+    weighted_layers,
+)
+from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
 from brainq_torch.quant.scheme import (
     LAYER_KINDS,
     Scheme,
@@ -38,102 +49,16 @@ from brainq_torch.quant.scheme import (
     quantize_bias,
     raise_for_bias,
 )
-from brainq_torch.run_files import BrainqError
-
-__all__ = [
-    "DeQuantStub",
-    "FloatFunctional",
-    "Layer",
-    "PrepareError",
-    "QuantStub",
-    "activation_quantizers",
-    "check_finalized",
-    "finalize",
-    "freeze_batchnorm",
-    "freeze_observers",
-    "is_fake_quantized",
-    "prepare_qat",
-    "rebuild",
-    "running_order",
-    "scheme_of",
-    "set_activation_ranges",
-    "set_fake_quant",
-    "settle_layer",
-    "unfreeze",
-    "weighted_layers",
-]
-
-
-class PrepareError(BrainqError):
-    """A network that cannot be quantized as it is."""
-
-
-class _FoldedConvBn2d(fused_qat.ConvBn2d):
-    """Convolution with BatchNorm that computes what the integer kernel will, once the statistics are frozen.
-
-    torch.ao divides the BatchNorm's factor out of the convolution and applies BatchNorm again: two passes over the
-    activation that cost as much as the convolution, and 0 / 0 where gamma is 0. Folded, there is one convolution.
-    """
-
-    def fold(self) -> tuple[Tensor, Tensor]:
-        """Return weight (O, I, kH, kW) and bias (O,) with the running statistics folded in."""
-        norm: Any = self.bn  # torch types its statistics as optional; fusing requires them
-        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
-        return self.weight * factor.reshape(-1, 1, 1, 1), norm.bias + shift * factor
-
-    def _forward(self, image: Tensor) -> Tensor:
-        if self.training and not self.freeze_bn:
-            normalised: Tensor = super()._forward(image)
-            return normalised
-        weight, bias = self.fold()
-        quantizer: Any = self.weight_fake_quant
-        result: Tensor = self._conv_forward(image, quantizer(weight), quantizer.round_bias(bias))
-        return result
-
-    def train(self, mode: bool = True) -> _FoldedConvBn2d:
-        """Switch the quantizers too where BatchNorm is frozen: torch.ao leaves every child behind then."""
-        super().train(mode)
-        for child in self.children():
-            if child is not self.bn:
-                child.train(mode)
-        return self
-
-
-class _FoldedConvBnReLU2d(_FoldedConvBn2d):
-    _FLOAT_MODULE = fused.ConvBnReLU2d  # type: ignore[assignment]  # torch.ao types it after the base class
-
-    def forward(self, image: Tensor) -> Tensor:
-        return nn.functional.relu(self._forward(image))
-
+from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers
 
 _MODULES: dict[type[nn.Module], type[nn.Module]] = {
-    fused.ConvBn2d: _FoldedConvBn2d,
-    fused.ConvBnReLU2d: _FoldedConvBnReLU2d,
+    fused.ConvBn2d: FoldedConvBn2d,
+    fused.ConvBnReLU2d: FoldedConvBnReLU2d,
     fused.ConvReLU2d: fused_qat.ConvReLU2d,
     nn.Conv2d: qat.Conv2d,
     nn.Linear: qat.Linear,
 }
 """What a float module becomes while it is fake-quantized."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution or linear layer as the integer files hold it.
-
-    weight: (O, ...) float32, BatchNorm folded in, not yet rounded. weight_scale: (O,) float32. bias: (O,) float32.
-    largest: largest weight integer.
-    source: name of the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
-    """
-
-    name: str
-    module: nn.Module
-    weight: Tensor
-    weight_scale: Tensor
-    largest: int
-    bias: Tensor
-    relu: bool
-    source: str
 
 
 def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
@@ -143,8 +68,10 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     ``model.fuse_list()`` become one, each of them, each pooling of ``model.shared_activation_groups()`` and each
     FloatFunctional gets an activation quantizer, each weight its own. The input's is fixed at scale 1/128, zero
     point 0.
-    Raises PrepareError when the network does not say how, is quantized already, or holds a module that the integer
-    files cannot carry.
+
+    Raises:
+        PrepareError: the network does not say how, is quantized already, or holds a module that the integer files
+            cannot carry.
     """
     _check_declared(model)
     prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
@@ -162,11 +89,11 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
                 module.qconfig = QConfig(activation=partial(make_activation, fixed=INPUT_ENCODING), weight=make_weight)
         insert_quantizers(prepared, mapping=_MODULES, inplace=True)
     for name, module in prepared.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(_parent(prepared, name), _FoldedConvBn2d):
+        if isinstance(module, nn.BatchNorm2d) and not isinstance(_parent(prepared, name), FoldedConvBn2d):
             raise PrepareError(f"BatchNorm {name} was not fused; name it behind its convolution in fuse_list()")
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
-            quantizer.size_to(_fold(module)[0])
+            quantizer.size_to(fold(module)[0])
     _share(prepared, groups, scheme)
     prepared.quantization_scheme = scheme
     _drop_idle(prepared)
@@ -179,29 +106,11 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
 def rebuild(model: nn.Module, scheme_json: Mapping[str, Any]) -> nn.Module:
     """Return the structure that ``prepare_qat`` made, in eval mode, for ``load_state_dict(strict=True)``.
 
-    model: a fresh float network of the same name and arguments. scheme_json: ``Scheme.to_json``'s data.
+    Args:
+        model: a fresh float network of the same name and arguments.
+        scheme_json: ``Scheme.to_json``'s data.
     """
     return prepare_qat(model, Scheme.from_json(dict(scheme_json))).eval()
-
-
-def is_fake_quantized(model: nn.Module) -> bool:
-    """Tell whether ``prepare_qat`` or ``rebuild`` made this network."""
-    return isinstance(getattr(model, "quantization_scheme", None), Scheme)
-
-
-def scheme_of(model: nn.Module) -> Scheme:
-    """Return the scheme of a fake-quantized network. Raises PrepareError for a float one."""
-    scheme = getattr(model, "quantization_scheme", None)
-    if not isinstance(scheme, Scheme):
-        raise PrepareError(f"{type(model).__name__} is a float network; quantize it with prepare_qat first")
-    return scheme
-
-
-def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
-    """Return each activation quantizer under the name of the module whose output it rounds, in module order."""
-    scheme_of(model)
-    found = {name: getattr(module, "activation_post_process", None) for name, module in model.named_modules()}
-    return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
 
 
 def check_finalized(model: nn.Module) -> None:
@@ -219,46 +128,15 @@ def check_finalized(model: nn.Module) -> None:
         raise PrepareError(f"the network is not finalized: {what}; call brainq_torch.quant.prepare.finalize(model)")
 
 
-def freeze_observers(model: nn.Module) -> None:
-    """Keep every activation range as it is. Weight scales go on following the weights until ``finalize``."""
-    for quantizer in activation_quantizers(model).values():
-        quantizer.refresh()
-        quantizer.observe(False)
-
-
-def freeze_batchnorm(model: nn.Module) -> None:
-    """Use and keep the running statistics from here, also in training mode.
-
-    The state dict does not hold this switch: call it again on resume.
-    """
-    scheme_of(model)
-    for module in model.modules():
-        if isinstance(module, _FoldedConvBn2d):
-            module.freeze_bn_stats()
-
-
-def unfreeze(model: nn.Module) -> None:
-    """Let ranges and weight scales follow again after ``finalize``: fine-tuning may start from a calibrated network."""
-    for quantizer in activation_quantizers(model).values():
-        quantizer.observe(not quantizer.fixed)
-    for layer in weighted_layers(model):
-        quantizer_of_weight: Any = layer.module.weight_fake_quant
-        quantizer_of_weight.observe(True)
-
-
-def set_fake_quant(model: nn.Module, enabled: bool) -> None:
-    """Switch all rounding on or off; off, the network computes what the float one does."""
-    scheme_of(model)
-    for module in model.modules():
-        if isinstance(module, ActivationQuantizer | WeightQuantizer):
-            module.quantizing = enabled
-
-
 def set_activation_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Replace activation ranges and the encodings that follow from them.
 
-    ranges: {name in ``activation_quantizers``: (smallest, largest) value}. The input's encoding stays fixed.
-    Raises PrepareError on an unknown name, or a range that is empty or not finite.
+    Args:
+        model: fake-quantized.
+        ranges: {name in ``activation_quantizers``: (smallest, largest) value}. The input's encoding stays fixed.
+
+    Raises:
+        PrepareError: a name is unknown, or a range is empty or not finite.
     """
     quantizers = activation_quantizers(model)
     for name, (low, high) in ranges.items():
@@ -278,7 +156,9 @@ def finalize(model: nn.Module) -> None:
     Recomputes each weight scale from the final folded weights (as one more forward after the last optimizer step
     would), raises those of channels so weak that their bias would not fit int32, and rounds the biases to the int32
     grid that the files hold them on: what the network computes in torch is then what the integers compute.
-    Raises PrepareError when an activation was never observed, or a weight is not finite.
+
+    Raises:
+        PrepareError: an activation was never observed, or a weight is not finite.
     """
     model.eval()
     freeze_batchnorm(model)
@@ -297,7 +177,7 @@ def finalize(model: nn.Module) -> None:
         steps, bias_scale = quantize_bias(layer.bias, input_scale, scale)
         module: Any = layer.module
         module.weight_fake_quant.settle(scale, bias_scale)
-        if not isinstance(module, _FoldedConvBn2d) and module.bias is not None:
+        if not isinstance(module, FoldedConvBn2d) and module.bias is not None:
             module.bias.copy_(steps * bias_scale)  # a folded bias is rounded whenever it is computed
 
 
@@ -305,9 +185,17 @@ def finalize(model: nn.Module) -> None:
 def settle_layer(model: nn.Module, layer: Layer, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
     """Give a layer of a finalized network these integers from now on. In place.
 
-    Its BatchNorm becomes the identity, as it is folded already. layer: of ``weighted_layers``. weight: of the layer's
-    shape, whole numbers. scale, bias: (O,) float32; the bias is rounded to the int32 grid.
-    Raises ValueError when a weight is no integer that the layer's bits can hold.
+    Its BatchNorm becomes the identity, as it is folded already.
+
+    Args:
+        model: fake-quantized, finalized.
+        layer: of ``weighted_layers``.
+        weight: of the layer's shape, whole numbers.
+        scale: (O,) float32.
+        bias: (O,) float32; it is rounded to the int32 grid.
+
+    Raises:
+        ValueError: a weight is no integer that the layer's bits can hold.
     """
     if not bool((weight == weight.round()).all() and (weight.abs() <= layer.largest).all()):
         raise ValueError(f"{layer.name}: weights must be integers of at most {layer.largest}")
@@ -316,88 +204,20 @@ def settle_layer(model: nn.Module, layer: Layer, weight: Tensor, scale: Tensor, 
     steps, bias_scale = quantize_bias(bias, input_scale, scale)
     module: Any = layer.module
     module.weight.copy_(weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
-    if isinstance(module, _FoldedConvBn2d):
+    if isinstance(module, FoldedConvBn2d):
         norm: Any = module.bn
         norm.weight.fill_(1)
         norm.running_mean.zero_()
         norm.running_var.fill_(1 - norm.eps)
         norm.bias.copy_(steps * bias_scale)
     if module.bias is not None:
-        module.bias.copy_(torch.zeros_like(bias) if isinstance(module, _FoldedConvBn2d) else steps * bias_scale)
+        module.bias.copy_(torch.zeros_like(bias) if isinstance(module, FoldedConvBn2d) else steps * bias_scale)
     module.weight_fake_quant.settle(scale, bias_scale)
-
-
-@torch.no_grad()
-def weighted_layers(model: nn.Module) -> list[Layer]:
-    """Return the network's convolutions and linear layers in the order in which they run."""
-    _, sources = _trace(model)
-    return [_describe(name, model.get_submodule(name), source) for name, source in sources.items()]
-
-
-def running_order(model: nn.Module) -> list[str]:
-    """Return the names of ``activation_quantizers`` in the order in which they run, the input's first."""
-    order, _ = _trace(model)
-    return order
-
-
-def _describe(name: str, module: Any, source: str) -> Layer:
-    weight, bias = _fold(module)
-    quantizer = module.weight_fake_quant
-    relu = isinstance(module, _FoldedConvBnReLU2d | fused_qat.ConvReLU2d)
-    return Layer(name, module, weight.detach(), quantizer.scale, quantizer.largest, bias.detach(), relu, source)
-
-
-def _fold(module: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(module, _FoldedConvBn2d):
-        return module.fold()
-    bias = module.bias if module.bias is not None else torch.zeros(len(module.weight), device=module.weight.device)
-    return module.weight, bias
-
-
-@torch.no_grad()
-def _trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
-    """Run the network once; return the activations in running order, and {layer: the activation that feeds it}.
-
-    An activation is recognised by its memory, which views such as ``flatten`` share.
-    """
-    producers: dict[int, str] = {}
-    kept: list[Tensor] = []  # alive until the end, so that no memory is used twice
-    order: list[str] = []
-    sources: dict[str, str] = {}
-
-    def note_output(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        kept.append(output)
-        order.append(name)
-        producers[output.untyped_storage().data_ptr()] = name
-
-    def note_input(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        source = producers.get(inputs[0].untyped_storage().data_ptr())
-        if source is None:
-            raise PrepareError(f"what feeds {name} passes no quantizer; make that operation a module of a shared group")
-        sources[name] = source
-
-    hooks = [
-        quantizer.register_forward_hook(partial(note_output, name))
-        for name, quantizer in activation_quantizers(model).items()
-    ]
-    hooks += [
-        module.register_forward_pre_hook(partial(note_input, name))
-        for name, module in model.named_modules()
-        if hasattr(module, "weight_fake_quant")
-    ]
-    training = model.training
-    try:
-        model.eval()(torch.zeros(1, 1, PROBE_SIZE, PROBE_SIZE, device=next(model.parameters()).device))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return order, sources
 
 
 def _set_weight_bits(model: nn.Module, scheme: Scheme) -> None:
     """Give the exceptions of a scheme their bits."""
-    _, sources = _trace(model)
+    _, sources = trace(model)
     names = list(sources)
     unknown = scheme.exceptions.keys() - {*names, *LAYER_KINDS}
     if unknown:

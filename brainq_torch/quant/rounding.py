@@ -36,11 +36,17 @@ _DAMPING = 1e-4
 class Rounding:
     """How weights are rounded.
 
-    method: see above; ``nearest`` is the plain way, with scales from the largest weight and nothing corrected.
-    positions: output positions sampled per calibration image. seed: of everything random.
-    sweeps: of ``descent``, over all weights of a layer.
-    iterations, rows, rate, regularisation, warm_up, beta: of ``adaround``: steps, rows per step, Adam's rate, weight of
-    the regulariser, share of the steps before it sets in, exponent at its start and end.
+    Attributes:
+        method: see above; ``nearest`` is the plain way, with scales from the largest weight and nothing corrected.
+        positions: output positions sampled per calibration image.
+        seed: of everything random.
+        sweeps: of ``descent``, over all weights of a layer.
+        iterations: steps of ``adaround``.
+        rows: of one step.
+        rate: Adam's.
+        regularisation: weight of the regulariser.
+        warm_up: share of the steps before the regulariser sets in.
+        beta: the regulariser's exponent at its start and end.
     """
 
     method: Method = "descent"
@@ -59,8 +65,10 @@ class Rounding:
 class Target:
     """What one layer is to make of its inputs.
 
-    rows: (S, G, K) float32, its inputs in the quantized network (``layer_samples``). output: (S, O) float32, what the
-    float layer makes of its own inputs there, bias included, before the ReLU. relu: whether one follows.
+    Attributes:
+        rows: (S, G, K) float32, its inputs in the quantized network (``layer_samples``).
+        output: (S, O) float32, what the float layer makes of its own inputs there, bias included, before the ReLU.
+        relu: whether one follows.
     """
 
     rows: Tensor
@@ -70,7 +78,9 @@ class Target:
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Return the mean square error behind the ReLU, in parts of the output's variance.
 
-        weight: (G, O / G, K). bias: (O,).
+        Args:
+            weight: (G, O / G, K) float32.
+            bias: (O,) float32.
         """
         output, made = self.output, apply_rows(self.rows, weight) + bias
         if self.relu:
@@ -101,9 +111,17 @@ def beta_at(share: float, options: Rounding) -> float:
 
 
 def descend(weight: Tensor, scale: Tensor, target: Target, largest: int, options: Rounding) -> Tensor:
-    """Return integers by coordinate descent. weight: (G, O / G, K) float32, scale: (G, O / G). Returns weight's shape.
+    """Choose integers by coordinate descent. The mean of inputs and outputs is left out: the bias takes it.
 
-    The mean of inputs and outputs is left out: the bias takes it.
+    Args:
+        weight: (G, O / G, K) float32.
+        scale: (G, O / G) float32.
+        target: what the layer is to make of its inputs.
+        largest: largest integer.
+        options: of the rounding.
+
+    Returns:
+        Whole numbers of ``weight``'s shape, float32.
     """
     groups, outputs, _ = weight.shape
     rows = target.rows - target.rows.mean(0)
@@ -132,10 +150,9 @@ def descend(weight: Tensor, scale: Tensor, target: Target, largest: int, options
     return integers
 
 
-def adaround(
-    weight: Tensor, bias: Tensor, scale: Tensor, target: Target, largest: int, options: Rounding, seed: int
-) -> Tensor:
-    """Return integers by AdaRound. Shapes as in ``descend``; bias: (O,) float32."""
+def adaround(weight: Tensor, scale: Tensor, target: Target, largest: int, options: Rounding, seed: int) -> Tensor:
+    """Return integers by AdaRound. Shapes as in ``descend``."""
+    bias = target.output.mean(0) - apply_rows(target.rows.mean(0, keepdim=True), weight)[0]
     generator = torch.Generator().manual_seed(seed)
     steps = weight / scale[..., None]
     lower = steps.floor().clamp(-largest, largest - 1)

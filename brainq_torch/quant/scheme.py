@@ -41,13 +41,14 @@ LAYER_KINDS = ("first", "last", "depthwise")
 class Scheme:
     """How a network is quantized: weights symmetric per output channel, activations affine per tensor.
 
-    weight_bits: weights are integers in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; one of ``WEIGHT_BITS``.
-    activation_bits: activations are integers in [-128, 127]; 8.
-    range_averaging: weight of the newest batch in an activation range's moving average, in (0, 1].
-    exact_scales: scales on the grid that every runtime computes with exactly (see above); off, scales are free and
-    runtimes agree only roughly.
-    exceptions: weight bits of layers that differ, by name or by kind: ``first``, ``last`` (in running order),
-    ``depthwise``. A name goes before a kind; of several kinds the most bits count.
+    Attributes:
+        weight_bits: weights are integers in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; one of ``WEIGHT_BITS``.
+        activation_bits: activations are integers in [-128, 127]; 8.
+        range_averaging: weight of the newest batch in an activation range's moving average, in (0, 1].
+        exact_scales: scales on the grid that every runtime computes with exactly (see above); off, scales are free and
+            runtimes agree only roughly.
+        exceptions: weight bits of layers that differ, by name or by kind: ``first``, ``last`` (in running order),
+            ``depthwise``. A name goes before a kind; of several kinds the most bits count.
     """
 
     weight_bits: int = 8
@@ -71,7 +72,7 @@ class Scheme:
         return largest_integer(self.weight_bits)
 
     def bits_of(self, name: str, kinds: Collection[str]) -> int:
-        """Return the weight bits of a layer. kinds: those of ``LAYER_KINDS`` that it is."""
+        """Return the weight bits of a layer, which may be of several of ``LAYER_KINDS``."""
         if name in self.exceptions:
             return self.exceptions[name]
         return max((self.exceptions[kind] for kind in kinds if kind in self.exceptions), default=self.weight_bits)
@@ -90,7 +91,11 @@ class Scheme:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scheme:
-        """Rebuild from ``to_json``'s data. Raises ValueError on keys this version does not know."""
+        """Rebuild from ``to_json``'s data.
+
+        Raises:
+            ValueError: there are keys that this version does not know.
+        """
         unknown = set(data) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"unknown Scheme keys {sorted(unknown)}; this file was made by a newer brainq_torch")
@@ -105,9 +110,16 @@ def largest_integer(bits: int) -> int:
 def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """Choose scale and zero point so that 256 integers span a range of reals, zero being one of them exactly.
 
-    low, high: () float32, low <= high. exact: the scale is a power of two; what it spans more or less than the range,
-    it does so at both ends in proportion. Returns scale () float32 and zero point () int32 in [-128, 127].
     Same arithmetic as torch.ao's observers (``UniformQuantizationObserverBase._calculate_qparams``), shifted to int8.
+
+    Args:
+        low: () float32.
+        high: () float32, at least ``low``.
+        exact: the scale is a power of two; what it spans more or less than the range, it does so at both ends in
+            proportion.
+
+    Returns:
+        Scale () float32 and zero point () int32 in [-128, 127].
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = ((high - low) / 255.0).clamp(min=SMALLEST_SCALE)
@@ -121,10 +133,16 @@ def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor
 def encode_weight(weight: Tensor, largest: int, exact: bool) -> Tensor:
     """Choose one scale per output channel so that the channel's largest weight is the largest integer.
 
-    weight: (C, ...) float32. largest: ``Scheme.largest_weight``. exact: the scale is rounded up to 6 significant bits,
-    at most 3.2 %, so that nothing is clipped. Returns (C,) float32.
     Same arithmetic as torch.ao's MovingAveragePerChannelMinMaxObserver with averaging_constant=1, which has no memory:
     max|w| = largest * scale holds for the weights that are written, not for earlier ones.
+
+    Args:
+        weight: (C, ...) float32.
+        largest: ``Scheme.largest_weight``.
+        exact: the scale is rounded up to 6 significant bits, at most 3.2 %, so that nothing is clipped.
+
+    Returns:
+        (C,) float32.
     """
     scale = (weight.flatten(1).abs().amax(1) / float(largest)).clamp(min=SMALLEST_SCALE)
     if not exact:
@@ -145,7 +163,7 @@ def _encode_single(weight: Tensor, largest: int) -> Tensor:
 
 
 def shorten(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-    """Round scales to 6 significant bits. rounding: ``torch.round`` or ``torch.ceil``."""
+    """Round scales to 6 significant bits, by ``torch.round`` or ``torch.ceil``."""
     fraction, exponent = torch.frexp(scale)
     steps = 2.0**_WEIGHT_SCALE_BITS
     return torch.ldexp(rounding(fraction * steps) / steps, exponent)
@@ -154,8 +172,15 @@ def shorten(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
 def encode_weight_clipped(weight: Tensor, importance: Tensor, largest: int, exact: bool) -> Tensor:
     """Choose one scale per output channel that makes the weighted rounding error least, clipping where that helps.
 
-    weight: (C, K) float32. importance: (K,) float32, mean square of the input that each weight multiplies: the error
-    is then that of the layer's output, inputs taken as uncorrelated. Returns (C,) float32.
+    Args:
+        weight: (C, K) float32.
+        importance: (K,) float32, mean square of the input that each weight multiplies: the error is then that of the
+            layer's output, inputs taken as uncorrelated.
+        largest: largest weight integer.
+        exact: the scale has 6 significant bits.
+
+    Returns:
+        (C,) float32.
     """
     start = weight.abs().amax(1) / float(largest)
     best, least = encode_weight(weight, largest, exact), torch.full_like(start, torch.inf)
@@ -171,7 +196,14 @@ def encode_weight_clipped(weight: Tensor, importance: Tensor, largest: int, exac
 def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float, largest_bias: int) -> Tensor:
     """Raise the weight scales of channels so weak that their bias would need too many steps.
 
-    scale, bias: (C,) float32. input_scale: of the layer's input. Returns (C,) float32; a raised one is a power of two.
+    Args:
+        scale: (C,) float32.
+        bias: (C,) float32.
+        input_scale: of the layer's input.
+        largest_bias: ``Scheme.largest_bias``.
+
+    Returns:
+        (C,) float32; a raised one is a power of two.
     """
     needed = bias.abs() / (input_scale * largest_bias)
     _, exponent = torch.frexp(needed)
@@ -179,7 +211,7 @@ def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float, largest_bias
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
-    """Round weights to integers. weight: (C, ...) float32, scale: (C,) float32. Returns (C, ...) int8."""
+    """Round weights (C, ...) float32 with scales (C,) float32 to integers (C, ...) int8."""
     steps = torch.round(weight / scale.reshape(-1, *[1] * (weight.dim() - 1)))
     return steps.clamp(-largest, largest).to(torch.int8)
 
@@ -187,7 +219,13 @@ def quantize_weight(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
 def quantize_bias(bias: Tensor, input_scale: float, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Round biases to the integers that the accumulator adds.
 
-    bias, weight_scale: (C,) float32. Returns (C,) int32 and its scale, input scale x weight scale, (C,) float32.
+    Args:
+        bias: (C,) float32.
+        input_scale: of the layer's input.
+        weight_scale: (C,) float32.
+
+    Returns:
+        (C,) int32 and its scale, input scale x weight scale, (C,) float32.
     """
     scale = weight_scale * torch.tensor(input_scale, dtype=torch.float32)
     # float64: an int32 does not fit in float32's 24 bits.

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.quant.layer_samples import apply_rows, sample_inputs
+from brainq_torch.quant.layer_samples import apply_rows, make_batches, sample_inputs
+from brainq_torch.quant.layers import Layer, scheme_of, weighted_layers
 from brainq_torch.quant.low_bits import learn_layer
-from brainq_torch.quant.prepare import Layer, scheme_of, set_fake_quant, settle_layer, weighted_layers
+from brainq_torch.quant.prepare import settle_layer
 from brainq_torch.quant.rounding import Rounding, Target
 from brainq_torch.quant.scheme import encode_weight, largest_integer, quantize_weight
+from brainq_torch.quant.switches import set_fake_quant
 from brainq_torch.run_files import BrainqError
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
@@ -32,8 +33,10 @@ class BudgetError(BrainqError):
 class Sensitivity:
     """What these bits in one layer cost, every other layer having 8.
 
-    size_bytes: of the layer's weights at these bits. error: mean square of the change of the logits against the float
-    network, in parts of the float logits' variance.
+    Attributes:
+        size_bytes: of the layer's weights at these bits.
+        error: mean square of the change of the logits against the float network, in parts of the float logits'
+            variance.
     """
 
     layer: str
@@ -56,25 +59,26 @@ def measure_sensitivity(
 ) -> Iterator[Sensitivity]:
     """Yield one entry per layer and number of bits, in running order.
 
-    network: fake-quantized with 8-bit weights, finalized; it is left as it was. pixels: (N, size, size) uint8.
-    options: how weights of fewer than 8 bits are rounded, each layer for itself on what the float network feeds it.
-    done: layers to leave out, as an earlier, killed call has measured them.
+    Args:
+        network: fake-quantized with 8-bit weights, finalized; it is left as it was.
+        pixels: (N, size, size) uint8.
+        bits: what to try in each layer.
+        options: how weights of fewer than 8 bits are rounded, each layer for itself on what the float network feeds it.
+        progress: wraps the layers' names, such as ``tqdm``.
+        done: layers to leave out, as an earlier, killed call has measured them.
     """
-    batches = [torch.from_numpy(scale_pixels(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
+    batches = make_batches(pixels, _BATCH)
     plain = copy.deepcopy(network)
     set_fake_quant(plain, False)
     wanted = _logits(plain, batches)
     exact = scheme_of(network).exact_scales
     with_all = _relative_error(_logits(network, batches), wanted)
     changed = copy.deepcopy(network)
-    layers = weighted_layers(changed)
-    rows = {}
-    if options.method != "nearest":
-        rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
-    for number, name in enumerate(progress([layer.name for layer in layers])):
-        layer = layers[number]
-        if name in done:
-            continue
+    layers = {layer.name: layer for layer in weighted_layers(changed)}
+    sampled = [] if options.method == "nearest" else list(layers)
+    rows = sample_inputs(plain, sampled, batches, options.positions, options.seed)
+    for name in progress([name for name in layers if name not in done]):
+        layer = layers[name]
         before = {key: value.clone() for key, value in layer.module.state_dict().items()}
         for count in bits:
             error = with_all
@@ -99,7 +103,8 @@ def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) ->
 def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, int]:
     """Return bits per layer: the fewest everywhere, then more where a byte takes away most error, within the budget.
 
-    Raises BudgetError when even the fewest bits everywhere exceed the budget.
+    Raises:
+        BudgetError: even the fewest bits everywhere exceed the budget.
     """
     choices: dict[str, list[Sensitivity]] = {}
     for entry in table:

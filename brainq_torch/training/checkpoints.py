@@ -58,7 +58,11 @@ def find_last(folder: Path) -> Path | None:
 
 
 def read_best(folder: Path) -> dict[str, Any]:
-    """Return the weights of a stage's best epoch, by the network's own names. Raises TensorFileError."""
+    """Return the weights of a stage's best epoch, by the network's own names.
+
+    Raises:
+        TensorFileError: they cannot be read.
+    """
     state = _read(folder / BEST)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items()}
 

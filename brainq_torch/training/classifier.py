@@ -28,15 +28,21 @@ class TrainingDivergedError(RuntimeError):
 class CrossEntropy:
     """Cross-entropy with label smoothing and class weights.
 
-    label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
-    class_weights: ``balanced`` weighs class c by N / (classes * N_c), as scikit-learn does; ``none`` weighs all alike.
+    Attributes:
+        label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
+        class_weights: ``balanced`` weighs class c by N / (classes * N_c), as scikit-learn does; ``none`` weighs all
+            alike.
     """
 
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
 
     def bind(self, class_counts: Tensor) -> Callable[[Tensor, Batch], Tensor]:
-        """Return the loss for a data set. class_counts: (classes,) training images per class."""
+        """Return the loss for a data set.
+
+        Args:
+            class_counts: (classes,) training images per class.
+        """
         weights = None
         if self.class_weights == "balanced":
             weights = class_counts.sum() / (len(class_counts) * class_counts.clamp(min=1))
@@ -51,9 +57,10 @@ class CrossEntropy:
 class Classifier(L.LightningModule):
     """Train ``model`` through one stage.
 
-    model: (N, 1, H, W) float32 -> (N, classes) logits, with a ``classifier`` attribute.
-    loss: the loss on the labels; validation always reports plain cross-entropy, so that runs compare.
-    distillation: mixes a teacher into the training loss.
+    Args:
+        model: (N, 1, H, W) float32 -> (N, classes) logits, with a ``classifier`` attribute.
+        loss: the loss on the labels; validation always reports plain cross-entropy, so that runs compare.
+        distillation: mixes a teacher into the training loss.
     """
 
     def __init__(
@@ -96,7 +103,11 @@ class Classifier(L.LightningModule):
         torch.manual_seed(make_generator(place).initial_seed())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch. Raises TrainingDivergedError when it is not finite."""
+        """Return the loss of one batch.
+
+        Raises:
+            TrainingDivergedError: it is not finite.
+        """
         loss = self.loss(self(batch.images), batch)
         if not torch.isfinite(loss):
             raise TrainingDivergedError(

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.decoded import Batch
-from brainq_torch.training.teacher import FeatureTaps, Outputs, Teacher, TeacherOutputs
+from brainq_torch.training.teacher import Teacher
+from brainq_torch.training.teacher_outputs import FeatureTaps, Outputs, TeacherOutputs
 
 LabelLoss = Callable[[Tensor, Batch], Tensor]
 """``(student's logits (N, classes), batch) -> scalar``: what a LightningModule minimises."""
@@ -53,6 +54,10 @@ class SoftTargets(Term):
 
     Source: Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531, section 2, eq. 1. Their cross-entropy with
     soft targets differs by the teacher's entropy, a constant. T^2 keeps the gradient's size when T changes (eq. 4).
+
+    Attributes:
+        temperature: T, by which both networks' logits are divided.
+        weight: scale of the term within the sum of terms.
     """
 
     temperature: float = 4.0
@@ -75,6 +80,12 @@ class DecoupledTargets(Term):
     TCKD + (1 - p_label of the teacher) * NCKD: a confident teacher hides what it knows about the other classes.
     Source: Zhao et al. 2022, https://arxiv.org/abs/2203.08679, section 3; T^2 as in the authors' code, ``dkd_loss`` of
     https://github.com/megvii-research/mdistiller.
+
+    Attributes:
+        temperature: T, by which both networks' logits are divided.
+        target_weight: of TCKD.
+        nontarget_weight: of NCKD.
+        weight: scale of the term within the sum of terms.
     """
 
     temperature: float = 4.0
@@ -102,6 +113,12 @@ class Relations(Term):
     L_inter = mean over images of 1 - Pearson(p_s[i, :], p_t[i, :]); L_intra the same over classes, p[:, j].
     Source: Huang et al. 2022, https://arxiv.org/abs/2205.10536, section 3; T^2 as in the authors' code, class
     ``DIST`` of https://github.com/hunto/DIST_KD. L_intra needs batches of several images.
+
+    Attributes:
+        temperature: T, by which both networks' logits are divided.
+        inter_weight: of L_inter.
+        intra_weight: of L_intra.
+        weight: scale of the term within the sum of terms.
     """
 
     temperature: float = 1.0
@@ -130,6 +147,10 @@ class StandardizedLogits(Term):
     inner term's (the authors' base temperature is 2, their KD weight 9).
     Source: Sun et al. 2024 (CVPR), https://arxiv.org/abs/2403.01427; std with divisor classes - 1 and 1e-7 added, as in
     the authors' code, ``normalize`` of https://github.com/sunshangquan/logit-standardization-KD.
+
+    Attributes:
+        term: what is made of the z-scores.
+        weight: scale of the term within the sum of terms.
     """
 
     term: Term
@@ -156,7 +177,10 @@ class AttentionTransfer(Term):
     over positions where they average, so that a weight means the same for every map size; a pair's value lies in
     [0, 2]. Of two maps of different size the larger is averaged down to the smaller.
 
-    student_layers, teacher_layers: module names, paired in order.
+    Attributes:
+        student_layers: module names, paired in order.
+        teacher_layers: module names, paired in order.
+        weight: scale of the term within the sum of terms.
     """
 
     student_layers: Sequence[str]
@@ -187,8 +211,10 @@ class AttentionTransfer(Term):
 class Distillation:
     """The training loss (1 - alpha) * hard + alpha * sum of terms; hard is the run's loss on the labels.
 
-    teacher: where the teacher comes from. terms: what is learned from it. alpha: the teacher's share, in [0, 1];
-    0 is plain training, and the teacher is not even loaded.
+    Attributes:
+        teacher: where the teacher comes from.
+        terms: what is learned from it.
+        alpha: the teacher's share, in [0, 1]; 0 is plain training, and the teacher is not even loaded.
     """
 
     teacher: Teacher
@@ -219,12 +245,7 @@ class DistillationLoss:
     """``Distillation`` bound to a teacher, a student and a data set. No ``nn.Module``: it registers nowhere."""
 
     def __init__(
-        self,
-        hard: LabelLoss,
-        teacher: TeacherOutputs,
-        terms: Sequence[Term],
-        alpha: float,
-        taps: FeatureTaps,
+        self, hard: LabelLoss, teacher: TeacherOutputs, terms: Sequence[Term], alpha: float, taps: FeatureTaps
     ) -> None:
         self.hard, self.teacher, self.terms, self.alpha, self.taps = hard, teacher, tuple(terms), alpha, taps
 

@@ -28,7 +28,9 @@ class EpochLog(Callback):
 
     Where no progress bar is shown, as in a file, each epoch is printed as a line.
 
-    path: the file. earlier: rows of the stages before this one.
+    Args:
+        path: the file.
+        earlier: rows of the stages before this one.
     """
 
     def __init__(self, path: Path, stage_name: str, earlier: Sequence[Row]) -> None:

@@ -19,8 +19,9 @@ from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.files import load_tensors, save_tensors
 from brainq_torch.quant.calibrate import Method, quantize_post_training
-from brainq_torch.quant.prepare import freeze_batchnorm, freeze_observers, prepare_qat, rebuild, unfreeze
+from brainq_torch.quant.prepare import prepare_qat, rebuild
 from brainq_torch.quant.scheme import Scheme
+from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers, unfreeze
 from brainq_torch.run_files import MANIFEST
 
 
@@ -30,11 +31,12 @@ class Qat:
 
     It starts from plain post-training quantization: ranges calibrated on un-augmented training images.
 
-    observer_epochs: epochs in which activation ranges still follow the data, counted over all stages.
-    batchnorm_epochs: epochs in which BatchNorm uses and updates batch statistics; 0 trains what will be deployed.
-    calibration_images: class-balanced training images for the start, those that ``export`` draws, too.
-    method: how a range is chosen from them.
-    scheme: bit widths.
+    Attributes:
+        observer_epochs: epochs in which activation ranges still follow the data, counted over all stages.
+        batchnorm_epochs: epochs in which BatchNorm uses and updates batch statistics; 0 trains what will be deployed.
+        calibration_images: class-balanced training images for the start, those that ``export`` draws, too.
+        method: how a range is chosen from them.
+        scheme: bit widths.
     """
 
     observer_epochs: int = 1
@@ -66,7 +68,7 @@ def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Modul
 
 
 def load_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module:
-    """Return the finalized network that ``start_ptq`` kept. model: a float network of the same architecture."""
+    """Return the finalized network that ``start_ptq`` kept, given a float one of the same architecture."""
     quantized = rebuild(model, options.scheme.to_json())
     quantized.load_state_dict(load_tensors(data.out / "checkpoints" / "ptq.pt"))
     return quantized
@@ -75,7 +77,10 @@ def load_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module
 def choose(labels: NDArray[Any], ptq: NDArray[Any], qat: NDArray[Any]) -> Literal["ptq", "qat"]:
     """Name the better network on validation images: more right, or as many right with the lower cross-entropy.
 
-    labels: (N,) int64. ptq, qat: logits, (N, classes) float32.
+    Args:
+        labels: (N,) int64.
+        ptq: logits (N, classes) float32 of the calibrated network.
+        qat: those of the trained one.
     """
 
     def rank(logits: NDArray[Any]) -> tuple[int, float]:
@@ -88,7 +93,8 @@ def choose(labels: NDArray[Any], ptq: NDArray[Any], qat: NDArray[Any]) -> Litera
 class QatSchedule(Callback):
     """Freeze observers and BatchNorm when their epochs are over, also after a resume.
 
-    epochs_before: epochs of the stages before this one.
+    Args:
+        epochs_before: epochs of the stages before this one.
     """
 
     def __init__(self, options: Qat, epochs_before: int) -> None:

@@ -16,14 +16,18 @@ from torch import nn
 class Stage:
     """One stage of training; a run goes through a list of them, each starting from the best weights of the one before.
 
-    name: names its checkpoints and its lines in log.csv.
-    epochs: most epochs it takes.
-    train: ``head`` (the backbone is frozen, its BatchNorm in eval mode) or ``all``.
-    rate: learning rate at its highest.
-    schedule: ``constant``; ``cosine`` falls to 1 % of the rate over the stage; ``plateau`` divides the rate by 5 when
-        the validation loss has not improved for ``patience`` epochs.
-    warmup_steps: optimizer steps over which the rate rises linearly from 1 % (not with ``plateau``).
-    stop_after: epochs without a better validation loss after which the stage ends early; 0 never.
+    Attributes:
+        name: names its checkpoints and its lines in log.csv.
+        epochs: most epochs it takes.
+        train: ``head`` (the backbone is frozen, its BatchNorm in eval mode) or ``all``.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum of 0.9.
+        rate: learning rate at its highest.
+        weight_decay: of weights; biases and BatchNorm are not decayed.
+        schedule: ``constant``; ``cosine`` falls to 1 % of the rate over the stage; ``plateau`` divides the rate by 5
+            when the validation loss has not improved for ``patience`` epochs.
+        warmup_steps: optimizer steps over which the rate rises linearly from 1 % (not with ``plateau``).
+        patience: epochs that ``plateau`` waits.
+        stop_after: epochs without a better validation loss after which the stage ends early; 0 never.
     """
 
     name: str
@@ -59,7 +63,7 @@ def make_optimizer(stage: Stage, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def make_schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
-    """Build the stage's schedule in the form Lightning takes. steps: optimizer steps of the whole stage."""
+    """Build the stage's schedule, over so many optimizer steps, in the form Lightning takes."""
     if stage.schedule == "plateau":
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.2, patience=stage.patience)
         return {"scheduler": plateau, "interval": "epoch", "monitor": "val_loss"}

@@ -1,22 +1,20 @@
-"""Teacher logits per image: kept on disk by manifest path, and out-of-fold assignments for teachers that memorise."""
+"""Teacher logits per image: kept on disk by manifest path."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels
-from brainq_torch.data.dataset.manifest import ManifestRow, manifest_folder, number_groups
+from brainq_torch.data.dataset.manifest import ManifestRow, manifest_folder
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, BrainqError, hash_file
@@ -34,7 +32,11 @@ class TeacherLogits:
     A line holds the manifest's path and SHA-256, the teacher's name, and the logits; float32 values survive the text
     exactly. Lines are only ever appended, so filling can be killed and continued: a torn last line is dropped.
 
-    file: created by the first ``add``. Raises TeacherLogitsError when it exists and is not ours.
+    Args:
+        file: created by the first ``add``.
+
+    Raises:
+        TeacherLogitsError: it exists and is not ours.
     """
 
     def __init__(self, file: Path) -> None:
@@ -49,14 +51,18 @@ class TeacherLogits:
     def missing(self, rows: Sequence[ManifestRow], teacher: str) -> list[ManifestRow]:
         """Return the rows that have no logits yet, in order.
 
-        Raises TeacherLogitsError when a row has logits of another teacher, or of another image under the same path.
+        Raises:
+            TeacherLogitsError: a row has logits of another teacher, or of another image under the same path.
         """
         return [row for row in rows if not self._holds(row, teacher)]
 
     def add(self, rows: Sequence[ManifestRow], teacher: str, logits: Tensor) -> None:
         """Append logits and flush them to disk.
 
-        logits: (len(rows), classes) float32, finite. teacher: names the network that made them; see ``fingerprint``.
+        Args:
+            rows: the images.
+            teacher: names the network that made the logits; see ``fingerprint``.
+            logits: (len(rows), classes) float32, finite.
         """
         if tuple(logits.shape) != (len(rows), len(CLASSES)) or not torch.isfinite(logits).all():
             raise TeacherLogitsError(
@@ -75,7 +81,8 @@ class TeacherLogits:
     def lookup(self, rows: Sequence[ManifestRow]) -> Tensor:
         """Return the rows' logits, (len(rows), classes) float32, whichever teachers made them.
 
-        Raises TeacherLogitsError naming images that have none, or whose file has changed since.
+        Raises:
+            TeacherLogitsError: an image has none, or its file has changed since.
         """
         absent = [row.path for row in rows if row.path not in self._entries]
         if absent:
@@ -136,7 +143,15 @@ def fill(
 ) -> None:
     """Compute what is missing, with a progress bar; a killed call continues where the last finished batch ended.
 
-    compute: manifest rows -> (N, classes) float32 logits. Raises TeacherLogitsError as ``missing`` and ``add`` do.
+    Args:
+        logits: the file to fill.
+        rows: the images.
+        teacher: name of the network, see ``fingerprint``.
+        compute: manifest rows -> (N, classes) float32 logits.
+        batch_size: images at once.
+
+    Raises:
+        TeacherLogitsError: as of ``missing`` and ``add``.
     """
     todo = logits.missing(rows, teacher)
     with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="teacher logits", unit="image") as progress:
@@ -149,7 +164,15 @@ def fill(
 def fill_from_runs(logits: TeacherLogits, runs: Sequence[Path], rows: Sequence[ManifestRow], data_root: Path) -> None:
     """Fill with the mean logits of trained runs, each reading the images at its own size.
 
-    rows: paths are relative to ``data_root``. Raises RunError when a run cannot be loaded, and as ``fill`` does.
+    Args:
+        logits: the file to fill.
+        runs: run folders.
+        rows: the images, their paths relative to ``data_root``.
+        data_root: the folder of the images.
+
+    Raises:
+        RunError: a run cannot be loaded.
+        TeacherLogitsError: as of ``fill``.
     """
     teachers = [load_run(run) for run in runs]
 
@@ -164,32 +187,3 @@ def fill_from_runs(logits: TeacherLogits, runs: Sequence[Path], rows: Sequence[M
 def _infer(model: nn.Module, pixels: NDArray[np.uint8]) -> Tensor:
     logits: Tensor = model.eval()(torch.from_numpy(scale_pixels(pixels)))
     return logits.float()
-
-
-def make_fold_manifests(rows: Sequence[ManifestRow], folds: int, seed: int) -> list[list[ManifestRow]]:
-    """Split a run's training images into grouped, stratified folds, one manifest per fold, for out-of-fold teachers.
-
-    A teacher that has memorised its training images gives them one-hot logits, which teach little. So teacher k is
-    trained on manifest k, whose ``Training`` part is every other fold, and then gives logits to fold k, which is
-    that manifest's ``Testing`` part: its metrics are the out-of-fold ones. ``val`` stays; the run's own Testing images
-    are in no manifest. Images of one group stay in one fold; a row without a group is a group of its own.
-
-    Raises ValueError when there are fewer than 2 folds or a class has fewer groups than there are folds.
-    """
-    training = [row for row in rows if row.split == "Training"]
-    groups = number_groups(training)
-    labels = [row.label for row in training]
-    fewest = min(len({group for group, found in zip(groups, labels, strict=True) if found == name}) for name in CLASSES)
-    if not 2 <= folds <= fewest:
-        raise ValueError(f"folds is {folds}; allowed are 2 to {fewest}, the number of groups in the smallest class")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    fold_of = {
-        training[position].path: fold
-        for fold, (_, held_out) in enumerate(splitter.split(training, labels, groups))
-        for position in held_out
-    }
-    kept = [row for row in rows if row.split != "Testing"]
-    return [
-        [replace(row, split="Testing") if fold_of.get(row.path) == fold else row for row in kept]
-        for fold in range(folds)
-    ]

@@ -22,7 +22,8 @@ from brainq_torch.abstention.policy import UNCERTAIN, Abstention, softmax
 from brainq_torch.checksum import find_damage
 from brainq_torch.console import printable, without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, looks_like_image, read_grey
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.encoding import UINT8_SHIFT
-from brainq_torch.quant.prepare import activation_quantizers, running_order, scheme_of
+from brainq_torch.quant.layers import activation_quantizers, running_order, scheme_of
 from export.extra import import_extra
 from export.graph.encodings import activation_of, read_encodings
 from export.graph.flatbuffer import constant, read_model, write_model

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brainq_torch.evaluation.metrics import compare_predictions
+from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run_files import hash_file
 from export.run.metadata import MetadataError, read_metadata

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
-from brainq_torch import fit
+from brainq_torch import finish, fit
 from brainq_torch.data.dataset.manifest import read_manifest, write_manifest
 from brainq_torch.fit import main
 from brainq_torch.run import load_run, read_checkpoint
+from brainq_torch.training import loop
 from brainq_torch.training.log import read_log
 from tests.conftest import TINY
 
@@ -83,8 +84,8 @@ def test_a_run_knows_when_not_to_answer(uninterrupted):
 
 def test_a_resume_searches_for_no_copies_again(phantoms, uninterrupted, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(fit, "_train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
-    monkeypatch.setattr(fit, "_start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
+    monkeypatch.setattr(fit, "train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
+    monkeypatch.setattr(fit, "start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
     with pytest.raises(_Killed):
         main(_words(phantoms, out))
     monkeypatch.undo()
@@ -158,11 +159,11 @@ def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
         die_after(fit.ImageDataModule, "prepare_data", lambda *_: True)
     elif moment.startswith("first"):
         wanted = f"2-all/{moment.split()[1]}.ckpt"
-        die_after(fit.ModelCheckpoint, "_save_checkpoint", lambda _self, _trainer, path: str(path).endswith(wanted))
+        die_after(loop.ModelCheckpoint, "_save_checkpoint", lambda _self, _trainer, path: str(path).endswith(wanted))
     elif moment == "stage done":
         die_after(Path, "touch", lambda path: path.name == "done")
     else:
-        die_after(fit, "save_checkpoint", lambda *_: True)
+        die_after(finish, "save_checkpoint", lambda *_: True)
     with pytest.raises(_Killed):
         main(_words(phantoms, out))
     monkeypatch.undo()
@@ -216,8 +217,8 @@ def test_changed_images_stop_a_resume(tmp_path, monkeypatch, capsys):
 
     root, out = tmp_path / "data", tmp_path / "run"
     write_phantoms(root, 6, 1, seed=0, size=32)
-    monkeypatch.setattr(fit, "_train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
-    monkeypatch.setattr(fit, "_start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
+    monkeypatch.setattr(fit, "train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
+    monkeypatch.setattr(fit, "start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
     with pytest.raises(_Killed):
         main(_words(root, out))
     monkeypatch.undo()
@@ -280,7 +281,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatc
     def full(*_):
         raise OSError("6553600 requested and 2928512 written")  # numpy's words
 
-    monkeypatch.setattr(fit.EpochLog, "on_train_epoch_end", full)
+    monkeypatch.setattr(loop.EpochLog, "on_train_epoch_end", full)
     monkeypatch.setattr(fit.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 4096}))
     assert main(_words(phantoms, out)) == 2
     assert "the disk is full" in capsys.readouterr().err

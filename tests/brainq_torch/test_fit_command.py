@@ -13,6 +13,11 @@ import torch
 from brainq_torch import fit
 from brainq_torch.fit import main, make_parser
 from brainq_torch.run import read_checkpoint
+from brainq_torch.training.classifier import Classifier
+from brainq_torch.training.distill import Distillation, Term
+from brainq_torch.training.qat import Qat
+from brainq_torch.training.stages import Stage
+from brainq_torch.training.teacher import Teacher
 from tests.conftest import TINY
 
 
@@ -132,7 +137,7 @@ def test_a_signal_ends_it_with_its_code_and_the_advice(
     number, code, moment, phantoms, whole, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "run"
-    owner, name = (fit, "_start_model") if moment == "before" else (fit.Classifier, "validation_step")
+    owner, name = (fit, "start_model") if moment == "before" else (Classifier, "validation_step")
     original = getattr(owner, name)
 
     def interrupt(*arguments):
@@ -158,7 +163,7 @@ def test_slurm_requeues_the_job_and_it_ends_with_the_same_weights(phantoms, whol
     monkeypatch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
     for name, value in {"NTASKS": 1, "JOB_NAME": "train", "JOB_ID": 77, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    step, count = fit.Classifier.training_step, []
+    step, count = Classifier.training_step, []
 
     def requeue(*arguments):
         count.append(1)
@@ -167,7 +172,7 @@ def test_slurm_requeues_the_job_and_it_ends_with_the_same_weights(phantoms, whol
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr(fit.Classifier, "training_step", requeue)
+    monkeypatch.setattr(Classifier, "training_step", requeue)
     assert main([*words_for(phantoms, out), "--resume"]) == 143
     assert asked.read_text() == "requeue 77\n"
     assert main([*words_for(phantoms, out), "--resume"]) == 0
@@ -185,3 +190,12 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(whole, tmp_path, capsys
     assert main(["--resume", "--out", str(out)]) == 0
     assert "last.previous.ckpt is trained again" in capsys.readouterr().err
     assert same_weights(whole, out)
+
+
+def test_every_own_flag_has_a_text():
+    parser = make_parser()
+    for part in (Stage, Qat, Distillation, *Term.__subclasses__(), *Teacher.__subclasses__()):
+        parser.add_class_arguments(part, part.__name__)
+    own = [action for action in parser._actions if not action.dest.startswith(("trainer.", "data."))]
+    assert len(own) > 80
+    assert not [action.dest for action in own if not action.help]

@@ -80,17 +80,6 @@ def test_other_processes_of_a_training_leave_the_lock_to_the_first(text, tmp_pat
             assert (first, second) == (True, True)
 
 
-def test_an_option_newer_than_the_run_does_not_stop_a_resume(text, tmp_path):
-    config = yaml.safe_load(text)
-    del config["data"]["manifest"], config["data"]["groups"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    resume._check_same(tmp_path, text)
-    del config["data"]["batch_size"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(RunError, match=r"data\.batch_size: None -> 8"):
-        resume._check_same(tmp_path, text)
-
-
 def test_what_belongs_to_the_machine_may_change(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     own = ["--config", str(tmp_path / "config.yaml")]

@@ -7,8 +7,9 @@ import torch
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.models import build_model
-from brainq_torch.run import RunError, describe_environment, load_run, read_checkpoint, save_checkpoint
+from brainq_torch.models import ModelOptions, build_model
+from brainq_torch.provenance import describe_environment
+from brainq_torch.run import RunError, load_run, read_checkpoint, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT
 
 
@@ -31,7 +32,8 @@ def test_a_run_comes_back_whole(tiny_run, phantoms):
 
 def test_weights_are_saved_to_the_bit(tmp_path):
     model = build_model("mobilenetv2", width_mult=0.35)
-    save_checkpoint(tmp_path / CHECKPOINT, model, "mobilenetv2", {"width_mult": 0.35}, PixelSpec(64), CLASSES)
+    options = ModelOptions("mobilenetv2", arguments={"width_mult": 0.35})
+    save_checkpoint(tmp_path / CHECKPOINT, model, options, PixelSpec(64), CLASSES)
     state = read_checkpoint(tmp_path / CHECKPOINT)["state_dict"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

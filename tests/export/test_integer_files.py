@@ -9,8 +9,9 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models import ModelOptions
 from brainq_torch.quant.calibrate import quantize_post_training
-from brainq_torch.quant.prepare import activation_quantizers
+from brainq_torch.quant.layers import activation_quantizers
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import load_run, save_checkpoint
 from export import integer_files as int8
@@ -46,9 +47,8 @@ def quantized_run(tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "quantized")
     run = load_run(folder)
     network = quantize_post_training(run.model, check_run_images(run).calibration(8).pixels, Scheme())
-    save_checkpoint(
-        folder / "model.ckpt", network, run.model_name, run.model_arguments, run.pixels, run.classes, Scheme().to_json()
-    )
+    options = ModelOptions(run.model_name, arguments=run.model_arguments)
+    save_checkpoint(folder / "model.ckpt", network, options, run.pixels, run.classes)
     return folder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brainq_torch.fit import main as fit_main
-from brainq_torch.quant.prepare import weighted_layers
+from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
 from brainq_torch.run import load_run
 from export.__main__ import main as export_main
@@ -46,13 +46,13 @@ def file_integers(folder):
 @pytest.fixture(scope="module")
 def trained(tiny_run, phantoms, tmp_path_factory):
     """A run trained with 4-bit weights, kept whether or not training helped, and its export."""
-    from brainq_torch import fit
+    from brainq_torch import finish
 
     out = tmp_path_factory.mktemp("runs") / "w4"
     qat = json.dumps({"calibration_images": 8, "scheme": SCHEME})
     words = [*TINY, f"--data.root={phantoms}", f"--out={out}", f"--init={tiny_run}", f"--qat={qat}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "choose", lambda *_: "qat")
+        patch.setattr(finish, "choose", lambda *_: "qat")
         assert fit_main([*words, "--stages=[{name: qat, epochs: 2, rate: 3e-3}]"]) == 0
     assert export_main([str(out)]) == 0  # w4a8 is what such a run makes by default
     return out

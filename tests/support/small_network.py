@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub
 
 from brainq_torch.data.pixels import scale_pixels
-from brainq_torch.quant.prepare import DeQuantStub, FloatFunctional, QuantStub
 
 SIDE = 36
 """9 x 9 pixels reach the pooling: an odd number, whose mean ONNX Runtime may take in its integer kernel."""

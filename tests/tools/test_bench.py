@@ -9,9 +9,9 @@ import yaml
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.models import build_model
-from brainq_torch.run import CHECKPOINT as RUN_CHECKPOINT
+from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
+from brainq_torch.run_files import CHECKPOINT as RUN_CHECKPOINT
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_float_onnx, write_float_tflite, write_int8_tflite
 from tools.bench import __main__ as bench
@@ -106,7 +106,8 @@ def test_a_run_folder_runs_in_pytorch(tmp_path):
     torch.manual_seed(0)
     arguments = {"width_mult": 0.1}
     model = build_model("mobilenetv2", **arguments)
-    save_checkpoint(tmp_path / RUN_CHECKPOINT, model, "mobilenetv2", arguments, PixelSpec(32), CLASSES)
+    options = ModelOptions("mobilenetv2", arguments=arguments)
+    save_checkpoint(tmp_path / RUN_CHECKPOINT, model, options, PixelSpec(32), CLASSES)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
     engine = torch_engine(tmp_path, 1)
     assert engine.load()().shape == (1, 4)

@@ -17,7 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.models import build_model
+from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
 from tools import evaluate
 
@@ -211,7 +211,8 @@ def write_run(folder, classes=CLASSES):
     arguments = {"width_mult": 0.1}
     folder.mkdir()
     model = build_model("mobilenetv2", **arguments)
-    save_checkpoint(folder / "model.ckpt", model, "mobilenetv2", arguments, PixelSpec(32), classes)
+    options = ModelOptions("mobilenetv2", arguments=arguments)
+    save_checkpoint(folder / "model.ckpt", model, options, PixelSpec(32), classes)
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
     return folder
 

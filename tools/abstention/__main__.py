@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers

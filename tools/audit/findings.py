@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import ImageFolder
+from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.leakage.candidates import ORIENTATIONS, orient, shrink
 from brainq_torch.data.leakage.check import (
     NEIGHBOUR_SIDE,

@@ -15,9 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.evaluation.metrics import compare_predictions, compute_metrics
-from brainq_torch.quant.low_bits import LowBits, quantize_low_bits
-from brainq_torch.quant.prepare import weighted_layers
+from brainq_torch.evaluation.comparison import compare_predictions
+from brainq_torch.evaluation.metrics import compute_metrics
+from brainq_torch.quant.layers import weighted_layers
+from brainq_torch.quant.low_bits import Bookkeeping, LowBits, quantize_low_bits
 from brainq_torch.quant.rounding import Method, Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.quant.sensitivity import Sensitivity, measure_sensitivity
@@ -134,7 +135,7 @@ class Measure:
     def _quantize(self, method: Method, scheme: Scheme, name: str) -> LowBits:
         return quantize_low_bits(
             float_model(self.run), self.calibration.pixels, scheme, Rounding(method=method),
-            state=self.run.folder / STATE, progress=lambda names: _bar(names, name),
+            books=Bookkeeping(self.run.folder / STATE, lambda names: _bar(names, name)),
         )  # fmt: skip
 
     def _describe(self, method: str, logits: NDArray[Any], bits: float) -> dict[str, Any]:

@@ -11,13 +11,8 @@ from scipy.special import softmax
 from sklearn.metrics import cohen_kappa_score
 
 from brainq_torch.abstention.policy import fit_temperature
-from brainq_torch.evaluation.metrics import (
-    ECE_BINS,
-    Comparison,
-    Metrics,
-    compare_predictions,
-    compute_metrics,
-)
+from brainq_torch.evaluation.comparison import Comparison, compare_predictions
+from brainq_torch.evaluation.metrics import ECE_BINS, Metrics, compute_metrics
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS, PairedDifference, compare_paired, judge_all
 from tools.report.stored_study import MeasuredRow, Predictions, Study
 

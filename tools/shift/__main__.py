@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import take_in_turn
-from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem
-from brainq_torch.data.dataset.sample import sort_problems
+from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, natural

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from brainq_torch.lock import LockedError, hold_lock
-from brainq_torch.provenance import CODE, find_commit, is_dirty
+from brainq_torch.provenance import CODE, find_commit, find_versions, is_dirty
 from brainq_torch.run_files import BrainqError, hash_file, write_json
 from tools.command import CommandError
 from tools.study.process import describe_end, run_logged
@@ -214,10 +213,4 @@ def _processor_seconds() -> float:
 
 def _describe_packages() -> str:
     """Return the versions of the packages that results depend on."""
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} none")
-    return " ".join(found)
+    return " ".join(f"{name} {found or 'none'}" for name, found in find_versions(_PACKAGES).items())

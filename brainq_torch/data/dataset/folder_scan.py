@@ -11,7 +11,8 @@ from pathlib import Path
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES, class_of_folder, split_of_folder
 from brainq_torch.data.dataset.sample import DataFolderError, ImageRecord, Problem, Severity
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, UnreadableImageError, looks_like_image, read_origin
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, looks_like_image, read_origin
 from brainq_torch.data.reading.raster import PICTURE_SUFFIXES
 
 LAYOUTS = f"""Allowed layouts, where {{class}} is {", ".join(CLASSES)} or a name that means one of them:

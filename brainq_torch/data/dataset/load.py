@@ -16,7 +16,8 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.folder_scan import LAYOUTS, FolderWalk
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import GreyImage, UnreadableImageError, read_grey
+from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
+from brainq_torch.data.reading.image import read_grey
 
 __all__ = ["DataFolderError", "ImageFolder", "ImageRecord", "Problem", "load_pixels", "scan_folder"]
 

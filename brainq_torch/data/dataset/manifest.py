@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import ImageFolder, ImageRecord
+from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.tables import read_table
 from brainq_torch.run_files import BrainqError, hash_file
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import ImageFolder, load_pixels
+from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestError,
     ManifestRow,
@@ -24,7 +24,7 @@ from brainq_torch.data.dataset.manifest import (
     stratified_split,
     verify_manifest,
 )
-from brainq_torch.data.dataset.sample import ImageRecord
+from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_split
 from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups
 

@@ -7,7 +7,8 @@ from PIL import Image
 from scipy.stats import bootstrap
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.evaluation.metrics import compare_predictions, compute_metrics, plot_confusion
+from brainq_torch.evaluation.comparison import compare_predictions
+from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
 
 # Ten images, worked out by hand. Row: label, prediction.
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])

@@ -12,8 +12,10 @@ from brainq_torch.quant.calibrate import (
     collect_histograms,
     quantize_post_training,
 )
-from brainq_torch.quant.prepare import activation_quantizers, check_finalized, prepare_qat, unfreeze
+from brainq_torch.quant.layers import activation_quantizers
+from brainq_torch.quant.prepare import check_finalized, prepare_qat
 from brainq_torch.quant.scheme import Scheme
+from brainq_torch.quant.switches import unfreeze
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +53,6 @@ def test_an_outlier_is_clipped_and_zero_stays(method):
     assert 3 < high < 8
 
 
-def test_entropy_clips_a_long_tail_but_not_a_box():
-    values = np.abs(np.random.default_rng(0).standard_t(3, size=200_000))
-    assert _CHOOSERS["entropy"](_histogram(values))[1] < values.max() * 0.8
-    box = np.random.default_rng(0).uniform(-1, 1, 200_000)
-    low, high = _CHOOSERS["entropy"](_histogram(box))
-    assert low == pytest.approx(-1, abs=0.05)
-    assert high == pytest.approx(1, abs=0.05)
-
-
 def test_min_max_keeps_everything():
     assert _CHOOSERS["min_max"](_histogram(np.array([-3.0, 0.0, 7.0]))) == (-3.0, 7.0)
 
@@ -76,18 +69,15 @@ def test_histograms_count_every_value(float_model, pixels):
     assert prepared.training
 
 
-# entropy clips hard: it minds how values are distributed, not how far the clipped ones move
-@pytest.mark.parametrize(
-    ("method", "least"), [("min_max", 0.97), ("percentile", 0.97), ("mse", 0.97), ("entropy", 0.7)]
-)
-def test_calibrated_network_is_finalized_and_near_the_float_one(float_model, pixels, method, least):
+@pytest.mark.parametrize("method", ["min_max", "percentile", "mse"])
+def test_calibrated_network_is_finalized_and_near_the_float_one(float_model, pixels, method):
     quantized = quantize_post_training(float_model, pixels, method=method)
     check_finalized(quantized)
     images = _scaled(pixels)
     with torch.no_grad():
         ours, exact = quantized.features[:5](quantized.quant(images)), float_model.features[:5](images)
     # the first blocks: behind them a network of random weights amplifies every rounding
-    assert torch.corrcoef(torch.stack([ours.flatten(), exact.flatten()]))[0, 1] > least
+    assert torch.corrcoef(torch.stack([ours.flatten(), exact.flatten()]))[0, 1] > 0.97
 
 
 def test_a_calibrated_network_can_go_on_training(float_model, pixels):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from brainq_torch.quant import low_bits
-from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
-from brainq_torch.quant.prepare import PrepareError, prepare_qat, settle_layer, weighted_layers
+from brainq_torch.quant.layers import PrepareError, weighted_layers
+from brainq_torch.quant.low_bits import W4A8, Bookkeeping, quantize_low_bits
+from brainq_torch.quant.prepare import prepare_qat, settle_layer
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme, encode_weight_clipped, quantize_weight
 from tests.support.small_network import as_input, small_images, small_network
@@ -103,19 +104,20 @@ def die_after(count):
 
 def test_a_killed_run_continues_to_the_same_bytes(network, tmp_path, monkeypatch):
     straight, _, _ = quantize_low_bits(network, small_images(), EVERY_LAYER, FEW_POSITIONS)
+    books, dying = Bookkeeping(tmp_path), Bookkeeping(tmp_path, die_after(3))
     with pytest.raises(Killed):
-        quantize_low_bits(network, small_images(), EVERY_LAYER, FEW_POSITIONS, state=tmp_path, progress=die_after(3))
+        quantize_low_bits(network, small_images(), EVERY_LAYER, FEW_POSITIONS, books=dying)
     (folder,) = {path.parent for path in tmp_path.rglob("point.0.pt")}
     (folder / "norm.pt.partial").write_bytes(b"half a file")
     learned = []
     learn = low_bits.learn_layer
     monkeypatch.setattr(low_bits, "learn_layer", lambda layer, *rest: learned.append(layer.name) or learn(layer, *rest))
-    resumed, errors, _ = quantize_low_bits(network, small_images(), EVERY_LAYER, FEW_POSITIONS, state=tmp_path)
+    resumed, errors, _ = quantize_low_bits(network, small_images(), EVERY_LAYER, FEW_POSITIONS, books=books)
     assert learned == ["norm", "down", "classifier"]
     assert len(errors) == 6
     wanted, found = straight.state_dict(), resumed.state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
     learned.clear()
-    quantize_low_bits(network, small_images(seed=9), EVERY_LAYER, FEW_POSITIONS, state=tmp_path)
+    quantize_low_bits(network, small_images(seed=9), EVERY_LAYER, FEW_POSITIONS, books=books)
     assert len(learned) == 6  # other images: nothing of the old state is used

@@ -61,11 +61,11 @@ def test_adaround_beats_nearest_between_the_same_two_integers():
     target = Target(rows, rows[:, 0] @ weight[0].T + bias, relu=True)
     scale = weight.abs().amax(2) / 3
     options = Rounding(iterations=300, rows=64, rate=0.1)
-    found = adaround(weight, bias, scale, target, 3, options, seed=0)
+    found = adaround(weight, scale, target, 3, options, seed=0)
     nearest = (weight / scale[..., None]).round()
     assert target.error(found * scale[..., None], bias) < 0.85 * target.error(nearest * scale[..., None], bias)
     assert (found - weight / scale[..., None]).abs().max() <= 1
-    assert torch.equal(found, adaround(weight, bias, scale, target, 3, options, seed=0))
+    assert torch.equal(found, adaround(weight, scale, target, 3, options, seed=0))
 
 
 def test_descent_finds_the_best_of_all_integers():

@@ -19,7 +19,8 @@ from brainq_torch.training.distill import (
     SoftTargets,
     StandardizedLogits,
 )
-from brainq_torch.training.teacher import FrozenTeacher, Outputs, Teacher
+from brainq_torch.training.teacher import Teacher
+from brainq_torch.training.teacher_outputs import FrozenTeacher, Outputs
 
 STUDENT = [[2.0, 0.5, -1.0, 0.0], [0.0, 1.0, 3.0, -2.0]]
 TEACHER = [[3.0, 1.0, 0.0, -1.0], [-1.0, 2.0, 2.5, 0.5]]

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from brainq_torch import fit
+from brainq_torch import finish
 from brainq_torch.fit import main
 from brainq_torch.quant.calibrate import quantize_post_training
-from brainq_torch.quant.prepare import check_finalized, is_fake_quantized
+from brainq_torch.quant.layers import is_fake_quantized
+from brainq_torch.quant.prepare import check_finalized
 from brainq_torch.run import load_run, read_checkpoint
+from brainq_torch.training import loop
 from brainq_torch.training.log import read_log
 from brainq_torch.training.qat import choose
 from export.run.sample import check_run_images
@@ -75,14 +77,14 @@ class _Killed(BaseException):
 
 def test_a_killed_run_resumes_to_the_same_integers(qat_run, tiny_run, phantoms, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    original = fit.ModelCheckpoint._save_checkpoint
+    original = loop.ModelCheckpoint._save_checkpoint
 
     def die(self, trainer, path):
         original(self, trainer, path)
         if str(path).endswith("last.ckpt"):
             raise _Killed
 
-    monkeypatch.setattr(fit.ModelCheckpoint, "_save_checkpoint", die)
+    monkeypatch.setattr(loop.ModelCheckpoint, "_save_checkpoint", die)
     with pytest.raises(_Killed):
         main(_words(tiny_run, phantoms, out))
     monkeypatch.undo()
@@ -112,7 +114,7 @@ def test_the_better_network_is_kept(ptq, qat, kept):
 
 
 def test_training_that_does_not_help_keeps_the_calibrated_network(tiny_run, phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fit, "choose", lambda *_: "ptq")
+    monkeypatch.setattr(finish, "choose", lambda *_: "ptq")
     out = tmp_path / "run"
     assert main(_words(tiny_run, phantoms, out)) == 0
     assert "the calibrated network is kept" in capsys.readouterr().out

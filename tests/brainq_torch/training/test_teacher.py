@@ -14,15 +14,16 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest, write
 from brainq_torch.data.decoded import Batch
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import main
-from brainq_torch.models import build_model
+from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.pretrained import PretrainedError
 from brainq_torch.run import RunError, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST
 from brainq_torch.training.classifier import Classifier, CrossEntropy
 from brainq_torch.training.distill import Distillation, SoftTargets
 from brainq_torch.training.stages import Stage
-from brainq_torch.training.teacher import CachedTeacher, FeatureTaps, RunTeacher, TimmTeacher, ViewTeacher
+from brainq_torch.training.teacher import CachedTeacher, RunTeacher, TimmTeacher, ViewTeacher
 from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError
+from brainq_torch.training.teacher_outputs import FeatureTaps
 
 SIZE = 32
 ARGUMENTS = {"width_mult": 0.1}
@@ -40,7 +41,8 @@ def write_run(folder, seed):
         norm.momentum = 0.1
     folder.mkdir()
     (folder / CONFIG).write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-    save_checkpoint(folder / CHECKPOINT, model, "mobilenetv2", ARGUMENTS, PixelSpec(SIZE), CLASSES)
+    options = ModelOptions("mobilenetv2", arguments=ARGUMENTS)
+    save_checkpoint(folder / CHECKPOINT, model, options, PixelSpec(SIZE), CLASSES)
     return model.eval().to(memory_format=torch.channels_last)  # as the teacher, so that sums come in one order
 
 
@@ -287,7 +289,7 @@ def test_a_teacher_of_views_says_what_it_would_say_now_and_is_asked_once(tmp_pat
     (tmp_path / "logits.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed in its fourth answer
     again = teacher.load(viewed, [])
     torch.testing.assert_close(again.table, kept.table, atol=1e-6, rtol=1e-5, equal_nan=True)
-    monkeypatch.setattr("brainq_torch.training.teacher.FrozenTeacher.__call__", None)
+    monkeypatch.setattr("brainq_torch.training.teacher_outputs.FrozenTeacher.__call__", None)
     assert torch.equal(teacher.load(viewed, []).table.nan_to_num(), again.table.nan_to_num())
 
 

@@ -1,10 +1,8 @@
 """Teacher logits on disk: exact, resumable, tied to image and teacher; out-of-fold manifests."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +12,7 @@ from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, make_manifest
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import write_phantoms
-from brainq_torch.models import build_model
+from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG
 from brainq_torch.training.teacher_logits import (
@@ -23,7 +21,6 @@ from brainq_torch.training.teacher_logits import (
     fill,
     fill_from_runs,
     fingerprint,
-    make_fold_manifests,
 )
 
 
@@ -124,7 +121,8 @@ def test_runs_fill_at_their_own_size(tmp_path):
         runs.append(tmp_path / f"run{seed}")
         runs[-1].mkdir()
         (runs[-1] / CONFIG).write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-        save_checkpoint(runs[-1] / CHECKPOINT, model, "mobilenetv2", {"width_mult": 0.1}, PixelSpec(size), CLASSES)
+        options = ModelOptions("mobilenetv2", arguments={"width_mult": 0.1})
+        save_checkpoint(runs[-1] / CHECKPOINT, model, options, PixelSpec(size), CLASSES)
         pixels = load_pixels(scan_folder(tmp_path / "data").select("Training"), PixelSpec(size))
         expected += model(torch.from_numpy(scale_pixels(pixels))) / 2
     logits = TeacherLogits(tmp_path / "l.jsonl")
@@ -132,46 +130,3 @@ def test_runs_fill_at_their_own_size(tmp_path):
     torch.testing.assert_close(logits.lookup(rows), expected, atol=1e-5, rtol=1e-5)
     assert logits.missing(rows, fingerprint(runs)) == []
     assert len(set(fingerprint(runs).split("+"))) == 2
-
-
-def grouped_rows():
-    """40 training images in 20 groups of two, 8 for validation, 8 of the test set."""
-    training = [
-        ManifestRow(f"Training/{i}.png", CLASSES[(i // 2) % 4], "Training", f"g{i // 2}", f"{i:064d}")
-        for i in range(40)
-    ]
-    others = [
-        ManifestRow(f"{split}/{i}.png", CLASSES[i % 4], split, "", f"{i + 99:064d}")
-        for split in ("val", "Testing")
-        for i in range(8)
-    ]
-    return training + others
-
-
-@pytest.mark.parametrize("folds", [2, 3])
-def test_folds_cover_every_training_image_once_and_keep_groups_whole(folds):
-    rows = grouped_rows()
-    manifests = make_fold_manifests(rows, folds, seed=0)
-    held_out = Counter(row.path for manifest in manifests for row in manifest if row.split == "Testing")
-    assert held_out == Counter(row.path for row in rows if row.split == "Training")
-    for manifest in manifests:
-        held = {row.group for row in manifest if row.split == "Testing"}
-        assert not held & {row.group for row in manifest if row.split == "Training"}
-        assert {row.label for row in manifest if row.split == "Testing"} == set(CLASSES)
-        assert [row.path for row in manifest if row.split == "val"] == [row.path for row in rows if row.split == "val"]
-        assert len(manifest) == 48  # the run's own test images are in no fold
-    assert manifests == make_fold_manifests(rows, folds, seed=0)
-    assert manifests != make_fold_manifests(rows, folds, seed=1)
-
-
-def test_rows_without_groups_are_their_own_groups():
-    rows = [replace(row, group="") for row in grouped_rows()]
-    sizes = [sum(row.split == "Testing" for row in manifest) for manifest in make_fold_manifests(rows, 4, seed=0)]
-    assert np.sum(sizes) == 40
-    assert max(sizes) - min(sizes) <= 4
-
-
-@pytest.mark.parametrize("folds", [1, 6])
-def test_impossible_folds_are_refused(folds):
-    with pytest.raises(ValueError, match=f"folds is {folds}; allowed are 2 to 5"):
-        make_fold_manifests(grouped_rows(), folds, seed=0)

@@ -15,7 +15,8 @@ from PIL import Image
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import fit_abstention
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.phantom import phantom_images, render_phantom
 from brainq_torch.run import load_run
 from brainq_torch.run_files import PARITY

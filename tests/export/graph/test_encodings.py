@@ -8,7 +8,7 @@ import pytest
 
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
-from brainq_torch.quant.prepare import activation_quantizers, running_order, weighted_layers
+from brainq_torch.quant.layers import activation_quantizers, running_order, weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
 from export.graph.check import check_encodings
 from export.graph.encodings import EncodingError, read_encodings

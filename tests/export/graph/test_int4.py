@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.low_bits import quantize_low_bits
-from brainq_torch.quant.prepare import weighted_layers
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme, quantize_weight
 from export.graph.flatbuffer import operator_name, read_model, schema, unpack_int4, write_model

@@ -8,7 +8,8 @@ import torch
 
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.quant.calibrate import quantize_post_training
-from brainq_torch.quant.prepare import PrepareError, prepare_qat
+from brainq_torch.quant.layers import PrepareError
+from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.scheme import Scheme
 from export.graph.encodings import read_encodings
 from export.graph.onnx_file import read_constants

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import DataFolderError, ImageFolder, ImageRecord, Problem, load_pixels, scan_folder
+from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.image import read_grey
 

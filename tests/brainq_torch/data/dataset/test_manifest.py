@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from brainq_torch.data.dataset.load import ImageRecord, scan_folder
+from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import (
     ManifestError,
     assign_splits,
@@ -12,6 +12,7 @@ from brainq_torch.data.dataset.manifest import (
     verify_manifest,
     write_manifest,
 )
+from brainq_torch.data.dataset.sample import ImageRecord
 
 LABELS = [0] * 50 + [1] * 30 + [2] * 100 + [3] * 20
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import read_grey
 
 FLIPS = 300
 RANDOM = np.random.default_rng(0)

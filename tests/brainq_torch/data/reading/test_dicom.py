@@ -24,7 +24,8 @@ from pydicom.uid import (
 )
 
 from brainq_torch.data.reading.dicom import read_dicom
-from brainq_torch.data.reading.image import UnreadableImageError, looks_like_image, read_grey, read_origin
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import looks_like_image, read_grey, read_origin
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(Invalid value for VR|Expected explicit VR)"

@@ -12,9 +12,11 @@ from PIL import Image
 h5py = pytest.importorskip("h5py", reason="the optional extra 'medical' is not installed")
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.load import DataFolderError, load_pixels, scan_folder
+from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.data.dataset.sample import DataFolderError
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.image import Origin, UnreadableImageError, looks_like_image, read_grey, read_origin
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import Origin, looks_like_image, read_grey, read_origin
 
 IMAGE = (np.add.outer(np.arange(40) * 20, np.arange(60) * 10) + 5).astype(np.int16)  # as MATLAB sees it: 40 rows
 MASK = np.zeros((40, 60), np.uint8)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainq_torch.data.reading.image import MAX_PIXELS, UnreadableImageError, looks_like_image, read_grey
+from brainq_torch.data.reading.grey import MAX_PIXELS, UnreadableImageError
+from brainq_torch.data.reading.image import looks_like_image, read_grey
 from brainq_torch.data.reading.raster import read_picture
 
 

@@ -15,7 +15,8 @@ nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is
 
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 
-from brainq_torch.data.reading.image import Origin, UnreadableImageError, looks_like_image, read_grey, read_origin
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import Origin, looks_like_image, read_grey, read_origin
 
 SHAPE = (40, 50, 36)  # right, anterior, superior
 _RIGHT, _FORWARD, _UP = np.mgrid[0:40, 0:50, 0:36]

@@ -1,0 +1,174 @@
+"""Two models on the same images, paired: who is right where, which images change class, and what that can be chance of.
+
+The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.evaluation.metrics import (
+    ABSENT,
+    SAMPLEWISE,
+    Interval,
+    check_predictions,
+    load_torchmetrics,
+    percentile_interval,
+    resample_rows,
+)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One image whose class differs between the two models.
+
+    Attributes:
+        index: row of the logits.
+    """
+
+    index: int
+    label: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model B measured against model A on the same ``n`` images.
+
+    Attributes:
+        agreement: fraction of images that both put in the same class.
+        only_a_right: images that only A has right, one of the two discordant counts of McNemar's test.
+        only_b_right: the other one.
+        mcnemar_p: the test's exact two-sided p.
+        flips_by_class: per label, images that changed class, of these lost (A was right) and gained (B is right).
+        recall_difference: per class, B minus A, with the paired bootstrap interval.
+        ties_a: images whose largest logit of A is shared by two classes; the lower label wins, as in argmax.
+        ties_b: the same of B.
+    """
+
+    n: int
+    agreement: float
+    accuracy_a: float
+    accuracy_b: float
+    accuracy_difference: float
+    accuracy_difference_interval: Interval
+    only_a_right: int
+    only_b_right: int
+    mcnemar_p: float
+    flips: tuple[Flip, ...]
+    flips_by_class: dict[str, dict[str, int]]
+    recall_difference: dict[str, dict[str, float | None]]
+    ties_a: int
+    ties_b: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a report."""
+        return asdict(self) | {"flips": [asdict(flip) for flip in self.flips]}
+
+
+def compare_predictions(
+    logits_a: NDArray[Any] | torch.Tensor,
+    logits_b: NDArray[Any] | torch.Tensor,
+    labels: NDArray[Any] | torch.Tensor,
+    classes: tuple[str, ...] = CLASSES,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare model B with model A on the same images, paired.
+
+    Args:
+        logits_a: (N, C) real.
+        logits_b: (N, C) real, row i of the same image as row i of ``logits_a``.
+        labels: (N,) integer in [0, C).
+        classes: names of the C classes.
+        resamples: bootstrap resamples for the intervals.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: the input is empty, not finite or mis-shaped.
+    """
+    (scores_a, truth), (scores_b, _) = (check_predictions(each, labels, classes) for each in (logits_a, logits_b))
+    a, b = scores_a.argmax(1), scores_b.argmax(1)
+    accuracy_interval, recall_intervals = _difference_intervals(a, b, truth, len(classes), resamples, seed)
+    return Comparison(
+        n=len(truth),
+        **_accuracies(a, b, truth),
+        accuracy_difference_interval=accuracy_interval,
+        **_test_mcnemar(a, b, truth),
+        flips=tuple(Flip(int(i), classes[truth[i]], classes[a[i]], classes[b[i]]) for i in np.flatnonzero(a != b)),
+        flips_by_class={name: _count_flips(a, b, truth, label) for label, name in enumerate(classes)},
+        recall_difference=_recall_differences(a, b, truth, classes, recall_intervals),
+        ties_a=_ties(scores_a),
+        ties_b=_ties(scores_b),
+    )
+
+
+def _accuracies(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
+    of_a, of_b = float(accuracy_score(truth, a)), float(accuracy_score(truth, b))
+    agreement = float(accuracy_score(a, b))
+    return {"agreement": agreement, "accuracy_a": of_a, "accuracy_b": of_b, "accuracy_difference": of_b - of_a}
+
+
+def _test_mcnemar(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
+    """Count the discordant pairs; p is McNemar's exact test, a binomial test at one half, and 1 without such pairs.
+
+    Source: McNemar 1947; exact form: Fagerland, Lydersen and Laake 2013, https://doi.org/10.1186/1471-2288-13-91.
+    """
+    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": p}
+
+
+def _count_flips(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], label: int) -> dict[str, int]:
+    changed = (a != b) & (truth == label)
+    found = {"changed": changed, "lost": changed & (a == label), "gained": changed & (b == label)}
+    return {name: int(images.sum()) for name, images in found.items()}
+
+
+def _recall_differences(
+    a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: tuple[str, ...], intervals: list[Interval]
+) -> dict[str, dict[str, float | None]]:
+    labels = range(len(classes))
+    of_a, of_b = (
+        precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=np.nan)[1]
+        for predicted in (a, b)
+    )
+    return {
+        name: {"difference": None if np.isnan(difference) else float(difference), "low": low, "high": high}
+        for name, difference, (low, high) in zip(classes, of_b - of_a, intervals, strict=True)
+    }
+
+
+def _difference_intervals(
+    a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: int, resamples: int, seed: int
+) -> tuple[Interval, list[Interval]]:
+    """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
+    overall, by_class = [], []
+    score, target = load_torchmetrics(), torch.from_numpy(truth)
+    for rows in resample_rows(len(truth), resamples, seed):
+        of_a, of_b = (
+            {"preds": torch.from_numpy(p)[rows], "target": target[rows], "num_classes": classes, **SAMPLEWISE}
+            for p in (a, b)
+        )
+        overall.append(
+            score.multiclass_accuracy(**of_b, average="micro") - score.multiclass_accuracy(**of_a, average="micro")
+        )
+        by_class.append(
+            score.multiclass_recall(**of_b, average="none", zero_division=ABSENT)
+            - score.multiclass_recall(**of_a, average="none", zero_division=ABSENT)
+        )
+    accuracy, recall = (torch.cat(differences).double().numpy() for differences in (overall, by_class))
+    return percentile_interval(accuracy), [percentile_interval(column) for column in recall.T]
+
+
+def _ties(scores: NDArray[Any]) -> int:
+    return int(((scores == scores.max(1, keepdims=True)).sum(1) > 1).sum())

@@ -1,0 +1,181 @@
+"""A fake-quantized network seen as the integer files hold it: its layers, activations, and the order they run in."""
+
+# torch.ao has no types.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic as fused
+import torch.ao.nn.intrinsic.qat as fused_qat
+from torch import Tensor, nn
+
+from brainq_torch.quant.fake_quantize import ActivationQuantizer
+from brainq_torch.quant.lower import PROBE_SIZE
+from brainq_torch.quant.scheme import Scheme
+from brainq_torch.run_files import BrainqError
+
+
+class PrepareError(BrainqError):
+    """A network that cannot be quantized as it is."""
+
+
+class FoldedConvBn2d(fused_qat.ConvBn2d):
+    """Convolution with BatchNorm that computes what the integer kernel will, once the statistics are frozen.
+
+    torch.ao divides the BatchNorm's factor out of the convolution and applies BatchNorm again: two passes over the
+    activation that cost as much as the convolution, and 0 / 0 where gamma is 0. Folded, there is one convolution.
+    """
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Return weight (O, I, kH, kW) and bias (O,) with the running statistics folded in."""
+        norm: Any = self.bn  # torch types its statistics as optional; fusing requires them
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        return self.weight * factor.reshape(-1, 1, 1, 1), norm.bias + shift * factor
+
+    def _forward(self, image: Tensor) -> Tensor:
+        if self.training and not self.freeze_bn:
+            normalised: Tensor = super()._forward(image)
+            return normalised
+        weight, bias = self.fold()
+        quantizer: Any = self.weight_fake_quant
+        result: Tensor = self._conv_forward(image, quantizer(weight), quantizer.round_bias(bias))
+        return result
+
+    def train(self, mode: bool = True) -> FoldedConvBn2d:
+        """Switch the quantizers too where BatchNorm is frozen: torch.ao leaves every child behind then."""
+        super().train(mode)
+        for child in self.children():
+            if child is not self.bn:
+                child.train(mode)
+        return self
+
+
+class FoldedConvBnReLU2d(FoldedConvBn2d):
+    """The same with a ReLU behind it."""
+
+    _FLOAT_MODULE = fused.ConvBnReLU2d  # type: ignore[assignment]  # torch.ao types it after the base class
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (N, I, H, W) to (N, O, H', W')."""
+        return nn.functional.relu(self._forward(image))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer as the integer files hold it.
+
+    Attributes:
+        weight: (O, ...) float32, BatchNorm folded in, not yet rounded.
+        weight_scale: (O,) float32.
+        bias: (O,) float32.
+        largest: largest weight integer.
+        source: name of the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
+    """
+
+    name: str
+    module: nn.Module
+    weight: Tensor
+    weight_scale: Tensor
+    largest: int
+    bias: Tensor
+    relu: bool
+    source: str
+
+
+def is_fake_quantized(model: nn.Module) -> bool:
+    """Tell whether ``prepare_qat`` or ``rebuild`` made this network."""
+    return isinstance(getattr(model, "quantization_scheme", None), Scheme)
+
+
+def scheme_of(model: nn.Module) -> Scheme:
+    """Return the scheme of a fake-quantized network.
+
+    Raises:
+        PrepareError: it is a float one.
+    """
+    scheme = getattr(model, "quantization_scheme", None)
+    if not isinstance(scheme, Scheme):
+        raise PrepareError(f"{type(model).__name__} is a float network; quantize it with prepare_qat first")
+    return scheme
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Return each activation quantizer under the name of the module whose output it rounds, in module order."""
+    scheme_of(model)
+    found = {name: getattr(module, "activation_post_process", None) for name, module in model.named_modules()}
+    return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
+
+
+@torch.no_grad()
+def weighted_layers(model: nn.Module) -> list[Layer]:
+    """Return the network's convolutions and linear layers in the order in which they run."""
+    _, sources = trace(model)
+    return [_describe(name, model.get_submodule(name), source) for name, source in sources.items()]
+
+
+def running_order(model: nn.Module) -> list[str]:
+    """Return the names of ``activation_quantizers`` in the order in which they run, the input's first."""
+    order, _ = trace(model)
+    return order
+
+
+def _describe(name: str, module: Any, source: str) -> Layer:
+    weight, bias = fold(module)
+    quantizer = module.weight_fake_quant
+    relu = isinstance(module, FoldedConvBnReLU2d | fused_qat.ConvReLU2d)
+    return Layer(name, module, weight.detach(), quantizer.scale, quantizer.largest, bias.detach(), relu, source)
+
+
+def fold(module: Any) -> tuple[Tensor, Tensor]:
+    """Return a layer's weight (O, ...) and bias (O,), BatchNorm folded in, not yet rounded."""
+    if isinstance(module, FoldedConvBn2d):
+        return module.fold()
+    bias = module.bias if module.bias is not None else torch.zeros(len(module.weight), device=module.weight.device)
+    return module.weight, bias
+
+
+@torch.no_grad()
+def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
+    """Run the network once; return the activations in running order, and {layer: the activation that feeds it}.
+
+    An activation is recognised by its memory, which views such as ``flatten`` share.
+    """
+    producers: dict[int, str] = {}
+    kept: list[Tensor] = []  # alive until the end, so that no memory is used twice
+    order: list[str] = []
+    sources: dict[str, str] = {}
+
+    def record_output(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        kept.append(output)
+        order.append(name)
+        producers[output.untyped_storage().data_ptr()] = name
+
+    def record_input(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        source = producers.get(inputs[0].untyped_storage().data_ptr())
+        if source is None:
+            raise PrepareError(f"what feeds {name} passes no quantizer; make that operation a module of a shared group")
+        sources[name] = source
+
+    hooks = [
+        quantizer.register_forward_hook(partial(record_output, name))
+        for name, quantizer in activation_quantizers(model).items()
+    ]
+    hooks += [
+        module.register_forward_pre_hook(partial(record_input, name))
+        for name, module in model.named_modules()
+        if hasattr(module, "weight_fake_quant")
+    ]
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 1, PROBE_SIZE, PROBE_SIZE, device=next(model.parameters()).device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return order, sources

@@ -1,0 +1,138 @@
+"""A run's training: the network that it starts from, and one Lightning Trainer for each of its stages."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.models import ModelOptions, build_model
+from brainq_torch.models.pretrained import load_pretrained
+from brainq_torch.run import RunError, load_run
+from brainq_torch.run_files import LOG
+from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
+from brainq_torch.training.classifier import Classifier
+from brainq_torch.training.log import EpochLog, read_log
+from brainq_torch.training.qat import QatSchedule
+from brainq_torch.training.stages import FreezeBackbone, Stage
+
+
+def check_trainer(options: Namespace) -> None:
+    """Refuse what Lightning can do and a run cannot.
+
+    Raises:
+        RunError: the Trainer's options ask for it.
+    """
+    if options.fast_dev_run:
+        raise RunError(
+            "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "
+            "--trainer.limit_train_batches 1 and stages of one epoch"
+        )
+    if options.limit_train_batches == 0:
+        raise RunError("trainer.limit_train_batches is 0: nothing would be trained; give at least 1, or leave it out")
+    if str(options.precision) in ("64", "64-true", "16-true", "bf16-true"):
+        raise RunError(
+            f"trainer.precision is {options.precision}; weights and images are float32: allowed are 32-true, "
+            "16-mixed and bf16-mixed"
+        )
+    if options.accumulate_grad_batches < 1:
+        raise RunError(f"trainer.accumulate_grad_batches is {options.accumulate_grad_batches}; at least 1 is needed")
+    if options.check_val_every_n_epoch != 1 or options.limit_val_batches == 0:
+        raise RunError(
+            f"trainer.check_val_every_n_epoch is {options.check_val_every_n_epoch}, trainer.limit_val_batches "
+            f"{options.limit_val_batches}; a run finds its best weights by validating after every epoch: leave out "
+            "the first, and give the second no 0"
+        )
+
+
+def start_model(config: Namespace) -> nn.Module:
+    """Build the network with the weights the run starts from."""
+    options: ModelOptions = config.model
+    model = build_model(options.name, **options.arguments)
+    if config.init:
+        start = load_run(config.init)
+        if (start.model_name, start.model_arguments) != (options.name, options.arguments):
+            raise RunError(
+                f"{config.init} holds {start.model_name} {start.model_arguments}, this run trains {options.name} "
+                f"{options.arguments}; name the run's own model in the configuration"
+            )
+        model.load_state_dict(start.model.state_dict())
+    else:
+        load_pretrained(model, options.pretrained)
+    return model
+
+
+def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data: ImageDataModule) -> None:
+    """Train one stage, or what is left of it, and leave its best weights in ``model``."""
+    stage: Stage = config.stages[index]
+    folder = out / "checkpoints" / f"{index + 1}-{stage.name}"
+    done = folder / "done"
+    data.stage_index = index
+    if not done.exists():
+        module = Classifier(model, stage, index, config.loss, config.seed, config.distillation)
+        trainer = _make_trainer(out, config, index, folder)
+        with warnings.catch_warnings():
+            # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone
+            # is in eval mode on purpose, a resumed stage's folder is not empty. The rest is Lightning's own.
+            warnings.filterwarnings("ignore", ".*(not have many workers|in eval mode|is not empty|LeafSpec).*")
+            trainer.fit(module, datamodule=data, ckpt_path=find_last(folder), weights_only=True)
+        if not (folder / BEST).exists():
+            raise RunError(
+                f"stage {stage.name!r} ended before its first epoch was validated; "
+                "give trainer.max_steps, max_time and limit_train_batches more, or leave them out"
+            )
+        if trainer.is_global_zero:
+            done.touch()
+        trainer.strategy.barrier()
+    model.load_state_dict(read_best(folder))
+
+
+def _make_trainer(out: Path, config: Namespace, index: int, folder: Path) -> L.Trainer:
+    """Build a stage's Trainer. folder: of its checkpoints. Raises RunError for options that Lightning refuses."""
+    stage: Stage = config.stages[index]
+    earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
+    options = vars(config.trainer).copy()
+    if options["enable_progress_bar"] is None:
+        options["enable_progress_bar"] = sys.stdout.isatty()
+    options["enable_model_summary"] = bool(options["enable_model_summary"])  # it counts no FLOPs without an example
+    try:
+        return L.Trainer(
+            **options,
+            max_epochs=stage.epochs,
+            callbacks=_callbacks(config, index, folder, EpochLog(out / LOG, stage.name, earlier)),
+            plugins=[StageCheckpoints()],
+            logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
+            use_distributed_sampler=False,  # the data module's sampler is reproducible already
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+        )
+    except Exception as error:  # Lightning refuses options by exceptions of every kind
+        raise RunError(f"these trainer options cannot be had: {error}") from error
+
+
+def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> list[Callback]:
+    stage: Stage = config.stages[index]
+    callbacks: list[Callback] = [FreezeBackbone(stage), log]
+    if config.qat:
+        callbacks.append(QatSchedule(config.qat, sum(earlier.epochs for earlier in config.stages[:index])))
+    if config.ema_decay and stage.train == "all":
+        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
+    if stage.stop_after:
+        callbacks.append(EarlyStopping("val_loss", patience=stage.stop_after, check_on_train_epoch_end=True))
+    best = ModelCheckpoint(
+        folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    return [*callbacks, best, last]
+
+
+def _log_rows(out: Path) -> list[dict[str, Any]]:
+    return read_log(out / LOG) if (out / LOG).exists() else []
