@@ -17,9 +17,8 @@ from tqdm import tqdm
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.calibrate import quantize_post_training
-from brainq_torch.quant.layers import PrepareError, scheme_of
-from brainq_torch.quant.low_bits import W4A8, quantize_low_bits
-from brainq_torch.quant.prepare import weighted_layers
+from brainq_torch.quant.layers import PrepareError, scheme_of, weighted_layers
+from brainq_torch.quant.low_bits import W4A8, Bookkeeping, quantize_low_bits
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.run_files import BrainqError
 from export.context import (
@@ -111,8 +110,9 @@ def make_w4a8(context: ExportContext) -> None:
         return
     sample, calibration = _calibrate(context, ONNX_W4A8)
     options, rounding = context.options, context.options.rounding
+    kept = Bookkeeping(run.folder / STATE, _show)
     network, errors, seconds = quantize_low_bits(
-        run.model, sample.pixels, options.low_bits, rounding, options.calibration_method, run.folder / STATE, _show
+        run.model, sample.pixels, options.low_bits, rounding, options.calibration_method, kept
     )
     print(f"w4a8: rounded by {rounding.method} in {seconds:.0f} s of processor time", flush=True)
     about: dict[str, Any] = {"method": rounding.method, "seed": rounding.seed}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.quant.encoding import UINT8_SHIFT, Encoding
 from brainq_torch.quant.fake_quantize import TIE_BREAK, MeanQuantizer
-from brainq_torch.quant.layers import Layer, activation_quantizers, running_order
-from brainq_torch.quant.prepare import check_finalized, weighted_layers
+from brainq_torch.quant.layers import Layer, activation_quantizers, running_order, weighted_layers
+from brainq_torch.quant.prepare import check_finalized
 from brainq_torch.quant.scheme import quantize_bias, quantize_weight
 from export.extra import import_extra
 from export.graph.float_onnx import OUTPUT, OnnxExportError, trace_onnx
