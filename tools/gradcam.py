@@ -40,7 +40,7 @@ class Case:
 
     Attributes:
         image: (s, s) uint8, as the model saw it.
-        evidence: (s, s), 0 to 1, for the answer.
+        activation: (s, s), 0 to 1, for the answer.
     """
 
     path: str
@@ -48,7 +48,7 @@ class Case:
     answer: str
     probability: float
     image: NDArray[np.uint8]
-    evidence: NDArray[np.float32]
+    activation: NDArray[np.float32]
 
     @property
     def right(self) -> bool:
@@ -112,11 +112,11 @@ def choose_cases(labels: NDArray[np.int64], answers: NDArray[np.int64], count: i
     return chosen
 
 
-def compute_evidence(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def class_activation_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return what speaks for each image's target: (N, H, W) float32, 0 to 1.
 
     The network needs ``features``, whose output is weighted by the mean gradient of the target's logit, summed over
-    channels, and cut at 0 (equations 1 and 2). A map without any evidence is 0 everywhere; others are scaled to a
+    channels, and cut at 0 (equations 1 and 2). A map that is positive nowhere is 0 everywhere; others are scaled to a
     largest value of 1.
 
     Args:
@@ -134,8 +134,8 @@ def compute_evidence(model: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     finally:
         handle.remove()
     weights = gradient.mean(dim=(2, 3), keepdim=True)
-    evidence = torch.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
-    large = nn.functional.interpolate(evidence, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    activation = torch.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
+    large = nn.functional.interpolate(activation, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     strongest = large.amax(dim=(1, 2), keepdim=True)
     return large / torch.where(strongest > 0, strongest, torch.ones_like(strongest))
 
@@ -161,8 +161,8 @@ def plot_cases(cases: Sequence[Case], path: str | Path) -> None:
 def _draw_case(left: Axes, right: Axes, case: Case) -> None:
     left.imshow(case.image, cmap="gray", vmin=0, vmax=255)
     left.set_title(f"label {case.label}", fontsize=10)
-    coloured = _COLOURS(case.evidence)
-    coloured[..., 3] = _OPACITY * case.evidence
+    coloured = _COLOURS(case.activation)
+    coloured[..., 3] = _OPACITY * case.activation
     right.imshow(case.image, cmap="gray", vmin=0, vmax=255)
     right.imshow(coloured)
     right.set_title(f"{case.answer} {case.probability:.2f}", fontsize=10, color="black" if case.right else "#a1121b")
@@ -187,7 +187,7 @@ def _explain(
     answers = logits.argmax(axis=1)
     probabilities = torch.softmax(torch.from_numpy(logits), 1).amax(1).tolist()
     targets = torch.tensor([order[answer] for answer in answers])
-    maps = compute_evidence(run.model, torch.from_numpy(scale_pixels(pixels)), targets).numpy()
+    maps = class_activation_map(run.model, torch.from_numpy(scale_pixels(pixels)), targets).numpy()
     return [
         Case(path, CLASSES[label], CLASSES[answer], *rest)
         for (path, label), answer, *rest in zip(images, answers, probabilities, pixels, maps, strict=True)

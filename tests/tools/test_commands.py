@@ -105,6 +105,20 @@ def test_a_wrong_input_is_2_and_one_line(name, wrong, places, tmp_path, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+FOUND = (
+    ("tools.doctor", "{folder}/flipped.tflite --static", 1),
+    ("tools.audit", "{data}", 0),
+    ("tools.predict", "{model} {data}", 0),
+    ("tools.predict", "{model} {data} {folder}/missing.png", 1),
+    ("tools.evaluate", "{model} --data {data}", 0),
+)
+
+
+@pytest.mark.parametrize(("name", "words", "expected"), FOUND)
+def test_what_is_found_wrong_is_1_and_nothing_is_0(name, words, expected, places, capsys):
+    assert call(name, words.format(**places).split(), capsys)[0] == expected
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_flag_is_2(name, places, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

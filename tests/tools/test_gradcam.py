@@ -5,7 +5,7 @@ from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.models import build_model
-from tools.gradcam import Case, choose_cases, compute_evidence, main, plot_cases
+from tools.gradcam import Case, choose_cases, class_activation_map, main, plot_cases
 
 NETWORKS = {
     "mobilenetv2": {"width_mult": 0.35},
@@ -29,17 +29,17 @@ def test_behind_a_global_mean_it_is_the_class_activation_map(model):
         expected = torch.relu(torch.einsum("nk,nkhw->nhw", linear.weight[targets], features))
         expected = torch.nn.functional.interpolate(expected[:, None], (64, 64), mode="bilinear")[:, 0]
         expected /= expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)  # a map may be blank
-    found = compute_evidence(model, images, targets)
+    found = class_activation_map(model, images, targets)
     # float32 sums in another order
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    other = compute_evidence(model, images, torch.tensor([1, 2, 2]))
+    other = class_activation_map(model, images, torch.tensor([1, 2, 2]))
     assert (found - other).abs().amax() > 0.1
 
 
-def test_no_evidence_is_a_blank_map_and_no_hook_stays():
+def test_no_activation_is_a_blank_map_and_no_hook_stays():
     model = build_model("mobilenetv2", width_mult=0.35).eval()
     torch.nn.init.zeros_(model.classifier[1].weight)
-    found = compute_evidence(model, torch.zeros(1, 1, 64, 64), torch.tensor([2]))
+    found = class_activation_map(model, torch.zeros(1, 1, 64, 64), torch.tensor([2]))
     assert found.shape == (1, 64, 64)
     assert found.abs().max() == 0
     assert not model.features._forward_hooks
@@ -70,13 +70,13 @@ def test_command_draws_a_picture_and_names_the_images(tmp_path, tiny_run, phanto
     assert [entry.name for entry in tmp_path.iterdir()] == ["cam.png"]
 
 
-def test_the_map_colours_the_picture_where_the_evidence_is(tmp_path):
-    evidence = np.zeros((32, 32), np.float32)
+def test_the_map_colours_the_picture_where_the_activation_is(tmp_path):
+    activation = np.zeros((32, 32), np.float32)
     grey = np.full((32, 32), 128, np.uint8)
     pictures = []
     for strength in (0.0, 1.0):
-        evidence[8:16, 8:16] = strength
-        plot_cases([Case("a.png", CLASSES[0], CLASSES[0], 0.9, grey, evidence.copy())], tmp_path / "cam.png")
+        activation[8:16, 8:16] = strength
+        plot_cases([Case("a.png", CLASSES[0], CLASSES[0], 0.9, grey, activation.copy())], tmp_path / "cam.png")
         with Image.open(tmp_path / "cam.png") as image:
             pictures.append(np.asarray(image.convert("RGB")).astype(int))
     assert (np.abs(pictures[0] - pictures[1]).max(axis=2) > 50).sum() > 100

@@ -1,6 +1,6 @@
 """Run a file once, in a process of its own: an engine that crashes on a bad file must not take ``doctor`` with it.
 
-``python -m tools.doctor_probe FILE IMAGES.npy MODE`` prints one JSON line. MODE ``default`` runs the file as users do
+``python -m tools.doctor.probe FILE IMAGES.npy MODE`` prints one JSON line. MODE ``default`` runs the file as users do
 (TFLite with XNNPACK, ONNX Runtime optimised); ``plain`` runs it without, and looks at every tensor on the way.
 """
 
