@@ -104,6 +104,8 @@ def _begin(out: Path, text: str, resume: bool) -> bool:
     held = {path.name for path in out.iterdir() if path.suffix != ".partial"}
     # A stage that ended before its first validation keeps no checkpoint, or a last.ckpt alone.
     untrained = {CONFIG, ENVIRONMENT} <= held and not any(out.glob("checkpoints/*/[!l]*.ckpt"))
+    if untrained and resume and (out / CONFIG).read_bytes() == text.encode():
+        untrained = False  # the same configuration: what was prepared for it is used
     ours = set(_BEGUN) if untrained else {CONFIG, ENVIRONMENT}
     if not held - ours - {LOCK, _CONFIG_BEFORE, SEARCH}:  # a search knows its images
         _remove(ours - {CONFIG}, out)

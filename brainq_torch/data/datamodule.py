@@ -28,7 +28,7 @@ from brainq_torch.data.dataset.manifest import (
 from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, pick_device, to_input, to_pixels
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
-from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits
+from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
@@ -94,11 +94,6 @@ class ImageDataModule(L.LightningDataModule):
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
         self.out, self.seed, self.root, self.manifest = Path(out), seed, root, manifest
-        self._leakage, self._search = self.out / LEAKAGE, self.out / SEARCH
-        # (N, size, size) uint8 in manifest order, and after them the (M,) made for training, whose labels lie beside.
-        self.cache, self._made_labels = self.out / "pixels.npy", self.out / "made_labels.npy"
-        # (views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one.
-        self._views = self.out / "views.npy"
         self.pixels = PixelSpec(size, fit)
         if root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
@@ -112,6 +107,28 @@ class ImageDataModule(L.LightningDataModule):
     def folder(self) -> Path:
         """Folder that the manifest's paths are relative to."""
         return self.out / PHANTOMS if self.root == "phantom" else Path(self.root)
+
+    @property
+    def cache(self) -> Path:
+        """(N, size, size) uint8 in manifest order, and after them the (M,) made for training, labels beside."""
+        return self.out / "pixels.npy"
+
+    @property
+    def _made_labels(self) -> Path:
+        return self.out / "made_labels.npy"
+
+    @property
+    def _views(self) -> Path:
+        """(views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one."""
+        return self.out / "views.npy"
+
+    @property
+    def _leakage(self) -> Path:
+        return self.out / LEAKAGE
+
+    @property
+    def _search(self) -> Path:
+        return self.out / SEARCH
 
     @property
     def leakage(self) -> dict[str, LeakCheck]:
@@ -139,6 +156,8 @@ class ImageDataModule(L.LightningDataModule):
             write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
         if manifest.exists():
             verify_manifest(self.folder, read_manifest(manifest))
+            if not self._leakage.exists():  # a finished run that is measured anew
+                self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
         else:
             self._write_splits(manifest)
         if not self.cache.exists():
@@ -189,9 +208,12 @@ class ImageDataModule(L.LightningDataModule):
         except Exception:  # a kill keeps what was found; what the user must correct leaves nothing in the way
             self._search.unlink(missing_ok=True)
             raise
-        write_json(self._leakage, {split: check.to_json() for split, check in splits.leakage.items()})
+        self._write_leakage(splits)
         with atomic_path(manifest) as partial:
             write_manifest(partial, splits.rows)
+
+    def _write_leakage(self, splits: RunSplits) -> None:
+        write_json(self._leakage, {split: check.to_json() for split, check in splits.leakage.items()})
 
     def _split_images(self) -> RunSplits:
         if self.manifest:

@@ -31,7 +31,9 @@ def test_a_lock_ends_with_its_process_whatever_kills_it(tmp_path):
 
 
 def test_a_process_that_the_holder_forked_does_not_keep_the_lock(tmp_path):
-    forking = HOLD.replace("import sys", "import os, sys").replace("    print(", "    print(os.fork(), ")
+    forking = HOLD.replace("import sys", "import os, sys").replace(
+        "print('held', flush=True)", "os.write(1, b'%d\\n' % os.fork())"
+    )
     with subprocess.Popen([sys.executable, "-c", forking, str(tmp_path / "lock")], stdout=subprocess.PIPE) as process:
         child = max(int(process.stdout.readline().split()[0]) for _ in range(2))  # both are up
         process.kill()

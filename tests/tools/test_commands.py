@@ -147,7 +147,7 @@ def test_every_flag_has_help(name, capsys):
 
 NUMBERS = (
     ("--threads", "0", ("abstention", "bench", "compare", "evaluate", "gradcam", "low_bits", "predict", "predictions")),
-    ("--seed", "-1", ("gradcam", "pseudo_sources", "shift", "teacher_logits")),
+    ("--seed", "-1", ("gradcam", "pseudo_sources", "shift")),
     ("--images", "0", ("edge", "gradcam", "low_bits", "shift")),
     ("--budget", "0", ("low_bits",)),
     ("--count", "0", ("pairs",)),

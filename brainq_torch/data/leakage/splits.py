@@ -97,7 +97,12 @@ def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) 
     unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
     if unlisted:
         print(f"{unlisted} images of {folder.root} are not in {manifest} and are left out", flush=True)
-    listed = manifest_folder(folder.root, rows)
+    return check_rows(folder.root, rows, kept)
+
+
+def check_rows(root: Path, rows: Sequence[ManifestRow], kept: Path | None = None) -> RunSplits:
+    """Measure how far splits that are there already leak; groups are searched for where any is missing."""
+    listed = manifest_folder(root, rows)
     pixels, found = _find_groups(listed, listed.records, kept)
     rows = [replace(row, group=group) for row, group in zip(rows, found.groups, strict=True)]
     return RunSplits(rows, _report_leaks(pixels, listed.records, found))
