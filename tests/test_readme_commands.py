@@ -88,7 +88,10 @@ def find_dead_links(page):
     return sorted({link for link in local if not (page.parent / link).exists()})
 
 
-@pytest.mark.parametrize("page", [*CHAPTERS, *sorted(Path("results").rglob("README.md"))], ids=str)
+PAGES = [*CHAPTERS, *sorted(Path("results").rglob("*.md")), *sorted(Path("results").rglob("*.html"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_no_link_is_dead(page):
     assert find_dead_links(page) == []
 
