@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,15 +69,15 @@ def test_adaround_beats_nearest_between_the_same_two_integers():
     assert torch.equal(found, adaround(weight, scale, target, 3, options, seed=0))
 
 
-def test_descent_finds_the_best_of_all_integers():
-    generator = torch.Generator().manual_seed(3)
-    mixing = torch.randn(4, 4, generator=generator)
-    rows = (torch.randn(200, 4, generator=generator) @ mixing).unsqueeze(1)
-    weight = torch.randn(1, 2, 4, generator=generator)
+def errors_of_descent(seed):
+    """Errors of descent, of the nearest integers and of the best of all 81 per output, of a drawn 4 to 2 layer."""
+    generator = np.random.default_rng(seed)
+    draw = lambda *shape: torch.from_numpy(generator.integers(-8, 9, shape) / 8.0).float()  # noqa: E731
+    rows, weight = (draw(200, 4) @ draw(4, 4)).unsqueeze(1), draw(1, 2, 4)
     target = Target(rows, rows[:, 0] @ weight[0].T, relu=False)
     scale = torch.tensor([[0.7, 0.9]])
 
-    def error(integers: torch.Tensor) -> float:
+    def error(integers):
         return target.error(integers * scale[..., None], correct_bias(integers, scale, target))
 
     choices = [torch.tensor(c, dtype=torch.float32) for c in itertools.product((-1, 0, 1), repeat=4)]
@@ -84,10 +85,16 @@ def test_descent_finds_the_best_of_all_integers():
         [min(choices, key=lambda c, o=o: ((target.output[:, o] - rows[:, 0] @ (c * scale[0, o])) ** 2).sum())
          for o in range(2)]
     ).unsqueeze(0)  # fmt: skip
-    found = descend(weight, scale, target, 1, Rounding())
     nearest = (weight / scale[..., None]).round().clamp(-1, 1)
-    assert error(found) < error(nearest)
-    assert error(found) <= 1.02 * error(best)
+    return [error(integers) for integers in (descend(weight, scale, target, 1, Rounding()), nearest, best)]
+
+
+def test_descent_finds_the_best_of_all_integers_or_one_close_to_it():
+    """It ends in a local minimum now and then, in none of ten layers in one worse than rounding to the nearest."""
+    found, nearest, best = np.array([errors_of_descent(seed) for seed in range(10)]).T
+    assert (found <= nearest * (1 + 1e-6)).all()
+    assert found.sum() < 0.8 * nearest.sum()
+    assert (found <= 1.02 * best).sum() >= 5
 
 
 def test_groups_are_rounded_each_on_its_own_inputs():
