@@ -102,11 +102,7 @@ def _remove(names: set[str], out: Path) -> None:
 def _begin(out: Path, text: str, resume: bool) -> bool:
     """Write what a run begins with, or check that it was this run's. Returns False where the run is complete."""
     held = {path.name for path in out.iterdir() if path.suffix != ".partial"}
-    # A stage that ended before its first validation keeps no checkpoint, or a last.ckpt alone.
-    untrained = {CONFIG, ENVIRONMENT} <= held and not any(out.glob("checkpoints/*/[!l]*.ckpt"))
-    if untrained and resume and (out / CONFIG).read_bytes() == text.encode():
-        untrained = False  # the same configuration: what was prepared for it is used
-    ours = set(_BEGUN) if untrained else {CONFIG, ENVIRONMENT}
+    ours = set(_BEGUN) if _may_begin_anew(out, text, resume) else {CONFIG, ENVIRONMENT}
     if not held - ours - {LOCK, _CONFIG_BEFORE, SEARCH}:  # a search knows its images
         _remove(ours - {CONFIG}, out)
         write_json(out / ENVIRONMENT, describe_environment())
@@ -124,11 +120,22 @@ def _begin(out: Path, text: str, resume: bool) -> bool:
     return not (out / METRICS).exists()
 
 
+def _may_begin_anew(out: Path, text: str, resume: bool) -> bool:
+    """Tell whether what lies there is made again: nothing was trained, and no resume goes on with what was prepared."""
+    if not (out / CONFIG).is_file() or not (out / ENVIRONMENT).is_file():
+        return False
+    # A stage that ended before its first validation keeps no checkpoint, or a last.ckpt alone.
+    return not any(out.glob("checkpoints/*/[!l]*.ckpt")) and not (resume and _is_config(out, text))
+
+
+def _is_config(out: Path, text: str) -> bool:
+    return (out / CONFIG).read_bytes() == text.encode()
+
+
 def _keep_other_config(out: Path, text: str) -> None:
     """Move a configuration aside that nothing was trained by: it may be the user's own."""
-    config = out / CONFIG
-    if config.is_file() and config.read_bytes() != text.encode():
-        config.replace(out / _CONFIG_BEFORE)
+    if (out / CONFIG).is_file() and not _is_config(out, text):
+        (out / CONFIG).replace(out / _CONFIG_BEFORE)
 
 
 def _check_same(out: Path, text: str) -> None:
