@@ -3,8 +3,6 @@
 The entry is found as text in the bytes of the file, so that neither ONNX, TFLite nor anything but Python is needed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a command writes to the terminal: always printable, and not what libraries chat about."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

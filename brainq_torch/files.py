@@ -1,7 +1,5 @@
 """Files of tensors: written complete or not at all, and read only where their checksums hold."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The end of a training: measure the network, learn when not to answer, and write what the run folder promises."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Exit codes: 0 trained, 1 the loss became no number, 2 wrong input, 130 or 143 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """One writer a folder: a lock that ends with its process, whatever kills it, and names its holder."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ wait for each other spinning, which stops just the one that is waited for. With 
 and on an idle machine it is as fast as before.
 """
 
-from __future__ import annotations
-
 import os
 
 MOST_THREADS = max(64, os.cpu_count() or 1)

@@ -1,7 +1,5 @@
 """What a result was made by: the commit, the versions of packages, and the machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Whose run folder it is: one training at a time, which begins it, continues it, or leaves it as it was."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """The run folder: what one training leaves behind, and how everything after it reads that back."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

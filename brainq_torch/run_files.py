@@ -1,7 +1,5 @@
 """Names of the files of runs and exports, and how files are written: complete or not at all. Standard library only."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

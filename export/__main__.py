@@ -1,7 +1,5 @@
 """Turns a run into files that run without PyTorch, and checks each: ``python -m export RUN``."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import sys

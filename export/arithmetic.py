@@ -1,7 +1,5 @@
 """Says in what the layers of a file compute."""
 
-from __future__ import annotations
-
 from export.graph.model_graph import FLOATS, HEAVY, INTEGERS, ModelGraph, Node
 
 _RUN_TIME = frozenset({"DYNAMICQUANTIZELINEAR"})

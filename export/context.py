@@ -1,7 +1,5 @@
 """What recipes share: the run they work on, what was asked for, and the names of the files they make."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The optional packages behind `brainq_torch[export]`, imported where they are used and named when absent."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from typing import Any

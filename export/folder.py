@@ -1,7 +1,5 @@
 """A folder that appears as a whole or not at all, whatever kills the process that writes it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

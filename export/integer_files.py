@@ -1,7 +1,5 @@
 """The integer recipes: a network's integers as QDQ ONNX and as TFLite, the same in both; and two rivals of INT8."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

@@ -1,7 +1,5 @@
 """The way of an export: images, files, metadata, parity, and the folder that appears as a whole."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The recipes: which files each makes, from what, and what they must keep."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Fixtures that several test files share: a tiny data set and one finished tiny run."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rules that keep the house simple: sizes, circles, and where a thing may stand."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter
@@ -18,7 +16,7 @@ FILES = {
 }
 TREES = {file: ast.parse(text) for file, text in FILES.items()}
 
-SOURCE_LINES, TEST_LINES = 25_900, 17_200
+SOURCE_LINES, TEST_LINES = 25_560, 17_060
 """Raising one is a visible line in a diff: new capabilities raise it by what they need."""
 
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6

@@ -1,7 +1,5 @@
 """Compare training speed with a plain torchvision loop, in one run: ``python -m tools.bench_training --data DIR``."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

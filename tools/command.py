@@ -3,8 +3,6 @@
 Nothing here loads PyTorch: a command that runs a TFLite file starts in a second without.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Put models side by side on the same images: ``python -m tools.compare REFERENCE MODEL... --data DIR``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Measure a run folder, an .onnx or a .tflite file on images: ``python -m tools.evaluate MODEL --data DIR``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 Grad-CAM, Selvaraju et al. 2017 (https://arxiv.org/abs/1610.02391), on the last convolutional features.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The images that a model is measured on: chosen, decoded, and how its classes stand to theirs. Without PyTorch."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

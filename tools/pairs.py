@@ -6,8 +6,6 @@ tumour heads whose healthy half is mirrored onto the other. Only a model that go
 a pair right.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Name the class of images: ``python -m tools.predict MODEL IMAGE...`` (files, folders, globs)."""
 
-from __future__ import annotations
-
 import argparse
 import glob
 import json

@@ -1,7 +1,5 @@
 """Write down a model's answer to every held-out image of a run: ``python -m tools.predictions MODEL --run RUN``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

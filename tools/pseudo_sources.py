@@ -6,8 +6,6 @@ in which it is the ``Testing`` part and nothing of it is trained on: ``fit --dat
 measures how a recipe does on a source it has not seen. Copies of one image stay together.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import Counter

@@ -5,8 +5,6 @@ and the scale and offset that undo them, so that the network's answers are the f
 files give float32 weights with float16 values.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Paths are relative to the study folder where they are inside it, else to the working directory.
 """
 
-from __future__ import annotations
-
 import json
 from argparse import ArgumentError
 from dataclasses import dataclass

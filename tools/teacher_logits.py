@@ -4,8 +4,6 @@ Several runs are an ensemble. The student's configuration then names FILE in a C
 it trains. A killed command goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

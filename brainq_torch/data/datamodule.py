@@ -1,7 +1,5 @@
 """LightningDataModule: images decoded once, kept as bytes, batched, augmented reproducibly."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Decoded images as batches: rows of one array of bytes, scaled to the network's input on the device."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ NumPy and Pillow alone, whole numbers alone: the clinic's bundle carries this ve
 same box.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Reads CSV tables, whatever a spreadsheet put in front of them."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path

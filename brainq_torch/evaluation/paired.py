@@ -6,8 +6,6 @@ Lydersen and Laake 2014, https://doi.org/10.1002/sim.6148). Unlike the bootstrap
 never differ.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Says how far an accuracy can be believed: a nearest neighbour's beside it, and the one on images never seen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

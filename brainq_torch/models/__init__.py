@@ -1,7 +1,5 @@
 """The networks, and the one table that names them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial

@@ -3,8 +3,6 @@
 # torch.ao has no types.
 # mypy: disable-error-code="no-untyped-call"
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """MobileNetV2 for one grey channel: torchvision's quantizable network with a one-channel stem."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.quantization.mobilenetv2 import QuantizableInvertedResidual, QuantizableMobileNetV2

@@ -1,7 +1,5 @@
 """Published weights into our networks: explicit keys, a shape check, the RGB normalisation folded into the stem."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.error import URLError
 

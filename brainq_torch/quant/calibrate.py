@@ -1,7 +1,5 @@
 """Post-training quantization: choose each activation's range from a few un-augmented training images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

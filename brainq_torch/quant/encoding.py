@@ -1,7 +1,5 @@
 """Scale and zero point of one tensor. Without PyTorch: who runs an exported file does not need it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from brainq_torch.data.pixels import MIDDLE_GREY

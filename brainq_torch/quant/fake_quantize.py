@@ -6,8 +6,6 @@ training is faster: torch's own CPU kernel takes 24 ms for 5 million values, for
 Everything is int8: torch's quint8 with zero point z is int8 with zero point z - 128.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

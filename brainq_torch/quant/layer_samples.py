@@ -1,7 +1,5 @@
 """What a layer sees: its inputs at sampled positions of calibration images, as rows that a matrix multiplies."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any

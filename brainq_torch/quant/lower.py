@@ -1,7 +1,5 @@
 """Make every operation carryable: BatchNorms that cannot be folded and average poolings become convolutions."""
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any

@@ -8,8 +8,6 @@ torch is capped below the release that may drop it, and the warning is answered 
 # torch.ao has no types.
 # mypy: disable-error-code="no-untyped-call"
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

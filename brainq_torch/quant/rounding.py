@@ -13,8 +13,6 @@ Both aim at what the float layer makes of float inputs, from what the quantized 
 corrects the errors of those before it, and its bias takes up what is left of their mean.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

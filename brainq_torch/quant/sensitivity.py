@@ -1,7 +1,5 @@
 """Mixed precision: measure what fewer bits in one layer do to the logits, then spend a size budget where it helps."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace

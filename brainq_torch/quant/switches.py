@@ -1,7 +1,5 @@
 """What follows the data in a fake-quantized network, and whether it rounds: switched on and off."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

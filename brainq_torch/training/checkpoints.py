@@ -1,7 +1,5 @@
 """How a stage's checkpoints are kept: one that is damaged has the one before it beside it."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

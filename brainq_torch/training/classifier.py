@@ -1,7 +1,5 @@
 """The LightningModule: one network, one stage, one loss. Float, QAT and distillation give it different parts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

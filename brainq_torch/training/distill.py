@@ -5,8 +5,6 @@ objective functions" (https://arxiv.org/abs/1503.02531, section 2). Papers that 
 alpha = w / (1 + w), up to a factor on the whole loss. alpha = 0 is plain training.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

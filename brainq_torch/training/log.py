@@ -1,7 +1,5 @@
 """What a training leaves to read: ``log.csv``, one line per epoch, and its learning curves."""
 
-from __future__ import annotations
-
 import csv
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A run's training: the network that it starts from, and one Lightning Trainer for each of its stages."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Quantization-aware training: where it starts, when it freezes, and whether it was worth it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Transfer learning in stages: each stage is data, one callback freezes what it does not train."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal

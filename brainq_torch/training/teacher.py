@@ -1,7 +1,5 @@
 """Where a teacher comes from: runs, a timm network, or logits from disk."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

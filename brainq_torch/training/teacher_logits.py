@@ -1,7 +1,5 @@
 """Teacher logits per image: kept on disk by manifest path."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Of the project it needs nothing but what lies in the bundle: no PyTorch, and nothing newer than predict.py's Python.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The folder a clinic gets: model files, a predictor without PyTorch, a browser page, golden images, checksums."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Writes the bundle's model card from what the run and its export measured; what was not done says NOT DONE."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Golden images: phantoms in a bundle, with what each of its files answers, and a check that it does so by itself."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Puts the browser page into a bundle: our own files, and ONNX Runtime's WebAssembly build from an npm package."""
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import version
 from pathlib import Path

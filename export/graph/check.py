@@ -1,7 +1,5 @@
 """Whether a written integer TFLite file holds what training left, bit for bit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple

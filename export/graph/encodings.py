@@ -1,7 +1,5 @@
 """Scale, zero point and integers per tensor: read from the QDQ file, and found in a TFLite file with named tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

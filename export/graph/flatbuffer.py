@@ -1,7 +1,5 @@
 """Reads and writes the TFLite flatbuffer as plain objects (the schema that ships with LiteRT)."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 from typing import Any

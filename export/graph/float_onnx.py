@@ -1,7 +1,5 @@
 """A float network as ONNX: one file, any batch size, BatchNorm folded into the convolutions."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings

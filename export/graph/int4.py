@@ -8,8 +8,6 @@ the same speed. A larger convolution is that too, on patches gathered before it.
 one channel) stays with the built-in kernel: such a layer should keep 8 bits, as the first one does by default.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection
 from pathlib import Path

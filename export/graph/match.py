@@ -1,7 +1,5 @@
 """Which tensor of a float TFLite file holds which activation of the QDQ file: found by running both on one image."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path

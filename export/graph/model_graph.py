@@ -4,8 +4,6 @@ ONNX says QuantizeLinear and DequantizeLinear around float operators where TFLit
 Here both read alike: a tensor has a stored type, and a QUANTIZE or DEQUANTIZE that is left is one that really computes.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads ONNX files and changes their graphs, without PyTorch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A fake-quantized network as QDQ ONNX: int8 weights, int32 biases, and the scales that training left."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from functools import partial

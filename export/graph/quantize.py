@@ -1,7 +1,5 @@
 """Recipes on a TFLite file: fewer bits for the same operators."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from pathlib import Path

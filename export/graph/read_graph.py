@@ -1,7 +1,5 @@
 """Reads TFLite and ONNX files into a ``ModelGraph``."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

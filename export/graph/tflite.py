@@ -1,7 +1,5 @@
 """Float ONNX to float TFLite through onnx2tf, the only file that knows it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Where PyTorch, ONNX Runtime and LiteRT part: the first layer whose integers differ, and by how much."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Images that stand for a run: class-balanced, seeded, each checked against the manifest's SHA-256."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

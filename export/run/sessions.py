@@ -1,7 +1,5 @@
 """Opens model files in ONNX Runtime and LiteRT, the only place that does, and feeds them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path

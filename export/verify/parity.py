@@ -1,7 +1,5 @@
 """The ladder of comparisons: each exported file against what it was made from, and the verdict."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an export's comparisons found: per file and over all, as data and as a table."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any
 

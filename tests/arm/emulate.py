@@ -6,8 +6,6 @@ and uv or pip; fetches about 60 MB and changes nothing of this system. Where som
 the reason, and exits with 0; 1 where the answers differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """How PyTorch's threads wait is settled before PyTorch is loaded, whichever command is started."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Drives headless Chromium over its DevTools pipe: no driver, no package, no port."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,7 +1,5 @@
 """A study folder made by hand, with answers drawn from a seed: what ``tools.study`` would have left behind."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

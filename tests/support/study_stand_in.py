@@ -8,8 +8,6 @@ STAND_IN_PARITY: the file that fails parity.
 STAND_IN_ONLY: the modules to stand in for; the others run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Pairs tell a model that goes by the lesion from one that goes by the source."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

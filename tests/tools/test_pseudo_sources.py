@@ -1,7 +1,5 @@
 """Pseudo-sources: looks told apart whatever is shown, copies kept together, nothing of a left-out source trained on."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,5 @@
 """A run folder made back from its exported file answers as the file does, and can be trained on."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

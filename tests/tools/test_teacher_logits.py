@@ -1,7 +1,5 @@
 """The command that keeps a teacher's logits: what students then learn from."""
 
-from __future__ import annotations
-
 import torch
 
 from brainq_torch.data.dataset.load import load_pixels

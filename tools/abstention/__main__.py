@@ -1,7 +1,5 @@
 """Measure when a model does not answer, and what that brings: ``python -m tools.abstention MODEL --data DIR``."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path

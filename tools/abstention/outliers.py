@@ -1,7 +1,5 @@
 """Draws pictures that are no heads, to see what a model says of them: frames, noise, scenes, a knee, a body, a page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Says how far a data set can be believed (leaks, copies, labels, shortcuts): ``python -m tools.audit DIR``."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an audit finds: leaks, copies with their sources, conflicting labels, shortcuts."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Draws the audit as one self-contained HTML page, pictures included, under 1 MB."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Asks what gives the class away besides the tumour: a thumbnail, the border, the way up. Linear probes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run folder in a process of its own, as ``tools.bench.worker`` serves files."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

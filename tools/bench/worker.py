@@ -5,8 +5,6 @@ and the end of input with the peak memory. Engines are imported here alone, each
 folders have ``tools.bench.torch_worker``: PyTorch in a TFLite file's process would be most of the memory measured.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

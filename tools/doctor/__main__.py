@@ -1,7 +1,5 @@
 """Say what a TFLite or ONNX file really is, and what is wrong with it: ``python -m tools.doctor FILE``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """What can be told from a file's graph alone: what it computes in, and the faults of its layout and quantization."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@
 (TFLite with XNNPACK, ONNX Runtime optimised); ``plain`` runs it without, and looks at every tensor on the way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What can only be told from running a file: activations that never move, that clip, or that waste their levels."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from export.graph.model_graph import FLOATS, INTEGERS, ModelGraph, Tensor

@@ -4,8 +4,6 @@ Counted: multiply-accumulates, bytes, peak memory of activations. Estimated by A
 Measured: the arena in TFLite-Micro, and whether its logits are LiteRT's.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Limits are the makers' figures, each with its source. Needs are measured or estimated, and say which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

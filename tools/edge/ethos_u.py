@@ -4,8 +4,6 @@ Nothing here ran on an accelerator: cycles are vela's model of one, for the cloc
 configuration of ``Arm/vela.ini`` (it ships with vela). Memory is what vela's allocation uses.
 """
 
-from __future__ import annotations
-
 import csv
 import shutil
 import subprocess

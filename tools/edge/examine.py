@@ -1,7 +1,5 @@
 """Everything that can be said of one file: counted, estimated by vela, measured in TFLite-Micro, and judged."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Exact, in that nothing is run and nothing is assumed: shapes, types and the order of operators are in the file.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Iterable

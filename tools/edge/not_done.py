@@ -1,7 +1,5 @@
 """What a report says in place of a figure that could not be had."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tables of ``tools.edge``: Markdown that reads well as plain text, too."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tools.command import format_table

@@ -4,8 +4,6 @@ The engine is measured on this computer: its pointers have 8 bytes, a microcontr
 (the engine's own tables) is smaller there and what is reported is enough. The head, the activations, is the same.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

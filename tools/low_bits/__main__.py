@@ -5,8 +5,6 @@ sensitive each layer is; with --budget, chooses 4 or 8 bits per layer and measur
 where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import replace

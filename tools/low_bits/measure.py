@@ -1,7 +1,5 @@
 """Measures networks of few bits, on the integers as ONNX Runtime runs them, and keeps what it measured."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable

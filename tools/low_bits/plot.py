@@ -1,7 +1,5 @@
 """Draws accuracy against bits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Write the report of a study as one HTML page and its Markdown twin: ``python -m tools.report OUT``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

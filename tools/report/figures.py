@@ -1,7 +1,5 @@
 """The figures of the report: which there are, of which rows, and what each shows in words."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tools.report.plots import Point, plot_front, plot_reliability

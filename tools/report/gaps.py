@@ -1,7 +1,5 @@
 """What a study did not do, each with the reason and the command that does it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tools.report.statistics import RowStatistics

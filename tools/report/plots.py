@@ -1,7 +1,5 @@
 """The plots of the report, each small enough to be read on a phone."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 its own for headings, tables, links and figures. Every value is escaped for where it is written.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Callable

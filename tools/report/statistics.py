@@ -1,7 +1,5 @@
 """Everything that the report says in numbers, computed from the stored answers alone."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

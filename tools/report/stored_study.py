@@ -1,7 +1,5 @@
 """Reads the study folder that ``tools.study`` writes, and refuses one that cannot be reported on."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Writes the report of a study: one HTML page, its Markdown twin with its figures, and every number as JSON."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote

@@ -4,8 +4,6 @@
 is done to the decoded image, before the model's own crop and resize, and depends on the image's path alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -5,8 +5,6 @@ arXiv:1903.12261), in two dimensions and for bytes. Lengths are shares of the im
 means the same for small and large scans.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Draws the shift suite: the grid as a heat map, and what the shifts look like."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

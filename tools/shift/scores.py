@@ -1,7 +1,5 @@
 """Scores of the shift suite: what was asked, what a model answered, how two models differ, and the tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Stand-ins for scans from elsewhere: images in another source's style, and lesions painted on tumour-free heads."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import numpy as np

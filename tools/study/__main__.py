@@ -1,7 +1,5 @@
 """The whole table with one command: train, compress, measure, compare, report: ``python -m tools.study --config C``."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

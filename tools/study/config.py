@@ -1,7 +1,5 @@
 """What a study is to make, as its YAML says it: the models, and the rows of the table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields

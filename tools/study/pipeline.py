@@ -1,7 +1,5 @@
 """One pass over a study's plan: train, export, measure, compare, report. What is there already is not made again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs one command of a study in a process of its own, its output in a log file."""
 
-from __future__ import annotations
-
 import ctypes
 import signal
 import subprocess

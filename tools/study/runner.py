@@ -3,8 +3,6 @@
 ``OUT/steps/NAME.json`` says what a step depended on and what it made, ``OUT/logs/NAME.log`` what it printed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -1,7 +1,5 @@
 """What a study asks of run and export folders before it uses them: finished, and all on the same images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a study knows so far of each model and row."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

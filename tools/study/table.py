@@ -1,7 +1,5 @@
 """Puts together what ``study.json`` says of each row and of the images."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

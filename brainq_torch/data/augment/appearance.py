@@ -4,8 +4,6 @@ Every change keeps what is where and changes how it looks, so that weighting, sc
 the class. Each image of a batch gets its own draw from an explicit generator.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Train-only random changes of a batch: one affine and one intensity change per image, from an explicit generator."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Noise for whole batches, drawn where the images are: a value for each pixel is too much to send over."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

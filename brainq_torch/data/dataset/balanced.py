@@ -1,7 +1,5 @@
 """Class-balanced, seeded draws of images: the one sampler of every calibration and comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import zip_longest
 

@@ -1,7 +1,5 @@
 """Walks a data folder: decides which layout it has, and names every file and folder that does not fit."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Turns an image folder into a table of (path, label, split, group), with every problem named in one report."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

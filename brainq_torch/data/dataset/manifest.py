@@ -1,7 +1,5 @@
 """Who trains, who validates: the stratified split and the manifest that pins every image by its hash."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

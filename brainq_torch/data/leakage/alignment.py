@@ -1,7 +1,5 @@
 """Says how alike two images are once one is aligned to the other by an affine map, overall and at their worst place."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Searches pairs that may show one picture: every image as 32 x 32 pixels, whole frame and head crop, 8 ways up."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

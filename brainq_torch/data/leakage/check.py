@@ -1,7 +1,5 @@
 """Keeps accuracy honest: groups that may not be divided, a split that respects them, how far a test set leaks."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

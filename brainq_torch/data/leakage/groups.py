@@ -1,7 +1,5 @@
 """Says which images belong together: a table, a pattern in their paths or their own headers do, else a search does."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Keeps the results of a long computation's steps in a file: one that was killed goes on where it was."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ a neighbouring slice that differs in one place only is not called a copy. The li
 ``results/data_audit``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path

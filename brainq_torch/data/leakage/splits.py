@@ -1,7 +1,5 @@
 """Draws the splits of a run, no group on both sides, and says first how far the held-out images leak."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Refuses a picture whose checksums do not hold, where Pillow does not: a damaged one would be answered as another."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping

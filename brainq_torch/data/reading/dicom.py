@@ -5,8 +5,6 @@ Steps and their order are those of DICOM PS3.4 N.2: stored values -> modality tr
 https://dicom.nema.org/medical/dicom/2024b/output/chtml/part04/sect_N.2.html
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from typing import Any

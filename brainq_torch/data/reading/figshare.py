@@ -5,8 +5,6 @@ holds a struct ``cjdata`` with image, label (1 meningioma, 2 glioma, 3 pituitary
 https://figshare.com/articles/dataset/brain_tumor_dataset/1512427
 """
 
-from __future__ import annotations
-
 import threading
 import zlib
 from collections.abc import Iterator

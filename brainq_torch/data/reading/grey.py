@@ -1,7 +1,5 @@
 """What every image reader shares: the grey image it returns, the error it raises, and its rules for pixels."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads one image file to grey uint8: picture, DICOM, NIfTI or figshare .mat. Content decides, never the name."""
 
-from __future__ import annotations
-
 import os
 import stat
 import zlib

@@ -8,8 +8,6 @@ anterior is on the left.
 # mypy: allow-untyped-calls
 # (nibabel says that it is typed, but most of its header's methods are not)
 
-from __future__ import annotations
-
 import gzip
 from io import BufferedIOBase
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads what Pillow decodes: PNG, JPEG, TIFF and the like."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Draws one synthetic, tumour-free head slice: axial, coronal or sagittal; T1, T2 or FLAIR-like; in a random pose."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The image that a synthetic head is drawn on: head coordinates in a random pose, and how to paint tissues there."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from brainq_torch.data.synthesis.drawing import Field, between, blend, cover, ellipse, rotation, smooth_noise

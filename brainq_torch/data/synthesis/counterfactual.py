@@ -6,8 +6,6 @@ image), tumour heads lose theirs (the healthy half is mirrored onto the other), 
 without changing the class, so that neither the source nor the trace of an edit tells it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ no sin, exp or power, whose last bit depends on the processor; no matrix product
 and no ``Generator.uniform`` or ``normal``, whose arithmetic a compiler may fuse.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

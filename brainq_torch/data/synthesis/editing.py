@@ -1,7 +1,5 @@
 """Edits real head slices: paints a lesion, moves one from another head, or changes a patch and leaves the class."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

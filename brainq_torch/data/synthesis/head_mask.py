@@ -1,7 +1,5 @@
 """From what is bright in a slice to its head: the largest area, gaps closed and holes filled."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage

@@ -1,7 +1,5 @@
 """Finds the mid-line of a head slice and the one place where its halves differ: the seat of a one-sided lesion."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

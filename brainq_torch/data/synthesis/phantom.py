@@ -4,8 +4,6 @@ The same bytes on every machine (see ``drawing.py``). Plane, weighting, pose, no
 looking at the class, so nothing but the lesion tells it.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Style mixing changes the look, reproducibly, and nothing where it is off."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Noise comes from the generator alone, on every device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Made images: the right label, the right heads, nothing but training images, the same bytes again."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

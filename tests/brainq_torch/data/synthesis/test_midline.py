@@ -1,7 +1,5 @@
 """The mid-line and the one-sided lesion are found where they were put."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import ndimage

@@ -1,7 +1,5 @@
 """The built-in phantoms: the same bytes everywhere, balanced, told apart by their lesion only, and not by a lookup."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess
