@@ -2,11 +2,15 @@
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from export.bundle.web import INSTALL
 from tests import conftest
 
 pytest_plugins = ["pytester"]
@@ -50,6 +54,13 @@ def test_ci_installs_what_tests_use_and_bounds_the_skips(checkout):
         assert any(line.startswith("apt-get install") and program in line for line in called)
     assert "npm install web@1 " in called
     assert called[-1].startswith(f"make test {RAN}")
+
+
+def test_the_python_that_ci_calls_runs():
+    """Its stub above would answer any import, one of a file that has moved, too."""
+    programs = re.findall(r'python -c "(.+?)"', Path(".ci/run").read_text(encoding="utf-8"))
+    printed = [subprocess.check_output([sys.executable, "-c", program], text=True) for program in programs]
+    assert printed == [f"{INSTALL}\n"]
 
 
 @pytest.mark.parametrize(("program", "lacks"), [("apt-get", "chromium"), ("npm", "the browser page's runtime")])
