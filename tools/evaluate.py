@@ -14,8 +14,9 @@ from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import Interval, Metrics, compute_metrics, plot_confusion
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import add_data, add_json, add_threads, as_main, check_targets, format_table
-from tools.images import choose_images, class_order, decode_images, labels_of
+from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
+from tools.images import choose_images, decode_images, labels_of
+from tools.question import Question, ask, check_folders
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Evaluation:
 
     Attributes:
         folder: the images that were measured; its problems name those that were not.
-        logits: (N, 4) float32 in the order of ``CLASSES``, row i belongs to ``folder.records[i]``.
+        logits: (N, C) float32, one for each of the metrics' classes, row i belongs to ``folder.records[i]``.
+        binary: sensitivity, specificity and AUROC where there are two classes.
     """
 
     model: str
@@ -32,6 +34,7 @@ class Evaluation:
     folder: ImageFolder
     logits: NDArray[np.float32]
     metrics: Metrics
+    binary: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics with what was measured on what."""
@@ -40,6 +43,7 @@ class Evaluation:
             "data": str(self.folder.root),
             "split": self.split,
             "problems": [asdict(problem) for problem in self.folder.problems],
+            **({"binary": self.binary} if self.binary else {}),
         }
 
 
@@ -50,6 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(parser)
     parser.add_argument(
         "--compare", metavar="MODEL", help="a second model, tested against the first on the same images"
+    )
+    parser.add_argument(
+        "--label-map",
+        nargs="+",
+        metavar="FOLDER=CLASS[+CLASS]",
+        help="a coarser question: which of the model's classes the images of each folder may be called; of two answers "
+        "the positive one is the first that is not all of notumor",
     )
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix as PNG, replacing FILE")
@@ -62,13 +73,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     # Both models are loaded before anything is measured: a wrong name must not cost the first one's minutes.
     runner = load_runner(options.model, options.threads)
     other = load_runner(options.compare, options.threads) if options.compare else None
-    split, folder = choose_images(Path(options.data), options.split, options.manifest)
-    first = evaluate(options.model, runner, split, folder)
+    question = ask(options.model, runner, options.label_map)
+    if other is not None and ask(options.compare, other, options.label_map) != question:
+        raise CommandError(
+            f"{options.compare} tells {', '.join(other.classes)} apart, {options.model} {', '.join(runner.classes)}; "
+            "compare models of the same classes, or ask both a coarser question with --label-map"
+        )
+    if options.manifest is None:
+        check_folders(options.model, runner.classes, Path(options.data), question.labels)
+    split, folder = choose_images(Path(options.data), options.split, options.manifest, question.labels)
+    first = evaluate(options.model, runner, split, folder, question)
     print(format_evaluation(first, options.threads))
     report = first.to_json() | {"threads": options.threads}
     if other is not None:
-        second = evaluate(options.compare, other, split, folder)
-        comparison = compare_predictions(first.logits, second.logits, labels_of(first.folder))
+        second = evaluate(options.compare, other, split, folder, question)
+        names = first.metrics.classes
+        comparison = compare_predictions(first.logits, second.logits, labels_of(first.folder), names)
         print("\n" + format_evaluation(second, options.threads, problems=False))
         print("\n" + format_comparison(options.model, options.compare, comparison, first.folder))
         report["compare"] = {"model": options.compare, **comparison.to_json(), "metrics": second.metrics.to_json()}
@@ -79,7 +99,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder) -> Evaluation:
+def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder, question: Question) -> Evaluation:
     """Measure a loaded model on the folder's images.
 
     Args:
@@ -87,16 +107,18 @@ def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder) -> Eval
         runner: the model.
         split: name of the images' split, for the report.
         folder: the images.
+        question: what is measured; a class of it may have no images.
 
     Raises:
-        CommandError: the model does not name the four classes.
-        DataFolderError: a class has no readable image.
+        DataFolderError: a class has images, but no readable one.
     """
-    order = class_order(name, runner)
     readable, pixels = decode_images(folder, runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr)
-    logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
-    return Evaluation(name, split, readable, logits, compute_metrics(logits, labels_of(readable)))
+    logits, labels = run_named(runner, pixels, [record.path for record in readable.records]), labels_of(readable)
+    scores, sums = question.score(logits, runner.classes), question.probabilities(logits, runner.classes)
+    metrics = compute_metrics(scores, labels, question.labels.names, probabilities=sums)
+    binary = question.describe_two(metrics, labels, scores, sums)
+    return Evaluation(name, split, readable, scores, metrics, binary)
 
 
 def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = True) -> str:
@@ -114,6 +136,12 @@ def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = Tru
     if metrics.accuracy in (0.0, 1.0):
         wilson = _interval(intervals["accuracy_wilson"], 100, 2)
         lines.append(f"           no bootstrap can tell such an accuracy's uncertainty; Wilson's interval: {wilson}")
+    if binary := evaluation.binary:
+        lines += [
+            f"{name:10} {'no images' if binary[name] is None else f'{binary[name]:.4f}'}"
+            for name in ("sensitivity", "specificity", "auroc")
+        ]
+        lines.append(f"           positive is {binary['positive']}, negative {binary['negative']}")
     lines += ["", _class_table(metrics), _confusion_table(metrics)]
     if problems and evaluation.folder.problems:
         lines += ["data:", evaluation.folder.report()]
@@ -153,7 +181,8 @@ def _class_table(metrics: Metrics) -> str:
     for name, row in metrics.per_class.items():
         interval = _interval(metrics.intervals["per_class"][name]["recall"], 100, 2)
         shares = (f"{100 * share:6.2f} %" for share in (row.precision, row.recall))
-        rows.append([name, *shares, interval, f"{row.f1:.4f}", str(row.support)])
+        figures = [*shares, interval, f"{row.f1:.4f}"] if row.support else ["no images", "", "", ""]
+        rows.append([name, *figures, str(row.support)])
     return format_table(["class", "precision", "recall", "[95 %]", "F1", "images"], rows)
 
 

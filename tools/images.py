@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
@@ -19,7 +19,9 @@ SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
 
 
-def choose_images(data: Path, split: str | None, manifest: str | None = None) -> tuple[str, ImageFolder]:
+def choose_images(
+    data: Path, split: str | None, manifest: str | None = None, labels: Labels | None = None
+) -> tuple[str, ImageFolder]:
     """List the images to measure.
 
     Args:
@@ -27,6 +29,7 @@ def choose_images(data: Path, split: str | None, manifest: str | None = None) ->
         split: None takes the first of ``SPLIT_ORDER`` that is there; ``all`` takes every image.
         manifest: a run's manifest.csv, whose split counts instead of the folder's; every chosen image's hash is
             checked.
+        labels: what folders mean, where a class may lack images; default: each of the four classes must have some.
 
     Returns:
         The split's name, and the folder with its images.
@@ -36,9 +39,10 @@ def choose_images(data: Path, split: str | None, manifest: str | None = None) ->
         ManifestError: the manifest cannot be read, or an image is no longer the manifest's.
     """
     if manifest is None:
-        folder = scan_folder(data, verify=False)  # images are decoded once, in decode_images
+        # Images are decoded once, in decode_images.
+        folder = scan_folder(data, False, labels or Labels(), complete=labels is None)
     else:
-        folder = manifest_folder(data, read_manifest(Path(manifest)))
+        folder = manifest_folder(data, read_manifest(Path(manifest)), labels=labels or Labels())
     there = folder.split_counts()
     if not there:
         raise ManifestError(f"{manifest} lists no images; name the manifest.csv of a finished run")
@@ -94,7 +98,7 @@ def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, 
     readable = replace(folder, records=tuple(kept), problems=sort_problems(problems))
     empty = {record.label for record in folder.records} - {record.label for record in readable.records}
     if empty:
-        names = ", ".join(CLASSES[label] for label in sorted(empty))
+        names = ", ".join(folder.classes[label] for label in sorted(empty))
         raise DataFolderError(f"class {names} has no readable image.\n{readable.report()}")
     return readable, np.stack(images)
 

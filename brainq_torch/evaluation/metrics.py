@@ -46,7 +46,7 @@ class Metrics:
     """What a model scores on ``n`` images.
 
     Attributes:
-        macro_f1: mean over the classes that occur among labels or predictions, as in scikit-learn.
+        macro_f1: mean over the classes that have images.
         confusion: rows are labels, columns are predictions, both in the order of ``classes``.
         intervals: see ``bootstrap_intervals``; empty when no resamples were asked for.
     """
@@ -60,9 +60,15 @@ class Metrics:
     classes: tuple[str, ...]
     intervals: dict[str, Any]
 
+    @property
+    def absent(self) -> list[str]:
+        """Classes without images: nothing can be said of them."""
+        return [name for name, row in self.per_class.items() if not row.support]
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data for ``metrics.json``."""
-        return asdict(self) | {"confusion": [list(row) for row in self.confusion], "classes": list(self.classes)}
+        lists = {"confusion": [list(row) for row in self.confusion], "classes": list(self.classes)}
+        return asdict(self) | lists | {"absent": self.absent}
 
 
 def compute_metrics(
@@ -71,6 +77,7 @@ def compute_metrics(
     classes: tuple[str, ...] = CLASSES,
     resamples: int = 1000,
     seed: int = 0,
+    probabilities: NDArray[np.float64] | None = None,
 ) -> Metrics:
     """Measure a model from its logits.
 
@@ -80,6 +87,7 @@ def compute_metrics(
         classes: names of the C classes.
         resamples: bootstrap resamples for the intervals; 0 leaves them out.
         seed: of the resamples.
+        probabilities: (N, C), where they are not the softmax of the logits, of which the largest decides all the same.
 
     Raises:
         ValueError: the input is empty, not finite or mis-shaped.
@@ -87,26 +95,34 @@ def compute_metrics(
     scores, truth = check_predictions(logits, labels, classes)
     predictions = scores.argmax(1)
     names = range(len(classes))
+    softmax = torch.softmax(torch.from_numpy(scores), 1).numpy() if probabilities is None else probabilities
+    confidence = np.take_along_axis(softmax, predictions[:, None], 1)
     columns = precision_recall_fscore_support(truth, predictions, labels=names, average=None, zero_division=0.0)
     return Metrics(
         n=len(truth),
         accuracy=float(accuracy_score(truth, predictions)),
-        macro_f1=float(f1_score(truth, predictions, average="macro", zero_division=0.0)),
-        ece=_calibration_error(torch.softmax(torch.from_numpy(scores), 1), torch.from_numpy(truth)),
+        macro_f1=float(f1_score(truth, predictions, labels=np.unique(truth), average="macro", zero_division=0.0)),
+        ece=_calibration_error(torch.from_numpy(confidence), torch.from_numpy(predictions == truth)),
         per_class={
             name: ClassMetrics(float(precision), float(recall), float(f1), int(support))
             for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
         },
         confusion=tuple(tuple(map(int, row)) for row in confusion_matrix(truth, predictions, labels=names)),
         classes=tuple(classes),
-        intervals=bootstrap_intervals(scores, truth, classes, resamples, seed) if resamples else {},
+        intervals=bootstrap_intervals(predictions, confidence, truth, classes, (resamples, seed)) if resamples else {},
     )
 
 
 def bootstrap_intervals(
-    logits: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...], resamples: int, seed: int
+    answers: NDArray[Any],
+    confidence: NDArray[Any],
+    labels: NDArray[Any],
+    classes: tuple[str, ...],
+    draws: tuple[int, int],
 ) -> dict[str, Any]:
     """Percentile bootstrap over images (Efron and Tibshirani 1993, ch. 13), 95 %, seeded.
+
+    answers: (N,) predicted labels. confidence: (N, 1), their probabilities. draws: how many, and their seed.
 
     ``accuracy_wilson`` (Wilson 1927) is there because the bootstrap of a model without a single error is [1, 1], which
     says too much.
@@ -115,27 +131,13 @@ def bootstrap_intervals(
         ``accuracy``, ``macro_f1``, ``ece`` as [low, high], the same per class for precision, recall and F1, and how
         they were made.
     """
-    score = load_torchmetrics()
-    by_class = {
-        "precision": score.multiclass_precision, "recall": score.multiclass_recall, "f1": score.multiclass_f1_score,
-    }  # fmt: skip
-    scores, truth = torch.from_numpy(logits), torch.from_numpy(labels)
-    predictions, probabilities = scores.argmax(1), torch.softmax(scores, 1)
-    drawn: dict[str, list[torch.Tensor]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
-    for rows in resample_rows(len(truth), resamples, seed):
-        resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": len(classes), **SAMPLEWISE}
-        drawn["accuracy"].append(score.multiclass_accuracy(**resampled, average="micro"))
-        drawn["macro_f1"].append(score.multiclass_f1_score(**resampled, average="macro"))
-        drawn["ece"].append(torch.tensor([_calibration_error(probabilities[row], truth[row]) for row in rows]))
-        for name, measure in by_class.items():
-            drawn[name].append(measure(**resampled, average="none", zero_division=ABSENT))
-    values = {key: torch.cat(parts).double().numpy() for key, parts in drawn.items()}
-    right = int((predictions == truth).sum())
-    wilson = binomtest(right, len(truth)).proportion_ci(LEVEL, method="wilson")
+    predictions, truth = torch.from_numpy(answers), torch.from_numpy(labels)
+    values = _measure_resamples(predictions, torch.from_numpy(confidence), truth, len(classes), draws)
+    wilson = binomtest(int((predictions == truth).sum()), len(truth)).proportion_ci(LEVEL, method="wilson")
     return {
         "level": LEVEL,
-        "resamples": resamples,
-        "seed": seed,
+        "resamples": draws[0],
+        "seed": draws[1],
         **{key: percentile_interval(values[key]) for key in ("accuracy", "macro_f1", "ece")},
         "accuracy_wilson": (float(wilson.low), float(wilson.high)),
         "per_class": {
@@ -143,6 +145,26 @@ def bootstrap_intervals(
             for label, name in enumerate(classes)
         },
     }
+
+
+def _measure_resamples(
+    predictions: torch.Tensor, confidence: torch.Tensor, truth: torch.Tensor, classes: int, draws: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
+    """Return every measure of each resample: (R,), or (R, classes) of those per class."""
+    score = load_torchmetrics()
+    by_class = {
+        "precision": score.multiclass_precision, "recall": score.multiclass_recall, "f1": score.multiclass_f1_score,
+    }  # fmt: skip
+    correct, there = predictions == truth, np.unique(truth.numpy()).tolist()
+    drawn: dict[str, list[torch.Tensor]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
+    for rows in resample_rows(len(truth), *draws):
+        resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": classes, **SAMPLEWISE}
+        drawn["accuracy"].append(score.multiclass_accuracy(**resampled, average="micro"))
+        drawn["ece"].append(torch.tensor([_calibration_error(confidence[row], correct[row]) for row in rows]))
+        for name, measure in by_class.items():
+            drawn[name].append(measure(**resampled, average="none", zero_division=ABSENT))
+        drawn["macro_f1"].append(drawn["f1"][-1][:, there].nanmean(1))
+    return {key: torch.cat(parts).double().numpy() for key, parts in drawn.items()}
 
 
 def plot_confusion(metrics: Metrics, path: str | Path) -> None:
@@ -198,10 +220,10 @@ def check_predictions(
     return scores, truth.astype(np.int64)
 
 
-def _calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the expected calibration error of (N, C) probabilities: top-label confidence, l1, equal-width bins."""
-    measure, classes = load_torchmetrics().multiclass_calibration_error, probabilities.shape[1]
-    return float(measure(probabilities, labels, classes, n_bins=ECE_BINS, norm="l1", validate_args=False))
+def _calibration_error(confidence: torch.Tensor, correct: torch.Tensor) -> float:
+    """Return the expected calibration error of the answers' (N, 1) probabilities, l1, equal-width bins."""
+    measure = load_torchmetrics().multiclass_calibration_error  # of the one class 0, which is right or is not
+    return float(measure(confidence, (~correct).long(), 1, n_bins=ECE_BINS, norm="l1", validate_args=False))
 
 
 def load_torchmetrics() -> Any:

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
 from tools import evaluate
+from tools.question import ask
 
-KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes"}
+KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes", "absent"}
 GREYS = (20, 80, 140, 200)
 """Mean grey of each class's images, which the fake model tells apart."""
 
@@ -185,7 +188,111 @@ def test_plot_is_written(data, fake, tmp_path):
 def test_other_classes_than_the_datas_are_refused(data, fake, capsys):
     fake["cats"] = GreyRunner(classes=("cat", "dog", "glioma", "mouse"))
     assert evaluate.main(["cats", "--data", str(data)]) == 2
-    assert "cats tells cat, dog, glioma, mouse apart, the images are glioma, meningioma" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cats tells cat, dog, glioma, mouse apart" in error
+    assert "holds meningioma, notumor, pituitary; say what that means with --label-map" in error
+
+
+def measure(data, tmp_path, *words):
+    assert evaluate.main(["a", "--data", str(data), "--json", str(tmp_path / "m.json"), *words]) == 0
+    return json.loads((tmp_path / "m.json").read_text())
+
+
+def test_a_class_that_the_test_set_lacks_does_not_count(data, fake, tmp_path, capsys):
+    assert measure(data, tmp_path)["absent"] == []
+    shutil.rmtree(data / "Testing" / "meningioma")
+    capsys.readouterr()
+    report = measure(data, tmp_path)
+    assert (report["n"], report["absent"]) == (15, ["meningioma"])
+    # Two of five gliomas are called meningioma: F1 3/4, the two others 1, and meningioma is no part of the mean.
+    assert report["macro_f1"] == pytest.approx((0.75 + 1 + 1) / 3)
+    low, high = report["intervals"]["macro_f1"]
+    assert low <= report["macro_f1"] <= high == 1.0
+    assert report["classes"] == list(CLASSES)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| meningioma"))
+    assert row.split("|")[2:4] == [" no images ", row.split("|")[3]]
+    assert row.split("|")[-2].strip() == "0"
+
+
+YES_NO = ["--label-map", "yes=glioma+meningioma+pituitary", "no=notumor"]
+
+
+@pytest.fixture
+def yes_no(data):
+    """Two of 15 tumours look like no tumour, one of five healthy ones like a tumour; two are another tumour."""
+    for name in ("glioma", "meningioma", "pituitary"):
+        for path in (data / "Testing" / name).iterdir():
+            path.rename(path.with_name(f"{name}{path.name}"))
+            shutil.copytree(data / "Testing" / name, data / "yes", dirs_exist_ok=True)
+    (data / "Testing" / "notumor").rename(data / "no")
+    shutil.rmtree(data / "Testing")
+    shutil.rmtree(data / "Training")
+    for path in data.glob("yes/[0-9]*"):
+        path.unlink()
+    for name in ("pituitary0", "pituitary1"):
+        picture(GREYS[2]).save(data / "yes" / f"{name}.png")
+    picture(GREYS[0]).save(data / "no" / "0.png")
+    return data
+
+
+def test_a_coarser_question_is_right_when_the_prediction_is_among_its_classes(yes_no, fake, tmp_path, capsys):
+    report = measure(yes_no, tmp_path, *YES_NO)
+    assert (report["n"], report["accuracy"], report["classes"]) == (20, 17 / 20, ["yes", "no"])
+    assert report["confusion"] == [[13, 2], [1, 4]]
+    binary = report["binary"]
+    assert (binary["positive"], binary["sensitivity"], binary["specificity"]) == ("yes", 13 / 15, 4 / 5)
+    # By hand: of 75 pairs 13 * 4 are in order, the wrong no outranks or ties with 13, two wrong yes tie with four noes.
+    assert 0.7 < binary["auroc"] < 1
+    out = capsys.readouterr().out
+    assert "sensitivity 0.8667" in out
+    assert "positive is yes, negative no" in out
+    turned = measure(yes_no, tmp_path, "--label-map", *YES_NO[:0:-1])
+    assert (turned["classes"], turned["binary"]) == (["no", "yes"], binary)
+
+
+def test_what_the_question_does_not_name_is_a_wrong_answer(yes_no, fake, tmp_path):
+    report = measure(yes_no, tmp_path, "--label-map", "yes=glioma+meningioma", "no=notumor")
+    assert report["confusion"] == [[10, 2, 3], [1, 4, 0], [0, 0, 0]]
+    assert report["absent"] == ["(other classes)"]
+    assert report["binary"]["sensitivity"] == 10 / 15
+
+
+def test_folders_of_the_same_classes_are_one_answer(data, fake, tmp_path):
+    words = [f"{name}=glioma" for name in ("glioma", "meningioma")] + ["notumor=notumor", "pituitary=pituitary"]
+    report = measure(data, tmp_path, "--label-map", *words)
+    assert report["classes"] == ["glioma+meningioma", "notumor", "pituitary", "(other classes)"]
+    assert report["confusion"][0] == [3, 0, 0, 7]
+
+
+def test_a_coarse_answers_probability_is_the_sum_of_its_classes():
+    question = ask("a", GreyRunner(), YES_NO[1:])
+    logits = np.log(np.array([[0.2, 0.2, 0.4, 0.2], [0.5, 0.1, 0.1, 0.3]], np.float32))
+    assert question.probabilities(logits, CLASSES) == pytest.approx(np.array([[0.6, 0.4], [0.9, 0.1]]), abs=1e-6)
+    assert question.score(logits, CLASSES).argmax(1).tolist() == [1, 0]
+    metrics = compute_metrics(
+        question.score(logits, CLASSES), np.array([1, 0]), ("yes", "no"), 0, 0, question.probabilities(logits, CLASSES)
+    )
+    # Both are right, with 0.4 and 0.9: two bins, each off by what is missing to 1.
+    assert metrics.ece == pytest.approx((0.6 + 0.1) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["yes=cat", "no=notumor"], "a knows no class 'cat'; allowed are glioma"),
+        (["no=notumor"], "holds yes; say what that means with --label-map FOLDER=CLASS"),
+        (["yes"], "'yes' is not FOLDER=CLASS[+CLASS]"),
+        (["yes=glioma", "yes=pituitary", "no=notumor"], "names yes twice"),
+        (["yes=glioma+notumor", "no=notumor"], "notumor means two answers"),
+    ],
+)
+def test_a_wrong_label_map_is_refused_in_one_line_before_anything_is_decoded(yes_no, fake, capsys, words, message):
+    for path in yes_no.glob("*/*"):
+        path.write_bytes(b"no image")
+    assert evaluate.main(["a", "--data", str(yes_no), "--label-map", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainq_torch.console import name_first
-from brainq_torch.data.classes import CLASSES, class_of_folder, split_of_folder
-from brainq_torch.data.dataset.sample import DataFolderError, ImageRecord, Problem, Severity
+from brainq_torch.data.classes import CLASSES, Labels, split_of_folder
+from brainq_torch.data.dataset.layouts import require_folder
+from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, looks_like_image, read_origin
 from brainq_torch.data.reading.raster import PICTURE_SUFFIXES
-
-LAYOUTS = f"""Allowed layouts, where {{class}} is {", ".join(CLASSES)} or a name that means one of them:
-  DIR/Training/{{class}}/*.jpg and DIR/Testing/{{class}}/*.jpg
-  DIR/train/{{class}}/*.jpg, DIR/val/{{class}}/*.jpg and DIR/test/{{class}}/*.jpg
-  DIR/{{class}}/*.jpg
-  DIR/*.mat or DIR/*/*.mat of the figshare brain tumour data set, whose files name their class"""
 
 _FIGSHARE_CLASSES = ("glioma", "meningioma", "pituitary")
 _FIGSHARE_INDEX = "cvind.mat"
@@ -35,14 +30,20 @@ class FolderWalk:
         problems: what was named on the way.
         fatal: why the folder cannot be used at all.
         expected: the (split, class) pairs that must have an image.
+        found: the classes; a record's label is an index into them.
     """
 
     root: Path
+    labels: Labels = Labels()  # noqa: RUF009 - frozen
     records: list[ImageRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     fatal: list[str] = field(default_factory=list)
     expected: list[tuple[str, str]] = field(default_factory=list)
+    found: list[str] = field(init=False)
     _entered: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.found = list(self.labels.names)
 
     def read(self) -> None:
         """Decide which layout the folder has and collect its images.
@@ -50,19 +51,24 @@ class FolderWalk:
         Raises:
             DataFolderError: There is no such folder.
         """
-        _require_folder(self.root)
+        require_folder(self.root, self.labels)
         folders, files = self._list(self.root)
         splits = [name for name in folders if split_of_folder(name)]
-        classes = [name for name in folders if class_of_folder(name)]
+        classes = [name for name in folders if self.labels.of_folder(name)]
         if splits and classes:
             kinds = f"split folders ({', '.join(splits)}) beside class folders ({', '.join(classes)})"
             self.fatal.append(f"{self.root} mixes two layouts: {kinds}; keep one of the two.")
         elif splits:
             self._read_splits(folders)
         elif classes:
-            self.expected.extend(("all", name) for name in CLASSES)
             self._read_classes(self.root, folders, "all")
-        elif not self._read_figshare(folders, files):
+            self.expected.extend(("all", name) for name in self.found)
+        elif self._read_figshare(folders, files):
+            pass
+        elif self.labels.auto and folders and not self._find_inner(folders):
+            self._read_classes(self.root, folders, "all")
+            self.expected.extend(("all", name) for name in self.found)
+        else:
             self.fatal.append(self._why_no_layout(folders, files))
         self._name_strays(self.root, files)
 
@@ -81,19 +87,31 @@ class FolderWalk:
             inner, files = self._list(self.root / name)
             self._read_classes(self.root / name, inner, split)
             self._name_strays(self.root / name, files)
-        self.expected.extend((split, name) for split in first for name in CLASSES)
+        needed = first.keys() & {"Training"} if self.labels.auto else first
+        self.expected.extend((split, name) for split in needed for name in self.found)
 
     def _read_classes(self, parent: Path, folders: Sequence[str], split: str) -> None:
         first: dict[str, str] = {}
         for name in folders:
-            class_name = class_of_folder(name)
+            class_name = self.labels.of_folder(name) or self._name_class(name)
             if class_name is None:
-                self._refuse_folder(parent / name, f"no class ({', '.join(CLASSES)})")
+                self._refuse_folder(parent / name, f"no class ({', '.join(self.labels.names)})")
                 continue
             self._note_merge(first, class_name, parent / name)
             before = len(self.records)
             self._read_images(parent / name, class_name, split)
             self._warn_of_nested(parent / name, class_name, self.records[before:])
+
+    def _name_class(self, folder: str) -> str | None:
+        """Return the class that a folder of no known name is, as another of that name but for case and dashes is."""
+        if not self.labels.auto or folder.lower() in _MASK_FOLDERS:
+            return None
+        return Labels(tuple(self.found)).of_folder(folder) or folder
+
+    def _label(self, class_name: str) -> int:
+        if class_name not in self.found:
+            self.found.append(class_name)
+        return self.found.index(class_name)
 
     def _read_images(self, folder: Path, class_name: str, split: str) -> None:
         """Collect the images of a class folder and of the folders nested in it."""
@@ -102,7 +120,7 @@ class FolderWalk:
             if self._is_image(folder / name):
                 self._add(folder / name, class_name, split)
         for name in folders:
-            if _means_something_else(name, class_name):
+            if self._means_something_else(name, class_name):
                 what = f"folder inside {class_name} whose name means something else, not read"
                 self.name_problem(folder / name, what, "move it to where it belongs", "error")
                 continue
@@ -113,11 +131,11 @@ class FolderWalk:
         origin = Origin() if path.suffix.lower() in PICTURE_SUFFIXES else self._read_origin(path)
         if origin is None:
             return
-        if origin.label is not None and CLASSES[origin.label] != class_name:
+        if origin.label is not None and class_name in CLASSES and CLASSES[origin.label] != class_name:
             what = f"says that it is {CLASSES[origin.label]}, but lies in a folder of {class_name}, not read"
             self.name_problem(path, what, "move it to where it belongs", "error")
             return
-        self.records.append(ImageRecord(self._relative(path), CLASSES.index(class_name), split, origin.group))
+        self.records.append(ImageRecord(self._relative(path), self._label(class_name), split, origin.group))
 
     def _read_figshare(self, folders: Sequence[str], files: Sequence[str]) -> bool:
         """Read .mat files that name their class themselves, here or one folder down; tell whether there are any."""
@@ -133,10 +151,11 @@ class FolderWalk:
                 self._name_strays(part, inner)
                 for name in deeper:
                     self.name_problem(part / name, "folder too deep, not read", "move its .mat files up", "error")
-            self.expected.extend(("all", name) for name in _FIGSHARE_CLASSES)
-            missing = ", ".join(name for name in CLASSES if name not in _FIGSHARE_CLASSES)
-            what = f"figshare .mat files have no class {missing}"
-            self.name_problem(self.root, what, "sort them into class folders and add images of it to train", "warning")
+            self.expected.extend(("all", name) for name in _FIGSHARE_CLASSES if self.labels.names == CLASSES)
+            missing = ", ".join(name for name in self.labels.names if name not in _FIGSHARE_CLASSES)
+            if missing:
+                what, remedy = f"figshare .mat files have no class {missing}", "sort them into class folders and add"
+                self.name_problem(self.root, what, f"{remedy} images of it to train", "warning")
         return bool(paths)
 
     def _add_figshare(self, path: Path) -> None:
@@ -147,7 +166,12 @@ class FolderWalk:
         if origin is not None and origin.label is None:
             self.name_problem(path, "names no class, not read", "move it into a class folder", "error")
         elif origin is not None and origin.label is not None:
-            self.records.append(ImageRecord(self._relative(path), origin.label, "all", origin.group))
+            name = self.labels.of_folder(CLASSES[origin.label])
+            if name is None:
+                what = f"says that it is {CLASSES[origin.label]}, none of {', '.join(self.labels.names)}; not read"
+                self.name_problem(path, what, "say what that means with data.class_map", "error")
+            else:
+                self.records.append(ImageRecord(self._relative(path), self._label(name), "all", origin.group))
 
     def _read_origin(self, path: Path) -> Origin | None:
         """Return what a medical file says of itself; name the file, and return None, when it cannot be read."""
@@ -246,33 +270,27 @@ class FolderWalk:
         """Say what the folder holds instead, and what was probably meant."""
         if not folders and not files:
             return f"{self.root} {'cannot be read' if self.problems else 'is empty'}."
-        if class_of_folder(self.root.resolve().name) and files:
+        if self.labels.of_folder(self.root.resolve().name) and files:
             return f"{self.root} is itself a class folder; name the folder above it."
-        for name in folders:
-            if any(split_of_folder(inner) or class_of_folder(inner) for inner in self._list(self.root / name)[0]):
-                return f"{self.root} holds no class folders, but {self.root / name} does; name that one."
+        if inner := self._find_inner(folders):
+            return f"{self.root} holds no class folders, but {self.root / inner} does; name that one."
         found = [f"{name}/" for name in folders] + list(files)
         return f"{self.root} holds neither class nor split folders; it holds {name_first(found)}."
 
+    def _find_inner(self, folders: Sequence[str]) -> str | None:
+        """Return the first of the root's folders that is a data folder itself."""
+        for name in folders:
+            if any(split_of_folder(inner) or self.labels.of_folder(inner) for inner in self._list(self.root / name)[0]):
+                return name
+        return None
+
+    def _means_something_else(self, name: str, class_name: str) -> bool:
+        """Tell whether a nested folder's name is that of another class, of a split, or of masks."""
+        meaning = self.labels.of_folder(name) or split_of_folder(name) or class_name
+        return meaning != class_name or name.lower() in _MASK_FOLDERS
+
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
-
-
-def _require_folder(root: Path) -> None:
-    try:
-        mode = root.stat().st_mode
-    except FileNotFoundError:
-        raise DataFolderError(f"{root} does not exist; check the path.\n{LAYOUTS}") from None
-    except OSError as error:
-        raise DataFolderError(f"{root} cannot be opened ({error.strerror}).\n{LAYOUTS}") from error
-    if not stat.S_ISDIR(mode):
-        raise DataFolderError(f"{root} is a file, not a folder; name the folder of the data set.\n{LAYOUTS}")
-
-
-def _means_something_else(name: str, class_name: str) -> bool:
-    """Tell whether a nested folder's name is that of another class, of a split, or of masks."""
-    meaning = class_of_folder(name) or split_of_folder(name) or class_name
-    return meaning != class_name or name.lower() in _MASK_FOLDERS
 
 
 def _is_folder(path: Path) -> bool:

@@ -5,13 +5,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.folder_scan import LAYOUTS, FolderWalk
+from brainq_torch.data.classes import Labels
+from brainq_torch.data.dataset.folder_scan import FolderWalk
+from brainq_torch.data.dataset.layouts import describe_layouts
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
@@ -22,7 +24,12 @@ __all__ = ["DataFolderError", "ImageFolder", "ImageRecord", "Problem", "load_pix
 _MOST_THREADS = 4  # each may hold one image of MAX_PIXELS
 
 
-def scan_folder(root: str | os.PathLike[str], verify: bool = True) -> ImageFolder:
+def scan_folder(
+    root: str | os.PathLike[str],
+    verify: bool = True,
+    labels: Labels = Labels(),  # noqa: B008 - frozen
+    complete: bool = True,
+) -> ImageFolder:
     """List the images of a data set with label and split.
 
     Args:
@@ -31,20 +38,25 @@ def scan_folder(root: str | os.PathLike[str], verify: bool = True) -> ImageFolde
             patient becomes the record's group, as a DICOM file's does.
         verify: decode every image, so that those that cannot be read are named in ``problems`` and left out of
             ``records``. Without it files are only listed, and ``load_pixels`` is the one to meet them.
+        labels: which classes there are, and what a folder's name means.
+        complete: refuse a folder that lacks images of a class; a test set need not have all.
 
     Raises:
         DataFolderError: No layout fits, a class of a split has no readable image, or a folder means neither class nor
             split; the message is the whole report.
     """
-    walk = FolderWalk(Path(root))
+    walk = FolderWalk(Path(root), labels)
     walk.read()
     records = sorted(walk.records, key=lambda record: os.fsencode(record.path))
     if verify:
         records = _verify(walk, records)
-    walk.fatal.extend(_missing_classes(walk, records))
-    folder = ImageFolder(walk.root, tuple(records), sort_problems(list(dict.fromkeys(walk.problems))))
+    if complete:
+        walk.fatal.extend(_missing_classes(walk, records))
+    classes = tuple(sorted(walk.found)) if labels.auto else labels.names
+    records = [replace(record, label=classes.index(walk.found[record.label])) for record in records]
+    folder = ImageFolder(walk.root, tuple(records), sort_problems(list(dict.fromkeys(walk.problems))), classes)
     if walk.fatal:
-        raise DataFolderError("\n".join([*walk.fatal, folder.report(), LAYOUTS]))
+        raise DataFolderError("\n".join([*walk.fatal, folder.report(), describe_layouts(labels)]))
     return folder
 
 
@@ -96,7 +108,7 @@ def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[s
     return [
         f"{walk.root}{'' if split == 'all' else f', split {split}'}: class {name} is missing or has no readable image."
         for split, name in walk.expected
-        if not counts[split, CLASSES.index(name)]
+        if not counts[split, walk.found.index(name)]
     ]
 
 

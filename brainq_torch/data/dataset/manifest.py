@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from brainq_torch.console import name_first
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.tables import read_table
 from brainq_torch.run_files import BrainqError, hash_file
@@ -115,14 +115,36 @@ def number_groups(rows: Sequence[ManifestRow]) -> NDArray[np.int64]:
     return np.unique([row.group or f"image:{row.path}" for row in rows], return_inverse=True)[1]
 
 
-def manifest_folder(root: Path, rows: Sequence[ManifestRow], split: str | None = None) -> ImageFolder:
-    """Turn manifest rows (of one split, or all) back into an image folder below ``root``."""
+def class_names(rows: Sequence[ManifestRow]) -> tuple[str, ...]:
+    """Return the classes of a whole manifest in label order, which is alphabetical."""
+    return tuple(sorted({row.label for row in rows}))
+
+
+def manifest_folder(
+    root: Path, rows: Sequence[ManifestRow], split: str | None = None, labels: Labels | None = None
+) -> ImageFolder:
+    """Turn manifest rows (of one split, or all) back into an image folder below ``root``.
+
+    Args:
+        root: the folder that their paths are relative to.
+        rows: of a manifest.
+        split: the only one to take.
+        labels: what the rows' labels mean, default themselves.
+
+    Raises:
+        ManifestError: a label means no class.
+    """
+    classes = labels.names if labels else class_names(rows)
+    meanings = {label: labels.of_folder(label) if labels else label for label in {row.label for row in rows}}
+    unknown = sorted(label for label, meaning in meanings.items() if meaning is None)
+    if unknown:
+        raise ManifestError(f"the manifest names unknown classes {unknown}; allowed are {list(classes)}")
     records = tuple(
-        ImageRecord(row.path, CLASSES.index(row.label), row.split, row.group)
+        ImageRecord(row.path, classes.index(meanings[row.label] or ""), row.split, row.group)
         for row in rows
         if split is None or row.split == split
     )
-    return ImageFolder(root, records, ())
+    return ImageFolder(root, records, (), classes)
 
 
 def find_faults(root: Path, rows: Sequence[ManifestRow]) -> list[str]:

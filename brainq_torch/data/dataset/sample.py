@@ -24,7 +24,7 @@ class ImageRecord:
 
     Attributes:
         path: posix, relative to the folder's root.
-        label: index into CLASSES.
+        label: index into the folder's classes.
         split: "Training", "val", "Testing", or "all" where the layout has no splits.
         group: images with the same group belong together, e.g. to one patient; empty when unknown.
     """
@@ -56,11 +56,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a data set in the byte order of their paths, and all that was noticed on the way."""
+    """The images of a data set in the byte order of their paths, and all that was noticed on the way.
+
+    Attributes:
+        classes: names of the classes, in label order.
+    """
 
     root: Path
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...]
+    classes: tuple[str, ...] = CLASSES
 
     def split_counts(self) -> dict[str, int]:
         """Return the number of images of each split that has any."""
@@ -84,7 +89,7 @@ class ImageFolder:
 
         Of notes that say the same, the first few files are named and the others counted.
         """
-        return "\n".join([str(self.root), *_count_lines(self.records), *_problem_lines(self.problems)])
+        return "\n".join([str(self.root), *_count_lines(self), *_problem_lines(self.problems)])
 
 
 def sort_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
@@ -93,11 +98,11 @@ def sort_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda problem: (order[problem.severity], problem.path, problem.what)))
 
 
-def _count_lines(records: Sequence[ImageRecord]) -> list[str]:
-    counts = Counter((record.split, record.label) for record in records)
-    lines = [f"{len(records)} images"]
-    for split, total in Counter(record.split for record in records).items():
-        classes = ", ".join(f"{name} {counts[split, label]}" for label, name in enumerate(CLASSES))
+def _count_lines(folder: ImageFolder) -> list[str]:
+    counts = Counter((record.split, record.label) for record in folder.records)
+    lines = [f"{len(folder.records)} images"]
+    for split, total in folder.split_counts().items():
+        classes = ", ".join(f"{name} {counts[split, label]}" for label, name in enumerate(folder.classes))
         lines.append(f"  {split}: {total} ({classes})")
     return lines
 

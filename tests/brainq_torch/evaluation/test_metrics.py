@@ -68,7 +68,7 @@ def test_calibration_error_tells_an_overconfident_model():
 
 def test_json_has_exactly_the_contracts_keys_and_survives_strict_json(noisy):
     data = json.loads(json.dumps(compute_metrics(*noisy, resamples=20).to_json(), allow_nan=False))
-    keys = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes"}
+    keys = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes", "absent"}
     assert set(data) == keys | {"intervals"}
     assert set(data["per_class"]) == set(CLASSES)
     assert all(set(row) == {"precision", "recall", "f1", "support"} for row in data["per_class"].values())
@@ -119,6 +119,14 @@ def test_a_class_without_images_is_null_not_zero_in_the_recall_interval():
     # Three classes occur and all are right: the absent one does not pull the average down.
     assert metrics.macro_f1 == 1.0
     assert metrics.per_class["pituitary"].support == 0
+    assert metrics.absent == ["pituitary"]
+
+
+def test_a_class_without_images_that_is_predicted_does_not_pull_the_mean_down():
+    labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 3, 1, 1])
+    metrics = compute_metrics(one_hot_logits(predictions), labels, resamples=200)
+    assert metrics.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.intervals["macro_f1"][1] == 1.0
 
 
 def test_torch_tensors_are_measured_like_arrays(noisy):

@@ -1,0 +1,152 @@
+"""What a model is asked about a test set: its own classes, or a coarser question that they answer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from sklearn.metrics import roc_auc_score
+
+from brainq_torch.data.classes import Labels, split_of_folder
+from brainq_torch.evaluation.metrics import Metrics
+from export.run.runners import Runner
+from tools.command import CommandError
+
+_OTHER = "(other classes)"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which of a model's classes make each answer.
+
+    Attributes:
+        labels: the answers, and the folders that hold images of each.
+        groups: per answer, the model's classes that mean it.
+        positive: of two answers the one that sensitivity is of; empty where there are more.
+    """
+
+    labels: Labels
+    groups: tuple[tuple[str, ...], ...]
+    positive: str = ""
+
+    def score(self, logits: NDArray[np.float32], classes: Sequence[str]) -> NDArray[np.float32]:
+        """Return each answer's largest logit, (N, answers): of these the largest is the answer the model's class means.
+
+        logits: (N, C) in the order of ``classes``.
+        """
+        return np.stack([part.max(1) for part in self._parts(logits, classes)], 1)
+
+    def probabilities(self, logits: NDArray[np.float32], classes: Sequence[str]) -> NDArray[np.float64] | None:
+        """Return each answer's probability, (N, answers): the sum of its classes'. None where each has one class."""
+        if all(len(group) == 1 for group in self.groups):
+            return None
+        real = logits.astype(np.float64)
+        sums = [logsumexp(part, 1) for part in self._parts(real, classes)]
+        shares: NDArray[np.float64] = np.exp(np.stack(sums, 1) - logsumexp(real, 1)[:, None])
+        return shares.clip(max=1.0)
+
+    def _parts(self, logits: NDArray[Any], classes: Sequence[str]) -> list[NDArray[Any]]:
+        return [logits[:, [classes.index(name) for name in group]] for group in self.groups]
+
+    def describe_two(
+        self, metrics: Metrics, labels: NDArray[np.int64], scores: NDArray[np.float32], sums: NDArray[np.float64] | None
+    ) -> dict[str, Any] | None:
+        """Return sensitivity, specificity and AUROC of the positive answer; None where there are not two answers.
+
+        labels: (N,). scores, sums: what ``score`` and ``probabilities`` return. A figure without images is None.
+        """
+        if not self.positive:
+            return None
+        positive = self.labels.names.index(self.positive)
+        negative = 1 - positive
+        recalls = [row.recall if row.support else None for row in metrics.per_class.values()]
+        ranks = np.log(np.maximum(sums, np.finfo(float).tiny)) if sums is not None else scores.astype(np.float64)
+        margin = ranks[:, positive] - ranks[:, negative]
+        both = len(np.unique(labels)) == 2
+        return {
+            "positive": self.positive,
+            "negative": self.labels.names[negative],
+            "sensitivity": recalls[positive],
+            "specificity": recalls[negative],
+            "auroc": float(roc_auc_score(labels == positive, margin)) if both else None,
+        }
+
+
+def ask(name: str, runner: Runner, words: Sequence[str] | None) -> Question:
+    """Return the question that ``--label-map`` asks, or that of the model's own classes.
+
+    Args:
+        name: how messages call the model.
+        runner: the model.
+        words: FOLDER=CLASS[+CLASS] each; folders of the same classes are one answer.
+
+    Raises:
+        CommandError: a word is not of that form, the model has no such class, or one class means two answers.
+    """
+    if not words:
+        names = tuple(sorted(runner.classes))
+        return Question(Labels(names), tuple((each,) for each in names), _positive(names, [(n,) for n in names]))
+    folders = _read_words(name, runner, words)
+    answers: dict[tuple[str, ...], list[str]] = {}
+    for folder, group in folders.items():
+        answers.setdefault(group, []).append(folder)
+    for group in answers:
+        for other in answers:
+            if group != other and set(group) & set(other):
+                twice = ", ".join(sorted(set(group) & set(other)))
+                raise CommandError(f"--label-map: {twice} means two answers; give each class to one of them")
+    names = tuple("+".join(members) for members in answers.values())
+    groups = list(answers)
+    meanings = tuple((folder, names[groups.index(group)]) for folder, group in folders.items())
+    positive = _positive(names, groups)
+    rest = tuple(each for each in runner.classes if each not in {known for group in groups for known in group})
+    if rest:
+        names, groups = (*names, _OTHER), [*groups, rest]
+    return Question(Labels(names, meanings), tuple(groups), positive)
+
+
+def _positive(names: Sequence[str], groups: Sequence[tuple[str, ...]]) -> str:
+    """Of two answers, name the first that is not all of notumor; nothing where there are not two."""
+    return next(n for n, group in zip(names, groups, strict=True) if group != ("notumor",)) if len(names) == 2 else ""
+
+
+def _read_words(name: str, runner: Runner, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    folders = {}
+    for word in words:
+        folder, equals, meaning = word.partition("=")
+        group = tuple(sorted(set(meaning.split("+"))))
+        if not folder or not equals or not meaning:
+            raise CommandError(f"--label-map {word!r} is not FOLDER=CLASS[+CLASS], such as yes=glioma+meningioma")
+        if folder in folders:
+            raise CommandError(f"--label-map names {folder} twice; name all its classes in one word, joined by +")
+        unknown = [each for each in group if each not in runner.classes]
+        if unknown:
+            raise CommandError(
+                f"--label-map {word}: {name} knows no class {unknown[0]!r}; allowed are {', '.join(runner.classes)}"
+            )
+        folders[folder] = group
+    return folders
+
+
+def check_folders(name: str, classes: Iterable[str], data: Path, labels: Labels) -> None:
+    """Refuse a data folder that holds class folders of no meaning, before anything is decoded.
+
+    Raises:
+        CommandError: it names them.
+    """
+    top = [path for path in sorted(data.iterdir()) if _holds_class(path)] if data.is_dir() else []
+    splits = [path for path in top if split_of_folder(path.name)]
+    folders = [inner for path in splits for inner in sorted(path.iterdir()) if _holds_class(inner)] if splits else top
+    strange = sorted({path.name for path in folders if labels.of_folder(path.name) is None})
+    if strange and (splits or len(strange) < len(folders) or labels.folders):
+        raise CommandError(
+            f"{name} tells {', '.join(classes)} apart, {data} holds {', '.join(strange)}; say what that means with "
+            f"--label-map FOLDER=CLASS[+CLASS] (all of them), move it out, or measure a model trained for these classes"
+        )
+
+
+def _holds_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "_", "@", "$"))
