@@ -2,9 +2,11 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from brainq_torch.allocator import restart_to_keep_memory
 from brainq_torch.openmp import limit_spinning
 
 limit_spinning()
+restart_to_keep_memory()
 
 try:
     __version__ = version("brainq_torch")

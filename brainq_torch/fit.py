@@ -72,6 +72,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")
     parser.add_argument("--channels_last", type=bool, default=True, help="NHWC memory layout in training")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--fast_malloc", type=bool, default=True, help="keep freed memory: starts anew once (glibc)")
     managed = {"callbacks", "logger", "max_epochs", "min_epochs", "default_root_dir", "use_distributed_sampler",
                "num_sanity_val_steps", "enable_checkpointing", "plugins", "barebones", "model_registry"}  # fmt: skip
     parser.add_class_arguments(L.Trainer, "trainer", skip=managed, instantiate=False)

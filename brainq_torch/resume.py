@@ -37,8 +37,8 @@ _BEGUN = frozenset(
 
 _MACHINES = frozenset(
     {
-        "out", "data.root", "data.workers", "threads", "compile", "trainer.accelerator", "trainer.enable_progress_bar",
-        "trainer.enable_model_summary", "trainer.profiler",
+        "out", "data.root", "data.workers", "threads", "fast_malloc", "compile", "trainer.accelerator",
+        "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler",
     }
 )  # fmt: skip
 """Options that belong to the machine: a run may go on elsewhere, and in another way of doing the same."""

@@ -1,0 +1,40 @@
+"""Keeps the memory that a training step frees for the next one: a tenth to a quarter of a step were page faults.
+
+glibc gives large blocks back to the system at once and asks for them again in the next step. Its settings are read
+when a process begins, so the command starts itself anew, once.
+"""
+
+import itertools
+import os
+import sys
+
+TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=99999999999"
+"""Transparent huge pages, nothing mapped apart, nothing given back.
+
+Source: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html.
+"""
+
+COMMAND = "brainq_torch.fit"
+SWITCH = "--fast_malloc"
+_OLDEST_GLIBC = (2, 35)  # knows hugetlb
+
+
+def restart_to_keep_memory() -> None:
+    """Start ``python -m brainq_torch.fit`` anew with the settings; in any other process do nothing.
+
+    A user's own GLIBC_TUNABLES stays, and other systems are untouched. Acts while Python imports the package for
+    ``-m``: before PyTorch is loaded, and never in a program that only imports this one.
+    """
+    words = sys.orig_argv
+    starts = sys.argv[:1] == ["-m"] and COMMAND in words
+    off = f"{SWITCH}=false" in words or (SWITCH, "false") in itertools.pairwise(words)
+    if starts and not off and "GLIBC_TUNABLES" not in os.environ and _glibc() >= _OLDEST_GLIBC:
+        os.execve(sys.executable, [sys.executable, *words[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})
+
+
+def _glibc() -> tuple[int, ...]:
+    """Return the C library's version, (2, 36); () where it is another one."""
+    if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        return ()
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    return tuple(map(int, version.split(".")[:2])) if name == "glibc" else ()
