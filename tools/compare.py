@@ -27,9 +27,7 @@ from tools.images import choose_images, class_order, decode_images, labels_of
 class Candidate:
     """What is run: a run folder or a file.
 
-    Attributes:
-        path: of the folder or file.
-        xnnpack: False where LiteRT's built-in kernels run it.
+    path: of the folder or file. xnnpack: False where LiteRT's built-in kernels run it.
     """
 
     path: str
@@ -54,9 +52,7 @@ class Candidate:
 class ComparedFile:
     """One model.
 
-    Attributes:
-        size_ratio: its bytes over the reference's.
-        against: the paired comparison with the reference.
+    size_ratio: its bytes over the reference's. against: the paired comparison with the reference.
     """
 
     model: str
@@ -76,8 +72,7 @@ class ComparedFile:
 class Pair:
     """Two files' logits, number by number.
 
-    Attributes:
-        measured: as in ``verify.parity.judge``, LSB of the artefact's scale.
+    measured: as in ``verify.parity.judge``, LSB of the artefact's scale.
     """
 
     reference: str
@@ -168,14 +163,7 @@ def _compare(options: argparse.Namespace) -> int:
 def compare_models(
     runners: dict[Candidate, Runner], images: Images, known: dict[Candidate, Logits]
 ) -> list[ComparedFile]:
-    """Measure each model, and each but the first against the first.
-
-    Args:
-        runners: the models, the reference first.
-        images: decoded once for every PixelSpec.
-        known: gets the logits of TFLite files and run folders, which ``Pair`` compares as they are; ONNX files are run
-            otherwise there.
-    """
+    """Measure each model, all but the first against it, too; known gets the logits that ``Pair`` compares as is."""
     rows: list[ComparedFile] = []
     reference: NDArray[np.float32] | None = None
     for candidate, runner in runners.items():

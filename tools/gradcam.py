@@ -36,9 +36,7 @@ _OPACITY = 0.75  # of the map where it is strongest
 class Case:
     """One image that is shown.
 
-    Attributes:
-        image: (s, s) uint8, as the model saw it.
-        activation: (s, s), 0 to 1, for the answer.
+    image: (s, s) uint8, as the model saw it. activation: (s, s), 0 to 1, for the answer.
     """
 
     path: str

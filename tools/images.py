@@ -30,13 +30,6 @@ def choose_images(
         manifest: a run's manifest.csv, whose split counts instead of the folder's; every chosen image's hash is
             checked.
         labels: what folders mean, where a class may lack images; default: each of the four classes must have some.
-
-    Returns:
-        The split's name, and the folder with its images.
-
-    Raises:
-        DataFolderError: there are no such images.
-        ManifestError: the manifest cannot be read, or an image is no longer the manifest's.
     """
     if manifest is None:
         # Images are decoded once, in decode_images.
@@ -57,11 +50,7 @@ def choose_images(
 
 
 def class_order(name: str, runner: Runner) -> list[int]:
-    """Return where each of ``CLASSES`` stands among the model's logits.
-
-    Raises:
-        CommandError: one is not there.
-    """
+    """Return where each of ``CLASSES`` stands among the model's logits."""
     if sorted(runner.classes) != sorted(CLASSES):
         raise CommandError(
             f"{name} tells {', '.join(runner.classes)} apart, the images are {', '.join(CLASSES)}; "
@@ -76,9 +65,6 @@ def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, 
     Returns:
         The folder without the images that cannot be read, each of them named in its problems, and
         (N, size, size) uint8.
-
-    Raises:
-        DataFolderError: a class is left without an image.
     """
 
     def fit(grey: GreyImage) -> tuple[NDArray[np.uint8], tuple[str, ...]]:

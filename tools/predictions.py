@@ -62,11 +62,6 @@ def answer(
 
     Returns:
         Logits (N, 4) float32 in the order of ``CLASSES``, labels (N,) int64, paths (N,) str, unseen (N,) bool.
-
-    Raises:
-        CommandError: the manifest names no groups, or an image cannot be read.
-        ManifestError: an image is not the manifest's.
-        DataFolderError: a class has no readable image.
     """
     if not all(row.group for row in rows):
         raise CommandError(

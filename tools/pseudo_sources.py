@@ -97,9 +97,6 @@ def find_sources(looks: NDArray[np.float64], groups: NDArray[np.int64], count: i
 
     Returns:
         (N,) int64, the largest source is 0.
-
-    Raises:
-        CommandError: there are fewer than 2 sources or more than groups.
     """
     if not 2 <= count <= len(np.unique(groups)):
         raise CommandError(f"--sources is {count}; allowed are 2 to {len(np.unique(groups))}, the number of groups")
@@ -114,11 +111,7 @@ def find_sources(looks: NDArray[np.float64], groups: NDArray[np.int64], count: i
 def leave_out(
     rows: Sequence[ManifestRow], groups: NDArray[np.int64], left_out: NDArray[np.bool_], seed: int = 0
 ) -> list[ManifestRow]:
-    """Make a manifest whose Testing part is what is left out, with a new grouped validation part of the rest.
-
-    Raises:
-        CommandError: a class is left without training images.
-    """
+    """Make a manifest whose Testing part is what is left out, with a new grouped validation part of the rest."""
     kept = np.flatnonzero(~left_out)
     labels = np.array([CLASSES.index(rows[place].label) for place in kept])
     lost = sorted(set(range(len(CLASSES))) - set(labels.tolist()))

@@ -22,10 +22,8 @@ _OTHER = "(other classes)"
 class Question:
     """Which of a model's classes make each answer.
 
-    Attributes:
-        labels: the answers, and the folders that hold images of each.
-        groups: per answer, the model's classes that mean it.
-        positive: of two answers the one that sensitivity is of; empty where there are more.
+    labels: the answers, and the folders that hold images of each. groups: per answer, the model's classes that mean it.
+    positive: of two answers the one that sensitivity is of; empty where there are more.
     """
 
     labels: Labels
@@ -76,16 +74,7 @@ class Question:
 
 
 def ask(name: str, runner: Runner, words: Sequence[str] | None) -> Question:
-    """Return the question that ``--label-map`` asks, or that of the model's own classes.
-
-    Args:
-        name: how messages call the model.
-        runner: the model.
-        words: FOLDER=CLASS[+CLASS] each; folders of the same classes are one answer.
-
-    Raises:
-        CommandError: a word is not of that form, the model has no such class, or one class means two answers.
-    """
+    """Return the question that ``--label-map`` asks, or that of the model's own classes."""
     if not words:
         names = tuple(sorted(runner.classes))
         return Question(Labels(names), tuple((each,) for each in names), _positive(names, [(n,) for n in names]))
@@ -132,11 +121,7 @@ def _read_words(name: str, runner: Runner, words: Sequence[str]) -> dict[str, tu
 
 
 def check_folders(name: str, classes: Iterable[str], data: Path, labels: Labels) -> None:
-    """Refuse a data folder that holds class folders of no meaning, before anything is decoded.
-
-    Raises:
-        CommandError: it names them.
-    """
+    """Refuse a data folder that holds class folders of no meaning, before anything is decoded."""
     top = [path for path in sorted(data.iterdir()) if _holds_class(path)] if data.is_dir() else []
     splits = [path for path in top if split_of_folder(path.name)]
     folders = [inner for path in splits for inner in sorted(path.iterdir()) if _holds_class(inner)] if splits else top

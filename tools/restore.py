@@ -42,11 +42,7 @@ Folded = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def read_folded(path: Path) -> list[Folded]:
-    """Return weights and biases of every weighted operator, in the order in which they run.
-
-    Raises:
-        CommandError: its weights are no floats.
-    """
+    """Return weights and biases of every weighted operator, in the order in which they run."""
     model = read_model(path)
     graph = model.subgraphs[0]
     found = []
@@ -76,9 +72,6 @@ def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> None:
         model: the network.
         folded: weights and biases in the order in which they run.
         images: (N, 1, H, W) float32 of training images.
-
-    Raises:
-        CommandError: the file is of another network.
     """
     convolutions = dict(_convolutions(model))
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]

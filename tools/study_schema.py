@@ -191,18 +191,7 @@ class StudyFile:
 
 
 def read_record[T](kind: type[T], path: Path) -> T:
-    """Read one of the records above, every key and type checked.
-
-    Args:
-        kind: ``StudyFile`` or ``RowLatency``.
-        path: Its JSON file.
-
-    Returns:
-        The record.
-
-    Raises:
-        StudyError: The file is missing, is not JSON, or says something else than the record.
-    """
+    """Read one of the records above, every key and type checked."""
     if not path.is_file():
         raise StudyError(f"{path} is missing; make it first: python -m tools.study --config configs/study.yaml")
     try:

@@ -32,11 +32,8 @@ _CURVE_POINTS = 101
 class OutlierReport:
     """What a model says of pictures that are no heads.
 
-    Attributes:
-        auroc: how well the outlier score tells them from the data's images.
-        answered: share that gets a class.
-        tumour: share that is called a tumour, with and without abstaining.
-        tumour_without: share that is called a tumour, with and without abstaining.
+    auroc: how well the outlier score tells them from the data's images. answered: share that gets a class. tumour,
+    tumour_without: share that is called a tumour, with and without abstaining.
     """
 
     n: int
@@ -50,9 +47,7 @@ class OutlierReport:
 class AbstentionReport:
     """What abstaining brings on a data set, and on pictures that are none.
 
-    Attributes:
-        in_distribution: see ``measure``.
-        curve: coverage and accuracy of answering the most probable ones only.
+    in_distribution: see ``measure``. curve: coverage and accuracy of answering the most probable ones only.
     """
 
     model: str
@@ -129,12 +124,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def draw_sets(runner: Runner, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """Return pictures that are no heads as the model gets them: kind -> (N, s, s) uint8.
-
-    Args:
-        runner: its PixelSpec says how the model gets them.
-        pixels: the data's images, some of which are inverted.
-    """
+    """Return pictures that are no heads as the model gets them: kind -> (N, s, s) uint8."""
     sets = {kind: np.stack([runner.pixels.apply(picture) for picture in draw_outliers(kind, DRAWN)]) for kind in KINDS}
     sets["inverted"] = 255 - pixels[:: max(1, len(pixels) // DRAWN)][:DRAWN]
     return sets

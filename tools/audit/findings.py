@@ -34,11 +34,8 @@ _LINKED = {EQUAL: "pixel_equal", COPY: "copies", SCAN: "related"}
 class Match:
     """One held-out image and the image it is a copy of, by position.
 
-    Attributes:
-        image: position of the held-out image.
-        source: position of the image that it is a copy of.
-        turn: ``orient(source, turn)`` looks like the image.
-        correlation: at 32 x 32, whole frame.
+    image: position of the held-out image. source: position of the image that it is a copy of. turn: ``orient(source,
+    turn)`` looks like the image. correlation: at 32 x 32, whole frame.
     """
 
     image: int
@@ -58,16 +55,10 @@ class Match:
 class Audit:
     """Everything that was found. Positions are those of ``folder.records``.
 
-    Attributes:
-        folder: the images.
-        labels: (N,).
-        links: which images are copies of each other, or slices of one head.
-        checks: per held-out split.
-        matches: per held-out split, every copied image with its nearest source.
-        conflicts: copies of one picture under several labels.
-        grouped_neighbour: 1-NN accuracy on a fifth of the images other than Testing, no group divided; None where a
-            class cannot be divided.
-        probes: how well linear classifiers tell the class from very little.
+    folder: the images. labels: (N,). links: which images are copies of each other, or slices of one head. checks: per
+    held-out split. matches: per held-out split, every copied image with its nearest source. conflicts: copies of one
+    picture under several labels. grouped_neighbour: 1-NN accuracy on a fifth of the images other than Testing, no group
+    divided; None where a class cannot be divided. probes: how well linear classifiers tell the class from very little.
     """
 
     folder: ImageFolder

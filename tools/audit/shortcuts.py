@@ -24,11 +24,8 @@ _POSES, _POSE_STEPS = 12, 15
 class Probe:
     """How well a linear classifier tells the class from very little, on groups it was not trained on.
 
-    Attributes:
-        name: what it sees, in a word.
-        meaning: what it sees.
-        balanced_accuracy: mean recall, chance is 1 / number of classes.
-        recall: per class name.
+    name: what it sees, in a word. meaning: what it sees. balanced_accuracy: mean recall, chance is 1 / number of
+    classes. recall: per class name.
     """
 
     name: str
@@ -47,9 +44,6 @@ def run_probes(
         labels: (N,).
         groups: (N,), none of which is divided between training and test.
         seed: of the folds and of the clusters.
-
-    Returns:
-        The probes; none where a class has fewer than 2 groups.
     """
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     count = min(_FOLDS, fewest)

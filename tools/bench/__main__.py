@@ -29,15 +29,11 @@ ROOT = Path(__file__).parents[2]
 class Measurement:
     """One model's figures.
 
-    Attributes:
-        engine: what ran it.
-        size_bytes: the file's; a run folder's model.ckpt.
-        latency_median_ms: of one image through the engine, without decoding or resizing, over all rounds.
-        latency_p90_ms: the 90 % quantile of the same.
-        peak_memory_bytes: resident memory of a process that does nothing else, engine and Python included.
-        memory_before_model_bytes: of that, what was there before the model was opened.
-        size_ratio: over the first model's, as the other ratios.
-        latency_ratio: the median over the rounds of both models' medians in that round.
+    engine: what ran it. size_bytes: the file's; a run folder's model.ckpt. latency_median_ms: of one image through the
+    engine, without decoding or resizing, over all rounds. latency_p90_ms: the 90 % quantile of the same.
+    peak_memory_bytes: resident memory of a process that does nothing else, engine and Python included.
+    memory_before_model_bytes: of that, what was there before the model was opened. size_ratio: over the first model's,
+    as the other ratios. latency_ratio: the median over the rounds of both models' medians in that round.
     """
 
     model: str
@@ -86,11 +82,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, calls: int = 10) -> Bench:
-    """Measure the models, taking turns, so that what slows the machine for a while slows them all.
-
-    Raises:
-        CommandError: a model is missing or cannot be run.
-    """
+    """Measure the models, taking turns, so that what slows the machine for a while slows them all."""
     sizes = [size_bytes(Path(model)) for model in models]
     load = os.getloadavg()[0]
     with ExitStack() as stack:
@@ -117,11 +109,7 @@ def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, call
 
 
 def size_bytes(model: Path) -> int:
-    """Return a model's size on disk.
-
-    Raises:
-        CommandError: it is not there, of no known kind, or damaged.
-    """
+    """Return a model's size on disk."""
     if not model.exists():
         raise CommandError(f"{model} does not exist; give run folders, .onnx or .tflite files")
     if model.is_dir():

@@ -31,8 +31,7 @@ type Call = Callable[[], Any]
 class Engine:
     """What runs a file.
 
-    Attributes:
-        load: opens it and returns one inference on one image as a function.
+    load: opens it and returns one inference on one image as a function.
     """
 
     name: str
@@ -40,11 +39,7 @@ class Engine:
 
 
 def serve(choose: Callable[[Path, int], Engine]) -> int:
-    """Serve one model, named with its threads on the command line.
-
-    Args:
-        choose: makes the engine of model and threads.
-    """
+    """Serve one model, named with its threads on the command line."""
     # Engines print what they like on stdout; the answers get a channel of their own.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

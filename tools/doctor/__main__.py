@@ -48,9 +48,7 @@ _CLAIM_WORDS = (
 class Diagnosis:
     """All that was found.
 
-    Attributes:
-        kind: what the file computes in.
-        not_int8: computed tensors of another type.
+    kind: what the file computes in. not_int8: computed tensors of another type.
     """
 
     file: str
@@ -104,9 +102,6 @@ def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str 
         expect: a key of ``CLAIMS``; None takes what the file's name and its recipe say.
         run: also run it, in processes of its own.
         data: folder of images to judge the ranges on; None takes phantoms.
-
-    Raises:
-        CommandError: the file cannot be fed; the readers raise errors of their own for what is no model file.
     """
     graph = read_graph(path)
     metadata, findings = _examine_metadata(path, graph)

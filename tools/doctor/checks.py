@@ -27,10 +27,7 @@ type Severity = Literal["ok", "warning", "fault"]
 class Finding:
     """One thing found.
 
-    Attributes:
-        code: its stable name.
-        remedy: what to do, empty when nothing is wrong.
-        where: the tensors.
+    code: its stable name. remedy: what to do, empty when nothing is wrong. where: the tensors.
     """
 
     code: str
@@ -41,13 +38,7 @@ class Finding:
 
 
 def check_graph(graph: ModelGraph, kind: str, ours: bool) -> list[Finding]:
-    """Examine a graph.
-
-    Args:
-        graph: the file's.
-        kind: ``describe_kind``'s.
-        ours: its metadata says that it is fed (pixel - 128) / 128.
-    """
+    """Examine a graph. ours: its metadata says that it is fed (pixel - 128) / 128."""
     findings = [Finding("note", "warning", note, "see that this is meant") for note in graph.notes]
     findings += _check_layout(graph)
     findings += _check_normalisation(graph, ours)

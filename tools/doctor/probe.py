@@ -28,9 +28,7 @@ TIME_LIMIT_S = 300
 class Range:
     """Where a tensor's values lay, over all images.
 
-    Attributes:
-        at_low: how many at the ends of an integer type.
-        at_high: how many at the ends of an integer type.
+    at_low, at_high: how many at the ends of an integer type.
     """
 
     minimum: float = float("inf")
@@ -55,8 +53,7 @@ class Range:
 class ProbeRun:
     """What a run gave: logits (N, C) in the file's own type, or an error.
 
-    Attributes:
-        ranges: by tensor, of a plain run.
+    ranges: by tensor, of a plain run.
     """
 
     logits: NDArray[Any] | None

@@ -30,13 +30,7 @@ _GROUPS: dict[str, tuple[Severity, str, str]] = {
 
 
 def check_ranges(graph: ModelGraph, ranges: dict[str, Range], source: str) -> list[Finding]:
-    """Judge every computed tensor that a plain run saw.
-
-    Args:
-        graph: the file's.
-        ranges: by tensor.
-        source: the images, for the report.
-    """
+    """Judge every computed tensor that a plain run saw."""
     where: dict[str, list[str]] = {code: [] for code in _GROUPS}
     for name, activation in {node.outputs[0]: node.activation for node in graph.nodes if node.outputs}.items():
         tensor = graph.tensors[name]

@@ -18,12 +18,9 @@ KIB = 1024
 class Device:
     """A device.
 
-    Attributes:
-        flash_bytes: for model and program, None where it is a card or a chip of the board's choice.
-        ram_bytes: all of it.
-        block_bytes: the largest piece in one address range: an arena must lie in one.
-        flash_reserve_bytes: estimates of what program, engine, stack and system take.
-        ram_reserve_bytes: estimates of what program, engine, stack and system take.
+    flash_bytes: for model and program, None where it is a card or a chip of the board's choice. ram_bytes: all of it.
+    block_bytes: the largest piece in one address range: an arena must lie in one. flash_reserve_bytes,
+    ram_reserve_bytes: estimates of what program, engine, stack and system take.
     """
 
     name: str
@@ -60,12 +57,8 @@ NPU = "Ethos-U55-128"
 class Fit:
     """One file on one device.
 
-    Attributes:
-        fits: None where that is not known.
-        flash_bytes: needed, reserves included, None where not known.
-        ram_bytes: needed, reserves included, None where not known.
-        basis: where the RAM figure comes from.
-        reason: why not, or what is missing.
+    fits: None where that is not known. flash_bytes, ram_bytes: needed, reserves included, None where not known. basis:
+    where the RAM figure comes from. reason: why not, or what is missing.
     """
 
     device: str
@@ -84,14 +77,7 @@ def fit_devices(
 
 
 def judge(device: Device, flash_bytes: int, arena_bytes: int, basis: str) -> Fit:
-    """Compare a need with the limits.
-
-    Args:
-        device: whose limits count.
-        flash_bytes: of the model alone; the reserves are added here.
-        arena_bytes: of the model alone; the reserves are added here.
-        basis: where the need comes from.
-    """
+    """Compare a need with the limits."""
     flash, ram = flash_bytes + device.flash_reserve_bytes, arena_bytes + device.ram_reserve_bytes
     reasons = []
     if device.flash_bytes is not None and flash > device.flash_bytes:

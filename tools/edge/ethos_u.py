@@ -31,8 +31,7 @@ MIB = 1024 * 1024
 class Accelerator:
     """What to compile for: vela's words for the unit, its surroundings, and where weights and activations lie.
 
-    Attributes:
-        sram_bytes: fast memory that the fast strategy may fill.
+    sram_bytes: fast memory that the fast strategy may fill.
     """
 
     unit: str
@@ -55,15 +54,9 @@ activations in DRAM, the SRAM a cache (the comments of ``Arm/vela.ini``)."""
 class Estimate:
     """Vela's estimate for one image.
 
-    Attributes:
-        cycles: of the whole pass.
-        milliseconds: at clock_hz.
-        sram_bytes: activations and buffers.
-        dram_bytes: activations and buffers.
-        flash_bytes: weights and commands that lie outside the SRAM (in DRAM where dram_bytes holds them).
-        macs: vela's own count, poolings included.
-        compiled_bytes: the file for the device.
-        cpu_operators: those that the accelerator does not take.
+    cycles: of the whole pass. milliseconds: at clock_hz. sram_bytes, dram_bytes: activations and buffers. flash_bytes:
+    weights and commands that lie outside the SRAM (in DRAM where dram_bytes holds them). macs: vela's own count,
+    poolings included. compiled_bytes: the file for the device. cpu_operators: those that the accelerator does not take.
     """
 
     accelerator: str
@@ -84,11 +77,7 @@ class Estimate:
 
 
 def find_vela(named: str | None) -> str | None:
-    """Return the program: the one that is named, else the one beside this Python, else on the PATH, else None.
-
-    Raises:
-        CommandError: the one that is named is not there.
-    """
+    """Return the program: the one that is named, else the one beside this Python, else on the PATH, else None."""
     if named is not None:
         found = shutil.which(named)
         if found is None:
@@ -106,9 +95,6 @@ def estimate(path: Path, kind: str, accelerator: str, strategy: str, vela: str |
         accelerator: a key of ``ACCELERATORS``.
         strategy: of ``STRATEGIES``.
         vela: its program, None where there is none.
-
-    Raises:
-        CommandError: vela cannot be started or writes another summary than vela 5.
     """
     if kind != "int8":
         return NotDone(f"Ethos-U takes int8 files, this one computes in {kind}: give the int8 recipe's", refused=True)
@@ -137,11 +123,7 @@ def estimate(path: Path, kind: str, accelerator: str, strategy: str, vela: str |
 
 
 def read_summary(summary: Path, compiled: Path, accelerator: str, strategy: str) -> Estimate:
-    """Read vela's summary, whose memory is in KiB and whose time is in seconds.
-
-    Raises:
-        CommandError: a column is missing: a vela whose summary is another.
-    """
+    """Read vela's summary, whose memory is in KiB and whose time is in seconds."""
     with summary.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if len(rows) != 1:

@@ -39,9 +39,6 @@ def examine(cost: ModelCost, vela: str | None, python: str, images: int, run: bo
         python: an interpreter that may have tflite-micro.
         images: how many phantoms to compare on.
         run: False leaves out what runs the file.
-
-    Raises:
-        CommandError: an engine breaks.
     """
     if not run:
         return EdgeReport(cost, NOT_ASKED, NOT_ASKED, fit_devices(cost, NOT_ASKED, NOT_ASKED))

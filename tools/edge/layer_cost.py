@@ -46,14 +46,9 @@ _UNKNOWN = frozenset({
 class LayerCost:
     """One operator, in the order in which the file runs them.
 
-    Attributes:
-        output_shape: such as ``1x112x112x32``.
-        macs: 0 for an operator that has none.
-        weights: numbers, not bytes.
-        weight_bytes: as stored; what several operators share is counted with the first.
-        bias_bytes: as stored; what several operators share is counted with the first.
-        output_bytes: of what it makes.
-        live_bytes: of all computed tensors that exist while it runs, its own included.
+    output_shape: such as ``1x112x112x32``. macs: 0 for an operator that has none. weights: numbers, not bytes.
+    weight_bytes, bias_bytes: as stored; what several operators share is counted with the first. output_bytes: of what
+    it makes. live_bytes: of all computed tensors that exist while it runs, its own included.
     """
 
     index: int
@@ -73,13 +68,10 @@ class LayerCost:
 class ModelCost:
     """One file. Its bytes are exactly weights + biases + other constants + quantization + metadata + structure.
 
-    Attributes:
-        kind: what it computes in, such as ``int8 with int4 weights``.
-        other_constant_bytes: shapes, axes, positions.
-        quantization_bytes: scales and zero points.
-        metadata_bytes: what the file says about itself.
-        structure_bytes: operators, tensor names, alignment: the rest.
-        unpacked_weight_bytes: float16 weights as float32, the copy that an engine without float16 arithmetic keeps.
+    kind: what it computes in, such as ``int8 with int4 weights``. other_constant_bytes: shapes, axes, positions.
+    quantization_bytes: scales and zero points. metadata_bytes: what the file says about itself. structure_bytes:
+    operators, tensor names, alignment: the rest. unpacked_weight_bytes: float16 weights as float32, the copy that an
+    engine without float16 arithmetic keeps.
     """
 
     file: str
@@ -136,13 +128,7 @@ class ModelCost:
 
 
 def measure_cost(path: Path) -> ModelCost:
-    """Count a TFLite file.
-
-    Raises:
-        CommandError: an operator or a shape cannot be counted.
-        ModelGraphError: the file has no graph that can be read.
-        FlatbufferError: the file is no TFLite file.
-    """
+    """Count a TFLite file."""
     if path.suffix == ".onnx":
         raise CommandError(f"{path} is an ONNX file; devices run TFLite: give the .tflite file beside it")
     graph = read_graph(path)

@@ -8,8 +8,7 @@ from typing import Any
 class NotDone:
     """Why there is no figure.
 
-    Attributes:
-        refused: the engine was there and does not take this file; else it was not there.
+    refused: the engine was there and does not take this file; else it was not there.
     """
 
     reason: str

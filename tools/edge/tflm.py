@@ -32,10 +32,8 @@ per sum; the second, in which files are checked everywhere else, rounds once."""
 class Agreement:
     """TFLite-Micro's logits against another engine's on the same inputs.
 
-    Attributes:
-        equal_logits: share that is the same number.
-        same_class: share of images.
-        unit: of the differences: steps of the file's own integers (LSB), or real numbers (logit).
+    equal_logits: share that is the same number. same_class: share of images. unit: of the differences: steps of the
+    file's own integers (LSB), or real numbers (logit).
     """
 
     engine: str
@@ -50,10 +48,8 @@ class Agreement:
 class TflmRun:
     """A run in TFLite-Micro.
 
-    Attributes:
-        arena_bytes: the smallest in which it starts, found by trying.
-        head_bytes: of that, activations and scratch memory.
-        tail_bytes: the engine's tables, as recorded.
+    arena_bytes: the smallest in which it starts, found by trying. head_bytes: of that, activations and scratch memory.
+    tail_bytes: the engine's tables, as recorded.
     """
 
     version: str
@@ -78,9 +74,6 @@ def run_tflm(
         pixels: (N, H, W) uint8, of the model's size.
         least_bytes: what its activations need at least.
         python: the interpreter of an environment with tflite-micro.
-
-    Raises:
-        CommandError: ``python`` is none, or its process dies.
     """
     inputs = _feed(path, pixels, _litert(path).get_input_details()[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -137,11 +130,7 @@ def run_litert(path: Path, inputs: NDArray[Any], kernels: str) -> NDArray[Any]:
 
 
 def find_python(named: str) -> str:
-    """Return the interpreter that is named.
-
-    Raises:
-        CommandError: it is not there.
-    """
+    """Return the interpreter that is named."""
     found = shutil.which(named)
     if found is None:
         raise CommandError(f"--tflm-python {named} is no program; give the path of a Python that has tflite-micro")
@@ -149,11 +138,7 @@ def find_python(named: str) -> str:
 
 
 def input_side(path: Path) -> int:
-    """Return the side of the square images that a file takes.
-
-    Raises:
-        CommandError: it takes any other input.
-    """
+    """Return the side of the square images that a file takes."""
     details = _litert(path).get_input_details()
     shape = tuple(map(int, details[0]["shape"]))
     if len(details) != 1 or len(shape) != 4 or shape[0] != 1 or shape[3] != 1 or shape[1] != shape[2]:

@@ -69,12 +69,7 @@ def run(runtime: Any, model: bytes, images: Any, least: int) -> dict[str, Any]:
 
 
 def smallest_arena(starts: Callable[[int], bool], guess: int) -> int:
-    """Return the least multiple of 16 with which ``starts``.
-
-    Args:
-        starts: tells whether so many bytes suffice.
-        guess: near it, on either side.
-    """
+    """Return the least multiple of 16 with which ``starts``."""
     low, high = 0, guess
     while not starts(high):
         low, high = high, high + max(high // 8, ALIGNMENT)

@@ -34,12 +34,7 @@ BITS_OF_A_BUDGET = (4, 8)
 
 
 class Kept:
-    """What an earlier, killed command measured of the same network on the same images.
-
-    Args:
-        folder: for what is kept.
-        about: what the measurements depend on, plain data.
-    """
+    """What an earlier, killed command measured of the same network on the same images."""
 
     def __init__(self, folder: Path, about: Any) -> None:
         self.folder = folder / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
@@ -59,13 +54,9 @@ class Kept:
 class Measure:
     """Measures networks of few bits, each once.
 
-    Attributes:
-        run: the float network.
-        calibration: images to calibrate activations and to learn rounding on.
-        pixels: (N, size, size) uint8, what accuracy is measured on.
-        labels: (N,).
-        kept: what was measured before.
-        threads: of the processor, for ONNX Runtime and PyTorch.
+    run: the float network. calibration: images to calibrate activations and to learn rounding on. pixels: (N, size,
+    size) uint8, what accuracy is measured on. labels: (N,). kept: what was measured before. threads: of the processor,
+    for ONNX Runtime and PyTorch.
     """
 
     run: Run
@@ -97,13 +88,7 @@ class Measure:
         return self._describe("float", self._plain(), 32.0)
 
     def point(self, method: Method, scheme: Scheme, name: str) -> dict[str, Any]:
-        """Round the network, run the integers in ONNX Runtime, and describe what comes out.
-
-        Args:
-            method: of rounding.
-            scheme: bits of the weights.
-            name: under which it is kept.
-        """
+        """Round the network, run the integers in ONNX Runtime, and describe what comes out."""
 
         def measure() -> dict[str, Any]:
             rounded = self._quantize(method, scheme, name)

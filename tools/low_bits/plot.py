@@ -8,12 +8,7 @@ from matplotlib.figure import Figure
 
 
 def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw accuracy against bits.
-
-    Args:
-        points: of the report's ``curve`` and ``mixed``, the float network first.
-        path: of the PNG.
-    """
+    """Draw accuracy against bits."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(100 * points[0]["accuracy"], color="0.5", linestyle="--", label="float32")

@@ -41,15 +41,7 @@ class Figures:
 
 
 def draw_figures(study: Study, statistics: dict[str, RowStatistics]) -> Figures:
-    """Draw every figure of the report.
-
-    Args:
-        study: The rows.
-        statistics: Their figures by id.
-
-    Returns:
-        The figures, the same bytes for the same study.
-    """
+    """Draw every figure of the report."""
     costs = {"bytes": ("size, MB", {row.id: row.bytes / 1e6 for row in study.done})}
     for engine, name in ENGINES.items():
         times = {row.id: row.latencies[engine].median_ms for row in study.done if engine in row.latencies}

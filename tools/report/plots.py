@@ -46,9 +46,6 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> b
         points: The models.
         cost: What the axis of costs is called, with its unit.
         neighbour: Accuracy of the 1-nearest-neighbour in percent, drawn where the axis reaches it; None: not measured.
-
-    Returns:
-        A PNG.
     """
     figure = Figure(figsize=(5.2, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()

@@ -100,15 +100,7 @@ class RowStatistics:
 
 
 def compute_statistics(study: Study, resamples: int = RESAMPLES) -> dict[str, RowStatistics]:
-    """Compute the figures of every row that was measured.
-
-    Args:
-        study: The rows.
-        resamples: Bootstrap resamples of the intervals.
-
-    Returns:
-        The figures by id of the row.
-    """
+    """Compute the figures of every row that was measured."""
     return {row.id: _compute_row(study, row, resamples) for row in study.done}
 
 
@@ -126,9 +118,6 @@ def overlap_errors(logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArr
         logits_a: (N, C), row i is image i.
         logits_b: The other model's of the same images.
         labels: (N,).
-
-    Returns:
-        The counts, and how far being wrong goes together.
     """
     a, b = logits_a.argmax(axis=1), logits_b.argmax(axis=1)
     wrong_a, wrong_b = a != labels, b != labels
@@ -152,9 +141,6 @@ def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature:
         logits: (N, C), before softmax.
         labels: (N,).
         temperature: What the logits are divided by.
-
-    Returns:
-        The curve; empty bins are left out.
     """
     scaled = logits.astype(np.float64) / temperature
     confidence = softmax(scaled, axis=1).max(axis=1)
@@ -173,9 +159,6 @@ def find_front(costs: NDArray[np.float64], accuracies: NDArray[np.float64]) -> l
     Args:
         costs: (N,).
         accuracies: (N,).
-
-    Returns:
-        The points' indices, cheapest first; of equal points the first.
     """
     order = np.lexsort((-accuracies, costs))
     front: list[int] = []

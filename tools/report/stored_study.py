@@ -107,17 +107,7 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Read and check a study folder.
-
-    Args:
-        folder: What ``tools.study`` made.
-
-    Returns:
-        Its rows with everything that was measured.
-
-    Raises:
-        StudyError: Something is missing, broken, or does not belong together.
-    """
+    """Read and check a study folder."""
     about = read_record(StudyFile, folder / STUDY)
     if about.format != FORMAT:
         raise StudyError(

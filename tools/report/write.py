@@ -40,19 +40,7 @@ SECTIONS = {
 
 
 def write_study_report(folder: Path, resamples: int = RESAMPLES) -> tuple[Path, ...]:
-    """Write the report into a study folder, replacing an earlier one.
-
-    Args:
-        folder: What ``tools.study`` made.
-        resamples: Bootstrap resamples of the intervals, 10 or more.
-
-    Returns:
-        The paths of the page, its Markdown twin and the numbers.
-
-    Raises:
-        StudyError: The folder cannot be reported on.
-        CommandError: There are too few resamples.
-    """
+    """Write the report into a study folder, replacing an earlier one."""
     if resamples < 10:
         raise CommandError(f"resamples is {resamples}; allowed are 10 and more")
     study = read_study(folder)

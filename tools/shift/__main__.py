@@ -43,8 +43,7 @@ _STYLES_PER_CLASS = 24
 class Styles:
     """Images to take styles from.
 
-    Attributes:
-        images: for each class, (record's path, pixels).
+    images: for each class, (record's path, pixels).
     """
 
     images: tuple[tuple[tuple[str, Grey], ...], ...]
@@ -105,11 +104,7 @@ def _shift(options: argparse.Namespace) -> int:
 
 
 def draw_balanced(folder: ImageFolder, count: int, seed: int) -> ImageFolder:
-    """Draw ``count`` images, as many of each class as can be had.
-
-    Raises:
-        CommandError: ``count`` is less than one image of each class.
-    """
+    """Draw ``count`` images, as many of each class as can be had."""
     if count < len(CLASSES):
         raise CommandError(f"--images is {count}; allowed are {len(CLASSES)} (one of each class) and more")
     queues = []
@@ -123,15 +118,7 @@ def draw_balanced(folder: ImageFolder, count: int, seed: int) -> ImageFolder:
 def measure(
     runners: dict[str, Runner], folder: ImageFolder, threads: int = 1, progress: bool = True
 ) -> tuple[ImageFolder, list[Outcome]]:
-    """Run every model on every shift of every image; each image is decoded once.
-
-    Returns:
-        The folder without the unreadable images, which its problems name, and one Outcome per model.
-
-    Raises:
-        CommandError: a model does not name the four classes.
-        DataFolderError: no image is readable.
-    """
+    """Run every model on every shift of every image; each image is decoded once."""
     orders = {name: class_order(name, runner) for name, runner in runners.items()}
     specs = tuple({runner.pixels for runner in runners.values()})
     styles = _collect_styles(folder)

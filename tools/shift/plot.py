@@ -18,12 +18,7 @@ _LABEL = 110
 
 
 def plot_grid(report: dict[str, Any], path: str | Path) -> None:
-    """Write a heat map of accuracies in percent; with a second model, of its differences in points beside it.
-
-    Args:
-        report: the command's JSON.
-        path: of the PNG.
-    """
+    """Write a heat map of accuracies in percent; with a second model, of its differences in points beside it."""
     models = [report, *([report["compare"]] if "compare" in report else [])]
     titles = _tell_apart([model["model"] for model in models])
     panels = [(title, _accuracies(model), "viridis", 0.0, 100.0) for title, model in zip(titles, models, strict=True)]
@@ -73,12 +68,7 @@ def _draw_panel(axes: Axes, title: str, values: NDArray[np.float64], colours: st
 
 
 def plot_pictures(examples: Sequence[tuple[str, Sequence[Grey | None]]], path: str | Path) -> None:
-    """Write every shift of one image per class: a row per corruption, the clean image first.
-
-    Args:
-        examples: (class name, the images of ``render`` in the order of ``SHIFTS``).
-        path: of the PNG.
-    """
+    """Write every shift of one image per class: a row per corruption, the clean image first."""
     across = 1 + len(STRENGTHS)
     rows = [*CORRUPTIONS, "styles", "lesions"]
     sheet = Image.new("L", (_LABEL + across * _TILE * len(examples), 16 + _TILE * len(rows)))

@@ -22,8 +22,7 @@ _RESAMPLES = 1000
 class Shift(NamedTuple):
     """One row of the grid.
 
-    Attributes:
-        strength: 1 to 3 of a corruption, else 0.
+    strength: 1 to 3 of a corruption, else 0.
     """
 
     family: Literal["clean", "corruption", "style", "lesion"]
@@ -44,10 +43,8 @@ SHIFTS: tuple[Shift, ...] = (
 class Outcome:
     """What one model answered.
 
-    Attributes:
-        model: how the report calls it.
-        labels: (N,), of the images as they are.
-        predictions: (len(SHIFTS), N), indices into CLASSES; ``NOT_RUN`` where a shift does not concern an image.
+    model: how the report calls it. labels: (N,), of the images as they are. predictions: (len(SHIFTS), N), indices into
+    CLASSES; ``NOT_RUN`` where a shift does not concern an image.
     """
 
     model: str

@@ -27,17 +27,7 @@ FAILED = 1
 
 
 def run_study(plan: StudyPlan) -> int:
-    """Make what the plan names and is not there yet.
-
-    Args:
-        plan: The study.
-
-    Returns:
-        The exit code: 0, or 1 when not all of it could be done.
-
-    Raises:
-        StudyError: Another study works in the folder.
-    """
+    """Make what the plan names and is not there yet."""
     runner = StepRunner(plan.out, count_steps(plan), lambda line: print(line, flush=True))
     if is_dirty():
         runner.say("the code has changes that are not committed; a step is not done again for further ones")

@@ -16,17 +16,7 @@ _SAY_SECONDS = 60
 
 
 def run_logged(words: Sequence[str], title: str, log: Path, say: Callable[[str], None]) -> int:
-    """Run a command to its end.
-
-    Args:
-        words: As after ``python -m``.
-        title: First line of the log.
-        log: File for what it prints, replaced.
-        say: Gets its latest line now and then.
-
-    Returns:
-        Its exit code, negative where a signal ended it.
-    """
+    """Run a command to its end."""
     with log.open("wb") as output:
         output.write(f"{title}\n".encode())
         output.flush()

@@ -57,13 +57,7 @@ class Step:
 
 
 class StepRunner:
-    """The study folder while one process works in it.
-
-    Args:
-        out: The study folder.
-        total: Number of steps, for the progress.
-        write_line: Where lines of progress go.
-    """
+    """The study folder while one process works in it."""
 
     def __init__(self, out: Path, total: int, write_line: Callable[[str], None]) -> None:
         self.out, self.total, self._write_line = out, total, write_line
@@ -99,14 +93,6 @@ class StepRunner:
 
         The folder of before where the step was begun or done with the same inputs; else the first of BASE, BASE-2, ...
         that is free: what an earlier one holds took hours, and is nobody's to delete.
-
-        Args:
-            name: Of the step.
-            base: Folder to make it in where nothing is there yet.
-            inputs: Of the step.
-
-        Returns:
-            The folder; its parent is there.
         """
         record, begun = self._read(name), self._read(f"{name}.folder")
         if begun is not None and begun["inputs"] == inputs | self._versions and not self._damage(record):

@@ -31,16 +31,7 @@ def check_finished(run: Path) -> None:
 
 
 def find_lacking(export: Path, run: Path, recipes: Sequence[str]) -> str:
-    """Find what an export folder lacks.
-
-    Args:
-        export: The folder.
-        run: The run that it shall be made of, as it is now.
-        recipes: Those whose files are needed, as the folder's own report lists them.
-
-    Returns:
-        The first thing that is wrong in words; nothing where all is there.
-    """
+    """Find what an export folder lacks."""
     try:
         made_of = read_entry(export / PARITY, "run", "checkpoint_sha256")
         listed = {name: entry["sha256"] for name, entry in read_entry(export / PARITY, "artefacts").items()}
@@ -57,18 +48,7 @@ def find_lacking(export: Path, run: Path, recipes: Sequence[str]) -> str:
 
 
 def read_entry(path: Path, *keys: str) -> Any:
-    """Read a part of a JSON file of a run or an export.
-
-    Args:
-        path: The file.
-        *keys: Where the part is, each inside the one before.
-
-    Returns:
-        What stands there.
-
-    Raises:
-        StepFailed: The file is missing, is no JSON, or lacks one of the keys.
-    """
+    """Read a part of a JSON file of a run or an export."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         for key in keys:
@@ -81,17 +61,7 @@ def read_entry(path: Path, *keys: str) -> Any:
 
 @cache
 def hash_images(root: str | Path) -> str:
-    """Hash every file's path and bytes below a folder, hidden ones aside.
-
-    Args:
-        root: The folder, or ``phantom``.
-
-    Returns:
-        The SHA-256 in hex digits; ``phantom`` is itself.
-
-    Raises:
-        StepFailed: The folder is not there.
-    """
+    """Hash every file's path and bytes below a folder, hidden ones aside."""
     if root == "phantom":
         return "phantom"
     if not Path(root).is_dir():
@@ -122,18 +92,7 @@ def read_handling(model: str, run: Path) -> Handling:
 
 
 def compare_handling(first: Handling, other: Handling) -> list[str]:
-    """Compare what two models saw.
-
-    Args:
-        first: The model that the others are held against.
-        other: One of the others.
-
-    Returns:
-        What the report has to say: other training images, sizes or augmentations.
-
-    Raises:
-        StepFailed: Their test images are not the same, so that nothing measured on both could be compared.
-    """
+    """Compare what two models saw."""
     if _images(other, "Testing") != _images(first, "Testing"):
         raise StepFailed(
             f"{other.model} was made with other Testing images than {first.model}: nothing measured on both could be "

@@ -31,15 +31,7 @@ _BASELINES = ("nearest_neighbour", "nearest_neighbour_unseen", "majority")
 
 
 def describe_row(state: RowState, out: Path) -> StudyRow:
-    """Return a row of study.json; of a done one, keep the small files that its numbers come from in the study folder.
-
-    Args:
-        state: The row.
-        out: The study folder.
-
-    Returns:
-        The row, with paths relative to the study folder.
-    """
+    """Return a row of study.json; the small files that a done one's numbers come from are kept in the study folder."""
     plan, run = state.plan, state.model.run
     common: dict[str, Any] = {
         "id": plan.id,
@@ -78,11 +70,6 @@ def describe_images(root: Path, states: Sequence[RowState], differences: Sequenc
     The neighbour's figures are those of the first run that has them: all have the same Testing images, and what is not
     among those is training or validation.
 
-    Args:
-        root: Folder of the images.
-        states: The rows that are done, one or more.
-        differences: How the runs' handling of images differs.
-
     Returns:
         The description; None for the neighbour where no run has a leak check.
     """
@@ -95,14 +82,8 @@ def describe_images(root: Path, states: Sequence[RowState], differences: Sequenc
 def read_baselines(run: Path) -> list[float] | None:
     """Read what a run says of its Testing images: shares that a neighbour gets right, and of the largest class.
 
-    Args:
-        run: The run folder.
-
     Returns:
         A neighbour's on all and on unseen images, and the class's; None where the run has no leak check.
-
-    Raises:
-        StepFailed: ``metrics.json`` says something else.
     """
     metrics = read_entry(run / METRICS)
     try:
