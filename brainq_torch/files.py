@@ -15,13 +15,7 @@ class TensorFileError(BrainqError):
 
 
 def save_tensors(data: Any, path: Path, keep: Path | None = None) -> None:
-    """Write tensors and plain data as ``torch.save`` does, complete or not at all.
-
-    Args:
-        data: what ``torch.save`` takes.
-        path: the file.
-        keep: where the file of before is kept.
-    """
+    """Write what ``torch.save`` takes, complete or not at all; ``keep`` is where the file of before is kept."""
     buffer = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
     torch.save(data, buffer)
     with atomic_path(path, keep) as partial:
@@ -29,11 +23,7 @@ def save_tensors(data: Any, path: Path, keep: Path | None = None) -> None:
 
 
 def load_tensors(path: Path) -> Any:
-    """Read tensors and plain data without running any code that the file may hold.
-
-    Raises:
-        TensorFileError: the file is missing, damaged, or would need more than tensors and plain data to load.
-    """
+    """Read tensors and plain data without running any code that the file may hold. Raises TensorFileError."""
     if not path.is_file():
         raise TensorFileError(f"{path} is missing")
     try:

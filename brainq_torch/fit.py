@@ -135,10 +135,7 @@ def _explain(error: Exception, out: Path) -> str:
 
 
 def _with_config(words: list[str]) -> list[str]:
-    """Put the configuration first, so that flags beat it, and add the one that the words leave out.
-
-    That is the configuration of the run being resumed, else the quickstart.
-    """
+    """Put the configuration first, so that flags beat it: the one given, of the resumed run, or the quickstart."""
     if {"-h", "--help"} & set(words):
         return words
     early = argparse.ArgumentParser(prog="python -m brainq_torch.fit", add_help=False, allow_abbrev=False)

@@ -17,17 +17,7 @@ class LockedError(BrainqError):
 
 @contextmanager
 def hold_lock(path: Path, seconds: float = 0) -> Iterator[None]:
-    """Hold a lock file while the block runs; it is gone afterwards.
-
-    Processes that this one forks do not inherit the lock.
-
-    Args:
-        path: the lock file, in a folder that exists. Its text names the holder.
-        seconds: how long to wait for another holder.
-
-    Raises:
-        LockedError: another process holds it.
-    """
+    """Hold a lock file, which names its holder, while the block runs; wait so many seconds. Raises LockedError."""
     lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()

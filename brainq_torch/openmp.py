@@ -15,9 +15,6 @@ _SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def limit_spinning() -> None:
-    """Set GNU OpenMP's spin count unless the user has said how to wait. Acts only before PyTorch is loaded.
-
-    Source: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. PyTorch for Linux brings this OpenMP.
-    """
+    """Set GNU OpenMP's spin count before PyTorch is loaded, unless the user did (gcc.gnu.org/onlinedocs/libgomp)."""
     if not any(name in os.environ for name in _SETTINGS):
         os.environ["GOMP_SPINCOUNT"] = _SPINS

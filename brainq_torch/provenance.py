@@ -16,27 +16,12 @@ CODE = ("brainq_torch", "export", "tools")
 
 
 def find_commit(*paths: str, root: Path = ROOT) -> str | None:
-    """Return the commit of the checkout that this code is in.
-
-    Args:
-        *paths: Return the last commit that changed one of these instead, relative to the root.
-        root: Folder of the checkout.
-
-    Returns:
-        The commit; None outside a checkout, or where there is no git.
-    """
+    """Return the commit that the checkout ``root`` is at, or that last changed ``paths``; None outside of one."""
     return _git(root, "log", "-1", "--format=%H", "--", *paths) or None
 
 
 def is_dirty(root: Path = ROOT) -> bool:
-    """Return whether the code in the checkout differs from its commit; False outside one.
-
-    Args:
-        root: Folder of the checkout.
-
-    Returns:
-        True where a file of ``CODE`` was changed, added or removed and that is not committed.
-    """
+    """Tell whether a file of ``CODE`` differs from the checkout's commit; False outside of one."""
     return bool(_git(root, "status", "--porcelain", "--", *CODE))
 
 

@@ -51,21 +51,10 @@ def is_first_process() -> bool:
 
 @contextmanager
 def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
-    """Own the run folder while the block runs: make it, or check that the one there is this run.
+    """Own the run folder while the block runs: make it, or check that it is this run. Yields whether work is left.
 
     A training that fails before it has a manifest takes away what it made itself, so that the corrected command finds
-    nothing in its way, and nothing else.
-
-    Args:
-        out: the run folder.
-        text: the whole configuration as YAML.
-        resume: whether a run that was begun may be continued.
-
-    Yields:
-        Whether there is anything to train; a complete run is left as it is.
-
-    Raises:
-        RunError: another training is at work there, the folder is something else, or it is another run.
+    nothing in its way, and nothing else. ``text`` is the whole configuration as YAML. Raises RunError.
     """
     if not is_first_process():  # the first one owns it for all
         yield not (out / METRICS).exists()

@@ -50,11 +50,7 @@ class Run:
         return self.folder / PHANTOMS if root == "phantom" else Path(root)
 
     def manifest(self) -> list[ManifestRow]:
-        """Return the run's images.
-
-        Raises:
-            ManifestError: the manifest is missing or damaged.
-        """
+        """Return the run's images. Raises ManifestError where the manifest is missing or damaged."""
         return read_manifest(self.folder / MANIFEST)
 
 
@@ -66,16 +62,7 @@ def save_checkpoint(
     classes: tuple[str, ...],
     abstention: Abstention | None = None,
 ) -> None:
-    """Write ``model.ckpt``: plain data and tensors only, complete or not at all (written beside, then renamed).
-
-    Args:
-        path: the file.
-        model: float, or fake-quantized: then its scheme is kept, too.
-        options: what the network was built from.
-        pixels: what it reads.
-        classes: names of its outputs.
-        abstention: when it does not answer.
-    """
+    """Write ``model.ckpt``, plain data and tensors, complete or not at all; a fake-quantized one keeps its scheme."""
     checkpoint = {
         "format": CHECKPOINT_FORMAT,
         "model": {"name": options.name, "arguments": options.arguments},
@@ -89,11 +76,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read ``model.ckpt`` without running any code it may hold.
-
-    Raises:
-        RunError: it is missing, truncated, not ours, or would need more than tensors and plain data to load.
-    """
+    """Read ``model.ckpt`` without running any code it may hold. Raises RunError where it is damaged or not ours."""
     if not path.is_file():
         raise RunError(f"{path} is missing; train first: python -m brainq_torch.fit --out {path.parent}")
     try:
@@ -110,10 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _build(checkpoint: dict[str, Any], path: Path) -> nn.Module:
-    """Rebuild the network of ``read_checkpoint``'s data, in eval mode.
-
-    Raises RunError when the weights are those of another architecture.
-    """
+    """Rebuild the network of ``read_checkpoint``'s data, in eval mode; RunError where the weights are another's."""
     name, arguments = checkpoint["model"]["name"], checkpoint["model"]["arguments"]
     model = build_model(name, **arguments)
     if checkpoint["quantization"] is not None:
@@ -140,11 +120,7 @@ def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> 
 
 
 def load_run(folder: str | Path) -> Run:
-    """Load a run folder for evaluation or export.
-
-    Raises:
-        RunError: the folder is no finished run, or its checkpoint cannot be used.
-    """
+    """Load a run folder for evaluation or export. Raises RunError where it is no finished run."""
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; give a run folder made by python -m brainq_torch.fit --out {folder}")
@@ -184,11 +160,7 @@ def _interpret(folder: Path, config: dict[str, Any], checkpoint: dict[str, Any])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a run folder's ``config.yaml``.
-
-    Raises:
-        RunError: it is no YAML, or not the configuration of a run.
-    """
+    """Read a run folder's ``config.yaml``. Raises RunError where it is no configuration of a run."""
     path = folder / CONFIG
     config = read_yaml(path)
     data = config.get("data")

@@ -31,13 +31,9 @@ class BrainqError(ValueError):
 
 @contextmanager
 def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Give a file beside ``path`` to write; flushed to the disk, it takes its place when the block ends well.
+    """Give a file beside ``path`` to write; flushed, it takes its place at a good end, and ``keep`` gets the old one.
 
     Beside, not in the folder for temporary files: from another file system it would be copied over the old file.
-
-    Args:
-        path: the file.
-        keep: where the file of before is kept.
     """
     partial = path.with_name(path.name + ".partial")
     yield partial
@@ -50,11 +46,7 @@ def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``path`` to fill; it takes its place when the block ends well, and goes otherwise.
-
-    Args:
-        path: the folder: absent, or empty.
-    """
+    """Give an empty folder to fill; it takes the place of ``path``, absent or empty, when the block ends well."""
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a writer that was killed
     partial.mkdir(parents=True)
@@ -69,11 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON, complete or not at all.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which is no JSON.
-    """
+    """Write JSON, complete or not at all. Raises ValueError for NaN and infinity, which are no JSON."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -54,10 +54,7 @@ def _describe(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _outline(image: NDArray[np.float64]) -> list[float]:
-    """Return place, size and shape of what is bright, and the brightness from its middle outwards.
-
-    image: (64, 64), 1 is the 99th percentile.
-    """
+    """Return place, size, shape and brightness from its middle outwards of what is bright in a (64, 64) image."""
     flat = np.clip(image.ravel(), 0.0, 1.0)
     bright = flat > _BRIGHT
     area = bright.mean()
@@ -87,13 +84,7 @@ def _roughness(image: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class Typicality:
-    """What the training images look like.
-
-    Attributes:
-        middle: K mean statistics.
-        whitening: the K rows of a lower triangular matrix; the distance of an image is the length of ``whitening @
-            (statistics - middle)``, divided by sqrt(K): about 1 for a typical image.
-    """
+    """What training images look like: |whitening (statistics - middle)| / sqrt(K) is about 1 for a typical image."""
 
     middle: tuple[float, ...]
     whitening: tuple[tuple[float, ...], ...]
@@ -117,16 +108,7 @@ class Typicality:
 
 
 def fit_typicality(images: NDArray[np.uint8]) -> Typicality:
-    """Learn what images look like.
-
-    The whitening is the inverse Cholesky factor of the statistics' covariance, shrunk towards its diagonal.
-
-    Args:
-        images: (N, s, s) uint8, N at least 2.
-
-    Raises:
-        ValueError: there are fewer than 2 images.
-    """
+    """Learn what (N >= 2, s, s) uint8 images look like; ``whitening`` inverts the Cholesky factor of the covariance."""
     if len(images) < 2:
         raise ValueError(f"there are {len(images)} images to learn from; at least 2 are needed")
     statistics = describe(images)

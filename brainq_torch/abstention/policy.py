@@ -48,13 +48,7 @@ class ScoreScale:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is made of N answers.
-
-    Attributes:
-        probabilities: (N, C), calibrated.
-        outlier: (N,), above 1 for a picture that is none of the trained kind.
-        sure: (N,) bool, the best class is probable enough.
-    """
+    """Of N answers: calibrated probabilities (N, C), outlier scores (above 1: no such picture), and sure (N,)."""
 
     probabilities: NDArray[np.float64]
     outlier: NDArray[np.float64]
@@ -95,12 +89,7 @@ class Abstention:
     fitted_on: int
 
     def judge(self, logits: NDArray[Any], images: NDArray[np.uint8]) -> Judgement:
-        """Decide which answers to give.
-
-        Args:
-            logits: (N, C).
-            images: the (N, s, s) uint8 pixels they were computed from.
-        """
+        """Decide which of the (N, C) logits to answer with; images are the (N, s, s) uint8 pixels behind them."""
         probabilities = softmax(logits.astype(np.float64) / self.temperature)
         distance = self.typicality.distance(images) if len(images) else np.empty(0)
         outlier = (self.energy.place(_energy(logits)) + self.distance.place(distance)) / self.limit
@@ -120,11 +109,7 @@ class Abstention:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Abstention:
-        """Rebuild from ``to_json``'s data.
-
-        Raises:
-            ArithmeticError, LookupError, TypeError, ValueError: it is other data.
-        """
+        """Rebuild from ``to_json``'s data; other data raise ArithmeticError, LookupError, TypeError or ValueError."""
         rebuilt = cls(
             float(data["temperature"]),
             float(data["threshold"]),
@@ -142,14 +127,7 @@ class Abstention:
 def fit_abstention(
     logits: NDArray[Any], labels: NDArray[np.int64], images: NDArray[np.uint8], typicality: Typicality
 ) -> Abstention:
-    """Fit to the answers on images that were not trained on.
-
-    Args:
-        logits: (N, C).
-        labels: (N,) int64.
-        images: (N, s, s) uint8.
-        typicality: of the training images.
-    """
+    """Fit to logits (N, C), labels (N,) and pixels (N, s, s) uint8 of images that were not trained on."""
     if not len(logits) == len(labels) == len(images) > 0:
         raise ValueError(f"{len(logits)} logits, {len(labels)} labels and {len(images)} images; one of each is needed")
     temperature = fit_temperature(logits, labels)
@@ -176,14 +154,9 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
 
 
 def fit_threshold(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Return the least confidence to answer with.
+    """Return the least confidence to answer with: the lowest that reaches ``TARGET_ACCURACY``.
 
-    It is the lowest threshold at which the answers reach ``TARGET_ACCURACY``, at least ``LEAST_CONFIDENCE``; but
-    ``LEAST_COVERAGE`` of the images are answered in any case.
-
-    Args:
-        confidence: (N,) probability of the best class.
-        right: (N,) bool.
+    It is at least ``LEAST_CONFIDENCE``, but ``LEAST_COVERAGE`` of the images are answered in any case.
     """
     order = np.argsort(-confidence, kind="stable")
     ranked = confidence[order]

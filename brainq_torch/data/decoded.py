@@ -12,14 +12,7 @@ from brainq_torch.data.pixels import MIDDLE_GREY
 
 
 class Batch(NamedTuple):
-    """Images of one training or validation step.
-
-    Attributes:
-        images: (N, H, W) uint8, or (N, 1, H, W) float32 once on the device.
-        labels: (N,) int64.
-        rows: (N,) int64, which of the run's images these are.
-        view: which of the kept versions of the images these are; -1 where none are kept.
-    """
+    """Images (N, H, W) uint8, or (N, 1, H, W) float32 on the device; rows: of the run's images; view: -1 without."""
 
     images: Tensor
     labels: Tensor
@@ -28,13 +21,7 @@ class Batch(NamedTuple):
 
 
 class PixelDataset(Dataset[Batch]):
-    """Rows of the decoded images, fetched a batch at a time.
-
-    Args:
-        pixels: (M, H, W) uint8, all images of the run.
-        labels: (M,) int64.
-        rows: which of them belong here.
-    """
+    """Rows of the decoded images, (M, H, W) uint8, and of their labels, (M,) int64, fetched a batch at a time."""
 
     def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         self.pixels, self.labels, self.rows = pixels, labels, rows

@@ -82,11 +82,7 @@ def find_head(grey: NDArray[np.uint8]) -> Box | None:
 
 
 def is_blank(grey: NDArray[np.uint8]) -> bool:
-    """Tell whether the head, or the frame without one, has fewer than 16 grey levels: nothing, noise, or a mask.
-
-    grey: (h, w) uint8 of any size. The middle is looked at first, as it is part of any head and costs little.
-    Of 8862 scans each has at least 89 such levels.
-    """
+    """Tell whether the head, or the frame without one, has fewer than 16 grey levels; each of 8862 scans has 89."""
     height, width = grey.shape
     if not _has_few_levels(grey[height // 4 : height - height // 4, width // 4 : width - width // 4]):
         return False
@@ -102,10 +98,7 @@ def _has_few_levels(grey: NDArray[np.uint8]) -> bool:
 
 
 def peel_plain_border(grey: NDArray[np.uint8]) -> Box:
-    """Return what is left when every plain row and column is taken off from outside, whatever its grey level.
-
-    A picture in a frame in a border takes several rounds. The box is empty where everything is plain.
-    """
+    """Return what is left without plain rows and columns outside, of any grey; empty where everything is plain."""
     left, top, (bottom, right) = 0, 0, grey.shape
     while min(bottom - top, right - left) >= _SMALLEST_SIDE:
         core = grey[top:bottom, left:right]
@@ -127,11 +120,7 @@ def _plain_lines(grey: NDArray[np.uint8]) -> _Mask:
 
 
 def _find_cells(grid: NDArray[np.uint8]) -> Box:
-    """Return the box around the head's cells, empty where there are none.
-
-    A head never fills the four corners of its own box. What does is a grey background that lies in a black frame with
-    something else, a caption or a colour bar: then the head is looked for inside.
-    """
+    """Return the box around the head's cells, empty where there are none."""
     mask = _largest_area(_foreground(grid))
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -221,10 +210,7 @@ def _grow(mask: _Mask) -> _Mask:
 
 
 def label_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Give cells that share a side one number, and others another; (h, w) int64, 0 outside the mask.
-
-    Runs of each row are joined with those they touch in the row above (union-find): the bundle has no SciPy.
-    """
+    """Number the (h, w) areas of cells that share a side, 0 outside the mask; union-find: the bundle has no SciPy."""
     height, width = mask.shape
     stride = width + 1  # one empty column ends every row's last run
     padded = np.zeros((height, stride), np.int8)

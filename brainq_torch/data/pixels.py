@@ -64,11 +64,7 @@ class PixelSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PixelSpec:
-        """Rebuild from ``to_json``'s data.
-
-        Raises:
-            ValueError: There are keys that this version does not know.
-        """
+        """Rebuild from ``to_json``'s data. Raises ValueError for keys that this version does not know."""
         unknown = set(data) - {"size", "fit"}
         if unknown:
             raise ValueError(f"unknown PixelSpec keys {sorted(unknown)}; this file was made by a newer brainq_torch")

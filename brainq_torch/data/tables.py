@@ -5,11 +5,7 @@ from pathlib import Path
 
 
 def read_table(path: Path, failure: type[ValueError]) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the rows of a CSV file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: ``failure``: another encoding, no CSV, or rows with too many or too few fields.
-    """
+    """Return the columns and rows of a CSV file in UTF-8; raise ``failure`` for an encoding or rows that do not fit."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

@@ -26,11 +26,7 @@ from brainq_torch.evaluation.metrics import (
 
 @dataclass(frozen=True)
 class Flip:
-    """One image whose class differs between the two models.
-
-    Attributes:
-        index: row of the logits.
-    """
+    """One image, row ``index`` of the logits, whose class differs between the two models."""
 
     index: int
     label: str
@@ -81,19 +77,7 @@ def compare_predictions(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare model B with model A on the same images, paired.
-
-    Args:
-        logits_a: (N, C) real.
-        logits_b: (N, C) real, row i of the same image as row i of ``logits_a``.
-        labels: (N,) integer in [0, C).
-        classes: names of the C classes.
-        resamples: bootstrap resamples for the intervals.
-        seed: of the resamples.
-
-    Raises:
-        ValueError: the input is empty, not finite or mis-shaped.
-    """
+    """Compare model B with model A on the same images: logits (N, C), labels (N,) in [0, C). Raises ValueError."""
     (scores_a, truth), (scores_b, _) = (check_predictions(each, labels, classes) for each in (logits_a, logits_b))
     a, b = scores_a.argmax(1), scores_b.argmax(1)
     accuracy_interval, recall_intervals = _difference_intervals(a, b, truth, len(classes), resamples, seed)

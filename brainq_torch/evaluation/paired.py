@@ -24,15 +24,7 @@ NON_INFERIOR, INCONCLUSIVE, INFERIOR = "non-inferior", "inconclusive", "inferior
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Share of right answers of B less that of A on the same ``n`` images.
-
-    Attributes:
-        lost: only A is right.
-        gained: only B is right.
-        low: end of the 95 % interval.
-        high: its other end.
-        margin: what B may lose.
-    """
+    """Right answers of B less A's in parts of ``n``, its 95 % interval; lost: only A is right, gained: only B."""
 
     n: int
     lost: int
@@ -55,11 +47,7 @@ class PairedDifference:
 
 
 def compare_paired(n: int, lost: int, gained: int, margin: float) -> PairedDifference:
-    """Judge B against A from the discordant counts.
-
-    Raises:
-        ValueError: the counts cannot be.
-    """
+    """Judge B against A from the discordant counts. Raises ValueError where they cannot be."""
     if n < 1 or min(lost, gained) < 0 or lost + gained > n:
         raise ValueError(f"{lost} lost and {gained} gained of {n} images; need 0 <= lost + gained <= n, n at least 1")
     low, high = tango_interval(n, lost, gained)

@@ -16,11 +16,7 @@ from brainq_torch.evaluation.metrics import LEVEL, Metrics
 
 @dataclass(frozen=True)
 class Unseen:
-    """Accuracy on the ``n`` held-out images without a copy or a slice of their head among those trained on.
-
-    Attributes:
-        interval: Wilson's, 95 %.
-    """
+    """Accuracy, with Wilson's 95 % interval, on the ``n`` held-out images without a copy or slice of a trained head."""
 
     n: int
     accuracy: float
@@ -29,12 +25,7 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Belief:
-    """What stands beside the accuracies.
-
-    Attributes:
-        leakage: per held-out split.
-        unseen: per held-out split; none where all or no images are unseen.
-    """
+    """What stands beside the accuracies, per held-out split; ``unseen`` lacks those where all or none are unseen."""
 
     leakage: dict[str, LeakCheck]
     unseen: dict[str, Unseen]
@@ -52,10 +43,7 @@ def measure_belief(
     predicted: Mapping[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
     leakage: dict[str, LeakCheck],
 ) -> Belief:
-    """Measure the network on the unseen images of each held-out split.
-
-    rows: the run's manifest. predicted: per split, logits (N, classes) and labels (N,) in manifest order.
-    """
+    """Measure each held-out split's logits (N, classes) and labels (N,), in manifest order, on unseen images."""
     unseen = {}
     for split, (logits, labels) in predicted.items():
         fresh = find_unseen(rows, split)
@@ -67,10 +55,7 @@ def measure_belief(
 
 
 def find_unseen(rows: Sequence[ManifestRow], split: str) -> NDArray[np.bool_]:
-    """Return, for each image of a held-out split in manifest order, whether training has none of its group.
-
-    An image without a group is its own.
-    """
+    """Return whether training has none of the group of each image of a split; one without a group is its own."""
     splits = np.array([row.split for row in rows])
     groups = number_groups(rows)
     held_out = splits == split

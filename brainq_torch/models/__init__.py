@@ -35,11 +35,7 @@ class ModelOptions:
 
 
 def build_model(name: str, **arguments: Any) -> nn.Module:
-    """Build a network by name.
-
-    Raises:
-        ValueError: the name is unknown, or the network does not take the arguments.
-    """
+    """Build a network by name. Raises ValueError for an unknown name or arguments that it does not take."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; allowed are {sorted(MODELS)}")
     try:

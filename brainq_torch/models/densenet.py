@@ -122,24 +122,13 @@ class DenseNet(nn.Module):
         _initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits.
-
-        Args:
-            image: (N, 1, H, W) float32, (pixel - 128) / 128.
-
-        Returns:
-            (N, class_count) float32.
-        """
+        """Return (N, class_count) logits of (N, 1, H, W) float32, (pixel - 128) / 128."""
         pooled = self.avgpool(self.features(self.quant(image)))
         logits: Tensor = self.dequant(self.classifier(self.dropout(torch.flatten(pooled, 1))))
         return logits
 
     def fuse_list(self) -> list[list[str]]:
-        """Name the modules to fuse, for ``torch.ao.quantization.fuse_modules`` and its QAT twin.
-
-        The BatchNorms that stand before a convolution appear, with their ReLU, once ``lower_batchnorms`` has made
-        them convolutions; before that nothing can fuse them.
-        """
+        """Name the modules to fuse; BatchNorms before a convolution once ``lower_batchnorms`` made them ones."""
         groups = [["features.conv0", "features.norm0", "features.relu0"]]
         for layer in self._layer_names():
             groups.append([f"{layer}.norm1", f"{layer}.relu1"])

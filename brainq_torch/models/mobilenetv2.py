@@ -47,11 +47,7 @@ class MobileNetV2(QuantizableMobileNetV2):  # type: ignore[misc]  # torchvision 
         return groups
 
     def shared_activation_groups(self) -> list[list[str]]:
-        """Name the modules whose outputs share one scale.
-
-        A chain of shortcuts does, so that adding is adding integers, with nothing to round; the pooling keeps its
-        input's.
-        """
+        """Name the modules that share one scale: a chain of shortcuts, which adds integers; a pooling and its input."""
         chains: list[list[str]] = []
         for position, block in enumerate(self.features):
             if isinstance(block, QuantizableInvertedResidual):

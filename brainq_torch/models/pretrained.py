@@ -25,12 +25,7 @@ class PretrainedError(BrainqError):
 
 
 def load_pretrained(model: nn.Module, source: str) -> None:
-    """Put published ImageNet weights into a network, in place; the head keeps its random start.
-
-    source: ``none`` (nothing is loaded), ``imagenet`` (torchvision's download), or the path of a ``.safetensors``,
-    ``.pth`` or ``.pt`` file with torchvision's key names and input normalisation.
-    Raises PretrainedError when the file cannot be had, or its keys or shapes are not those of the network.
-    """
+    """Put weights from a file or torchvision's ``imagenet`` into a network, but the head's. Raises PretrainedError."""
     if source == "none":
         return
     if not isinstance(model, MobileNetV2):
@@ -74,11 +69,7 @@ def fold_rgb_stem(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def copy_mapped(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy every tensor but the head's from ``state`` to the entry of the same name, in place.
-
-    Raises:
-        PretrainedError: entries are missing, unexpected or differently shaped. It names all; nothing is copied then.
-    """
+    """Copy every tensor but the head's by its name; PretrainedError names all that do not fit, before any copy."""
     target = model.state_dict()
     wanted = {name for name in target if name not in _HEAD and not name.endswith("num_batches_tracked")}
     offered = {name for name in state if name not in _HEAD and not name.endswith("num_batches_tracked")}

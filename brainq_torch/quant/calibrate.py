@@ -27,12 +27,7 @@ _CANDIDATES = np.linspace(0.3, 1.0, 71)
 
 @dataclass(frozen=True)
 class ValueHistogram:
-    """Values of one activation over all images.
-
-    Attributes:
-        counts: (2048,) float64 in equal bins from low to high.
-        exact: its scale will be a power of two (``encode_range``).
-    """
+    """Values of one activation over all images: (2048,) counts in equal bins; exact: for a power-of-two scale."""
 
     low: float
     high: float
@@ -53,31 +48,17 @@ def quantize_post_training(
     scheme: Scheme = Scheme(),  # noqa: B008  # frozen
     method: Method = "percentile",
 ) -> nn.Module:
-    """Return a fake-quantized, calibrated, finalized copy of a float network.
-
-    Args:
-        model: float.
-        pixels: (N, H, W) uint8.
-        scheme: of the quantization.
-        method: see ``calibrate``.
-    """
+    """Return a fake-quantized, calibrated, finalized copy of a float network; pixels are (N, H, W) uint8."""
     prepared = prepare_qat(model, scheme).eval()
     calibrate(prepared, pixels, method)
     return prepared
 
 
 def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "percentile", batch_size: int = 32) -> None:
-    """Set every activation range from images, then finalize the network. In place.
+    """Set every activation range from (N, H, W) uint8 images, then finalize the network. In place.
 
-    Args:
-        prepared: of ``prepare_qat``.
-        pixels: (N, H, W) uint8.
-        method: ``min_max`` keeps every value; ``percentile`` clips 0.01 % of them; ``mse`` clips where the squared
-            rounding error is least (Banner et al. 2019, arXiv:1810.05723).
-        batch_size: images at once.
-
-    Raises:
-        ValueError: there are no images, or the method is unknown.
+    ``min_max`` keeps every value, ``percentile`` clips 0.01 % of them, ``mse`` clips where the squared error is least
+    (Banner et al. 2019, arXiv:1810.05723). Raises ValueError without images and for other methods.
     """
     set_activation_ranges(prepared, choose_ranges(prepared, pixels, method, batch_size))
     finalize(prepared)
@@ -99,15 +80,7 @@ def choose_ranges(
 
 @torch.no_grad()
 def collect_histograms(prepared: nn.Module, batches: Sequence[Tensor]) -> dict[str, ValueHistogram]:
-    """Histogram every activation of the un-rounded network, in two passes: first the ends, then the bins.
-
-    Args:
-        prepared: of ``prepare_qat``.
-        batches: (N, 1, H, W) float32 each.
-
-    Returns:
-        Activation -> its histogram; the fixed input is left out.
-    """
+    """Histogram every activation but the input of the un-rounded network in two passes: ends, then bins."""
     ends: dict[str, tuple[float, float]] = {}
     counts: dict[str, Tensor] = {}
 

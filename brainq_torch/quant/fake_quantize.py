@@ -21,10 +21,7 @@ TIE_BREAK = 2.0**-12
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Round to a grid going forward; going back, pass the gradient where nothing was clipped.
-
-    Bengio et al. 2013, arXiv:1308.3432; clipping as in Jacob et al. 2018, arXiv:1712.05877, section 3.
-    """
+    """Round to a grid; the gradient passes where nothing was clipped (arXiv:1308.3432; arXiv:1712.05877, section 3)."""
 
     @staticmethod
     def forward(ctx: Any, real: Tensor, scale: float, lowest: int, highest: int) -> Tensor:
@@ -39,10 +36,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def fake_quantize(real: Tensor, scale: float, zero_point: int, lowest: int, highest: int) -> Tensor:
-    """Return scale * (clamp(round(real / scale) + zero_point) - zero_point), differentiable (straight-through).
-
-    Divides, rounds to even, then shifts: the order of ONNX's QuantizeLinear.
-    """
+    """Divide, round to even, shift, clamp, in the order of ONNX's QuantizeLinear; differentiable (straight-through)."""
     # Clipping before the shift gives the same, and leaves the shift out.
     result: Tensor = _StraightThrough.apply(real, scale, lowest - zero_point, highest - zero_point)
     return result
@@ -150,23 +144,13 @@ class MeanQuantizer(ActivationQuantizer):
 
 
 def break_ties(mean: Tensor, encoding: Encoding) -> Tensor:
-    """Move a mean ``TIE_BREAK`` steps away from integer 0, so that rounding it to even rounds halves away from there.
-
-    Args:
-        mean: any shape, float32, of fewer than 1 / (2 * TIE_BREAK) = 2048 values on the grid: others round as before.
-        encoding: of the grid.
-    """
+    """Move means of under 2048 values ``TIE_BREAK`` steps away from integer 0, so that halves round away from it."""
     scale, zero_point = encoding
     return mean + torch.sign(mean + zero_point * scale) * (TIE_BREAK * scale)
 
 
 class WeightQuantizer(_Switchable):
-    """Quantize a weight, symmetric per output channel, always to the range of the weight at hand.
-
-    Args:
-        largest: largest integer, 127 for 8 bits.
-        exact: the scale has 6 significant bits (``scheme.encode_weight``).
-    """
+    """Quantize a weight, symmetric per output channel, always to the range of the weight at hand."""
 
     scale: Tensor
     bias_scale: Tensor

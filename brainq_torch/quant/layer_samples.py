@@ -79,22 +79,11 @@ def make_batches(pixels: NDArray[Any], size: int) -> list[Tensor]:
 def walk_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], positions: int, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield what each of these convolutions or linear layers is fed, at the same random positions for any network.
+    """Yield (name, (rows, groups, K) float32) of what each layer is fed, at the same random positions everywhere.
 
-    A layer may be changed before the next is asked for, and that is then fed what the changed one makes: one pass
-    through the network serves all layers.
-
-    Args:
-        model: in eval mode.
-        names: of the layers, in running order.
-        batches: (N, 1, H, W) float32 each; what is alive of all of them, about 10 MB an image at 224 pixels, is in
-            memory.
-        positions: output positions per image.
-        seed: of the positions.
-
-    Yields:
-        (name, (rows, groups, K) float32): as many rows as images x positions, K inputs of a group in the order of
-        ``weight.flatten(1)``.
+    A layer may be changed before the next is asked for, which is then fed what the changed one makes: one pass serves
+    all layers. What is alive of all batches, about 10 MB an image at 224 pixels, is in memory. Rows are images x
+    positions; K inputs of a group stand in the order of ``weight.flatten(1)``; names are in running order.
     """
     passes = [_Pass(model, batch, seed + number) for number, batch in enumerate(batches)]
 
@@ -122,15 +111,7 @@ def sample_inputs(
 
 
 def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
-    """Return what a layer makes of rows, without its bias.
-
-    Args:
-        rows: (S, G, K).
-        weight: (G, O / G, K).
-
-    Returns:
-        (S, O) float32.
-    """
+    """Return what a layer makes of rows (S, G, K) with a weight (G, O / G, K), without bias: (S, O) float32."""
     return torch.einsum("sgk,gok->sgo", rows, weight).flatten(1) if rows.shape[1] > 1 else rows[:, 0] @ weight[0].T
 
 

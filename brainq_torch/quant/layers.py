@@ -94,11 +94,7 @@ def is_fake_quantized(model: nn.Module) -> bool:
 
 
 def scheme_of(model: nn.Module) -> Scheme:
-    """Return the scheme of a fake-quantized network.
-
-    Raises:
-        PrepareError: it is a float one.
-    """
+    """Return the scheme of a fake-quantized network. Raises PrepareError for a float one."""
     scheme = getattr(model, "quantization_scheme", None)
     if not isinstance(scheme, Scheme):
         raise PrepareError(f"{type(model).__name__} is a float network; quantize it with prepare_qat first")
@@ -142,10 +138,7 @@ def fold(module: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
-    """Run the network once; return the activations in running order, and {layer: the activation that feeds it}.
-
-    An activation is recognised by its memory, which views such as ``flatten`` share.
-    """
+    """Run the network once; return activations in running order and, by its memory, the one that feeds each layer."""
     producers: dict[int, str] = {}
     kept: list[Tensor] = []  # alive until the end, so that no memory is used twice
     order: list[str] = []

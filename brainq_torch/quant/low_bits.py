@@ -41,13 +41,7 @@ Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
 class LowBits(NamedTuple):
-    """A network of few bits and what it took.
-
-    Attributes:
-        network: fake-quantized, finalized.
-        errors: of each layer whose rounding was learned (``Target.error``).
-        processor_seconds: of calibration and rounding, over all calls that a state went through.
-    """
+    """A finalized network of few bits, the ``Target.error`` of each learned layer, and what all calls together took."""
 
     network: nn.Module
     errors: dict[str, float]
@@ -76,16 +70,7 @@ def quantize_low_bits(
     ranges: RangeMethod = "percentile",
     books: Bookkeeping = Bookkeeping(),  # noqa: B008 - immutable
 ) -> LowBits:
-    """Make a fake-quantized copy of a float network with learned rounding; layers of 8 bits are rounded to nearest.
-
-    Args:
-        model: float, eval mode.
-        pixels: (N, size, size) uint8 calibration images.
-        scheme: bits of each layer.
-        options: of the rounding.
-        ranges: how activation ranges are chosen.
-        books: what is kept and shown meanwhile.
-    """
+    """Make a fake-quantized copy of a float network with learned rounding; layers of 8 bits are rounded to nearest."""
     about = _fingerprint(model, pixels, scheme.activation_bits, scheme.exact_scales, ranges)
     network, seconds = _start(model, pixels, scheme, ranges, _State(books.state, about))
     layers = [layer for layer in weighted_layers(network) if layer.largest <= LARGEST_LEARNED]
@@ -152,17 +137,7 @@ def learn_layer(layer: Layer, target: Target, options: Rounding, seed: int) -> d
 def _float_outputs(
     plain: nn.Module, layers: list[Layer], batches: list[Tensor], options: Rounding
 ) -> dict[str, Tensor]:
-    """Return what the float layers make of float inputs at the sampled positions, bias included, before the ReLU.
-
-    Args:
-        plain: a copy that nobody else needs, its weights not rounded yet.
-        layers: those of ``plain`` that are wanted.
-        batches: (N, 1, H, W) float32 each.
-        options: of the rounding.
-
-    Returns:
-        Layer name -> (S, O) float32.
-    """
+    """Return what the layers of ``plain`` (given up) make of float inputs before the ReLU: name -> (S, O) float32."""
     set_fake_quant(plain, False)
     rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
     outputs = {}
@@ -176,10 +151,7 @@ def _float_outputs(
 def _start(
     model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State
 ) -> tuple[nn.Module, float]:
-    """Return the network rounded to nearest, and the processor seconds of calibration.
-
-    Ranges do not depend on the bits of the weights: they are kept for every scheme.
-    """
+    """Return the network rounded to nearest and calibration's seconds; ranges are the same for any bits of weights."""
     network = prepare_qat(model, scheme).eval()
     found = kept.read("ranges")
     if found is None:

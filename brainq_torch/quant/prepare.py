@@ -102,12 +102,7 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
 
 
 def rebuild(model: nn.Module, scheme_json: Mapping[str, Any]) -> nn.Module:
-    """Return the structure that ``prepare_qat`` made, in eval mode, for ``load_state_dict(strict=True)``.
-
-    Args:
-        model: a fresh float network of the same name and arguments.
-        scheme_json: ``Scheme.to_json``'s data.
-    """
+    """Return the structure that ``prepare_qat`` made of a fresh network, in eval mode, for ``load_state_dict``."""
     return prepare_qat(model, Scheme.from_json(dict(scheme_json))).eval()
 
 
@@ -127,15 +122,7 @@ def check_finalized(model: nn.Module) -> None:
 
 
 def set_activation_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Replace activation ranges and the encodings that follow from them.
-
-    Args:
-        model: fake-quantized.
-        ranges: {name in ``activation_quantizers``: (smallest, largest) value}. The input's encoding stays fixed.
-
-    Raises:
-        PrepareError: a name is unknown, or a range is empty or not finite.
-    """
+    """Replace activations' (smallest, largest) values but the input's. Raises PrepareError for a bad name or range."""
     quantizers = activation_quantizers(model)
     for name, (low, high) in ranges.items():
         if name not in quantizers:
@@ -181,19 +168,10 @@ def finalize(model: nn.Module) -> None:
 
 @torch.no_grad()
 def settle_layer(model: nn.Module, layer: Layer, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
-    """Give a layer of a finalized network these integers from now on. In place.
+    """Give a layer of a finalized network, in place, these whole numbers, scale (O,) and bias (O,) from now on.
 
-    Its BatchNorm becomes the identity, as it is folded already.
-
-    Args:
-        model: fake-quantized, finalized.
-        layer: of ``weighted_layers``.
-        weight: of the layer's shape, whole numbers.
-        scale: (O,) float32.
-        bias: (O,) float32; it is rounded to the int32 grid.
-
-    Raises:
-        ValueError: a weight is no integer that the layer's bits can hold.
+    Its BatchNorm becomes the identity, as it is folded already; the bias is rounded to the int32 grid.
+    Raises ValueError for what is no integer that the layer's bits can hold.
     """
     if not bool((weight == weight.round()).all() and (weight.abs() <= layer.largest).all()):
         raise ValueError(f"{layer.name}: weights must be integers of at most {layer.largest}")

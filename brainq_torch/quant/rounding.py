@@ -74,12 +74,7 @@ class Target:
     relu: bool
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Return the mean square error behind the ReLU, in parts of the output's variance.
-
-        Args:
-            weight: (G, O / G, K) float32.
-            bias: (O,) float32.
-        """
+        """Return the mean square error behind the ReLU in parts of the output's variance; weight is (G, O / G, K)."""
         output, made = self.output, apply_rows(self.rows, weight) + bias
         if self.relu:
             output, made = output.relu(), made.relu()
@@ -109,18 +104,7 @@ def beta_at(share: float, options: Rounding) -> float:
 
 
 def descend(weight: Tensor, scale: Tensor, target: Target, largest: int, options: Rounding) -> Tensor:
-    """Choose integers by coordinate descent. The mean of inputs and outputs is left out: the bias takes it.
-
-    Args:
-        weight: (G, O / G, K) float32.
-        scale: (G, O / G) float32.
-        target: what the layer is to make of its inputs.
-        largest: largest integer.
-        options: of the rounding.
-
-    Returns:
-        Whole numbers of ``weight``'s shape, float32.
-    """
+    """Choose integers by coordinate descent, the means left out to the bias; weight (G, O / G, K), scale (G, O / G)."""
     groups, outputs, _ = weight.shape
     rows = target.rows - target.rows.mean(0)
     wanted = (target.output - target.output.mean(0)).reshape(len(rows), groups, outputs)

@@ -79,10 +79,7 @@ class Scheme:
 
     @property
     def largest_bias(self) -> int:
-        """Largest bias in steps of input scale x weight scale; the accumulator holds the products beside it.
-
-        int32 has room for 2**31; sums that float32 is to hold exactly, for 2**18.
-        """
+        """Largest bias in steps; int32 holds 2**31 of them, exact sums in float32 2**18, the products beside it."""
         return 2**17 if self.exact_scales else 2**30
 
     def to_json(self) -> dict[str, Any]:
@@ -91,11 +88,7 @@ class Scheme:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scheme:
-        """Rebuild from ``to_json``'s data.
-
-        Raises:
-            ValueError: there are keys that this version does not know.
-        """
+        """Rebuild from ``to_json``'s data. Raises ValueError for keys that this version does not know."""
         unknown = set(data) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"unknown Scheme keys {sorted(unknown)}; this file was made by a newer brainq_torch")
@@ -108,18 +101,10 @@ def largest_integer(bits: int) -> int:
 
 
 def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
-    """Choose scale and zero point so that 256 integers span a range of reals, zero being one of them exactly.
+    """Choose scale () float32 and zero point () int32 so that 256 integers span a range and one of them is zero.
 
     Same arithmetic as torch.ao's observers (``UniformQuantizationObserverBase._calculate_qparams``), shifted to int8.
-
-    Args:
-        low: () float32.
-        high: () float32, at least ``low``.
-        exact: the scale is a power of two; what it spans more or less than the range, it does so at both ends in
-            proportion.
-
-    Returns:
-        Scale () float32 and zero point () int32 in [-128, 127].
+    Exact: a power of two; what it spans more or less than the range, it does so at both ends in proportion.
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = ((high - low) / 255.0).clamp(min=SMALLEST_SCALE)
@@ -131,18 +116,10 @@ def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor
 
 
 def encode_weight(weight: Tensor, largest: int, exact: bool) -> Tensor:
-    """Choose one scale per output channel so that the channel's largest weight is the largest integer.
+    """Choose one scale per output channel, (C,), so that the channel's largest weight is the largest integer.
 
-    Same arithmetic as torch.ao's MovingAveragePerChannelMinMaxObserver with averaging_constant=1, which has no memory:
-    max|w| = largest * scale holds for the weights that are written, not for earlier ones.
-
-    Args:
-        weight: (C, ...) float32.
-        largest: ``Scheme.largest_weight``.
-        exact: the scale is rounded up to 6 significant bits, at most 3.2 %, so that nothing is clipped.
-
-    Returns:
-        (C,) float32.
+    Same arithmetic as torch.ao's MovingAveragePerChannelMinMaxObserver with averaging_constant=1, which has no memory.
+    Exact: rounded up to 6 significant bits, at most 3.2 %, so that nothing is clipped.
     """
     scale = (weight.flatten(1).abs().amax(1) / float(largest)).clamp(min=SMALLEST_SCALE)
     if not exact:
@@ -151,10 +128,7 @@ def encode_weight(weight: Tensor, largest: int, exact: bool) -> Tensor:
 
 
 def _encode_single(weight: Tensor, largest: int) -> Tensor:
-    """Choose the scale of channels with one weight, on any integer of the upper half, to hit that weight best.
-
-    There is no second weight that needs the same scale, so integer and scale together come within 0.2 % of it.
-    """
+    """Choose the scale of channels with one weight, on any integer of the upper half, to come within 0.2 % of it."""
     integers = torch.arange(largest // 2 + 1, largest + 1, device=weight.device)
     sizes = weight.reshape(-1, 1).abs()
     scales = shorten((sizes / integers).clamp(min=SMALLEST_SCALE), torch.round)
@@ -170,17 +144,10 @@ def shorten(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def encode_weight_clipped(weight: Tensor, importance: Tensor, largest: int, exact: bool) -> Tensor:
-    """Choose one scale per output channel that makes the weighted rounding error least, clipping where that helps.
+    """Choose the scale (C,) per channel of (C, K) weights that makes the weighted rounding error least.
 
-    Args:
-        weight: (C, K) float32.
-        importance: (K,) float32, mean square of the input that each weight multiplies: the error is then that of the
-            layer's output, inputs taken as uncorrelated.
-        largest: largest weight integer.
-        exact: the scale has 6 significant bits.
-
-    Returns:
-        (C,) float32.
+    ``importance``, (K,), is the mean square of the input that each weight multiplies: the error is then that of the
+    layer's output, inputs taken as uncorrelated.
     """
     start = weight.abs().amax(1) / float(largest)
     best, least = encode_weight(weight, largest, exact), torch.full_like(start, torch.inf)
@@ -194,17 +161,7 @@ def encode_weight_clipped(weight: Tensor, importance: Tensor, largest: int, exac
 
 
 def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float, largest_bias: int) -> Tensor:
-    """Raise the weight scales of channels so weak that their bias would need too many steps.
-
-    Args:
-        scale: (C,) float32.
-        bias: (C,) float32.
-        input_scale: of the layer's input.
-        largest_bias: ``Scheme.largest_bias``.
-
-    Returns:
-        (C,) float32; a raised one is a power of two.
-    """
+    """Raise, to powers of two, the weight scales (C,) of channels so weak that their bias would need too many steps."""
     needed = bias.abs() / (input_scale * largest_bias)
     _, exponent = torch.frexp(needed)
     return torch.where(needed > scale, torch.ldexp(torch.ones_like(scale), exponent), scale)
@@ -217,16 +174,7 @@ def quantize_weight(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
 
 
 def quantize_bias(bias: Tensor, input_scale: float, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Round biases to the integers that the accumulator adds.
-
-    Args:
-        bias: (C,) float32.
-        input_scale: of the layer's input.
-        weight_scale: (C,) float32.
-
-    Returns:
-        (C,) int32 and its scale, input scale x weight scale, (C,) float32.
-    """
+    """Round biases (C,) to the int32 integers that the accumulator adds; return their scale, input x weight, too."""
     scale = weight_scale * torch.tensor(input_scale, dtype=torch.float32)
     # float64: an int32 does not fit in float32's 24 bits.
     return torch.round(bias.double() / scale.double()).to(torch.int32), scale

@@ -29,13 +29,7 @@ class BudgetError(BrainqError):
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What these bits in one layer cost, every other layer having 8.
-
-    Attributes:
-        size_bytes: of the layer's weights at these bits.
-        error: mean square of the change of the logits against the float network, in parts of the float logits'
-            variance.
-    """
+    """What these bits in one layer cost, others having 8: logits' mean square change in parts of their variance."""
 
     layer: str
     bits: int
@@ -55,15 +49,10 @@ def measure_sensitivity(
     progress: Progress = iter,
     done: Collection[str] = (),
 ) -> Iterator[Sensitivity]:
-    """Yield one entry per layer and number of bits, in running order.
+    """Yield one entry per layer, but those ``done``, and number of bits, in running order.
 
-    Args:
-        network: fake-quantized with 8-bit weights, finalized; it is left as it was.
-        pixels: (N, size, size) uint8.
-        bits: what to try in each layer.
-        options: how weights of fewer than 8 bits are rounded, each layer for itself on what the float network feeds it.
-        progress: wraps the layers' names, such as ``tqdm``.
-        done: layers to leave out, as an earlier, killed call has measured them.
+    The network is fake-quantized with 8-bit weights, finalized, and left as it was; pixels are (N, size, size) uint8.
+    Weights of fewer bits are rounded as ``options`` say, each layer for itself on what the float network feeds it.
     """
     batches = make_batches(pixels, _BATCH)
     plain = copy.deepcopy(network)
@@ -99,11 +88,7 @@ def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) ->
 
 
 def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, int]:
-    """Return bits per layer: the fewest everywhere, then more where a byte takes away most error, within the budget.
-
-    Raises:
-        BudgetError: even the fewest bits everywhere exceed the budget.
-    """
+    """Return bits per layer: the fewest, then more where a byte takes away most error. BudgetError: too many anyway."""
     choices: dict[str, list[Sensitivity]] = {}
     for entry in table:
         choices.setdefault(entry.layer, []).append(entry)

@@ -16,10 +16,7 @@ def freeze_observers(model: nn.Module) -> None:
 
 
 def freeze_batchnorm(model: nn.Module) -> None:
-    """Use and keep the running statistics from here, also in training mode.
-
-    The state dict does not hold this switch: call it again on resume.
-    """
+    """Use and keep the running statistics from here, also in training mode; not in the state dict: repeat on resume."""
     scheme_of(model)
     for module in model.modules():
         if isinstance(module, FoldedConvBn2d):

@@ -29,11 +29,7 @@ class StageCheckpoints(TorchCheckpointIO):
         save_tensors(checkpoint, path, keep=_previous(path) if path.name == LAST else None)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, or the one before where it is damaged, saying so.
-
-        Raises:
-            TensorFileError: neither can be read.
-        """
+        """Read a checkpoint, or the one before where it is damaged, saying so. Raises TensorFileError."""
         path = Path(path)
         try:
             checkpoint = _read(path)
@@ -56,11 +52,7 @@ def find_last(folder: Path) -> Path | None:
 
 
 def read_best(folder: Path) -> dict[str, Any]:
-    """Return the weights of a stage's best epoch, by the network's own names.
-
-    Raises:
-        TensorFileError: they cannot be read.
-    """
+    """Return the weights of a stage's best epoch, by the network's own names. Raises TensorFileError."""
     state = _read(folder / BEST)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items()}
 

@@ -36,11 +36,7 @@ class CrossEntropy:
     class_weights: Literal["none", "balanced"] = "none"
 
     def bind(self, class_counts: Tensor) -> Callable[[Tensor, Batch], Tensor]:
-        """Return the loss for a data set.
-
-        Args:
-            class_counts: (classes,) training images per class.
-        """
+        """Return the loss for a data set with these numbers, (classes,), of training images per class."""
         weights = None
         if self.class_weights == "balanced":
             weights = class_counts.sum() / (len(class_counts) * class_counts.clamp(min=1))
@@ -101,11 +97,7 @@ class Classifier(L.LightningModule):
         torch.manual_seed(make_generator(place).initial_seed())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch.
-
-        Raises:
-            TrainingDivergedError: it is not finite.
-        """
+        """Return the loss of one batch. Raises TrainingDivergedError where it is not finite."""
         loss = self.loss(self(batch.images), batch)
         if not torch.isfinite(loss):
             raise TrainingDivergedError(

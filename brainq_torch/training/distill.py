@@ -29,10 +29,7 @@ def _require_positive(name: str, value: float) -> None:
 
 
 class Term(ABC):
-    """One published distillation loss: ``(student, teacher, labels) -> scalar``, mean over the batch.
-
-    ``weight`` scales it within the sum of terms. The teacher's outputs carry no gradient.
-    """
+    """One published loss, (student, teacher, labels) -> scalar, mean over the batch, ``weight``ed within their sum."""
 
     weight: float
 
@@ -226,11 +223,7 @@ class Distillation:
             raise ValueError("terms is empty; name what is to be learned from the teacher, such as SoftTargets")
 
     def bind(self, hard: LabelLoss, student: nn.Module, data: ImageDataModule) -> LabelLoss:
-        """Return the loss for a network and a data set.
-
-        Loads the teacher and hooks the student's layers that terms read. Raises what ``Teacher.load`` raises, and
-        ValueError for unknown layers.
-        """
+        """Load the teacher, hook the student's layers that terms read, and return the loss. Raises ValueError."""
         if self.alpha == 0:
             return hard
         student_layers = [name for term in self.terms for name in term.layers[0]]
@@ -262,10 +255,7 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split logits into (label, all others together), (N, 2), and the others, (N, classes - 1).
-
-    logsumexp joins the others without ever forming 1 - p, which is 0 for a confident network.
-    """
+    """Split logits into (label, all others by logsumexp), (N, 2), and the others, (N, classes - 1)."""
     is_label = functional.one_hot(labels, logits.shape[1]).bool()
     others = logits[~is_label].view(len(logits), -1)
     together = torch.logsumexp(others, dim=1, keepdim=True)

@@ -24,11 +24,7 @@ from brainq_torch.training.stages import FreezeBackbone, Stage
 
 
 def check_trainer(options: Namespace) -> None:
-    """Refuse what Lightning can do and a run cannot.
-
-    Raises:
-        RunError: the Trainer's options ask for it.
-    """
+    """Refuse, by RunError, what Lightning can do and a run cannot."""
     if options.fast_dev_run:
         raise RunError(
             "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "

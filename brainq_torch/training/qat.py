@@ -73,13 +73,7 @@ def load_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Module
 
 
 def choose(labels: NDArray[Any], ptq: NDArray[Any], qat: NDArray[Any]) -> Literal["ptq", "qat"]:
-    """Name the better network on validation images: more right, or as many right with the lower cross-entropy.
-
-    Args:
-        labels: (N,) int64.
-        ptq: logits (N, classes) float32 of the calibrated network.
-        qat: those of the trained one.
-    """
+    """Name the better network on validation images: more right, or as many right with the lower cross-entropy."""
 
     def rank(logits: NDArray[Any]) -> tuple[int, float]:
         loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))

@@ -46,12 +46,7 @@ class RunTeacher(Teacher):
     runs: Sequence[str]
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> FrozenTeacher:
-        """Load the runs' networks.
-
-        Raises:
-            RunError: a folder is no finished run.
-            ValueError: a run was trained on images cut out in another way (``fit``) than the student's.
-        """
+        """Load the runs' networks. Raises RunError where one is unfinished, ValueError where its ``fit`` differs."""
         loaded = [load_run(folder) for folder in self.runs]
         for run in loaded:
             if run.pixels.fit != data.pixels.fit:
@@ -75,13 +70,7 @@ class TimmTeacher(Teacher):
     weights: str
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> FrozenTeacher:
-        """Build the network and load its weights, every one of them.
-
-        Raises:
-            ValueError: timm is missing, or does not build the network.
-            PretrainedError: the weights cannot be read.
-            RunError: they do not fit.
-        """
+        """Build the network and load its weights, all of them. Raises ValueError, PretrainedError or RunError."""
         try:
             import timm
         except ModuleNotFoundError as error:
@@ -111,12 +100,7 @@ class CachedTeacher(Teacher):
     file: str
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> CachedLogits:
-        """Look up every training image of the run's manifest.
-
-        Raises:
-            TeacherLogitsError: a training image has no logits.
-            ValueError: a term wants features.
-        """
+        """Look up every training image. Raises TeacherLogitsError where one has none, ValueError for features."""
         _refuse_layers(self.file, layers)
         rows = read_manifest(data.out / MANIFEST)
         training = [position for position, row in enumerate(rows) if row.split == "Training"]
@@ -143,12 +127,7 @@ class ViewTeacher(Teacher):
     file: str
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> ViewLogits:
-        """Ask the runs' networks what the file does not hold yet.
-
-        Raises:
-            TeacherLogitsError: the file holds answers of another teacher or to other views.
-            ValueError: there are no views, or a term wants features; and what ``RunTeacher`` raises.
-        """
+        """Ask the runs' networks what the file lacks. Raises ValueError, and TeacherLogitsError for another's file."""
         _refuse_layers(self.file, layers)
         if not data.views:
             raise ValueError("a ViewTeacher needs training images that come back: give data.views, such as 10")

@@ -47,21 +47,11 @@ class TeacherLogits:
         return len(self._entries)
 
     def missing(self, rows: Sequence[ManifestRow], teacher: str) -> list[ManifestRow]:
-        """Return the rows that have no logits yet, in order.
-
-        Raises:
-            TeacherLogitsError: a row has logits of another teacher, or of another image under the same path.
-        """
+        """Return the rows without logits, in order. Raises TeacherLogitsError for other teachers' or images'."""
         return [row for row in rows if not self._holds(row, teacher)]
 
     def add(self, rows: Sequence[ManifestRow], teacher: str, logits: Tensor) -> None:
-        """Append logits and flush them to disk.
-
-        Args:
-            rows: the images.
-            teacher: names the network that made the logits; see ``fingerprint``.
-            logits: (len(rows), classes) float32, finite.
-        """
+        """Append finite logits, (len(rows), classes) float32, under the teacher's ``fingerprint``; flush them."""
         if tuple(logits.shape) != (len(rows), len(CLASSES)) or not torch.isfinite(logits).all():
             raise TeacherLogitsError(
                 f"logits are {tuple(logits.shape)}, finite: {bool(torch.isfinite(logits).all())}; "
@@ -77,11 +67,7 @@ class TeacherLogits:
                 self._entries[row.path] = (row.sha256, teacher, values)
 
     def lookup(self, rows: Sequence[ManifestRow]) -> Tensor:
-        """Return the rows' logits, (len(rows), classes) float32, whichever teachers made them.
-
-        Raises:
-            TeacherLogitsError: an image has none, or its file has changed since.
-        """
+        """Return the rows' logits, (len(rows), classes) float32, whoever made them. Raises TeacherLogitsError."""
         absent = [row.path for row in rows if row.path not in self._entries]
         if absent:
             raise TeacherLogitsError(
@@ -139,18 +125,7 @@ def fill(
     compute: Callable[[Sequence[ManifestRow]], Tensor],
     batch_size: int = 64,
 ) -> None:
-    """Compute what is missing, with a progress bar; a killed call continues where the last finished batch ended.
-
-    Args:
-        logits: the file to fill.
-        rows: the images.
-        teacher: name of the network, see ``fingerprint``.
-        compute: manifest rows -> (N, classes) float32 logits.
-        batch_size: images at once.
-
-    Raises:
-        TeacherLogitsError: as of ``missing`` and ``add``.
-    """
+    """Compute what is missing, rows -> (N, classes) float32, with a progress bar; a killed call continues."""
     todo = logits.missing(rows, teacher)
     with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="teacher logits", unit="image") as progress:
         for start in range(0, len(todo), batch_size):
@@ -160,18 +135,7 @@ def fill(
 
 
 def fill_from_runs(logits: TeacherLogits, runs: Sequence[Path], rows: Sequence[ManifestRow], data_root: Path) -> None:
-    """Fill with the mean logits of trained runs, each reading the images at its own size.
-
-    Args:
-        logits: the file to fill.
-        runs: run folders.
-        rows: the images, their paths relative to ``data_root``.
-        data_root: the folder of the images.
-
-    Raises:
-        RunError: a run cannot be loaded.
-        TeacherLogitsError: as of ``fill``.
-    """
+    """Fill with the mean logits of trained runs, each reading the images at its own size. Raises RunError."""
     teachers = [load_run(run) for run in runs]
 
     def compute(part: Sequence[ManifestRow]) -> Tensor:

@@ -14,12 +14,7 @@ from brainq_torch.data.decoded import Batch
 
 
 class Outputs(NamedTuple):
-    """What a network says about a batch.
-
-    Attributes:
-        logits: (N, classes) float32.
-        features: layer name -> (N, C, H, W), for the layers that a term reads.
-    """
+    """Logits (N, classes) of a batch, and (N, C, H, W) of each layer that a term reads."""
 
     logits: Tensor
     features: dict[str, Tensor]
@@ -79,11 +74,7 @@ def _resize(images: Tensor, side: int | None) -> Tensor:
 
 
 class CachedLogits:
-    """Teacher logits read from disk: one per image, whatever change of it the student sees.
-
-    Args:
-        table: (rows of the data set, classes) float32.
-    """
+    """Teacher logits from disk, (images of the run, classes): one per image, whatever change of it the student sees."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -94,11 +85,7 @@ class CachedLogits:
 
 
 class ViewLogits:
-    """Teacher logits read from disk: one per kept view of an image, the one that the student sees.
-
-    Args:
-        table: (views, rows of the data set, classes) float32.
-    """
+    """Teacher logits from disk, (views, images of the run, classes): one per kept view that the student sees."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -109,11 +96,7 @@ class ViewLogits:
 
 
 class FeatureTaps:
-    """Outputs of named layers from a network's latest forward pass; the hooks go when this object goes.
-
-    Raises:
-        ValueError: the network has no layer of that name.
-    """
+    """Outputs of named layers from a network's latest forward pass; hooks go with it. ValueError: no such layer."""
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         modules = dict(model.named_modules())
@@ -128,11 +111,7 @@ class FeatureTaps:
         weakref.finalize(self, _remove, handles)
 
     def take(self) -> dict[str, Tensor]:
-        """Return the features and forget them.
-
-        Raises:
-            RuntimeError: a layer has not run since the last call.
-        """
+        """Return the features and forget them. Raises RuntimeError where a layer has not run since the last call."""
         absent = [name for name in self._layers if name not in self._store]
         if absent:
             raise RuntimeError(f"layers {absent} gave no output; feature terms need a network that is not compiled")

@@ -171,10 +171,7 @@ def coarsen(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def add_ghosts(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Weaken every second to fifth line of k-space but the middle ones: (N, 1, H, W) of at least 0 -> same shape.
-
-    After TorchIO's RandomGhosting (Perez-Garcia et al. 2021, arXiv:2003.04696).
-    """
+    """Weaken every second to fifth k-space line but the middle ones (TorchIO's RandomGhosting, arXiv:2003.04696)."""
     along_columns = bool(torch.rand(1, generator=generator) < 0.5)
     if along_columns:
         images = images.transpose(2, 3)
@@ -188,10 +185,7 @@ def add_ghosts(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def add_spike(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Add a point to k-space, up to as strong as its middle: (N, 1, H, W) of at least 0 -> same shape.
-
-    After TorchIO's RandomSpike (Perez-Garcia et al. 2021, arXiv:2003.04696).
-    """
+    """Add a point to k-space, up to as strong as its middle (TorchIO's RandomSpike, arXiv:2003.04696)."""
     count, _, height, width = images.shape
     spectrum = torch.fft.fft2(images)
     cycles = torch.randint(3, 26, (2, count), generator=generator)

@@ -7,10 +7,7 @@ from torch import Tensor
 
 
 def draw_noise(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
-    """Draw standard normal values on ``device``; the CPU generator alone decides them, for each kind of device.
-
-    On a device other than the CPU they come from a stream of its own, seeded by the generator's next draw.
-    """
+    """Draw standard normal values on ``device``, which the CPU generator alone decides for each kind of device."""
     if device.type == "cpu":
         return torch.randn(tuple(shape), generator=generator)
     seed = int(torch.randint(2**62, (1,), generator=generator))

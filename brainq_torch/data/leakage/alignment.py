@@ -9,15 +9,9 @@ _Floats = NDArray[np.float32]
 
 @torch.no_grad()
 def compare(target: torch.Tensor, moving: torch.Tensor, steps: int) -> tuple[_Floats, _Floats]:
-    """Align ``moving`` to ``target`` and measure how alike they are.
+    """Align ``moving`` to ``target`` by Gauss-Newton, both (n, s, s) float32 and locally normalised, and compare them.
 
-    Args:
-        target: (n, s, s) float32, locally normalised.
-        moving: likewise.
-        steps: Gauss-Newton steps of the alignment, 0 for none.
-
-    Returns:
-        Two (n,) float32: the overall correlation, and its 10 % quantile over overlapping windows of s / 8 pixels.
+    Returns (n,) overall correlations, and (n,) 10 % quantiles of that over overlapping windows of s / 8 pixels.
     """
     if steps:
         moving = _align(target, moving, steps)
@@ -41,11 +35,7 @@ def _correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _align(target: torch.Tensor, moving: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return ``moving`` warped by the affine map that best fits it to ``target``.
-
-    Inverse compositional Gauss-Newton with a free gain: Baker and Matthews, Lucas-Kanade 20 Years On, IJCV 2004,
-    section 3.2.
-    """
+    """Warp ``moving`` by the best affine map (inverse compositional: Baker, Matthews 2004, section 3.2)."""
     count, side = len(target), target.shape[-1]
     descent = _steepest_descent(target)
     hessian = descent.transpose(1, 2) @ descent

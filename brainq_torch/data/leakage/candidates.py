@@ -36,11 +36,7 @@ def orient(images: NDArray[Any], turn: int) -> NDArray[Any]:
 
 
 def head_boxes(pixels: Sequence[_Pixels]) -> _Ints:
-    """Return (N, 4) left, top, right, bottom of the largest bright area; the whole frame where it is next to nothing.
-
-    Bright is above a tenth of the 99th percentile. Lines around the picture do not count, nor do rows and columns that
-    the area fills by under 3 %; rulers and text are other, smaller areas.
-    """
+    """Return (N, 4) left, top, right, bottom of the largest bright area; the frame where it is next to nothing."""
     height, width = pixels[0].shape
     boxes = _whole_frames(pixels)
     for box, image in zip(boxes, pixels, strict=True):
@@ -70,16 +66,7 @@ def _whole_frames(pixels: _Pixels | Sequence[_Pixels]) -> _Ints:
 
 
 def normalise_locally(images: _Pixels, smooth: float, window: float) -> _Floats:
-    """Remove local mean and contrast, so that windowing, bias fields and moderate sharpening do not count.
-
-    Args:
-        images: (N, s, s) uint8.
-        smooth: Gaussian sigma in pixels, against noise.
-        window: Gaussian sigma in pixels of what is local.
-
-    Returns:
-        (N, s, s) float32, about 0 where flat.
-    """
+    """Remove local mean and contrast of (N, s, s) images; ``smooth`` and ``window`` are Gaussian sigmas in pixels."""
     out = np.empty(images.shape, np.float32)
     for start in range(0, len(images), _BLOCK):
         part = images[start : start + _BLOCK].astype(np.float32)
@@ -134,12 +121,7 @@ def _search_block(turned: _Floats, rows: _Floats) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs worth a closer look, most alike first, and the images to look at.
-
-    Attributes:
-        views: whole frames, head crops; each (N, 64, 64) float16, locally normalised.
-        view: (M,) in which of the two a pair is verified.
-    """
+    """Pairs worth a closer look, most alike first; ``view``: which of ``views`` (frames, heads) each is verified in."""
 
     views: tuple[NDArray[np.float16], NDArray[np.float16]]
     view: _Ints

@@ -30,16 +30,10 @@ def share_group(
 def grouped_split(
     labels: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Choose validation images: no group on both sides, and of every class its share as far as groups allow.
+    """Choose validation images, (N,) bool: no group on both sides, and of every class its share as far as groups allow.
 
     Groups come in random order and are taken while they fit; then small ones, while that brings counts nearer.
     (scikit-learn's StratifiedGroupKFold knows fractions 1/k only, and refuses classes of fewer than k images.)
-
-    Returns:
-        (N,) bool, True for validation.
-
-    Raises:
-        ValueError: A class is one single group.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
@@ -98,10 +92,7 @@ def nearest_neighbour_accuracy(
     test_pixels: NDArray[np.uint8],
     test_labels: NDArray[np.int64],
 ) -> float:
-    """Return the share of test images whose nearest training image has their class: what memorising alone is worth.
-
-    pixels: (N, H, W) uint8, compared at 32 x 32 by Euclidean distance. labels: (N,) int64.
-    """
+    """Return the share of test images whose nearest training image, at 32 x 32, has their class."""
     if not len(train_pixels) or not len(test_pixels):
         raise ValueError(
             f"a nearest neighbour needs images on both sides; got {len(train_pixels)} training and {len(test_pixels)} "
@@ -188,10 +179,7 @@ def check_leak(
     links: Links,
     name: str = "test set",
 ) -> LeakCheck:
-    """Measure how far a test set leaks, which the report calls by ``name``.
-
-    Neither side, (N,) bool, may be empty, and no image in both; ``links`` are those of the same (N, H, W) pixels.
-    """
+    """Measure how far a test set leaks; both sides, (N,) bool, hold images, ``links`` are of the same pixels."""
     _check_sides(len(pixels), in_train, in_test, links)
     equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
     unseen = in_test & ~related
@@ -226,10 +214,7 @@ def _check_sides(count: int, in_train: NDArray[np.bool_], in_test: NDArray[np.bo
 def check_splits(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], splits: NDArray[np.str_], links: Links
 ) -> dict[str, LeakCheck]:
-    """Measure how far each held-out split of (N, H, W) images leaks: ``val`` from Training, ``Testing`` from both.
-
-    Splits without images, or without any to train on, are left out. ``links`` are those of the same pixels.
-    """
+    """Measure how far each held-out split that has images leaks: ``val`` from Training, ``Testing`` from both."""
     checks = {}
     for split, sources in SOURCES.items():
         held_out, source = splits == split, np.isin(splits, sources)

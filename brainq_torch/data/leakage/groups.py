@@ -35,17 +35,7 @@ class Grouping:
 
 
 def name_groups(records: Sequence[ImageRecord], table: str = "", pattern: str = "") -> list[ImageRecord]:
-    """Give each record the group that the user says, or leave it the one that its file says.
-
-    Args:
-        records: all images of the data set.
-        table: CSV with columns path (as in the records) and group, such as ``tools.audit --groups`` writes; others are
-            ignored.
-        pattern: regular expression, searched in each path; the group is its first parenthesis, or else the match.
-
-    Raises:
-        GroupError: An image gets no group, or the two are both given.
-    """
+    """Give each record its group in a CSV table (path, group), or by a pattern's first group; else leave its own."""
     if table and pattern:
         raise GroupError(f"groups are given twice, by the table {table} and the pattern {pattern!r}; leave one out")
     if not table and not pattern:
@@ -84,11 +74,7 @@ def _match(records: Sequence[ImageRecord], pattern: str) -> dict[str, str]:
 
 
 def group_images(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None) -> Grouping:
-    """Take the groups that the records have; where any has none, search all, and join what is found with them.
-
-    Found groups are numbered by their first image. The pixels are those of ``SEARCH_PIXELS``, in record order; for
-    ``kept`` see ``find_links``.
-    """
+    """Take the groups that all records have, else join a search's (``kept``: see ``find_links``) with those given."""
     if all(record.group for record in records):
         groups = tuple(record.group for record in records)
         return Grouping(groups, link_given(pixels, np.unique(groups, return_inverse=True)[1]))

@@ -11,12 +11,7 @@ from tqdm import tqdm
 
 
 class Journal:
-    """Results of steps that are always taken in the same order.
-
-    Args:
-        file: where they are kept; None keeps nothing.
-        key: (K,) uint8, a hash of what the results depend on: those of another are forgotten.
-    """
+    """Results of steps taken always in the same order, kept in ``file``; those of another ``key`` are forgotten."""
 
     def __init__(self, file: Path | None, key: NDArray[np.uint8]) -> None:
         self._file = file and file.open("r+b" if file.exists() else "w+b")

@@ -84,14 +84,9 @@ def join(count: int, first: _Ints, second: _Ints) -> _Ints:
 
 
 def find_links(pixels: _Pixels, kept: Path | None = None) -> Links:
-    """Find which images show the same picture or the same head.
+    """Find which (N, H, W) images show the same picture or head; ``kept`` is where a killed search goes on.
 
-    Beyond the pixels it takes about 50 kB of memory an image; time grows with N squared, 7000 images take 45 s of one
-    core. Blank images are linked to pixel-equal ones only. Says on stderr how far it is.
-
-    Args:
-        pixels: (N, H, W) uint8.
-        kept: a file in which a search that was killed finds its steps when it is started again.
+    Takes about 50 kB of memory an image beyond the pixels, and time with N squared: 7000 images take 45 s of one core.
     """
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"images are (N, H, W) uint8; got {pixels.shape} {pixels.dtype}")

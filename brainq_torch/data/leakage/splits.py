@@ -55,12 +55,7 @@ class SplitPlan:
     group_pattern: str = ""
 
     def split_images(self, folder: ImageFolder, kept: Path | None = None) -> RunSplits:
-        """Draw the splits; for ``kept`` see ``find_links``.
-
-        Raises:
-            GroupError: The groups asked for do not fit the images.
-            ValueError: A class cannot be divided.
-        """
+        """Draw the splits; for ``kept`` see ``find_links``. Raises ValueError where a class cannot be divided."""
         records = name_groups(folder.records, self.groups, self.group_pattern)
         pixels, found = _find_groups(folder, records, kept)
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
@@ -80,14 +75,7 @@ class SplitPlan:
 
 
 def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> RunSplits:
-    """Take over the splits and groups of another manifest; images that it does not list are left out.
-
-    Groups are searched for where the manifest lacks any. The folder need not be decoded.
-
-    Raises:
-        ManifestError: It lists images that the folder lacks, has changed, or keeps under another class, splits that do
-            not exist, or none to train or validate on.
-    """
+    """Take over the splits and groups of another manifest; images that it does not list are left out."""
     rows = read_manifest(manifest)
     _check_splits(manifest, rows)
     verify_manifest(folder.root, rows)

@@ -24,11 +24,7 @@ class _Anatomy:
 
 
 def draw_head(plane: str, weighting: Weighting, size: int, rng: np.random.Generator) -> tuple[Field, LesionSite]:
-    """Draw one head without a lesion, in one of ``PLANES``, as ``rng`` alone decides.
-
-    Returns:
-        (size, size) float64 in [0, 1], without bias field and noise, and where lesions can stand in it.
-    """
+    """Draw a head without a lesion, (size, size) float64 in [0, 1], and say where lesions can stand in it."""
     canvas = Canvas(size, weighting, rng)
     anatomy = _DRAWINGS[plane](canvas)
     _draw_vessels(canvas, anatomy.brain)

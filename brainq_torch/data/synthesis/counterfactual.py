@@ -72,13 +72,7 @@ class CounterfactualImages:
 def make_counterfactuals(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], plan: Counterfactual, seed: int
 ) -> CounterfactualImages:
-    """Make the images of a plan from training images, (N, H, W) uint8, on all cores.
-
-    Every image made depends on the seed, its number and the training images only.
-
-    Raises:
-        ValueError: There are no heads to make them from.
-    """
+    """Make a plan's images on all cores, from training images (N, H, W) uint8 and the seed alone."""
     weights = np.array([getattr(plan, name) for name in KINDS])
     ends = np.round(np.cumsum(weights) / weights.sum() * plan.count(len(labels))).astype(int)
     kinds = np.repeat(np.arange(len(KINDS)), np.diff(ends, prepend=0))

@@ -12,10 +12,7 @@ from brainq_torch.data.synthesis.midline import OneSided, Slice
 
 
 def guess_weighting(head: Slice, rng: np.random.Generator) -> Weighting:
-    """Guess how a tumour-free slice is weighted from its fluid: brighter than brain on T2, darker on T1 and FLAIR.
-
-    T1 and FLAIR are not told apart: either is drawn.
-    """
+    """Guess a tumour-free slice's weighting: fluid is brighter than brain on T2, darker on T1 and FLAIR (drawn)."""
     values = head.image[head.site.depth > 0.15 * head.site.half_head]
     low, middle, high = np.percentile(values, [3, 50, 97])
     if high - middle > 1.3 * (middle - low):
@@ -38,10 +35,7 @@ def paint_any(head: Slice, label: int, rng: np.random.Generator) -> Field:
 
 
 def paint_diffuse(head: Slice, weighting: Weighting, rng: np.random.Generator) -> Field:
-    """Paint a glioma without a rim: brain tissue made brighter (T2, FLAIR) or darker (T1), its texture kept.
-
-    A patchy, rough-edged area of white and grey matter that fades out; on one side in most cases.
-    """
+    """Paint a glioma without a rim: brain made brighter (T2, FLAIR) or darker (T1), its texture kept."""
     site, image = head.site, head.image
     places = np.argwhere(site.depth > 0.25 * site.half_head)
     down, right = offsets(image.shape, places[rng.integers(len(places))])
@@ -66,10 +60,7 @@ def paint_diffuse(head: Slice, weighting: Weighting, rng: np.random.Generator) -
 
 
 def _soften(head: Slice, painted: Field, mass: Field, rng: np.random.Generator) -> Field:
-    """Blend what was painted as a scanner would: bent, uneven, a little blurred, some of the head's texture in it.
-
-    What lies outside the smooth ellipse that was painted bends with it, which makes it lobed.
-    """
+    """Blend what was painted as a scanner would: bent, uneven, a little blurred, some of the head's texture in it."""
     image = head.image
     cells, reach = int(rng.integers(4, 10)), 0.04 * image.shape[0] * between(rng, 0.3, 1.3)
     rows = np.arange(image.shape[0])[:, None] + reach * smooth_noise(rng, image.shape, cells)
@@ -82,11 +73,7 @@ def _soften(head: Slice, painted: Field, mass: Field, rng: np.random.Generator) 
 
 
 def transplant_lesion(source: Slice, lesion: OneSided, head: Slice, rng: np.random.Generator) -> Field | None:
-    """Move a one-sided lesion to another head: what differs from the healthy side, in units of the brain's median.
-
-    On a slice with bright fluid (T2) and on half of the others, dark parts turn bright, as oedema does on T2 and
-    FLAIR. None where the place is not brain in the other head.
-    """
+    """Move a one-sided lesion, in units of the brain's median; None where the place is not brain in the other head."""
     image, region, origin = source.image, lesion.region, source
     grown = ndimage.binary_dilation(region, iterations=max(2, image.shape[0] // 56))
     window = ndimage.gaussian_filter(grown.astype(float), image.shape[0] / 90)
@@ -110,10 +97,7 @@ def transplant_lesion(source: Slice, lesion: OneSided, head: Slice, rng: np.rand
 
 
 def edit_patch(head: Slice, rng: np.random.Generator) -> Field:
-    """Edit a head so that its class stays: blur, mirror, shift or shade a soft patch, add spots, or bare the brain.
-
-    Some collections show the brain alone, without skull and scalp.
-    """
+    """Edit a head so that its class stays: blur, mirror, shift or shade a soft patch, add spots, or bare the brain."""
     image, site = head.image, head.site
     if rng.random() < 0.12:
         return image * cover(site.depth + 0.04 * site.half_head, 2.0)

@@ -14,10 +14,7 @@ def largest_area(bright: Mask) -> Mask:
 
 
 def head_mask(bright: Mask, reach: int) -> Mask:
-    """Return the largest area of an (h, w) mask without its holes; nothing where nothing is bright.
-
-    Gaps in its outline are closed up to twice ``reach`` pixels.
-    """
+    """Return the largest area of an (h, w) mask without holes; gaps up to twice ``reach`` in its outline are closed."""
     margin = reach + 1  # room for what grows over the frame before it shrinks again
     closed = ndimage.binary_closing(np.pad(largest_area(bright), margin), iterations=reach)
     return np.asarray(ndimage.binary_fill_holes(closed)[margin:-margin, margin:-margin])

@@ -85,14 +85,7 @@ _GREYS: dict[Weighting, dict[str, _Grey]] = {
 
 
 def estimate_site(head: NDArray[np.bool_]) -> LesionSite:
-    """Guess the site from an (h, w) head mask: brain lies below scalp and skull, the sella near the head's middle.
-
-    Fair for axial slices, where the sella is central; build the LesionSite from a brain mask or a known sella where
-    there is one.
-
-    Raises:
-        ValueError: The mask is too small to hold a brain.
-    """
+    """Guess the site from an (h, w) head mask: fair for axial slices. Raises ValueError where it holds no brain."""
     depth = ndimage.distance_transform_edt(head)
     skull = _SKULL_SHARE * float(depth.max())
     if head.ndim != 2 or skull < 2.0:
@@ -166,10 +159,7 @@ def _blob(
 
 
 def _push_aside(image: Field, site: LesionSite, centre: tuple[float, float], radius: float, share: float) -> Field:
-    """Move brain tissue away from a mass: what stood at r0 goes to sqrt(r0^2 + share * radius^2), which keeps areas.
-
-    The skull and what lies outside it stay where they are.
-    """
+    """Move brain away from a mass: what stood at r0 goes to sqrt(r0^2 + share * radius^2), which keeps areas."""
     down, right = offsets(site.depth.shape, centre)
     square = down * down + right * right + 1e-6
     soft = smoothstep(site.depth / (0.25 * site.half_head))

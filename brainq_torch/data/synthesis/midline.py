@@ -26,14 +26,7 @@ def outline_head(image: Field) -> Mask:
 
 @dataclass(frozen=True)
 class Slice:
-    """An upright head slice: turned and moved so that its mid-line is the image's middle column.
-
-    Attributes:
-        image: (h, w) float64 in [0, 1].
-        head: (h, w) bool.
-        site: its brain, see LesionSite.
-        overlap: intersection over union of the head and its mirror image.
-    """
+    """An upright head in [0, 1], its mid-line the middle column; overlap: IoU of the head and its mirror image."""
 
     image: Field
     head: Mask

@@ -28,20 +28,7 @@ _WEIGHTINGS: tuple[Weighting, ...] = ("T1", "T1", "T2", "FLAIR")
 
 
 def render_phantom(label: int, index: int, seed: int = 0, size: int = 128) -> NDArray[np.uint8]:
-    """Render one phantom.
-
-    Args:
-        label: index into ``CLASSES``.
-        index: number of the image within its class, which also picks the plane: index modulo 3 into ``PLANES``.
-        seed: of every draw, 0 or more.
-        size: side in pixels, 32 to 1024.
-
-    Returns:
-        (size, size) uint8.
-
-    Raises:
-        ValueError: An argument is out of range.
-    """
+    """Render one (size, size) uint8 phantom of 32 to 1024 pixels; ``index`` modulo 3 picks the plane in ``PLANES``."""
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"label is {label}; allowed are 0 to {len(CLASSES) - 1}, the indices into {CLASSES}")
     if not 32 <= size <= 1024:
@@ -69,14 +56,7 @@ def _acquire(image: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def phantom_images(count: int, size: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Render a class-balanced set in memory, for parity and calibration where there are no data.
-
-    Labels go 0, 1, 2, 3, 0, ...
-
-    Returns:
-        Pixels (count, size, size) uint8 and labels (count,) int64. None of them is in the folders that
-        ``write_phantoms`` writes.
-    """
+    """Render a class-balanced set, (count, size, size) uint8 and labels; ``write_phantoms`` writes others."""
     if count < 1:
         raise ValueError(f"count is {count}; at least 1 image is needed")
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
@@ -90,13 +70,7 @@ def phantom_images(count: int, size: int, seed: int = 0) -> tuple[NDArray[np.uin
 def write_phantoms(
     root: Path | str, per_class_training: int, per_class_testing: int, seed: int = 0, size: int = 128
 ) -> None:
-    """Write ``root/{Training,Testing}/{class}/*.png``.
-
-    The folder appears only when it is whole.
-
-    Raises:
-        FileExistsError: It holds files already.
-    """
+    """Write ``root/{Training,Testing}/{class}/*.png``; the folder, empty or absent, appears only when it is whole."""
     root = Path(root)
     counts = {"Training": per_class_training, "Testing": per_class_testing}
     if min(counts.values()) < 1:
