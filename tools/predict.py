@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import batched
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy.special import softmax
 from brainq_torch.abstention.policy import UNCERTAIN
 from brainq_torch.console import printable
 from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, looks_like_image, read_grey
+from brainq_torch.data.reading.image import is_meant_as_image, read_grey
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import add_threads, as_main
 
@@ -185,19 +184,9 @@ def _in_folder(folder: str) -> list[str | Unread]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = os.path.join(parent, name)
-            if not name.startswith(".") and _is_image(path):
+            if not name.startswith(".") and is_meant_as_image(path):
                 found.append(path)
     return found or [Unread(folder, "holds no images; check the folder")]
-
-
-def _is_image(path: str) -> bool:
-    """Tell whether a folder's file is meant as an image; one by name alone is read, and its fault reported then."""
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    try:
-        return looks_like_image(path)
-    except UnreadableImageError:  # an empty or locked file that no suffix calls an image
-        return False
 
 
 def _read(path: str, runner: Runner) -> tuple[NDArray[np.uint8], tuple[str, ...]] | Unread:

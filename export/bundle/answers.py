@@ -21,7 +21,7 @@ from brainq_torch.checksum import find_damage
 from brainq_torch.console import printable, without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, looks_like_image, read_grey
+from brainq_torch.data.reading.image import is_meant_as_image, read_grey
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 
@@ -209,14 +209,9 @@ def find_images(words: Sequence[str]) -> Iterator[Path]:
             continue
         for parent, folders, files in os.walk(word):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from filter(_is_image, (Path(parent, name) for name in sorted(files) if not name.startswith(".")))
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        return path.suffix.lower() in IMAGE_SUFFIXES or looks_like_image(path)
-    except UnreadableImageError:
-        return False
+            yield from filter(
+                is_meant_as_image, (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+            )
 
 
 def answer_all(model: BundledModel, words: Sequence[str], as_json: bool) -> int:

@@ -9,14 +9,14 @@ from pathlib import Path
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES, Labels, split_of_folder
 from brainq_torch.data.dataset.layouts import require_folder
+from brainq_torch.data.dataset.left_out import why_left_out
 from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, looks_like_image, read_origin
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, read_origin
 from brainq_torch.data.reading.raster import PICTURE_SUFFIXES
 
 _FIGSHARE_CLASSES = ("glioma", "meningioma", "pituitary")
 _FIGSHARE_INDEX = "cvind.mat"
-_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
 _SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
 _MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"})
 
@@ -135,7 +135,11 @@ class FolderWalk:
             what = f"says that it is {CLASSES[origin.label]}, but lies in a folder of {class_name}, not read"
             self.name_problem(path, what, "move it to where it belongs", "error")
             return
-        self.records.append(ImageRecord(self._relative(path), self._label(class_name), split, origin.group))
+        if origin.unfit:
+            self.name_problem(path, f"{origin.unfit}, not read", "nothing to do, or correct its header", "warning")
+            return
+        record = ImageRecord(self._relative(path), self._label(class_name), split, origin.group, origin.names)
+        self.records.append(record)
 
     def _read_figshare(self, folders: Sequence[str], files: Sequence[str]) -> bool:
         """Read .mat files that name their class themselves, here or one folder down; tell whether there are any."""
@@ -231,19 +235,10 @@ class FolderWalk:
 
     def _is_image(self, path: Path) -> bool:
         """Tell whether a file is to be read as an image; name it when it is not."""
-        if path.name.lower() in _SYSTEM_FILES or path.name.startswith("._"):
-            self.name_problem(path, "system file, ignored", "nothing to do", "note")
-            return False
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return True
-        try:
-            is_image = looks_like_image(path)
-        except UnreadableImageError as error:
-            self.name_problem(path, error.reason, error.remedy, "error")
-            return False
-        if not is_image:
-            self.name_problem(path, "not an image, ignored", "move it out of the class folder", "note")
-        return is_image
+        problem = why_left_out(path)
+        if problem is not None:
+            self.name_problem(path, *problem)
+        return problem is None
 
     def _name_strays(self, folder: Path, files: Sequence[str]) -> None:
         """Name the files beside class or split folders: an image there has no class."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.folder_scan import FolderWalk
 from brainq_torch.data.dataset.layouts import describe_layouts
+from brainq_torch.data.dataset.patients import join_patients
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
@@ -48,6 +49,9 @@ def scan_folder(
     walk = FolderWalk(Path(root), labels)
     walk.read()
     records = sorted(walk.records, key=lambda record: os.fsencode(record.path))
+    records, ignored = join_patients(records)
+    for what in ignored:
+        walk.name_problem(walk.root, what, "nothing to do, or name the patients in data.groups", "warning")
     if verify:
         records = _verify(walk, records)
     if complete:

@@ -27,12 +27,14 @@ class ImageRecord:
         label: index into the folder's classes.
         split: "Training", "val", "Testing", or "all" where the layout has no splits.
         group: images with the same group belong together, e.g. to one patient; empty when unknown.
+        names: what the file says whose it is, until ``patients.py`` makes a group of it.
     """
 
     path: str
     label: int
     split: str
     group: str = ""
+    names: tuple[str, ...] = ()
 
 
 type Severity = Literal["error", "warning", "note"]

@@ -1,23 +1,22 @@
-"""Reads one DICOM MR image the way a viewer shows it (the only file that knows pydicom).
+"""Reads one DICOM MR image the way a viewer shows it (with ``dicom_header.py`` the only file that knows pydicom).
 
 Steps and their order are those of DICOM PS3.4 N.2: stored values -> modality transform (rescale) -> VOI transform
 (look-up table or window) -> grey, inverted for MONOCHROME1.
 https://dicom.nema.org/medical/dicom/2024b/output/chtml/part04/sect_N.2.html
 """
 
-import hashlib
 import os
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image
-from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, read_header, use_functional_groups, why_unfit
 from brainq_torch.data.reading.grey import (
     COPY_AGAIN,
     FilePath,
@@ -29,65 +28,54 @@ from brainq_torch.data.reading.grey import (
 )
 
 MODALITY = "MR"
-_MAX_FILE_BYTES = 512 * 1024 * 1024
-_DEFER_BYTES = 64 * 1024
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_FEWEST_SHOWN = 0.01  # of all pixels between black and white: less is a head in one grey
 
 
 def read_dicom(path: FilePath, frame: int | None = None) -> GreyImage:
     """Decode one frame of a DICOM MR image to grey.
 
-    The file's first VOI window (or look-up table) is applied where there is one; without it the frame's own
-    minimum..maximum becomes 0..255. Each step is noted. Pixels that are not square are stretched to squares.
+    The frame's first VOI window (or look-up table) is applied where there is one that shows the image; without it the
+    frame is rescaled as ``rescale_to_uint8`` says. Each step is noted, and what pydicom warns of. Padding is as dark as
+    the darkest pixel shown. Pixels that are not square are stretched to squares.
 
     Args:
         path: the file.
-        frame: counted from 1; needed where the file has more than one, as nobody else can know which one is meant.
+        frame: counted from 1; without it the middle one of several.
 
     Raises:
-        UnreadableImageError: Another modality than MR, missing tags, several frames, a compression for which no decoder
-            is installed, and gigantic dimensions, all before any pixel is decoded.
+        UnreadableImageError: Another modality than MR, a mosaic of slices, missing tags, a compression for which no
+            decoder is installed, and gigantic dimensions, all before any pixel is decoded.
     """
-    header = _read_header(path)
+    with ONE_AT_A_TIME, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        image = _read(path, frame)
+    said = dict.fromkeys(f"pydicom: {str(warning.message).splitlines()[0]}" for warning in warned)
+    return GreyImage(image.pixels, (*image.notes, *said))
+
+
+def _read(path: FilePath, frame: int | None) -> GreyImage:
+    header = read_header(path)
     _require_mr(path, header)
-    index = _frame_index(path, header, frame)
+    index, notes = _frame_index(path, header, frame)
+    use_functional_groups(header, index)
+    unfit = why_unfit(header)
+    notes.extend([f"{unfit}, no slice through a head: do not rely on the answer"] if unfit else [])
     refuse_gigantic(path, int(header.Columns), int(header.Rows))
     stored = _decode(path, header, index)
     if stored.ndim == 3:
         colours = Image.fromarray(stored.astype(np.uint8), "RGB")
-        return GreyImage(np.array(colours.convert("L")), ("DICOM colours converted to grey",))
-    values, notes = _fill_padding(header, stored)
-    grey, shown = _show(path, header, values)
+        return GreyImage(np.array(colours.convert("L")), (*notes, "DICOM colours converted to grey"))
+    is_padding = _find_padding(header, stored)
+    grey, shown = _show(path, header, stored, ~is_padding)
     notes.extend(shown)
-    if header.PhotometricInterpretation == "MONOCHROME1":
-        grey = 255 - grey
-        notes.append("MONOCHROME1 (white is zero) inverted")
-    rows_mm, columns_mm = _spacing(header)
-    square, stretched = make_square(grey, rows_mm, columns_mm)
+    if is_padding.any():
+        grey = np.where(is_padding, grey[~is_padding].min(), grey)
+        notes.append("padding pixels shown as the darkest")
+    square, stretched = make_square(grey, *_spacing(header))
     return GreyImage(square, (*notes, *stretched))
-
-
-def read_patient(path: FilePath) -> str:
-    """Return a name for the file's patient that is the same for all of that patient's files, empty when it has none.
-
-    It is a hash of PatientID, so that no identifier of a person ends up in ``manifest.csv``.
-    """
-    patient = str(_read_header(path).get("PatientID", "") or "").strip()
-    return hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else ""
-
-
-def _read_header(path: FilePath) -> pydicom.Dataset:
-    """Read everything before the pixels."""
-    size_bytes = os.path.getsize(path)
-    if size_bytes > _MAX_FILE_BYTES:
-        reason = f"is a DICOM file of {size_bytes // 2**20} MiB; at most {_MAX_FILE_BYTES // 2**20} MiB are read"
-        raise UnreadableImageError(path, reason, "export the one image that is meant as its own file")
-    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        # pydicom inflates such a file as a whole, however large it becomes.
-        raise UnreadableImageError(path, "is a deflated DICOM file", "save it uncompressed, e.g. with dcmconv +te")
-    return pydicom.dcmread(path, stop_before_pixels=True, defer_size=_DEFER_BYTES)
 
 
 def _require_mr(path: FilePath, header: pydicom.Dataset) -> None:
@@ -96,6 +84,9 @@ def _require_mr(path: FilePath, header: pydicom.Dataset) -> None:
     if modality != MODALITY:
         found = f"has modality {modality!r}" if modality else "names no modality (tag 0008,0060)"
         raise UnreadableImageError(path, f"{found}; only {MODALITY} images are read", "leave it out")
+    if "MOSAIC" in np.atleast_1d(header.get("ImageType") or ""):
+        remedy = "convert its series to NIfTI, e.g. with dcm2niix"
+        raise UnreadableImageError(path, "is a mosaic: many slices side by side in one picture", remedy)
     missing = [name for name in _REQUIRED if header.get(name) in (None, "")]
     if missing:
         raise UnreadableImageError(path, f"has no {', '.join(missing)}", "export it again from the scanner or archive")
@@ -105,24 +96,21 @@ def _require_mr(path: FilePath, header: pydicom.Dataset) -> None:
         raise UnreadableImageError(path, f"has PhotometricInterpretation {kind}; read are {allowed}", "save it as PNG")
 
 
-def _frame_index(path: FilePath, header: pydicom.Dataset, frame: int | None) -> int:
-    """Return the index from 0 of the frame to decode."""
+def _frame_index(path: FilePath, header: pydicom.Dataset, frame: int | None) -> tuple[int, list[str]]:
+    """Return the index from 0 of the frame to decode, with a note where nobody named it."""
     count = int(header.get("NumberOfFrames", 1) or 1)
-    if frame is None and count > 1:
-        remedy = "save the one frame that is meant as its own file, or call read_dicom(path, frame=...)"
-        raise UnreadableImageError(path, f"has {count} frames", remedy)
-    if frame is not None and not 1 <= frame <= count:
+    if frame is None:
+        return count // 2, [f"frame {count // 2 + 1} of {count} shown"] if count > 1 else []
+    if not 1 <= frame <= count:
         raise UnreadableImageError(path, f"has no frame {frame}, its frames are 1 to {count}", "choose one of those")
-    return 0 if frame is None else frame - 1
+    return frame - 1, []
 
 
 def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[Any]:
     """Decode one frame: (rows, columns) stored values, or (rows, columns, 3) RGB."""
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise UnreadableImageError(path, "has no TransferSyntaxUID", COPY_AGAIN)
+    syntax = header.file_meta.TransferSyntaxUID
     try:
-        stored: npt.NDArray[Any] = pixel_array(os.fspath(path), index=index)
+        stored: npt.NDArray[Any] = pixel_array(header if "PixelData" in header else os.fspath(path), index=index)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
         reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
         remedy = "pip install pylibjpeg[all], or save it uncompressed, e.g. with gdcmconv --raw"
@@ -135,39 +123,63 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     return stored
 
 
-def _fill_padding(header: pydicom.Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str]]:
-    """Replace padding (PS3.3 C.7.5.1.1.2), which is no measurement, by the smallest measured value."""
-    value = header.get("PixelPaddingValue")
-    if not isinstance(value, int):
-        return stored, []
-    limit = header.get("PixelPaddingRangeLimit", value)
-    is_padding = (stored >= min(value, limit)) & (stored <= max(value, limit))
-    if not is_padding.any() or is_padding.all():
-        return stored, []
-    return np.where(is_padding, stored[~is_padding].min(), stored), ["padding pixels shown as the darkest"]
+def _find_padding(header: pydicom.Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Tell which pixels are padding (PS3.3 C.7.5.1.1.2), no measurement, of an image that has others."""
+    values = [header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")]
+    # Whatever type the tag claims to have, its bits are those of the pixels.
+    bits = [int.from_bytes(value, "little") if isinstance(value, bytes) else value for value in values]
+    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+    mask = np.iinfo(unsigned).max
+    ends = [np.array(value & mask, unsigned).view(stored.dtype) for value in bits if isinstance(value, int)]
+    if not isinstance(bits[0], int):
+        return np.zeros(stored.shape, bool)
+    is_padding: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
+    return is_padding & ~is_padding.all()
 
 
-def _show(path: FilePath, header: pydicom.Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Apply the modality and the VOI transform; return (rows, columns) uint8 and notes."""
-    if float(header.get("RescaleSlope", 1) or 0) == 0:
+def _show(
+    path: FilePath, header: pydicom.Dataset, stored: npt.NDArray[Any], measured: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Apply the modality, the VOI and the presentation transform; return (rows, columns) uint8 and notes."""
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if name in header and header.get(name) in (None, ""):
+            del header[name]  # empty says nothing
+    if float(header.get("RescaleSlope", 1)) == 0:
         raise UnreadableImageError(path, "has RescaleSlope 0, which erases the image", COPY_AGAIN)
     values = apply_modality_lut(stored, header)
+    fractions, notes = _apply_voi(path, header, values)
+    is_inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    inverted = ["MONOCHROME1 (white is zero) inverted"] if is_inverted else []
+    if fractions is not None:
+        return _to_uint8(1 - fractions if is_inverted else fractions), [*notes, *inverted]
+    if is_inverted:
+        values = -values.astype(np.float64)
+    grey, note = rescale_to_uint8(path, values, "DICOM values", measured)
+    return grey, [*notes, note, *inverted]
+
+
+def _apply_voi(
+    path: FilePath, header: pydicom.Dataset, values: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any] | None, list[str]]:
+    """Return what the file's window or look-up table makes of values, 0 to 1; None where it has no useful one."""
     if header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
         if not 8 <= bits <= 16:
             raise UnreadableImageError(path, f"has a VOI look-up table of {bits} bits; allowed are 8 to 16", COPY_AGAIN)
-        looked_up, brightest = apply_voi(values, header), 2**bits - 1
-        return _to_uint8(looked_up / brightest), ["VOI look-up table applied"]
+        return apply_voi(values, header) / (2**bits - 1), ["VOI look-up table applied"]
     window, notes = _window(header)
     if window is None:
-        grey, note = rescale_to_uint8(path, values, "DICOM values")
-        return grey, [*notes, note]
+        return None, notes
     with np.errstate(over="ignore"):  # a sigmoid window far from its centre
         shown = apply_windowing(values, header)
         # The window maps onto the range of the stored type, whose ends are found by asking far outside the window.
         dark, bright = apply_windowing(np.array([-1e300, 1e300]), header)
-    note = f"VOI window centre {window[0]:g} width {window[1]:g} applied"
-    return _to_uint8((shown - dark) / (bright - dark)), [*notes, note]
+    fractions = (shown - dark) / (bright - dark)
+    name = f"VOI window centre {window[0]:g} width {window[1]:g}"
+    is_shown = (fractions > 0) & (fractions < 1)
+    if is_shown.mean() < _FEWEST_SHOWN:
+        return None, [*notes, f"{name} misses nearly all pixels, ignored"]
+    return fractions, [*notes, f"{name} applied"]
 
 
 def _to_uint8(fractions: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

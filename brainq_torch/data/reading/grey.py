@@ -18,6 +18,9 @@ MAX_PIXELS = 40_000_000
 COPY_AGAIN = "copy or download it again, or remove it"
 """What to do about a damaged file."""
 
+PATIENT, PLACEHOLDER = "patient ", "placeholder "
+"""What the names of a patient, and what stands for anybody's, begin with (``Origin.names``)."""
+
 _SQUARE_TOLERANCE = 0.01
 
 
@@ -49,28 +52,63 @@ class GreyImage:
     notes: tuple[str, ...]
 
 
-def rescale_to_uint8(path: FilePath, values: npt.NDArray[Any], what: str) -> tuple[npt.NDArray[np.uint8], str]:
-    """Rescale (h, w) values linearly from their own minimum..maximum to 0..255; a constant image becomes black.
+def rescale_to_uint8(
+    path: FilePath, values: npt.NDArray[Any], what: str, measured: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Rescale (h, w) values linearly to 0..255, whatever container they come from; a constant image becomes black.
+
+    Black is the darkest thousandth of all pixels, white the brightest five-hundredth of what is not background: a few
+    pixels far brighter than the head, a vessel or a dead one, decide nothing. Background is what stands out from black
+    by less than a tenth of what all but one in 200 pixels reach, and NaN and infinity that nothing else encloses.
+
+    Args:
+        path: the file, for errors.
+        values: (h, w) numbers of any type.
+        what: the name of the values in the note.
+        measured: (h, w), False where a value is padding and decides nothing; all are measured without it.
 
     Returns:
-        (h, w) uint8, and a note that names the values by ``what``.
+        (h, w) uint8, and a note.
 
     Raises:
-        UnreadableImageError: A value is not finite.
+        UnreadableImageError: A value on the head is not finite, or all are not.
     """
-    low, high = float(values.min()), float(values.max())  # a NaN anywhere makes both NaN
-    if not np.isfinite([low, high]).all():
-        remedy = "replace NaN and infinity by numbers and save it again"
-        raise UnreadableImageError(path, "has pixels that are not finite numbers", remedy)
+    is_finite = np.isfinite(values)
+    used = values[is_finite if measured is None else is_finite & measured]
+    if not used.size or not np.isfinite(float(used.max()) - float(used.min())):
+        reason = "has pixels that are not finite numbers, or beyond all bounds"
+        raise UnreadableImageError(path, reason, "rescale it and save it again")
+    low, high = _black_and_white(used)
+    if not is_finite.all():
+        if (_is_enclosed(is_finite & (values > low)) & ~is_finite).any():
+            remedy = "replace NaN and infinity by numbers and save it again"
+            raise UnreadableImageError(path, "has pixels on the head that are not finite numbers", remedy)
+        values = np.where(is_finite, values, low)
     if high == low:
         return np.zeros(values.shape, np.uint8), f"{what}, all equal to {low:g}, shown as black"
-    if not np.isfinite(high - low):
-        raise UnreadableImageError(path, f"has pixels from {low:g} to {high:g}", "rescale it and save it again")
     grey = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), 256):  # in bands, so that float64 copies stay small
         band = values[top : top + 256].astype(np.float64)
-        grey[top : top + 256] = np.rint((band - low) / (high - low) * 255)
+        grey[top : top + 256] = np.rint(np.clip((band - low) / (high - low), 0, 1) * 255)
     return grey, f"{what} rescaled from {low:g}..{high:g} to 0..255"
+
+
+def _black_and_white(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the values of (n,) that are shown as black and as white: members of it, so that every machine agrees."""
+    low, bright = (
+        float(np.partition(values, place)[place]) for place in (len(values) // 1000, -1 - len(values) // 200)
+    )
+    head = values[10 * (values.astype(np.float64) - low) > bright - low]
+    if not head.size:
+        return low, low
+    return low, float(np.partition(head, -1 - len(head) // 500)[-1 - len(head) // 500])
+
+
+def _is_enclosed(shown: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Tell which pixels of (h, w) have a shown one on each of their four sides."""
+    along = [np.maximum.accumulate(shown, axis) & np.flip(np.maximum.accumulate(np.flip(shown, axis), axis), axis)
+             for axis in (0, 1)]  # fmt: skip
+    return np.logical_and(*along)
 
 
 def refuse_gigantic(path: FilePath, width: int, height: int) -> None:

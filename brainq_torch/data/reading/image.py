@@ -1,6 +1,7 @@
 """Reads one image file to grey uint8: picture, DICOM, NIfTI or figshare .mat. Content decides, never the name."""
 
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ __all__ = [
     "GreyImage",
     "Origin",
     "UnreadableImageError",
+    "holds_no_image",
+    "is_meant_as_image",
     "looks_like_image",
     "read_grey",
     "read_origin",
@@ -36,6 +39,15 @@ IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | _MEDICAL_SUFFIXES
 """Suffixes (lower case) of files that claim to be images; any other file is an image only if its content says so."""
 
 _HEAD_BYTES = 1024
+_BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.\0\0\0)|\0\x08\0.[A-Z]{2}", re.DOTALL)
+"""DICOM without preamble: the first tag is of group 2 or 8, with a type of two letters or a length below 256."""
+
+_IMAGELESS = re.compile(
+    rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|481\.[358])[.\0])",
+    re.DOTALL,
+)
+"""Storage classes (PS3.4 B.5) that hold no picture: DICOMDIR, reports, presentation states, documents, waveforms."""
+
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -46,25 +58,32 @@ class Origin:
     Attributes:
         label: index into CLASSES, None when the file does not say.
         group: the patient, empty when the file does not say.
+        names: hashes of patient, study, series and frame of reference: files that share one belong together.
+        unfit: what kind of picture it is that is no slice through a head, empty for one that may be.
     """
 
     label: int | None = None
     group: str = ""
+    names: tuple[str, ...] = ()
+    unfit: str = ""
 
 
 def read_grey(path: FilePath) -> GreyImage:
     """Decode one image file to grey uint8.
 
     RGB becomes grey by Pillow's "L" (ITU-R 601-2 luma). EXIF orientation is applied, transparency is composited on
-    black, 16-bit, 32-bit and float pixels are rescaled linearly from their own minimum..maximum to 0..255, and each of
-    these is noted. Above ``MAX_PIXELS`` a file is refused by its header, before any pixel is decoded. What DICOM, NIfTI
-    and figshare .mat files add is said in ``dicom.py``, ``nifti.py`` and ``figshare.py``.
+    black, 16-bit, 32-bit and float pixels are rescaled linearly (``grey.rescale_to_uint8``), and each
+    of these is noted. Above ``MAX_PIXELS`` a file is refused by its header, before any pixel is decoded. What DICOM,
+    NIfTI and figshare .mat files add is said in ``dicom.py``, ``nifti.py`` and ``figshare.py``.
 
     Raises:
         UnreadableImageError: The file is missing, empty, truncated, damaged, not an image, animated, gigantic, not
             finite, or blank (``head_crop.is_blank``).
     """
-    reader = _reader_of(_read_head(path))
+    head = _read_head(path)
+    reader = _reader_of(head)
+    if _IMAGELESS.search(head):
+        raise UnreadableImageError(path, "is a DICOM directory, report or other file without an image", "leave it out")
     if reader is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
         raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
@@ -97,7 +116,29 @@ def looks_like_image(path: FilePath) -> bool:
     Raises:
         UnreadableImageError: There are no first bytes to look at.
     """
-    return _reader_of(_read_head(path)) is not None
+    head = _read_head(path)
+    return _reader_of(head) is not None and not _IMAGELESS.search(head)
+
+
+def is_meant_as_image(path: FilePath) -> bool:
+    """Tell whether a folder's file is an image, or has the name of one, so that its fault is reported when it is read.
+
+    A healthy CD's directory, reports and presentation states are not.
+    """
+    has_name = Path(path).suffix.lower() in IMAGE_SUFFIXES
+    try:
+        return not holds_no_image(path) if has_name else looks_like_image(path)
+    except UnreadableImageError:  # an empty or locked file
+        return has_name
+
+
+def holds_no_image(path: FilePath) -> bool:
+    """Tell whether a file says at its beginning that it is a DICOM directory, a report or a presentation state.
+
+    Raises:
+        UnreadableImageError: There are no first bytes to look at.
+    """
+    return _IMAGELESS.search(_read_head(path)) is not None
 
 
 def _read_head(path: FilePath) -> bytes:
@@ -123,7 +164,9 @@ def _read_head(path: FilePath) -> bytes:
 
 def _reader_of(head: bytes) -> Callable[[FilePath], GreyImage] | None:
     """Choose the reader by the file's first bytes."""
-    if head[128:132] == b"DICM":  # before pictures: a DICOM file may carry a TIFF header in its preamble
+    if head[128:132] == b"DICM" or _BARE_DICOM.match(
+        head
+    ):  # before pictures: a DICOM file may carry a TIFF header in its preamble
         return _read_dicom
     if is_picture(head):
         return read_picture
@@ -157,9 +200,10 @@ def _read_dicom(path: FilePath) -> GreyImage:
 
 
 def _dicom_origin(path: FilePath) -> Origin:
-    from brainq_torch.data.reading.dicom import read_patient
+    from brainq_torch.data.reading.dicom_header import read_dicom_origin
 
-    return Origin(group=read_patient(path))
+    names, unfit = read_dicom_origin(path)
+    return Origin(names=names, unfit=unfit)
 
 
 def _read_nifti(path: FilePath) -> GreyImage:

@@ -1,0 +1,27 @@
+"""Says which files in a class folder are no images of that class, by their names or first bytes."""
+
+import re
+from pathlib import Path
+
+from brainq_torch.data.dataset.sample import Severity
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, holds_no_image, looks_like_image
+
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
+_MASK = re.compile(r".[_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+", re.IGNORECASE)
+
+
+def why_left_out(path: Path) -> tuple[str, str, Severity] | None:
+    """Return what, remedy and severity where a file is not to be read as an image, None where it is."""
+    if path.name.lower() in _SYSTEM_FILES or path.name.startswith("._"):
+        return "system file, ignored", "nothing to do", "note"
+    has_name = path.suffix.lower() in IMAGE_SUFFIXES
+    if has_name and _MASK.search(path.name):
+        return "mask by its name, not read", "nothing to do, or rename it if it is a scan", "warning"
+    try:
+        if holds_no_image(path):
+            return "DICOM file without an image, ignored", "nothing to do", "note"
+        is_image = has_name or looks_like_image(path)
+    except UnreadableImageError as error:
+        return None if has_name else (error.reason, error.remedy, "error")
+    return None if is_image else ("not an image, ignored", "move it out of the class folder", "note")

@@ -1,0 +1,123 @@
+"""Reads a DICOM file's header: what kind of picture it says it is, and whose."""
+
+import hashlib
+import os
+import threading
+import warnings
+import zlib
+
+import numpy as np
+import pydicom
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from brainq_torch.data.reading.grey import COPY_AGAIN, PLACEHOLDER, FilePath, UnreadableImageError
+
+_MAX_FILE_BYTES = 512 * 1024 * 1024
+_DEFER_BYTES = 64 * 1024
+_PIECE_BYTES = 1024 * 1024
+_GROUPS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransformationSequence")
+"""What PS3.3 C.7.6.16 keeps for each frame, and a file of one frame in the open."""
+
+_HEADS = ("HEAD", "BRAIN", "SKULL", "NEURO", "CEREB", "PITUITAR", "SELLA", "ORBIT", "IAC", "TEMPORAL", "CRANI", "FACE")
+_UNFIT = {
+    "a localizer": {"LOCALIZER", "SCOUT"},
+    "a phase map": {"P", "PHASE", "PHASE MAP", "PHASE MAP B0"},
+    "a projection": {"PROJECTION IMAGE", "MIP", "MAXIP", "MINIP", "MAX_IP", "MIN_IP", "MNIP"},
+}
+"""What is no slice through a head, and the values of ImageType that say so."""
+
+_NOBODY = ("ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "UNKNOWN", "NONE", "NULL", "NA", "NAN",
+           "REMOVED", "DELETED", "DEIDENTIFIED", "PATIENT", "PATIENTID", "ID", "TEST", "NOID", "NONAME")  # fmt: skip
+_IDENTIFIERS = {
+    "patient": "PatientID",
+    "study": "StudyInstanceUID",
+    "series": "SeriesInstanceUID",
+    "frame": "FrameOfReferenceUID",
+}
+ONE_AT_A_TIME = threading.RLock()
+"""Python's warnings are caught for the whole process, so pydicom is asked by one thread at a time."""
+
+
+def read_dicom_origin(path: FilePath) -> tuple[tuple[str, ...], str]:
+    """Return what the file says whose scan it is, and why it is no slice to train on (empty where it is one).
+
+    Files that share any of the names are of one patient (or study, or series, or stood in one frame of reference).
+    The names are hashes, so that no identifier of a person ends up in ``manifest.csv``. A PatientID that is a
+    placeholder (``ANONYMOUS``, ``0000``) names nobody.
+    """
+    with ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ``read_dicom`` notes them
+        header = read_header(path)
+        values = {kind: str(header.get(name, "") or "").strip() for kind, name in _IDENTIFIERS.items()}
+        unfit = why_unfit(header)
+    names = [f"{kind} {hashlib.sha256(value.encode()).hexdigest()[:16]}" for kind, value in values.items() if value]
+    if names and values["patient"] and _is_placeholder(values["patient"]):
+        names[0] = f"{PLACEHOLDER}{values['patient']}"
+    return tuple(names), unfit
+
+
+def _is_placeholder(patient: str) -> bool:
+    letters = "".join(letter for letter in patient.upper() if letter.isalnum())
+    return letters in _NOBODY or set(letters) in ({"0"}, {"X"})
+
+
+def read_header(path: FilePath) -> pydicom.Dataset:
+    """Read everything before the pixels; a file whose syntax has to be guessed, or is deflated, as a whole."""
+    size_bytes = os.path.getsize(path)
+    if size_bytes > _MAX_FILE_BYTES:
+        reason = f"is a DICOM file of {size_bytes // 2**20} MiB; at most {_MAX_FILE_BYTES // 2**20} MiB are read"
+        raise UnreadableImageError(path, reason, "export the one image that is meant as its own file")
+    with open(path, "rb") as file:
+        is_whole = file.read(132)[128:] == b"DICM"
+    meta = read_file_meta_info(path) if is_whole else pydicom.Dataset()
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        _refuse_bomb(path, 144 + int(meta.FileMetaInformationGroupLength))
+    elif syntax is not None:
+        return pydicom.dcmread(path, stop_before_pixels=True, defer_size=_DEFER_BYTES)
+    header = pydicom.dcmread(path, force=True)
+    implicit, little = header.original_encoding
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return header
+
+
+def _refuse_bomb(path: FilePath, start: int) -> None:
+    """Inflate a deflated file in small pieces and keep nothing: pydicom would take whatever it becomes."""
+    inflater, size_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        while part := inflater.unconsumed_tail or file.read(_PIECE_BYTES):
+            size_bytes += len(inflater.decompress(part, _PIECE_BYTES))
+            if size_bytes > _MAX_FILE_BYTES:
+                reason = "is a deflated DICOM file that inflates to more than is read (a decompression bomb)"
+                raise UnreadableImageError(path, reason, COPY_AGAIN)
+            if inflater.eof:
+                return
+
+
+def why_unfit(header: pydicom.Dataset) -> str:
+    """Say which kind of picture the header calls it that is no slice through a head; empty where it is one."""
+    kinds = {str(kind).strip().upper() for kind in np.atleast_1d(header.get("ImageType") or "")}
+    kinds.add(str(header.get("ComplexImageComponent", "")).upper())
+    for what, values in _UNFIT.items():
+        if kinds & values:
+            return f"is {what} (ImageType {', '.join(sorted(kinds & values))})"
+    part = str(header.get("BodyPartExamined", "") or "").strip().upper()
+    return f"shows {part} (BodyPartExamined)" if part and not any(name in part for name in _HEADS) else ""
+
+
+def use_functional_groups(header: pydicom.Dataset, index: int) -> None:
+    """Put what an enhanced file says of all frames, and of this one, where a file of one frame says it."""
+    for sequence, place in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", index)):
+        groups = header.get(sequence) or []
+        for group in groups[place : place + 1]:
+            for name in _GROUPS:
+                for item in (group.get(name) or [])[:1]:
+                    header.update(item)
