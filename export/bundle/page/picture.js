@@ -89,17 +89,18 @@ function pngToGrey(png) {
   return { image: grey, notes };
 }
 
-/** Rescale 16-bit grey from its own minimum..maximum to 0..255. */
+/** Rescale 16-bit grey to 0..255: rescale_to_uint8 in brainq_torch/data/reading/grey.py, where its rule stands. */
 function wideToGrey({ width, height, samples, transparency }) {
-  let [low, high] = [65535, 0];
-  for (const value of samples) {
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
+  const ordered = samples.slice().sort();
+  const count = ordered.length;
+  const low = ordered[Math.floor(count / 1000)];
+  const bright = ordered[count - 1 - Math.floor(count / 200)];
+  const head = ordered.filter((value) => 10 * (value - low) > bright - low);
+  const high = head.length ? head[head.length - 1 - Math.floor(head.length / 500)] : low;
   const note = `rescaled from ${low}..${high} to 0..255`;
   const notes = [`16-bit or 32-bit pixels${high > low ? ` ${note}` : `, all equal to ${low}, shown as black`}`];
   if (transparency) notes.push("transparency ignored");
-  const scale = (value) => (high > low ? roundHalfEven(((value - low) / (high - low)) * 255) : 0);
+  const scale = (value) => (high > low ? roundHalfEven(Math.min(Math.max((value - low) / (high - low), 0), 1) * 255) : 0);
   return { image: { width, height, data: Uint8Array.from(samples, scale) }, notes };
 }
 

@@ -25,7 +25,8 @@ from pydicom.uid import (
 
 from brainq_torch.data.reading.dicom import read_dicom
 from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import looks_like_image, read_grey, read_origin
+from brainq_torch.data.reading.image import is_meant_as_image, looks_like_image, read_grey, read_origin
+from tests.brainq_torch.data.reading.scale_rule import rescaled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(Invalid value for VR|Expected explicit VR)"
@@ -65,11 +66,6 @@ def write_dicom(path: Path, stored: np.ndarray = STORED, syntax: str = ExplicitV
     return path
 
 
-def rescaled(values: np.ndarray) -> np.ndarray:
-    """The rule without a window: the image's own minimum..maximum becomes 0..255."""
-    return np.rint((values - values.min()) / (values.max() - values.min()) * 255).astype(np.uint8)
-
-
 def windowed(values: np.ndarray, centre: float, width: float) -> np.ndarray:
     """PS3.3 C.11.2.1.2.1, written down apart from the reader."""
     fraction = (values - (centre - 0.5)) / (width - 1) + 0.5
@@ -80,19 +76,25 @@ def windowed(values: np.ndarray, centre: float, width: float) -> np.ndarray:
 def test_plain_image(tmp_path, syntax):
     grey = read_grey(write_dicom(tmp_path / "a.dcm", syntax=syntax))
     np.testing.assert_array_equal(grey.pixels, rescaled(STORED.astype(float)))
-    assert grey.notes == ("DICOM values rescaled from 5..1375 to 0..255",)
+    assert grey.notes == ("DICOM values rescaled from 25..1345 to 0..255",)
 
 
 def test_content_decides_and_the_patient_becomes_a_group_without_a_name(tmp_path):
     path = write_dicom(tmp_path / "IM0001")
     assert looks_like_image(path)
-    group = read_origin(path).group
-    assert len(group) == 16
-    assert "patient" not in group
+    names = read_origin(path).names
+    assert [len(name) for name in names] == [len("patient ") + 16]
+    assert "patient 7" not in names[0]
     assert read_origin(path).label is None
-    assert group == read_origin(write_dicom(tmp_path / "b.dcm", stored=STORED[::-1].copy())).group
-    assert group != read_origin(write_dicom(tmp_path / "c.dcm", PatientID="patient 8")).group
-    assert read_origin(write_dicom(tmp_path / "d.dcm", PatientID=None)).group == ""
+    assert names == read_origin(write_dicom(tmp_path / "b.dcm", stored=STORED[::-1].copy())).names
+    assert names != read_origin(write_dicom(tmp_path / "c.dcm", PatientID="patient 8")).names
+    assert read_origin(write_dicom(tmp_path / "d.dcm", PatientID=None)).names == ()
+
+
+@pytest.mark.parametrize(("patient", "is_nobody"), [("Anonymous", True), ("0000", True), ("N/A", True), ("A0", False)])
+def test_a_placeholder_names_nobody(tmp_path, patient, is_nobody):
+    (name,) = read_origin(write_dicom(tmp_path / "a.dcm", PatientID=patient)).names
+    assert (name == f"placeholder {patient}") is is_nobody
 
 
 def test_rescale_and_window_are_applied_in_that_order(tmp_path):
@@ -146,7 +148,7 @@ def test_voi_look_up_table(tmp_path):
 
 def test_monochrome1_is_inverted(tmp_path):
     grey = read_grey(write_dicom(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1"))
-    np.testing.assert_array_equal(grey.pixels, 255 - rescaled(STORED.astype(float)))
+    np.testing.assert_array_equal(grey.pixels, rescaled(-STORED.astype(float)))
     assert grey.notes[-1] == "MONOCHROME1 (white is zero) inverted"
     path = write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1", WindowCenter=600, WindowWidth=300)
     np.testing.assert_array_equal(read_grey(path).pixels, 255 - windowed(STORED.astype(float), 600, 300))
@@ -184,11 +186,11 @@ def test_colours_become_grey(tmp_path):
     np.testing.assert_array_equal(grey[8:], colours[8:, :, 0])
 
 
-def test_several_frames_need_a_choice(tmp_path):
+def test_of_several_frames_the_middle_one_is_shown(tmp_path):
     frames = np.stack([STORED, STORED[::-1], STORED[:, ::-1]])
     path = write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=3)
-    with pytest.raises(UnreadableImageError, match=r"has 3 frames; save the one frame that is meant"):
-        read_grey(path)
+    assert read_grey(path).notes[0] == "frame 2 of 3 shown"
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(frames[1].astype(float)))
     np.testing.assert_array_equal(read_dicom(path, frame=2).pixels, rescaled(frames[1].astype(float)))
     with pytest.raises(UnreadableImageError, match="no frame 4, its frames are 1 to 3"):
         read_dicom(path, frame=4)
@@ -266,10 +268,110 @@ def test_gigantic_dimensions_are_refused_before_decoding(tmp_path):
         read_grey(write_dicom(tmp_path / "b.dcm", Rows=4000, Columns=4000))
 
 
-def test_a_deflated_bomb_is_not_inflated(tmp_path):
+def test_a_deflated_file_is_read_and_a_bomb_is_not_inflated(tmp_path, monkeypatch):
     path = write_dicom(tmp_path / "a.dcm", syntax=DeflatedExplicitVRLittleEndian)
-    with pytest.raises(UnreadableImageError, match=r"is a deflated DICOM file; save it uncompressed"):
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
+    monkeypatch.setattr("brainq_torch.data.reading.dicom_header._MAX_FILE_BYTES", STORED.nbytes)
+    with pytest.raises(UnreadableImageError, match="inflates to more than is read"):
         read_grey(path)
+
+
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_without_preamble_and_meta(tmp_path, implicit, little):
+    image = pydicom.dcmread(write_dicom(tmp_path / "a.dcm"))
+    if not little:
+        image.PixelData = STORED.byteswap().tobytes()
+    plain = pydicom.Dataset(image)
+    plain.save_as(tmp_path / "b", implicit_vr=implicit, little_endian=little)
+    assert looks_like_image(tmp_path / "b")
+    np.testing.assert_array_equal(read_grey(tmp_path / "b").pixels, rescaled(STORED))
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 0, "WindowWidth": 900}])
+def test_padding_is_the_darkest_in_either_polarity_and_type(tmp_path, kind, window):
+    stored = STORED.astype(np.int16) - 700
+    tags = {"PhotometricInterpretation": kind, **window}
+    plain = read_grey(write_dicom(tmp_path / "a.dcm", stored[:, 10:], **tags)).pixels
+    stored[:, :10] = -2000
+    path = write_dicom(tmp_path / "b.dcm", stored, **tags)
+    image = pydicom.dcmread(path)
+    image.add_new(0x00280120, "US", 63536)  # signed pixels, but the tag's type is for unsigned ones
+    image.save_as(path)
+    padded = read_grey(path).pixels
+    np.testing.assert_array_equal(padded[:, 10:], plain)
+    assert (padded[:, :10] == plain.min()).all()
+
+
+def test_an_empty_slope_says_nothing(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RescaleSlope=None)
+    image = pydicom.dcmread(path)
+    image.add_new(0x00281053, "DS", "")
+    image.add_new(0x00281052, "DS", "5")
+    image.save_as(path)
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
+
+
+def test_functional_groups_are_read_per_frame(tmp_path):
+    measures, shared, groups = pydicom.Dataset(), pydicom.Dataset(), []
+    measures.PixelSpacing = [1.0, 0.5]
+    shared.PixelMeasuresSequence = [measures]
+    for centre in (600, 700):
+        window, group = pydicom.Dataset(), pydicom.Dataset()
+        window.WindowCenter, window.WindowWidth = centre, 300
+        group.FrameVOILUTSequence = [window]
+        groups.append(group)
+    tags = {"SharedFunctionalGroupsSequence": [shared], "PerFrameFunctionalGroupsSequence": groups}
+    path = write_dicom(tmp_path / "a.dcm", np.stack([STORED, STORED]), NumberOfFrames=2, **tags)
+    for frame, centre in enumerate((600, 700), 1):
+        grey = read_dicom(path, frame=frame)
+        np.testing.assert_array_equal(grey.pixels[::79], windowed(STORED.astype(float), centre, 300)[::39])
+        assert grey.pixels.shape == (80, 60)
+
+
+@pytest.mark.parametrize(
+    ("tags", "unfit"),
+    [
+        ({"ImageType": ["DERIVED", "PRIMARY", "LOCALIZER"]}, "is a localizer (ImageType LOCALIZER)"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "is a phase map (ImageType P)"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE"]}, "is a projection (ImageType PROJECTION IMAGE)"),
+        ({"BodyPartExamined": "KNEE"}, "shows KNEE (BodyPartExamined)"),
+        ({"BodyPartExamined": "HEADNECK", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ""),
+    ],
+)
+def test_what_is_no_slice_through_a_head_is_named(tmp_path, tags, unfit):
+    path = write_dicom(tmp_path / "a.dcm", **tags)
+    assert read_origin(path).unfit == unfit
+    assert (read_grey(path).notes[0] == f"{unfit}, no slice through a head: do not rely on the answer") is bool(unfit)
+
+
+def test_a_mosaic_is_refused(tmp_path):
+    with pytest.raises(UnreadableImageError, match=r"is a mosaic: many slices .*; convert its series to NIfTI"):
+        read_grey(write_dicom(tmp_path / "a.dcm", ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
+
+
+def test_a_window_that_misses_the_image_is_ignored(tmp_path):
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=9000, WindowWidth=200))
+    np.testing.assert_array_equal(grey.pixels, rescaled(STORED))
+    assert grey.notes[0] == "VOI window centre 9000 width 200 misses nearly all pixels, ignored"
+
+
+@pytest.mark.parametrize("storage", ["1.3.10", "5.1.4.1.1.88.11", "5.1.4.1.1.11.1", "5.1.4.1.1.104.1"])
+def test_a_cd_has_files_without_an_image(tmp_path, storage):
+    path = write_dicom(tmp_path / "a.dcm", PixelData=None)
+    image = pydicom.dcmread(path)
+    image.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.{storage}"
+    image.save_as(path)
+    assert not looks_like_image(path)
+    assert not is_meant_as_image(path)
+    with pytest.raises(UnreadableImageError, match="without an image; leave it out"):
+        read_grey(path)
+
+
+def test_what_pydicom_warns_of_is_a_note(tmp_path, recwarn):
+    path = write_dicom(tmp_path / "a.dcm", PixelData=STORED.tobytes() + bytes(64))
+    assert any(note.startswith("pydicom: ") for note in read_grey(path).notes)
+    assert not recwarn.list
 
 
 def test_random_damage_ends_in_the_one_error(tmp_path):

@@ -17,6 +17,7 @@ from brainq_torch.data.dataset.sample import DataFolderError
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import Origin, looks_like_image, read_grey, read_origin
+from tests.brainq_torch.data.reading.scale_rule import rescaled
 
 IMAGE = (np.add.outer(np.arange(40) * 20, np.arange(60) * 10) + 5).astype(np.int16)  # as MATLAB sees it: 40 rows
 MASK = np.zeros((40, 60), np.uint8)
@@ -40,17 +41,13 @@ def write_mat(path: Path, label: float = 2, patient: str = "MR017260F", image: n
     return path
 
 
-def rescaled(values: np.ndarray) -> np.ndarray:
-    return np.rint((values - values.min()) / (values.max() - values.min()) * 255).astype(np.uint8)
-
-
 @pytest.mark.parametrize("options", [{}, {"chunks": None, "compression": None, "shuffle": False}, {"fletcher32": True}])
 def test_the_image_is_in_matlabs_orientation(tmp_path, options):
     path = write_mat(tmp_path / "1.mat", **options)
     assert looks_like_image(path)
     grey = read_grey(path)
     np.testing.assert_array_equal(grey.pixels, rescaled(IMAGE.astype(float)))
-    assert grey.notes == ("MATLAB values rescaled from 5..1375 to 0..255",)
+    assert grey.notes == ("MATLAB values rescaled from 25..1345 to 0..255",)
 
 
 @pytest.mark.parametrize(("label", "name"), [(1, "meningioma"), (2, "glioma"), (3, "pituitary")])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from brainq_torch.data.reading.grey import MAX_PIXELS, UnreadableImageError
 from brainq_torch.data.reading.image import looks_like_image, read_grey
 from brainq_torch.data.reading.raster import read_picture
+from tests.brainq_torch.data.reading.scale_rule import rescaled
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
@@ -156,9 +158,31 @@ def test_one_bit(tmp_path):
 def test_sixteen_bits_are_rescaled_not_clipped(tmp_path, suffix):
     wide = ramp().astype(np.uint16) * 13 + 700  # 700 .. about 4000, as scanners store it
     grey = read_grey(save(tmp_path / f"a{suffix}", Image.fromarray(wide)))
-    low, high = int(wide.min()), int(wide.max())
-    np.testing.assert_array_equal(grey.pixels, np.rint((wide - low) / (high - low) * 255).astype(np.uint8))
-    assert grey.notes == (f"16-bit or 32-bit pixels rescaled from {low}..{high} to 0..255",)
+    np.testing.assert_array_equal(grey.pixels, rescaled(wide))
+    assert re.fullmatch(r"16-bit or 32-bit pixels rescaled from \d+\.\.\d+ to 0\.\.255", *grey.notes)
+
+
+def test_a_few_pixels_far_brighter_than_the_head_change_nothing(tmp_path):
+    plain = np.tile(ramp().astype(np.uint16), (3, 3))
+    hot = plain.copy()
+    hot[20:22, 30:32] = 65535
+    expected, found = (
+        read_grey(save(tmp_path / f"{name}.png", Image.fromarray(pixels))).pixels.astype(int)
+        for name, pixels in (("plain", plain), ("hot", hot))
+    )
+    hot[20:22, 30:32] = 0
+    assert np.abs(found - expected)[hot > 0].max() <= 2
+
+
+def test_what_is_not_finite_outside_the_head_is_background(tmp_path):
+    values = np.zeros((40, 60), np.float32)
+    values[8:32, 10:50] = np.add.outer(np.arange(24), np.arange(40)) + 10
+    plain = read_grey(save(tmp_path / "a.tif", Image.fromarray(values))).pixels
+    values[values == 0] = np.nan
+    values[0, 0] = np.inf
+    found = read_grey(save(tmp_path / "b.tif", Image.fromarray(values))).pixels
+    assert not found[:8].any()
+    assert np.abs(found.astype(int) - plain)[8:32, 10:50].max() <= 40  # black is the head's own darkest now
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [(np.float32, -1.5, 2.25), (np.int32, -70000, 900000)])
@@ -186,7 +210,7 @@ def test_wide_tiff_in_which_white_is_zero_is_inverted(tmp_path):
         start = data.index(entry) + len(entry)
         path.write_bytes(data[:start] + b"\x00\x00" + data[start + 2 :])
     grey = read_grey(path)
-    np.testing.assert_array_equal(grey.pixels, 255 - np.rint(wide / wide.max() * 255).astype(np.uint8))
+    np.testing.assert_array_equal(grey.pixels, 255 - rescaled(wide))
     assert "inverted" in grey.notes[-1]
 
 
@@ -215,7 +239,7 @@ def test_pixels_that_are_not_finite_are_refused(tmp_path, value):
     values = ramp().astype(np.float32)
     values[3, 4] = value
     path = save(tmp_path / "a.tif", Image.fromarray(values))
-    with pytest.raises(UnreadableImageError, match=r"not finite numbers; replace NaN"):
+    with pytest.raises(UnreadableImageError, match=r"that are not finite numbers; replace NaN"):
         read_grey(path)
 
 
