@@ -108,7 +108,8 @@ def _is_enclosed(shown: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Tell which pixels of (h, w) have a shown one on each of their four sides."""
     along = [np.maximum.accumulate(shown, axis) & np.flip(np.maximum.accumulate(np.flip(shown, axis), axis), axis)
              for axis in (0, 1)]  # fmt: skip
-    return np.logical_and(*along)
+    enclosed: npt.NDArray[np.bool_] = along[0] & along[1]
+    return enclosed
 
 
 def refuse_gigantic(path: FilePath, width: int, height: int) -> None:
