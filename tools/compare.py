@@ -106,9 +106,7 @@ class Images:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.compare",
-        description=__doc__,
-        epilog="Run folders, .onnx and .tflite files may be mixed.",
+        prog="python -m tools.compare", description=__doc__, epilog="Run folders, .onnx and .tflite files may be mixed."
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the first is what the others are compared with")
     add_data(parser)

@@ -173,12 +173,8 @@ def _explain(
 ) -> list[Case]:
     """Return the chosen images with their maps.
 
-    Args:
-        run: the network.
-        order: where each of ``CLASSES`` stands among its logits.
-        images: path and label of each.
-        logits: (N, 4) in the order of ``CLASSES``.
-        pixels: (N, s, s).
+    order: where each of ``CLASSES`` stands among the network's logits. images: path and label of each. logits: (N, 4)
+    in the order of ``CLASSES``. pixels: (N, s, s).
     """
     answers = logits.argmax(axis=1)
     probabilities = torch.softmax(torch.from_numpy(logits), 1).amax(1).tolist()

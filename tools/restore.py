@@ -68,10 +68,7 @@ def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float3
 def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> None:
     """Put folded weights into a network whose every convolution has a BatchNorm behind it, in place.
 
-    Args:
-        model: the network.
-        folded: weights and biases in the order in which they run.
-        images: (N, 1, H, W) float32 of training images.
+    folded: in the order in which they run. images: (N, 1, H, W) float32 of training images.
     """
     convolutions = dict(_convolutions(model))
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]

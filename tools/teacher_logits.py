@@ -6,14 +6,13 @@ it trains. A killed command goes on where it stopped.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs
-from tools.command import CommandError, run_command
+from tools.command import CommandError, as_main
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,12 +27,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = make_parser().parse_args(arguments)
-    return run_command(lambda: _fill(options))
-
-
 def _fill(options: argparse.Namespace) -> int:
     runs = [Path(run) for run in options.runs]
     rows = [row for row in read_manifest(Path(options.manifest or runs[0] / MANIFEST)) if row.split == "Training"]
@@ -46,6 +39,8 @@ def _fill(options: argparse.Namespace) -> int:
     print(f"{options.out}: {len(logits)} images; the teacher is right on {agree:.2%} of these {len(rows)}")
     return 0
 
+
+main = as_main(make_parser, _fill)
 
 if __name__ == "__main__":
     sys.exit(main())

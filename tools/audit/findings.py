@@ -172,12 +172,7 @@ class Audit:
 
 
 def audit(folder: ImageFolder, pixels: NDArray[np.uint8]) -> Audit:
-    """Audit a data set.
-
-    Args:
-        folder: the images.
-        pixels: (N, s, s) uint8 in record order.
-    """
+    """Audit a data set, decoded as (N, s, s) uint8 in record order."""
     labels = np.array([record.label for record in folder.records])
     splits = np.array([record.split for record in folder.records])
     links = find_all_links(folder.records, pixels)

@@ -25,12 +25,7 @@ type Figure = tuple[Sequence[NDArray[np.uint8]], Sequence[object]]
 
 
 def render_page(found: Audit, pixels: NDArray[np.uint8]) -> str:
-    """Return the page as HTML.
-
-    Args:
-        found: the audit.
-        pixels: (N, s, s) uint8, as audited.
-    """
+    """Return the page as HTML. pixels: (N, s, s) uint8, as audited."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

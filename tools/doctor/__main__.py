@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage, is_sealed
+from brainq_torch.console import name_first
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
@@ -97,11 +98,8 @@ def _doctor(options: argparse.Namespace) -> int:
 def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str | None = None) -> Diagnosis:
     """Examine one file.
 
-    Args:
-        path: .tflite or .onnx file.
-        expect: a key of ``CLAIMS``; None takes what the file's name and its recipe say.
-        run: also run it, in processes of its own.
-        data: folder of images to judge the ranges on; None takes phantoms.
+    expect: a key of ``CLAIMS``; None takes what the file's name and its recipe say. run: also run it, in processes of
+    its own. data: folder of images to judge the ranges on; None takes phantoms.
     """
     graph = read_graph(path)
     metadata, findings = _examine_metadata(path, graph)
@@ -136,8 +134,7 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
             f"  {finding.severity.upper() if finding.severity == 'fault' else finding.severity:8}{finding.what}"
         )
         if finding.where:
-            more = f" and {len(finding.where) - 5} more" if len(finding.where) > 5 else ""
-            lines.append(f"          in {', '.join(finding.where[:5])}{more}")
+            lines.append(f"          in {name_first(finding.where)}")
         if finding.remedy:
             lines.append(f"          -> {finding.remedy}")
     counts = [sum(finding.severity == severity for finding in diagnosis.findings) for severity in ("fault", "warning")]

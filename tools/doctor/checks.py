@@ -1,6 +1,6 @@
 """What can be told from a file's graph alone: what it computes in, and the faults of its layout and quantization."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -153,11 +153,10 @@ def _check_requantize(graph: ModelGraph) -> list[Finding]:
         and graph.tensors[node.inputs[0]].kind in INTEGERS
         and node.inputs[0] not in graph.inputs
     )
-    if not found:
-        return []
-    what = f"tensors that are only requantized, each a rounding and a copy: {len(found)}"
     remedy = "share one activation quantizer where they meet (concatenation, pooling)"
-    return [Finding("requantize", "warning", what, remedy, found)]
+    return _count(
+        "requantize", "warning", "tensors that are only requantized, each a rounding and a copy", remedy, found
+    )
 
 
 def _check_scales(graph: ModelGraph) -> list[Finding]:
@@ -168,10 +167,8 @@ def _check_scales(graph: ModelGraph) -> list[Finding]:
         for name, tensor in graph.tensors.items()
         if tensor.scales is not None and not (np.isfinite(tensor.scales) & (tensor.scales >= smallest)).all()
     )
-    if not found:
-        return []
-    what = f"scales that are zero, negative, denormal or not finite: {len(found)}"
-    return [Finding("broken_scale", "fault", what, "calibrate again; look for a channel that is always zero", found)]
+    what, remedy = "scales that are zero, negative, denormal or not finite", "look for a channel that is always zero"
+    return _count("broken_scale", "fault", what, f"calibrate again; {remedy}", found)
 
 
 def _check_weights(graph: ModelGraph) -> list[Finding]:
@@ -253,15 +250,18 @@ def _check_biases(graph: ModelGraph) -> list[Finding]:
             expected = image.scales[0].astype(np.float64) * weight.scales
             if not np.allclose(bias.scales, expected, rtol=1e-4, atol=0):
                 wrong_scale.append(bias.name)
-    findings = []
-    if wrong_kind:
-        what = f"biases of integer layers that are not int32: {len(wrong_kind)}"
-        findings.append(Finding("bias_type", "fault", what, "quantize biases to int32", tuple(wrong_kind)))
-    if wrong_scale:
-        what = f"biases whose scale is not input x weight, so that they are added in the wrong size: {len(wrong_scale)}"
-        remedy = "quantize the bias again with the scales that the file has now"
-        findings.append(Finding("bias_scale", "fault", what, remedy, tuple(wrong_scale)))
-    return findings
+    what, remedy = "biases of integer layers that are not int32", "quantize biases to int32"
+    scaled = "biases whose scale is not input x weight, so that they are added in the wrong size"
+    again = "quantize the bias again with the scales that the file has now"
+    return [
+        *_count("bias_type", "fault", what, remedy, wrong_kind),
+        *_count("bias_scale", "fault", scaled, again, wrong_scale),
+    ]
+
+
+def _count(code: str, severity: Severity, what: str, remedy: str, where: Sequence[str]) -> list[Finding]:
+    """Return one finding that counts and names tensors; none where there are none."""
+    return [Finding(code, severity, f"{what}: {len(where)}", remedy, tuple(where))] if where else []
 
 
 def _check_stored_floats(graph: ModelGraph) -> list[Finding]:

@@ -62,13 +62,7 @@ class ProbeRun:
 
 
 def probe(path: Path, images: NDArray[np.uint8], mode: str) -> ProbeRun:
-    """Run a file in a process of its own.
-
-    Args:
-        path: .tflite or .onnx file.
-        images: (N, size, size) uint8.
-        mode: one of ``MODES``.
-    """
+    """Run a file on (N, size, size) uint8 images in a process of its own. mode: one of ``MODES``."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
         command = [sys.executable, "-m", "tools.doctor.probe", str(path.absolute()), f"{folder}/images.npy", mode]

@@ -32,16 +32,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--static", action="store_true", help="count only: neither vela nor TFLite-Micro")
     parser.add_argument("--vela", metavar="PATH", help="vela's program (default: beside this Python, else on PATH)")
     parser.add_argument(
-        "--tflm-python",
-        metavar="PATH",
-        default=sys.executable,
-        help="Python with tflite-micro (default: this one)",
+        "--tflm-python", metavar="PATH", default=sys.executable, help="Python with tflite-micro (default: this one)"
     )
     parser.add_argument(
-        "--images",
-        type=positive,
-        default=4,
-        help="phantoms to compare TFLite-Micro and LiteRT on (default: 4)",
+        "--images", type=positive, default=4, help="phantoms to compare TFLite-Micro and LiteRT on (default: 4)"
     )
     return parser
 

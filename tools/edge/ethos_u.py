@@ -87,15 +87,7 @@ def find_vela(named: str | None) -> str | None:
 
 
 def estimate(path: Path, kind: str, accelerator: str, strategy: str, vela: str | None) -> Estimate | NotDone:
-    """Compile one file.
-
-    Args:
-        path: .tflite file.
-        kind: what it computes in.
-        accelerator: a key of ``ACCELERATORS``.
-        strategy: of ``STRATEGIES``.
-        vela: its program, None where there is none.
-    """
+    """Compile one file that computes in ``kind``. vela: its program, None where there is none."""
     if kind != "int8":
         return NotDone(f"Ethos-U takes int8 files, this one computes in {kind}: give the int8 recipe's", refused=True)
     if vela is None:

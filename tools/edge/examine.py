@@ -31,14 +31,9 @@ class EdgeReport:
 
 
 def examine(cost: ModelCost, vela: str | None, python: str, images: int, run: bool = True) -> EdgeReport:
-    """Estimate, measure and judge one counted file.
+    """Estimate, measure and judge one counted file; without ``run``, nothing is run.
 
-    Args:
-        cost: of the file.
-        vela: its program, None where there is none.
-        python: an interpreter that may have tflite-micro.
-        images: how many phantoms to compare on.
-        run: False leaves out what runs the file.
+    vela: its program, None where there is none. python: one that may have tflite-micro. images: how many phantoms.
     """
     if not run:
         return EdgeReport(cost, NOT_ASKED, NOT_ASKED, fit_devices(cost, NOT_ASKED, NOT_ASKED))

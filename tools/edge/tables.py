@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 from tools.command import format_table
-from tools.edge.devices import Device
+from tools.edge.devices import KIB, Device
 from tools.edge.ethos_u import MIB
 from tools.edge.examine import EdgeReport
 from tools.edge.layer_cost import ModelCost
 from tools.edge.not_done import NotDone
-
-KIB = 1024
 
 
 def format_report(reports: Sequence[EdgeReport], devices: Sequence[Device]) -> str:
@@ -67,12 +65,8 @@ def _format_estimates(reports: Sequence[EdgeReport]) -> str:
                 (f"{fast.cycles:,}", f"{small.cycles:,}"),
                 (f"{fast.milliseconds:.1f}", f"{small.milliseconds:.1f}"),
                 *(
-                    (f"{one / KIB:,.0f}", f"{other / KIB:,.0f}")
-                    for one, other in (
-                        (fast.sram_bytes, small.sram_bytes),
-                        (fast.dram_bytes, small.dram_bytes),
-                        (fast.flash_bytes, small.flash_bytes),
-                    )
+                    (f"{getattr(fast, memory) / KIB:,.0f}", f"{getattr(small, memory) / KIB:,.0f}")
+                    for memory in ("sram_bytes", "dram_bytes", "flash_bytes")
                 ),
             ]
             cycles, *more = (one if one == other else f"{one} ({other})" for one, other in pairs)

@@ -67,13 +67,9 @@ class TflmRun:
 def run_tflm(
     path: Path, pixels: NDArray[np.uint8], least_bytes: int, python: str = sys.executable
 ) -> TflmRun | NotDone:
-    """Run a file in TFLite-Micro and in LiteRT.
+    """Run a file in TFLite-Micro and in LiteRT on (N, H, W) uint8 pixels of the model's size.
 
-    Args:
-        path: .tflite file.
-        pixels: (N, H, W) uint8, of the model's size.
-        least_bytes: what its activations need at least.
-        python: the interpreter of an environment with tflite-micro.
+    least_bytes: what its activations need at least. python: of an environment with tflite-micro.
     """
     inputs = _feed(path, pixels, _litert(path).get_input_details()[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -112,13 +108,7 @@ def compare_logits(engine: str, found: Any, expected: NDArray[Any]) -> Agreement
 
 
 def run_litert(path: Path, inputs: NDArray[Any], kernels: str) -> NDArray[Any]:
-    """Return LiteRT's logits of inputs, both in the file's own type.
-
-    Args:
-        path: .tflite file.
-        inputs: (N, H, W, 1) in the file's own type.
-        kernels: a value of ``ENGINES``.
-    """
+    """Return LiteRT's logits of (N, H, W, 1), both in the file's own type. kernels: a value of ``ENGINES``."""
     interpreter = _litert(path, kernels)
     image, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     rows = []

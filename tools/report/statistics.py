@@ -114,10 +114,7 @@ def accuracy_interval(metrics: Metrics) -> tuple[tuple[float, float], str]:
 def overlap_errors(logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArray[np.int64]) -> ErrorOverlap:
     """Compare which images two models get wrong.
 
-    Args:
-        logits_a: (N, C), row i is image i.
-        logits_b: The other model's of the same images.
-        labels: (N,).
+    logits: (N, C), row i of both is image i. labels: (N,).
     """
     a, b = logits_a.argmax(axis=1), logits_b.argmax(axis=1)
     wrong_a, wrong_b = a != labels, b != labels
@@ -137,10 +134,7 @@ def overlap_errors(logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArr
 def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
     """Compute the reliability curve over ``ECE_BINS`` equal-width bins of confidence (0, 1].
 
-    Args:
-        logits: (N, C), before softmax.
-        labels: (N,).
-        temperature: What the logits are divided by.
+    logits: (N, C), before softmax, divided by temperature. labels: (N,). Empty bins are left out.
     """
     scaled = logits.astype(np.float64) / temperature
     confidence = softmax(scaled, axis=1).max(axis=1)
@@ -154,12 +148,7 @@ def bin_confidence(logits: NDArray[Any], labels: NDArray[np.int64], temperature:
 
 
 def find_front(costs: NDArray[np.float64], accuracies: NDArray[np.float64]) -> list[int]:
-    """Find the Pareto front: points that no other beats in one and equals in the other.
-
-    Args:
-        costs: (N,).
-        accuracies: (N,).
-    """
+    """Find the Pareto front, cheapest first: points that no other beats in one and equals in the other; (N,) both."""
     order = np.lexsort((-accuracies, costs))
     front: list[int] = []
     for point in order:

@@ -10,16 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.study_schema import (
-    FORMAT,
-    STUDY,
-    EngineLatency,
-    RowLatency,
-    StudyError,
-    StudyFile,
-    StudyRow,
-    read_record,
-)
+from tools.study_schema import FORMAT, STUDY, EngineLatency, RowLatency, StudyError, StudyFile, StudyRow, read_record
 
 FP32_TFLITE = "model_fp32.tflite"
 """The file that a family's sizes are compared with."""

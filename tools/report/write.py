@@ -11,14 +11,7 @@ from tools.command import CommandError
 from tools.report.figures import FIGURES, draw_figures
 from tools.report.gaps import find_gaps
 from tools.report.render import render_html, render_markdown
-from tools.report.statistics import (
-    OVERALL,
-    RESAMPLES,
-    SEED,
-    RowStatistics,
-    accuracy_interval,
-    compute_statistics,
-)
+from tools.report.statistics import OVERALL, RESAMPLES, SEED, RowStatistics, accuracy_interval, compute_statistics
 from tools.report.stored_study import Study, read_study
 from tools.study_schema import ENGINES
 

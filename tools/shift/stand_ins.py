@@ -22,12 +22,7 @@ _LEAST_BRAIN = 0.02
 def restyle(grey: Grey, source: Grey) -> Grey:
     """Render an image in another one's style: its low-frequency amplitudes, then its histograms of head and background.
 
-    Args:
-        grey: (h, w) uint8.
-        source: an image of any size, laid head on head.
-
-    Returns:
-        (h, w) uint8.
+    Both are (h, w) uint8 of any size, laid head on head; the result has the first one's.
     """
     other = _lay_on(source, grey)
     swapped = _swap_amplitudes(grey.astype(np.float64), other.astype(np.float64))
@@ -56,15 +51,9 @@ def find_head_mask(grey: Grey) -> Mask:
 
 
 def lesioned(grey: Grey, label: int, rng: np.random.Generator) -> Grey | None:
-    """Paint a lesion of class ``label`` on a tumour-free head.
+    """Paint a lesion of class ``label`` on a tumour-free head, (h, w) uint8.
 
-    Args:
-        grey: (h, w) uint8.
-        label: index into CLASSES.
-        rng: for the lesion's place, look and contrast.
-
-    Returns:
-        (224, 224) uint8, or None where no brain was found to paint on.
+    Returns (224, 224) uint8, or None where no brain was found to paint on.
     """
     image = np.asarray(Image.fromarray(grey).resize((_LESION_PIXELS, _LESION_PIXELS), Image.Resampling.BILINEAR))
     site = _site(image)

@@ -9,14 +9,7 @@ from brainq_torch.provenance import find_commit, is_dirty
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, PHANTOMS, hash_file, write_json
 from tools.study.config import RECIPE_FILES, RowPlan, StudyPlan
 from tools.study.runner import Step, StepFailed, StepRunner, format_command
-from tools.study.runs import (
-    Handling,
-    check_finished,
-    compare_handling,
-    find_lacking,
-    hash_images,
-    read_handling,
-)
+from tools.study.runs import Handling, check_finished, compare_handling, find_lacking, hash_images, read_handling
 from tools.study.states import ModelState, RowState
 from tools.study.table import describe_images, describe_row, split_latency
 from tools.study_schema import FORMAT, LATENCY, PREDICTIONS, STUDY, CreatedFrom, GradCam, StudyFile

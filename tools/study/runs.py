@@ -11,12 +11,11 @@ from typing import Any
 
 import yaml
 
+from brainq_torch.console import name_first
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, hash_file
 from tools.study.config import RECIPE_FILES
 from tools.study.runner import StepFailed, format_command
-
-_SHOWN = 5
 
 
 def check_finished(run: Path) -> None:
@@ -111,9 +110,7 @@ def compare_handling(first: Handling, other: Handling) -> list[str]:
     }
     differing = [f"{key} {now} instead of {before}" for key, (now, before) in pairs.items() if now != before]
     if differing:
-        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-        shown = ", ".join(differing[:_SHOWN])
-        found.append(f"{other.model}: other data handling than {first.model}: {shown}{more}")
+        found.append(f"{other.model}: other data handling than {first.model}: {name_first(differing)}")
     return found
 
 
