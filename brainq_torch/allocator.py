@@ -20,11 +20,7 @@ _OLDEST_GLIBC = (2, 35)  # knows hugetlb
 
 
 def restart_to_keep_memory() -> None:
-    """Start ``python -m brainq_torch.fit`` anew with the settings; in any other process do nothing.
-
-    A user's own GLIBC_TUNABLES stays, and other systems are untouched. Acts while Python imports the package for
-    ``-m``: before PyTorch is loaded, and never in a program that only imports this one.
-    """
+    """Start ``python -m brainq_torch.fit`` anew with the settings, before PyTorch is loaded; else do nothing."""
     words = sys.orig_argv
     starts = sys.argv[:1] == ["-m"] and COMMAND in words
     off = f"{SWITCH}=false" in words or (SWITCH, "false") in itertools.pairwise(words)

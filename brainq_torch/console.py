@@ -27,10 +27,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def silence_training() -> None:
-    """Drop what says nothing when a training starts: advertisements, and the notes of TensorFlow.
-
-    TensorBoard would load it, where it is installed, to write a file of its own: this name is its switch against that.
-    """
+    """Drop advertisements and TensorFlow's notes when a training starts; TensorBoard loads it if it is installed."""
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
 
@@ -46,10 +43,7 @@ def name_first(items: Sequence[str], most: int = 5) -> str:
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """Drop the lines that LiteRT's C++ writes to file descriptor 2 to say that all is well; it has no switch for them.
-
-    Other lines appear when the block ends.
-    """
+    """Drop what LiteRT's C++ writes to file descriptor 2 when all is well; other lines appear when the block ends."""
     try:
         written = None if sys.stderr is None else tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     except OSError:  # nowhere to write

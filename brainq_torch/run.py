@@ -26,12 +26,7 @@ class RunError(BrainqError):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network with everything needed to use it.
-
-    Attributes:
-        model: in eval mode: float, or fake-quantized when ``quantization`` holds the scheme it was trained with.
-        abstention: when it does not answer; None where nothing was learned of that.
-    """
+    """A trained network in eval mode, fake-quantized where ``quantization`` holds its scheme, and all to use it."""
 
     folder: Path
     model: nn.Module

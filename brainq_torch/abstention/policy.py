@@ -68,17 +68,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Abstention:
-    """When one artefact does not answer.
-
-    Attributes:
-        temperature: the logits are divided by it.
-        threshold: least probability of the best class.
-        energy: scale of the one outlier score.
-        distance: scale of the other.
-        limit: of their sum.
-        typicality: gives the distance.
-        fitted_on: validation images used.
-    """
+    """When one artefact does not answer: a temperature, a least probability, a ``limit`` of the outlier scores' sum."""
 
     temperature: float
     threshold: float

@@ -48,12 +48,11 @@ class Box(NamedTuple):
 
 
 def find_head(grey: NDArray[np.uint8]) -> Box | None:
-    """Return the box around the head with a margin of 1/32 of its longer side, or None where nothing looks like one.
+    """Return the box around the head, with a margin of 1/32 of its longer side, in a (h, w) uint8 image, or None.
 
-    grey: (h, w) uint8 of any size. Plain borders are peeled off first, so that they change nothing. Head is what stands
-    out from the background, the grey level of the corners, by a quarter of its own median: a threshold that follows
-    the picture's brightness, and does not depend on how much background there is. Lines one cell wide, letters and
-    whatever stands apart from the largest area do not count; nor does an area that is not in the middle.
+    Head is what stands out from the background, the corners' grey, by a quarter of its own median: a threshold that
+    follows the picture's brightness. Plain borders, thin lines, letters and areas that are not in the middle do not
+    count.
     """
     frame = Image.fromarray(grey)
     factor = -(-max(frame.size) // _COARSE_SIDE)

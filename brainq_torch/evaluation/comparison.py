@@ -36,17 +36,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model B measured against model A on the same ``n`` images.
+    """Model B measured against model A on the same ``n`` images; differences are B minus A.
 
-    Attributes:
-        agreement: fraction of images that both put in the same class.
-        only_a_right: images that only A has right, one of the two discordant counts of McNemar's test.
-        only_b_right: the other one.
-        mcnemar_p: the test's exact two-sided p.
-        flips_by_class: per label, images that changed class, of these lost (A was right) and gained (B is right).
-        recall_difference: per class, B minus A, with the paired bootstrap interval.
-        ties_a: images whose largest logit of A is shared by two classes; the lower label wins, as in argmax.
-        ties_b: the same of B.
+    Only one right: McNemar's discordant counts, with his exact two-sided p. Lost: A was right; gained: B is. Ties:
+    images whose largest logit is shared by two classes; the lower label wins, as in argmax.
     """
 
     n: int

@@ -138,12 +138,11 @@ class DenseNet(nn.Module):
         return [group for group in groups if isinstance(self.get_submodule(group[0]), nn.Conv2d)]
 
     def shared_activation_groups(self) -> list[list[str]]:
-        """Name, per group, the modules whose outputs must share one activation quantizer.
+        """Name, per group, the (fused) modules whose outputs must share one activation quantizer.
 
-        One group per dense block: what feeds it, the convolutions whose outputs are appended, the concatenations;
-        one for the head. With one scale CONCATENATION is a copy, and a pooling has the same scale on both sides, as
-        TFLite demands. A name is that of the fused module (``features.conv0`` stands for conv0-norm0-relu0). A
-        transition's average pooling becomes a convolution (``quant/lower.py``), so it has a scale of its own.
+        One group per dense block: what feeds it, the convolutions whose outputs are appended, the concatenations; one
+        for the head. With one scale CONCATENATION is a copy, and a pooling has the same scale on both sides, as TFLite
+        demands.
         """
         feeds = [["features.conv0", "features.pool0"]]
         feeds += [[f"{name}.conv"] for name in self._transition_names()]

@@ -39,18 +39,9 @@ def load_pretrained(model: nn.Module, source: str) -> None:
 def fold_rgb_stem(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fold torchvision's RGB normalisation into a first convolution that takes one channel, (pixel - 128) / 128.
 
-    For a grey pixel p the RGB network sees (p / 255 - mean_c) / std_c in channel c. With u = (p - 128) / 128 that is
-    u * 128 / (255 std_c) + (128 / 255 - mean_c) / std_c: a gain, summed over RGB into the weights, and an offset, which
-    the BatchNorm behind the convolution subtracts. Exact wherever the kernel does not touch the zero padding.
-
-    Args:
-        state: torchvision's keys, ``features.0.0.weight`` (C, 3, 3, 3) float.
-
-    Returns:
-        A new dict, stem (C, 1, 3, 3).
-
-    Raises:
-        PretrainedError: the stem is missing or is not an RGB one.
+    For a grey pixel p the RGB network sees (p / 255 - mean_c) / std_c in channel c. With u = (p - 128) / 128 that is u
+    * 128 / (255 std_c) + (128 / 255 - mean_c) / std_c: a gain, summed over RGB into the weights, and an offset, which
+    the BatchNorm behind subtracts. Exact where the kernel touches no padding. Raises PretrainedError for other stems.
     """
     missing = {_STEM, _STEM_BATCHNORM_MEAN} - state.keys()
     if missing:

@@ -6,12 +6,7 @@ from brainq_torch.data.pixels import MIDDLE_GREY
 
 
 class Encoding(NamedTuple):
-    """Affine int8 quantization of one tensor: real = scale * (integer - zero_point), integer in [-128, 127].
-
-    Attributes:
-        scale: A float32 value, held exactly in a Python float; one LSB.
-        zero_point: The integer that stands for 0.
-    """
+    """Affine int8: real = scale * (integer - zero_point), integer in [-128, 127]; scale is a float32 value."""
 
     scale: float
     zero_point: int

@@ -63,15 +63,9 @@ class _Switchable(nn.Module):
 
 
 class ActivationQuantizer(_Switchable):
-    """Quantize an activation, affine per tensor, to a range that follows it while training.
+    """Quantize an activation, affine per tensor, to a moving average of its range, or to ``fixed``.
 
-    Args:
-        averaging: weight of the newest batch in the moving average of its smallest and largest value.
-        exact: the scale is a power of two (``scheme.encode_range``).
-        fixed: an encoding that never moves, for the network's input.
-
-    Attributes:
-        group: every quantizer that shares this one's encoding, itself included; the encoding spans all their ranges.
+    ``group``: every quantizer that shares this one's encoding, itself included; it spans all their ranges.
     """
 
     low: Tensor

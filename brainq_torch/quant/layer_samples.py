@@ -17,11 +17,7 @@ class _Ended(Exception):
 
 
 class _Pass(threading.Thread):
-    """A batch's way through a network, in a thread because only a thread can stop in the middle of ``forward``.
-
-    It runs while ``advance`` waits, so that there is never more than one at work. rows: what the layer before which it
-    stands is fed.
-    """
+    """A batch's way through a network, in a thread, which alone can stop in ``forward``; it runs during ``advance``."""
 
     def __init__(self, model: nn.Module, batch: Tensor, seed: int) -> None:
         super().__init__(daemon=True)

@@ -68,14 +68,9 @@ class FoldedConvBnReLU2d(FoldedConvBn2d):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or linear layer as the integer files hold it.
+    """One layer as the integer files hold it: weight (O, ...), BatchNorm folded in, not rounded; scale, bias (O,).
 
-    Attributes:
-        weight: (O, ...) float32, BatchNorm folded in, not yet rounded.
-        weight_scale: (O,) float32.
-        bias: (O,) float32.
-        largest: largest weight integer.
-        source: name of the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
+    ``source`` names the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
     """
 
     name: str

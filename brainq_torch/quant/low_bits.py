@@ -49,13 +49,10 @@ class LowBits(NamedTuple):
 
 
 class Bookkeeping(NamedTuple):
-    """What is kept and shown of the work while it goes on.
+    """What is kept and shown of the work: ``progress`` wraps the layers' names, such as ``tqdm``.
 
-    Attributes:
-        state: folder that keeps what is done after every layer: the same call again goes on from there, to the same
-            result; a state of other weights, images or options is not used, but for the ranges, which all schemes
-            share.
-        progress: wraps the layers' names, such as ``tqdm``.
+    The same call again goes on from the folder ``state``, to the same result; that of other weights, images or options
+    is not used, but for the ranges, which all schemes share.
     """
 
     state: Path | None = None

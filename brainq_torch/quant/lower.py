@@ -14,14 +14,10 @@ PROBE_SIZE = 64
 def lower_batchnorms(model: nn.Module) -> nn.Module:
     """Return a copy in which every BatchNorm that cannot be folded is a 1x1 depthwise convolution.
 
-    Foldable are those inside a group of ``model.fuse_list()``, directly behind their convolution; they stay. A
-    lowered one keeps its name and computes gamma / sqrt(var + eps) * x + (beta - gamma * mean / sqrt(var + eps)) from
-    the running statistics, in training mode too. It has one weight per channel, so a per-channel INT8 weight is exact
-    (it sits on +-127), and TFLite runs it with its ReLU as one op. Lowering a lowered model changes nothing.
-
-    Raises:
-        TypeError: the model has no ``fuse_list``.
-        ValueError: a BatchNorm has no affine part or no running statistics.
+    Foldable are those directly behind their convolution in ``model.fuse_list()``. A lowered one keeps its name and
+    computes gamma / sqrt(var + eps) * x + (beta - gamma * mean / sqrt(var + eps)), also in training mode. It has one
+    weight per channel, so a per-channel INT8 weight is exact (+-127), and TFLite runs it with its ReLU as one op.
+    Raises ValueError.
     """
     if not hasattr(model, "fuse_list"):
         raise TypeError(f"{type(model).__name__} has no fuse_list(), which says what can be folded; give it one")

@@ -62,14 +62,9 @@ _MODULES: dict[type[nn.Module], type[nn.Module]] = {
 def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     """Return a fake-quantized copy of a float network, in training mode, ready for fine-tuning.
 
-    BatchNorms that cannot be folded and average poolings become depthwise convolutions, the modules of
-    ``model.fuse_list()`` become one, each of them, each pooling of ``model.shared_activation_groups()`` and each
-    FloatFunctional gets an activation quantizer, each weight its own. The input's is fixed at scale 1/128, zero
-    point 0.
-
-    Raises:
-        PrepareError: the network does not say how, is quantized already, or holds a module that the integer files
-            cannot carry.
+    BatchNorms that cannot be folded and average poolings become depthwise convolutions, the modules of ``fuse_list()``
+    one; each of them, of ``shared_activation_groups()`` and FloatFunctional gets an activation quantizer, each weight
+    its own. The input's is fixed at scale 1/128, zero point 0. Raises PrepareError.
     """
     _check_declared(model)
     prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
@@ -136,14 +131,10 @@ def set_activation_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, fl
 
 @torch.no_grad()
 def finalize(model: nn.Module) -> None:
-    """Make a fake-quantized network ready to be saved and exported: nothing in it moves after this. In place.
+    """Make a fake-quantized network ready to be saved and exported, in place: nothing in it moves after this.
 
-    Recomputes each weight scale from the final folded weights (as one more forward after the last optimizer step
-    would), raises those of channels so weak that their bias would not fit int32, and rounds the biases to the int32
-    grid that the files hold them on: what the network computes in torch is then what the integers compute.
-
-    Raises:
-        PrepareError: an activation was never observed, or a weight is not finite.
+    Recomputes each weight scale from the final folded weights, raises those of channels so weak that their bias would
+    not fit int32, and rounds biases to the int32 grid: torch then computes what the integers do. Raises PrepareError.
     """
     model.eval()
     freeze_batchnorm(model)

@@ -61,12 +61,9 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Target:
-    """What one layer is to make of its inputs.
+    """What one layer, with a ReLU behind or not, is to make of its inputs.
 
-    Attributes:
-        rows: (S, G, K) float32, its inputs in the quantized network (``layer_samples``).
-        output: (S, O) float32, what the float layer makes of its own inputs there, bias included, before the ReLU.
-        relu: whether one follows.
+    ``rows`` (S, G, K) are its inputs in the quantized network, ``output`` (S, O) what the float layer makes of its own.
     """
 
     rows: Tensor

@@ -17,11 +17,7 @@ class StageCheckpoints(TorchCheckpointIO):
     """Reads and writes Lightning's checkpoints: complete or not at all, ``last.ckpt`` with the one of before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Not what Lightning keeps when SLURM requeues a job, in the middle of an epoch: continued from there, the epoch
-        would see other batches. A job that is requeued goes on from the epoch before, to the weights it always had.
-        """
+        """Write a checkpoint, but none in the middle of an epoch (SLURM): from there it would see other batches."""
         path = Path(path)
         if path.name.startswith("hpc_ckpt_"):
             return

@@ -25,16 +25,9 @@ class TeacherLogitsError(BrainqError):
 
 
 class TeacherLogits:
-    """Logits of a teacher for images as they are on disk (no augmentation), one JSON line per image.
+    """Logits of a teacher for images as they are on disk, one JSON line per image: path, SHA-256, teacher, logits.
 
-    A line holds the manifest's path and SHA-256, the teacher's name, and the logits; float32 values survive the text
-    exactly. Lines are only ever appended, so filling can be killed and continued: a torn last line is dropped.
-
-    Args:
-        file: created by the first ``add``.
-
-    Raises:
-        TeacherLogitsError: it exists and is not ours.
+    Lines are only ever appended, so filling can be killed and continued: a torn last line is dropped.
     """
 
     def __init__(self, file: Path) -> None:

@@ -21,19 +21,10 @@ class Outputs(NamedTuple):
 
 
 class FrozenTeacher:
-    """Trained networks whose mean logits are the teacher's, on the very images that the student sees, changes included.
+    """Networks, resized to their ``sides``, whose mean logits are the teacher's on the very images the student sees.
 
     No ``nn.Module``: whoever holds it does not own its weights, so they reach no optimizer, checkpoint or ``train()``.
     It stays in eval mode without gradients, follows the images to their device, and is shared by copies.
-
-    Args:
-        models: one or more networks, (N, 1, H, W) -> (N, classes).
-        layers: names of modules whose outputs are wanted too; only with a single network.
-        sides: for each network the side in pixels to which it wants the images resized; without them, images stay as
-            they are.
-
-    Raises:
-        ValueError: there is no network, or layers are wanted of several, or of unknown name.
     """
 
     def __init__(

@@ -106,18 +106,12 @@ def nearest_neighbour_accuracy(
 
 @dataclass(frozen=True)
 class LeakCheck:
-    """How much of a test set the training set already holds. Each count includes the one before.
+    """How much of a test set the training set already holds; each count includes the one before.
 
-    Attributes:
-        equal_count: test images that are pixel-equal to a training image.
-        copy_count: copies, also mirrored, turned, cropped or re-windowed.
-        related_count: with neighbouring slices of one head as well.
-        nearest_neighbour: 1-NN accuracy on the whole test set.
-        nearest_neighbour_unseen: on the images that are not related to any training image, None where there are none.
-        majority: accuracy of always naming training's largest class.
-        searched: False where groups were given instead of searched for: copies are then the pixel-equal images alone,
-            and related images those of a group that training has, too.
-        name: what the images are called.
+    Copies may be mirrored, turned, cropped or re-windowed; related are neighbouring slices of one head as well. Where
+    groups were given (``searched`` False), copies are the pixel-equal images alone, related those of a group that
+    training has. ``nearest_neighbour`` is 1-NN accuracy, also on images related to none; ``majority`` that of
+    training's largest class.
     """
 
     test_count: int

@@ -46,18 +46,10 @@ SCAN_LIMITS = PairLimits(overall=0.92, windows=0.80)
 
 @dataclass(frozen=True)
 class Links:
-    """Verified pairs, enough of them to connect every group: not every pair of a group is listed.
+    """Verified pairs, (M,) positions first < second, enough to connect every group: not every pair is listed.
 
-    Attributes:
-        count: number of images.
-        first: (M,) int64 positions.
-        second: (M,) int64 positions, each above its first.
-        kind: (M,) int64, EQUAL, COPY or SCAN.
-        turn: (M,) int64, ``orient(first, turn)`` looks like second.
-        overall: (M,) float32, see PairLimits; 1 for EQUAL.
-        windows: likewise.
-        searched: False where the user or the files say what belongs together (SCAN), and only pixel-equal images were
-            looked for.
+    ``orient(first, turn)`` looks like second; ``overall`` and ``windows`` are as in PairLimits. ``searched`` is False
+    where the user or the files say what belongs together (SCAN), and only pixel-equal images were looked for.
     """
 
     count: int

@@ -33,14 +33,10 @@ _SKULL_SHARE = 0.2
 
 @dataclass(frozen=True)
 class LesionSite:
-    """Where in a head a lesion can stand, and how large it may be.
+    """Where in a head a lesion can stand and how large it may be, in pixels.
 
-    Attributes:
-        depth: (h, w) float64, distance to the brain's edge in pixels, positive inside the brain.
-        dura: (h, w) bool, pixels of the brain's edge that a meningioma may sit on.
-        sella: row and column, in pixels, of the middle of the sella, the pituitary's seat.
-        half_head: half the head's longer side, in pixels.
-        sella_radius: radius of a typical pituitary mass in this plane, in pixels.
+    ``depth`` (h, w) is the distance to the brain's edge, positive inside; ``dura`` (h, w) where a meningioma may sit;
+    ``sella`` row and column of the pituitary's seat, ``sella_radius`` that of a typical mass there.
     """
 
     depth: Field
@@ -108,18 +104,10 @@ def paint_lesion(
     rng: np.random.Generator,
     contrast: float = 1.0,
 ) -> tuple[Field, Field]:
-    """Paint the lesion of class ``label`` (an index into ``CLASSES``) on a copy of an (h, w) image in [0, 1].
+    """Paint the lesion of class ``label`` on a copy of an (h, w) image in [0, 1]; return it and its coverage, (h, w).
 
     The tissue around gives way to the mass; grey levels follow the brain's median; noise as strong as the image's own
-    goes on inside the mass. ``contrast`` says how far the lesion stands out from the brain, as a share of the
-    phantoms'; for another size give a site with another ``half_head`` and ``sella_radius``.
-
-    Returns:
-        The new image, and the lesion's coverage in [0, 1], (h, w) float64, oedema not counted: zero everywhere for
-        ``notumor``, whose image comes back as it is.
-
-    Raises:
-        ValueError: Shapes differ, or there is no brain.
+    goes on inside the mass. ``contrast`` says how far it stands out, as a share of the phantoms'. Raises ValueError.
     """
     if image.shape != site.depth.shape:
         raise ValueError(f"the image is {image.shape}, its site {site.depth.shape}; both must have one shape")

@@ -102,10 +102,9 @@ class OneSided:
 
 
 def find_one_sided(head: Slice, least: float = 0.18, margin: float = 1.4) -> OneSided | None:
-    """Find the largest place where the halves of a symmetric slice differ, and say which side is the odd one.
+    """Find the largest place where a symmetric slice's halves differ, and its odd side, by the brain's median.
 
-    The odd side is the one whose grey is further from the brain's median. None where nothing stands out by ``least``
-    (share of the median), both sides are about as odd (``margin``), or the place touches the mid-line.
+    None where it is under ``least``, both sides are about as odd (``margin``), or it touches the mid-line.
     """
     smooth = ndimage.gaussian_filter(head.image, 0.016 * head.image.shape[0])
     median = max(float(np.median(head.image[head.brain])), 1e-3)
