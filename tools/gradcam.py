@@ -115,10 +115,7 @@ def class_activation_map(model: nn.Module, images: Tensor, targets: Tensor) -> T
     channels, and cut at 0 (equations 1 and 2). A map that is positive nowhere is 0 everywhere; others are scaled to a
     largest value of 1.
 
-    Args:
-        model: the network.
-        images: (N, 1, H, W) float32.
-        targets: (N,) indices of logits.
+    images: (N, 1, H, W) float32. targets: (N,) indices of logits.
     """
     kept: list[Tensor] = []
     handle = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))

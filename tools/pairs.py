@@ -47,14 +47,7 @@ class Pairs:
 
 
 def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int = 0) -> dict[str, Pairs]:
-    """Make up to ``count`` pairs of each kind.
-
-    Args:
-        pixels: (N, H, W) uint8.
-        labels: (N,) int64.
-        count: pairs of each kind.
-        seed: of what is drawn.
-    """
+    """Make up to ``count`` pairs of each kind from (N, H, W) uint8 pixels and (N,) labels."""
     maker = CounterfactualMaker(pixels, labels)
     normal, tumours = (np.flatnonzero(np.isin(labels, wanted)) for wanted in ([NOTUMOR], [GLIOMA, MENINGIOMA]))
     if not len(normal) or not len(tumours):

@@ -39,11 +39,7 @@ def run_probes(
 ) -> list[Probe]:
     """Probe thumbnails, border pixels and orientation.
 
-    Args:
-        pixels: (N, s, s) uint8.
-        labels: (N,).
-        groups: (N,), none of which is divided between training and test.
-        seed: of the folds and of the clusters.
+    pixels: (N, s, s) uint8. labels: (N,). groups: (N,), none of which is divided between training and test.
     """
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     count = min(_FOLDS, fewest)

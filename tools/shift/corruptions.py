@@ -23,16 +23,9 @@ _REFERENCE_SIDE = 224
 
 
 def corrupt(grey: Grey, name: str, strength: int, key: str) -> Grey:
-    """Corrupt one image.
+    """Corrupt one image, (h, w) uint8; only ``border`` changes the size.
 
-    Args:
-        grey: (h, w) uint8.
-        name: of ``CORRUPTIONS``.
-        strength: 1, 2 or 3.
-        key: names the image; the same key gives the same draw at every strength and on every machine.
-
-    Returns:
-        (h, w) uint8; only ``border`` changes the size.
+    key: names the image; the same key gives the same draw at every strength and on every machine.
     """
     if name not in CORRUPTIONS or strength not in STRENGTHS:
         raise ValueError(f"corruption {name!r} at {strength}; allowed are {', '.join(CORRUPTIONS)} at 1, 2 and 3")
