@@ -3,7 +3,7 @@
 Everything here is numpy on logits and pixels, so that it works wherever an exported file runs. Confidence: temperature
 scaling, Guo et al. 2017 (https://arxiv.org/abs/1706.04599), and the probability of the best class. Outliers: the energy
 of the logits, Liu et al. 2020 (https://arxiv.org/abs/2010.03759, equation 4), and how unlike the training images the
-picture is (``typicality.py``).
+picture is (``outlier.py``).
 """
 
 from __future__ import annotations

@@ -117,10 +117,6 @@ def _run_noting(prepared: nn.Module, batches: Sequence[Tensor], note: Callable[.
             hook.remove()
 
 
-def _choose_min_max(histogram: ValueHistogram) -> tuple[float, float]:
-    return histogram.low, histogram.high
-
-
 def _choose_percentile(histogram: ValueHistogram) -> tuple[float, float]:
     """Clip half of what may be lost at each end; an end that is zero (ReLU) stays."""
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
@@ -137,11 +133,8 @@ def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
     def error(candidate: tuple[float, float]) -> float:
         return float(np.sum(weights * (_round_to_grid(values, *candidate, histogram.exact) - values) ** 2))
 
-    return min(_candidates(histogram), key=error)
-
-
-def _candidates(histogram: ValueHistogram) -> list[tuple[float, float]]:
-    return [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
+    candidates = [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
+    return min(candidates, key=error)
 
 
 def _round_to_grid(values: NDArray[Any], low: float, high: float, exact: bool) -> NDArray[Any]:
@@ -153,7 +146,7 @@ def _round_to_grid(values: NDArray[Any], low: float, high: float, exact: bool) -
 
 
 _CHOOSERS: dict[str, Callable[[ValueHistogram], tuple[float, float]]] = {
-    "min_max": _choose_min_max,
+    "min_max": lambda histogram: (histogram.low, histogram.high),
     "percentile": _choose_percentile,
     "mse": _choose_mse,
 }

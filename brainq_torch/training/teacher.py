@@ -104,9 +104,7 @@ class CachedTeacher(Teacher):
         _refuse_layers(self.file, layers)
         rows = read_manifest(data.out / MANIFEST)
         training = [position for position, row in enumerate(rows) if row.split == "Training"]
-        table = torch.full(
-            (len(rows), len(CLASSES)), torch.nan
-        )  # NaN: a row that is not trained on must not be asked for
+        table = torch.full((len(rows), len(CLASSES)), torch.nan)  # NaN: a row not trained on must not be asked for
         table[training] = TeacherLogits(Path(self.file)).lookup([rows[position] for position in training])
         return CachedLogits(table)
 

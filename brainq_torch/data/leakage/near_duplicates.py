@@ -175,9 +175,8 @@ class _Verification:
             high = np.maximum(groups[self.first], groups[self.second])
             open_pairs &= low != high
             left = np.flatnonzero(open_pairs)
-            best = left[
-                np.unique(low[left] * self._count + high[left], return_index=True)[1]
-            ]  # candidates are best first
+            # Candidates are best first.
+            best = left[np.unique(low[left] * self._count + high[left], return_index=True)[1]]
             if not len(best):
                 return
             for batch in show_progress(np.array_split(best, -(-len(best) // _BATCH)), "aligning pairs"):
