@@ -37,7 +37,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def read_figshare(path: FilePath) -> GreyImage:
-    """Decode ``cjdata/image`` to grey, its own minimum..maximum becoming 0..255.
+    """Decode ``cjdata/image`` to grey, rescaled as all wide pixels are (``rescale_to_uint8``).
 
     Raises:
         UnreadableImageError: Another .mat file, a gigantic or overfull data set, or values that are not finite.

@@ -37,8 +37,8 @@ _PLANES = ("sagittal", "coronal", "axial")  # by the world axis (x to the right,
 def read_nifti(path: FilePath) -> GreyImage:
     """Decode the one slice, or the middle axial slice, of a NIfTI-1 or NIfTI-2 file (.nii, .nii.gz) to grey.
 
-    The slice's own minimum..maximum becomes 0..255; voxels that are not square are stretched to squares; notes say so,
-    and which slice is shown.
+    The slice is rescaled as all wide pixels are (``rescale_to_uint8``); voxels that are not square are stretched to
+    squares; notes say so, and which slice is shown.
 
     Raises:
         UnreadableImageError: Header-only pairs (.hdr/.img), series of volumes, colour or complex voxels, truncated
