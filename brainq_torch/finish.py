@@ -11,7 +11,6 @@ from torch import nn
 
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.decoded import PixelDataset
@@ -43,7 +42,7 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
         for split in ("val", "Testing")
         if len(data.datasets[split])
     }
-    measured = {split: compute_metrics(*found) for split, found in predicted.items()}
+    measured = {split: compute_metrics(*found, data.classes) for split, found in predicted.items()}
     rows = read_manifest(out / MANIFEST)
     abstention = _learn_abstention(data, *predicted["val"], find_unseen(rows, "val"))
     more["abstention"] = {"temperature": abstention.temperature, "threshold": abstention.threshold} | {
@@ -52,7 +51,7 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     }
     belief = measure_belief(rows, predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
-    save_checkpoint(out / CHECKPOINT, model, config.model, data.pixels, CLASSES, abstention)
+    save_checkpoint(out / CHECKPOINT, model, config.model, data.pixels, data.classes, abstention)
     plot_curves(read_log(out / LOG), out / "learning_curves.png")
     plot_confusion(measured[first], out / "confusion.png")
     splits = {split: metrics.to_json() for split, metrics in measured.items()}

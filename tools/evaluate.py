@@ -138,7 +138,7 @@ def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = Tru
         lines.append(f"           no bootstrap can tell such an accuracy's uncertainty; Wilson's interval: {wilson}")
     if binary := evaluation.binary:
         lines += [
-            f"{name:10} {'no images' if binary[name] is None else f'{binary[name]:.4f}'}"
+            f"{name:11} {'no images' if binary[name] is None else f'{binary[name]:.4f}'}"
             for name in ("sensitivity", "specificity", "auroc")
         ]
         lines.append(f"           positive is {binary['positive']}, negative {binary['negative']}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR
+from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labels
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.synthesis.counterfactual import CounterfactualMaker
@@ -137,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run(words: argparse.Namespace) -> int:
     check_targets(words.json)
-    folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split)
+    folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split, Labels())
     if not folder.records:
         raise CommandError(f"{words.manifest} has no images in part {words.split!r}")
     labels = np.array([record.label for record in folder.records])

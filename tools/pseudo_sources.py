@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import StandardScaler
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestRow,
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     rows = [row for row in read_manifest(Path(options.manifest)) if row.split != "Testing"]
     verify_manifest(data, rows)
     groups = number_groups(rows)
-    pixels = load_pixels(manifest_folder(data, rows), _PIXELS)
+    pixels = load_pixels(manifest_folder(data, rows, labels=Labels()), _PIXELS)
     sources = find_sources(describe_looks(pixels), groups, options.sources, options.seed)
     manifests = [leave_out(rows, groups, sources == source, options.seed) for source in range(options.sources)]
     out.mkdir(parents=True)

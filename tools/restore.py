@@ -175,7 +175,7 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
     data.setup("fit")
     training = data.datasets["Training"]
     pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
-    model = build_model(options.name, **options.arguments)
+    model = build_model(options.name, len(data.classes), **options.arguments)
     unfold(model, folded, torch.from_numpy(scale_pixels(pixels)))
     runner = load_runner(file)
     with torch.no_grad():
@@ -192,7 +192,7 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
         for split in ("val", "Testing")
         if len(data.datasets[split])
     }
-    measured = {split: compute_metrics(*found).to_json() for split, found in predicted.items()}
+    measured = {split: compute_metrics(*found, data.classes).to_json() for split, found in predicted.items()}
     belief = measure_belief(read_manifest(partial / MANIFEST), predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     more = {"split": first, "splits": measured, **belief.to_json(), "restored_from": file.name}

@@ -1,6 +1,10 @@
 """The label set of a data set, and what its folders mean: the paper's four classes, or any others."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from brainq_torch.run_files import BrainqError
 
 CLASSES: tuple[str, ...] = ("glioma", "meningioma", "notumor", "pituitary")
 """The paper's classes, which phantoms have, in label order: a label is an index, logits have one entry for each."""
@@ -67,6 +71,65 @@ class Labels:
     def describe(self) -> str:
         """Return what the name of a class folder may be."""
         return f"{', '.join(self.names)} or a name that means one of them" if self.names else "the name of a class"
+
+
+FEWEST, MOST = 2, 100
+"""Classes of a network."""
+
+
+class ClassError(BrainqError):
+    """A label set that cannot be had."""
+
+
+def read_labels(classes: Literal["auto"] | Sequence[str | bool | int], class_map: Mapping[str, str]) -> Labels:
+    """Return the label set that ``data.classes`` and ``data.class_map`` ask for; names that mean the four become these.
+
+    Raises:
+        ClassError: a name is listed twice, cannot be a name, or is mapped to and not listed.
+    """
+    words = [] if classes == "auto" else [_word(name) for name in classes]
+    listed = [class_of_folder(name) or name for name in words]
+    pairs = [(_word(folder), _word(name)) for folder, name in class_map.items()]
+    folders = tuple((folder, class_of_folder(name) or name) for folder, name in pairs)
+    for name in (*listed, *(name for _, name in folders)):
+        check_name(name)
+    twice = [name for place, name in enumerate(listed) if _plain(name) in {_plain(each) for each in listed[:place]}]
+    if twice:
+        raise ClassError(f"data.classes names {twice[0]} twice, perhaps by another name of it; leave one")
+    if classes != "auto":
+        check_count(listed, "data.classes")
+    nowhere = [f"{folder}: {name}" for folder, name in folders if listed and name not in listed]
+    if nowhere:
+        raise ClassError(f"data.class_map has {nowhere[0]}, which is not in data.classes; allowed are {sorted(listed)}")
+    return Labels(tuple(sorted(listed)), folders)
+
+
+def _word(value: str | bool | int) -> str:
+    """Return what was written where YAML made something else of it: ``yes`` and ``no`` are true and false to it."""
+    return str(value) if not isinstance(value, bool) else "yes" if value else "no"
+
+
+def check_name(name: str) -> None:
+    """Raise ClassError for what cannot be the name of a class: it stands in tables, file names and pages."""
+    if not name.strip() or not name.isprintable() or len(name) > 80 or set(name) & set("/\\"):
+        raise ClassError(f"{name!r} is no name of a class; give 1 to 80 printable letters without / and \\")
+
+
+def check_count(classes: Collection[str], where: str) -> None:
+    """Raise ClassError for fewer than two classes, or more than a hundred."""
+    if not FEWEST <= len(classes) <= MOST:
+        names = f" ({', '.join(sorted(classes)[:3])})" if classes else ""
+        raise ClassError(
+            f"{where} has {len(classes)} classes{names}; {FEWEST} to {MOST} are needed: add some, or say data.class_map"
+        )
+
+
+def require_four(classes: Sequence[str], what: str) -> None:
+    """Raise ClassError where what needs the paper's four classes meets others."""
+    if sorted(classes) != list(CLASSES):
+        raise ClassError(
+            f"{what} needs the classes {', '.join(CLASSES)}; here they are {', '.join(classes)}; leave it out"
+        )
 
 
 def _plain(name: str) -> str:

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from brainq_torch.data.augment.appearance import StyleMixing
 from brainq_torch.data.augment.geometry import Augmentation
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, check_count, read_labels, require_four
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.manifest import (
     ManifestRow,
+    class_names,
     manifest_folder,
     read_manifest,
     verify_manifest,
@@ -44,6 +45,10 @@ class ImageDataModule(L.LightningDataModule):
         out: the run folder.
         seed: of the split, the order and the augmentation.
         root: folder with class folders, or with Training and Testing above them; ``phantom`` writes synthetic images.
+        classes: what is told apart: ``auto`` takes the class folders that are there, a list needs images of each; names
+            that mean glioma, meningioma, notumor or pituitary become these.
+        class_map: the class that a folder's images are of, such as ``{HGG: glioma, LGG: glioma}``; others mean their
+            own name.
         size: side of the network's square input in pixels.
         fit: how images come to that size: ``stretch`` both sides, ``pad`` with black, or ``head``, padded likewise but
             cropped to the head first.
@@ -71,6 +76,8 @@ class ImageDataModule(L.LightningDataModule):
         out: str,
         seed: int = 0,
         root: str = "phantom",
+        classes: Literal["auto"] | list[str | bool | int] = "auto",
+        class_map: dict[str, str] = {},  # noqa: B006 - never changed
         size: int = 224,
         fit: Literal["stretch", "pad", "head"] = "stretch",
         split: Literal["grouped", "stratified"] = "grouped",
@@ -92,7 +99,7 @@ class ImageDataModule(L.LightningDataModule):
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
         self.out, self.seed, self.root, self.manifest = Path(out), seed, root, manifest
-        self.pixels = PixelSpec(size, fit)
+        self.labels, self.pixels = read_labels(classes, class_map), PixelSpec(size, fit)
         if root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
         self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
@@ -100,6 +107,10 @@ class ImageDataModule(L.LightningDataModule):
         self.augmentation, self.phantoms_per_class = augmentation, phantoms_per_class
         self.style, self.views, self.counterfactual = style, views, counterfactual
         self.stage_index = 0
+        self._leakage, self._search = self.out / LEAKAGE, self.out / SEARCH
+        self._made_labels = self.out / "made_labels.npy"
+        # (views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one.
+        self._views = self.out / "views.npy"
 
     @property
     def folder(self) -> Path:
@@ -107,26 +118,20 @@ class ImageDataModule(L.LightningDataModule):
         return self.out / PHANTOMS if self.root == "phantom" else Path(self.root)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in label order: the manifest's, or before there is one those that it will have."""
+        if (self.out / MANIFEST).exists():
+            return class_names(read_manifest(self.out / MANIFEST))
+        if self.root == "phantom":
+            return CLASSES
+        found = scan_folder(self.folder, verify=False, labels=self.labels, complete=False).classes
+        check_count(found, self.root)
+        return found
+
+    @property
     def cache(self) -> Path:
         """(N, size, size) uint8 in manifest order, and after them the (M,) made for training, labels beside."""
         return self.out / "pixels.npy"
-
-    @property
-    def _made_labels(self) -> Path:
-        return self.out / "made_labels.npy"
-
-    @property
-    def _views(self) -> Path:
-        """(views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one."""
-        return self.out / "views.npy"
-
-    @property
-    def _leakage(self) -> Path:
-        return self.out / LEAKAGE
-
-    @property
-    def _search(self) -> Path:
-        return self.out / SEARCH
 
     @property
     def leakage(self) -> dict[str, LeakCheck]:
@@ -194,6 +199,7 @@ class ImageDataModule(L.LightningDataModule):
     def _add_made(self, pixels: NDArray[np.uint8], rows: Sequence[ManifestRow]) -> NDArray[np.uint8]:
         """Append the images made from the training part, and write their labels."""
         training = np.array([row.split == "Training" for row in rows])
+        require_four(self.classes, "data.counterfactual")
         labels = np.array([CLASSES.index(row.label) for row in rows])
         made = make_counterfactuals(pixels[training], labels[training], self.counterfactual, self.seed)
         np.save(self._made_labels, made.labels)
@@ -215,19 +221,19 @@ class ImageDataModule(L.LightningDataModule):
 
     def _split_images(self) -> RunSplits:
         if self.manifest:
-            return adopt_splits(scan_folder(self.folder, verify=False), Path(self.manifest), self._search)
-        found = scan_folder(self.folder)
+            return adopt_splits(scan_folder(self.folder, False, self.labels), Path(self.manifest), self._search)
+        found = scan_folder(self.folder, labels=self.labels)
         print(found.report(), flush=True)
         return self.plan.split_images(found, self._search)
 
     def setup(self, stage: str) -> None:
         """Map the decoded images and list the rows of each split."""
         rows = read_manifest(self.out / MANIFEST)
-        pixels = np.load(self.cache, mmap_mode="r")
+        classes, pixels = class_names(rows), np.load(self.cache, mmap_mode="r")
         made = np.load(self._made_labels) if self.counterfactual.share else np.empty(0, np.int64)
         if pixels.shape != (len(rows) + len(made), self.pixels.size, self.pixels.size):
             raise ValueError(f"{self.cache} is {pixels.shape} for {len(rows) + len(made)} images; delete it and resume")
-        labels = np.concatenate([np.array([CLASSES.index(row.label) for row in rows]), made])
+        labels = np.concatenate([np.array([classes.index(row.label) for row in rows]), made])
         splits = [row.split for row in rows] + ["Training"] * len(made)
         self.datasets = {
             split: PixelDataset(pixels, labels, np.array([i for i, name in enumerate(splits) if name == split], int))
@@ -237,7 +243,7 @@ class ImageDataModule(L.LightningDataModule):
     def class_counts(self) -> Tensor:
         """Return how many training images each class has, (class_count,) int64."""
         dataset = self.datasets["Training"]
-        return torch.bincount(torch.from_numpy(dataset.labels[dataset.rows]), minlength=len(CLASSES))
+        return torch.bincount(torch.from_numpy(dataset.labels[dataset.rows]), minlength=len(self.classes))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches; the order depends on the seed, the stage and the epoch alone."""

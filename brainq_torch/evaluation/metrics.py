@@ -173,7 +173,8 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
     # A label without images has no shares: its row stays white.
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # A Figure of its own, not pyplot: no global state and no display, whatever the backend.
-    figure = Figure(figsize=(5.6, 5.0), dpi=150, layout="constrained")
+    many = max(len(counts) / 10, 1)
+    figure = Figure(figsize=(5.6 * many, 5.0 * many), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     for (row, column), count in np.ndenumerate(counts):
@@ -182,7 +183,7 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
         colour = "white" if share > 0.5 else "#222222" if count else "#999999"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
     ticks = range(len(metrics.classes))
-    axes.set_xticks(ticks, metrics.classes)
+    axes.set_xticks(ticks, metrics.classes, rotation=90 if len(ticks) > 6 else 0)
     axes.set_yticks(ticks, [f"{name}\n({counts[label].sum()})" for label, name in enumerate(metrics.classes)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("label (images)")

@@ -34,11 +34,11 @@ class ModelOptions:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def build_model(name: str, **arguments: Any) -> nn.Module:
+def build_model(name: str, class_count: int = 4, /, **arguments: Any) -> nn.Module:
     """Build a network by name. Raises ValueError for an unknown name or arguments that it does not take."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; allowed are {sorted(MODELS)}")
     try:
-        return MODELS[name](**arguments)
+        return MODELS[name](class_count=class_count, **arguments)
     except TypeError as error:
         raise ValueError(f"model {name!r} does not take {arguments}: {error}") from error

@@ -11,7 +11,6 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.decoded import Batch, make_generator
 from brainq_torch.training.distill import Distillation
@@ -55,6 +54,7 @@ class Classifier(L.LightningModule):
         model: (N, 1, H, W) float32 -> (N, classes) logits, with a ``classifier`` attribute.
         loss: the loss on the labels; validation always reports plain cross-entropy, so that runs compare.
         distillation: mixes a teacher into the training loss.
+        count: of classes.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Classifier(L.LightningModule):
         loss: CrossEntropy | None = None,
         seed: int = 0,
         distillation: Distillation | None = None,
+        count: int = 4,
     ) -> None:
         super().__init__()
         self.model = model
         self.stage, self.stage_index, self.seed = stage, stage_index, seed
         self.loss_options, self.distillation = loss or CrossEntropy(), distillation
-        count = len(CLASSES)
         self.val_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(count, average="micro")
         self.val_macro_f1 = MulticlassF1Score(count, average="macro")

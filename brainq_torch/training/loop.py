@@ -50,13 +50,19 @@ def check_trainer(options: Namespace) -> None:
 def start_model(config: Namespace) -> nn.Module:
     """Build the network with the weights the run starts from."""
     options: ModelOptions = config.model
-    model = build_model(options.name, **options.arguments)
+    classes = config.data.classes
+    model = build_model(options.name, len(classes), **options.arguments)
     if config.init:
         start = load_run(config.init)
         if (start.model_name, start.model_arguments) != (options.name, options.arguments):
             raise RunError(
                 f"{config.init} holds {start.model_name} {start.model_arguments}, this run trains {options.name} "
                 f"{options.arguments}; name the run's own model in the configuration"
+            )
+        if start.classes != classes:
+            raise RunError(
+                f"{config.init} tells {', '.join(start.classes)} apart, this run {', '.join(classes)}; start from "
+                "published weights (model.pretrained), or map the folders to the same classes with data.class_map"
             )
         model.load_state_dict(start.model.state_dict())
     else:
@@ -71,7 +77,7 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
     done = folder / "done"
     data.stage_index = index
     if not done.exists():
-        module = Classifier(model, stage, index, config.loss, config.seed, config.distillation)
+        module = Classifier(model, stage, index, config.loss, config.seed, config.distillation, len(data.classes))
         trainer = _make_trainer(out, config, index, folder)
         with warnings.catch_warnings():
             # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import Batch, pick_device
@@ -49,6 +49,11 @@ class RunTeacher(Teacher):
         """Load the runs' networks. Raises RunError where one is unfinished, ValueError where its ``fit`` differs."""
         loaded = [load_run(folder) for folder in self.runs]
         for run in loaded:
+            if run.classes != data.classes:
+                raise ValueError(
+                    f"teacher {run.folder} tells {', '.join(run.classes)} apart, the student "
+                    f"{', '.join(data.classes)}; name a teacher of the same classes"
+                )
             if run.pixels.fit != data.pixels.fit:
                 raise ValueError(
                     f"teacher {run.folder} was trained with data.fit {run.pixels.fit}, the student sees "
@@ -78,7 +83,7 @@ class TimmTeacher(Teacher):
                 "a timm teacher needs timm, which is not installed: in the checkout, pip install -e '.[timm]'"
             ) from error
         try:
-            model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(CLASSES))
+            model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(data.classes))
         except Exception as error:  # timm refuses a name in its own way, a network for a single channel in any
             raise ValueError(f"timm does not build {self.name!r} for grey images: {error}") from error
         state = read_weights(Path(self.weights))
@@ -102,6 +107,7 @@ class CachedTeacher(Teacher):
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> CachedLogits:
         """Look up every training image. Raises TeacherLogitsError where one has none, ValueError for features."""
         _refuse_layers(self.file, layers)
+        require_four(data.classes, f"{self.file}, a file of logits,")
         rows = read_manifest(data.out / MANIFEST)
         training = [position for position, row in enumerate(rows) if row.split == "Training"]
         table = torch.full((len(rows), len(CLASSES)), torch.nan)  # NaN: a row not trained on must not be asked for
@@ -127,6 +133,7 @@ class ViewTeacher(Teacher):
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> ViewLogits:
         """Ask the runs' networks what the file lacks. Raises ValueError, and TeacherLogitsError for another's file."""
         _refuse_layers(self.file, layers)
+        require_four(data.classes, f"{self.file}, a file of logits,")
         if not data.views:
             raise ValueError("a ViewTeacher needs training images that come back: give data.views, such as 10")
         teacher = RunTeacher(self.runs).load(data, ())

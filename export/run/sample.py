@@ -29,7 +29,7 @@ class ImageSample:
 
     Attributes:
         pixels: (N, size, size) uint8.
-        labels: (N,) int64, indices into CLASSES.
+        labels: (N,) int64, indices into ``classes``; a phantom's means nothing where these are not the phantoms' four.
         names: Path in the manifest, or the phantom's number.
         splits: The split of each in the run, ``phantom`` for a phantom.
     """
@@ -38,6 +38,7 @@ class ImageSample:
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...]
     splits: tuple[str, ...]
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def own_images(self) -> int:
@@ -50,7 +51,7 @@ class ImageSample:
         return {
             "count": len(self.names),
             "splits": dict(Counter(self.splits)),
-            "per_class": {name: labels[label] for label, name in enumerate(CLASSES)},
+            "per_class": {name: labels[label] for label, name in enumerate(self.classes)},
             "names": list(self.names),
         }
 
@@ -66,6 +67,7 @@ class RunImages:
         problems: What is missing or changed, one readable line each.
         listed: The whole manifest.
         synthetic: The run was trained on phantoms, so that others can stand for them.
+        classes: The run's.
     """
 
     root: Path
@@ -74,21 +76,23 @@ class RunImages:
     problems: tuple[str, ...]
     listed: tuple[ManifestRow, ...] = ()
     synthetic: bool = False
+    classes: tuple[str, ...] = CLASSES
 
     def sample(self, count: int, splits: Sequence[str], seed: int = 0) -> ImageSample:
         """Draw a class-balanced sample (``draw_balanced``). Phantoms fill what the run lacks; the sample says so."""
         chosen = draw_balanced(self.rows, count, splits, seed)
         parts = [load_pixels(manifest_folder(self.root, chosen), self.pixels)] if chosen else []
-        labels = [CLASSES.index(row.label) for row in chosen]
+        labels = [self.classes.index(row.label) for row in chosen]
         names, parts_played = [row.path for row in chosen], [row.split for row in chosen]
         missing = count - len(chosen)
         if missing:
             phantoms, phantom_labels = phantom_images(missing, self.pixels.size, seed)
             parts.append(phantoms)
-            labels += phantom_labels.tolist()
+            labels += (phantom_labels % len(self.classes)).tolist()
             names += [f"phantom {seed}/{number}" for number in range(missing)]
             parts_played += [PHANTOM] * missing
-        return ImageSample(np.concatenate(parts), np.array(labels, np.int64), tuple(names), tuple(parts_played))
+        whole = np.concatenate(parts), np.array(labels, np.int64)
+        return ImageSample(*whole, tuple(names), tuple(parts_played), self.classes)
 
     def calibration(self, count: int) -> ImageSample:
         """Draw training images to choose ranges from, those that ``fit`` draws; all where the run has fewer."""
@@ -124,7 +128,8 @@ def check_run_images(run: Run, root: Path | None = None) -> RunImages:
         root: Where the images are now, None where the run found them.
     """
     root = run.data_root if root is None else root
-    none = RunImages(root, (), run.pixels, (), synthetic=str(run.config["data"]["root"]) == "phantom")
+    phantom = str(run.config["data"]["root"]) == "phantom"
+    none = RunImages(root, (), run.pixels, (), synthetic=phantom, classes=run.classes)
     try:
         listed = tuple(run.manifest())
     except ManifestError as error:

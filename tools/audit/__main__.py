@@ -4,7 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.leakage.groups import SEARCH_PIXELS
 from brainq_torch.data.leakage.near_duplicates import SCAN
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _audit(options: argparse.Namespace) -> int:
     check_targets(options.json, options.groups, options.html)
-    folder = scan_folder(options.data)
+    folder = scan_folder(options.data, labels=Labels(()))
     pixels = load_pixels(folder, SEARCH_PIXELS)
     found = audit(folder, pixels)
     if options.json:
@@ -80,7 +80,7 @@ def write_groups(path: Path, found: Audit) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "split", "label", "group"))
         for record, group in zip(found.folder.records, found.links.groups(SCAN).tolist(), strict=True):
-            writer.writerow((record.path, record.split, CLASSES[record.label], group))
+            writer.writerow((record.path, record.split, found.folder.classes[record.label], group))
 
 
 main = as_main(make_parser, _audit)

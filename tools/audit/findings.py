@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.leakage.candidates import ORIENTATIONS, orient, shrink
 from brainq_torch.data.leakage.check import (
@@ -88,10 +87,15 @@ class Audit:
             lines.append(f"{count} {'picture stands' if count == 1 else 'pictures stand'} under more than one label")
         return lines
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names in label order."""
+        return self.folder.classes
+
     def coloured(self) -> dict[str, int]:
         """Count the images with coloured pixels (arrows, overlays, photographs) of each class that has any."""
-        counts = Counter(CLASSES[self.labels[image]] for image in self.coloured_images())
-        return {name: counts[name] for name in CLASSES if counts[name]}
+        counts = Counter(self.classes[self.labels[image]] for image in self.coloured_images())
+        return {name: counts[name] for name in self.classes if counts[name]}
 
     def coloured_images(self) -> list[int]:
         """Return the positions of the images with coloured pixels."""
@@ -99,9 +103,11 @@ class Audit:
         return [image for image, record in enumerate(self.folder.records) if record.path in paths]
 
     def _coloured_share(self) -> dict[str, float]:
-        sizes = np.bincount(self.labels, minlength=len(CLASSES))
+        sizes = np.bincount(self.labels, minlength=len(self.classes))
         found = self.coloured()
-        return {name: found.get(name, 0) / size for name, size in zip(CLASSES, sizes.tolist(), strict=True) if size}
+        return {
+            name: found.get(name, 0) / size for name, size in zip(self.classes, sizes.tolist(), strict=True) if size
+        }
 
     def duplicates(self) -> dict[str, Any]:
         """Count groups and images at every strength of link."""
@@ -115,7 +121,7 @@ class Audit:
                 "images_in_them": int(sizes[sizes > 1].sum()),
                 "largest_group": int(sizes.max()),
                 "pictures_per_class": {
-                    name: len(np.unique(groups[self.labels == label])) for label, name in enumerate(CLASSES)
+                    name: len(np.unique(groups[self.labels == label])) for label, name in enumerate(self.classes)
                 },
                 "images_with_a_partner": _partners(self.folder, self.labels, groups),
             }
@@ -124,8 +130,8 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """Return the whole audit as plain data."""
         paths = [record.path for record in self.folder.records]
-        counts = Counter((record.split, CLASSES[record.label]) for record in self.folder.records)
-        splits = {split: {name: counts[split, name] for name in CLASSES} for split in self.folder.split_counts()}
+        counts = Counter((record.split, self.classes[record.label]) for record in self.folder.records)
+        splits = {split: {name: counts[split, name] for name in self.classes} for split in self.folder.split_counts()}
         return {
             "verdict": self.verdict(),
             "leaks": self.leaks,
@@ -136,7 +142,7 @@ class Audit:
             "leaked_orientation": {split: self.orientations(split) for split in self.matches},
             "duplicates": self.duplicates(),
             "label_conflicts": [
-                [{"path": paths[image], "label": CLASSES[self.labels[image]]} for image in group]
+                [{"path": paths[image], "label": self.classes[self.labels[image]]} for image in group]
                 for group in self.conflicts
             ],
             "grouped_nearest_neighbour": self.grouped_neighbour,
@@ -167,7 +173,7 @@ class Audit:
         counts = Counter((int(self.labels[match.image]), match.turn) for match in self.matches[split])
         return {
             name: {way: counts[label, turn] for turn, way in enumerate(ORIENTATIONS) if counts[label, turn]}
-            for label, name in enumerate(CLASSES)
+            for label, name in enumerate(self.classes)
         }
 
 
@@ -187,7 +193,7 @@ def audit(folder: ImageFolder, pixels: NDArray[np.uint8]) -> Audit:
         matches,
         _conflicts(labels, links.groups(COPY)),
         _grouped_neighbour(pixels, labels, groups, splits != "Testing"),
-        run_probes(pixels, labels, groups),
+        run_probes(pixels, labels, groups, classes=folder.classes),
     )
 
 

@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.leakage.candidates import ORIENTATIONS, orient
 from brainq_torch.data.leakage.near_duplicates import COPY, SCAN
 from tools.audit.findings import Audit
@@ -37,7 +36,7 @@ def render_page(found: Audit, pixels: NDArray[np.uint8]) -> str:
         found=found,
         name=found.folder.root.resolve().name,
         pictures=_Pictures(found, pixels),
-        classes=list(CLASSES),
+        classes=list(found.classes),
         orientations=list(ORIENTATIONS),
         least_alike=_PAIRS,
         errors=[problem for problem in found.folder.problems if problem.severity == "error"],
@@ -105,7 +104,7 @@ class _Pictures:
 
     def means(self) -> list[Figure]:
         """Return the mean image of each class that has any."""
-        of_class = {name: self.pixels[self.found.labels == label] for label, name in enumerate(CLASSES)}
+        of_class = {name: self.pixels[self.found.labels == label] for label, name in enumerate(self.found.classes)}
         shown = {name: images.mean(axis=0).astype(np.uint8) for name, images in of_class.items() if len(images)}
         return [([image], [f"mean {name}"]) for name, image in shown.items()]
 

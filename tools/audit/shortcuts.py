@@ -1,5 +1,6 @@
 """Asks what gives the class away besides the tumour: a thumbnail, the border, the way up. Linear probes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,11 @@ class Probe:
 
 
 def run_probes(
-    pixels: NDArray[np.uint8], labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int = 0
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    seed: int = 0,
+    classes: Sequence[str] = CLASSES,
 ) -> list[Probe]:
     """Probe thumbnails, border pixels and orientation.
 
@@ -60,11 +65,15 @@ def run_probes(
         ),
         ("way up", "which of 8 ways the view is turned and mirrored", np.eye(len(ORIENTATIONS))[turn]),
     )
-    return [_probe(name, meaning, table, labels, folds) for name, meaning, table in features]
+    return [_probe((name, meaning), table, labels, folds, classes) for name, meaning, table in features]
 
 
 def _probe(
-    name: str, meaning: str, features: NDArray[Any], labels: NDArray[np.int64], folds: list[tuple[Any, Any]]
+    words: tuple[str, str],
+    features: NDArray[Any],
+    labels: NDArray[np.int64],
+    folds: list[tuple[Any, Any]],
+    classes: Sequence[str],
 ) -> Probe:
     guesses = np.empty_like(labels)
     table = features.astype(np.float64)
@@ -73,8 +82,8 @@ def _probe(
         guesses[test] = model.fit(table[train], labels[train]).predict(table[test])
     present = np.unique(labels)
     recalls = recall_score(labels, guesses, labels=present, average=None, zero_division=0.0)
-    recall = {CLASSES[label]: float(value) for label, value in zip(present, recalls, strict=True)}
-    return Probe(name, meaning, float(np.mean(recalls)), recall)
+    recall = {classes[label]: float(value) for label, value in zip(present, recalls, strict=True)}
+    return Probe(*words, float(np.mean(recalls)), recall)
 
 
 def _shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

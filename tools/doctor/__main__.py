@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage, is_sealed
 from brainq_torch.console import name_first
+from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
@@ -267,12 +268,12 @@ def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str |
         )
     if data is None:
         return phantom_images(PROBE_IMAGES, sides[0])[0], "synthetic phantoms"
-    folder = scan_folder(data, verify=False)
+    folder = scan_folder(data, False, Labels(()), complete=False)
     # Evenly over the paths, which are sorted by class.
     chosen = np.linspace(0, len(folder.records) - 1, PROBE_IMAGES).astype(int)
     records = tuple(folder.records[index] for index in dict.fromkeys(chosen.tolist()))
     pixels = metadata.pixels if metadata else PixelSpec(sides[0])
-    return decode_images(type(folder)(folder.root, records, ()), pixels)[1], f"images of {data}"
+    return decode_images(replace(folder, records=records, problems=()), pixels)[1], f"images of {data}"
 
 
 main = as_main(make_parser, _doctor)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from brainq_torch.data.classes import require_four
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Method, Rounding
@@ -70,6 +71,7 @@ def _low_bits(options: argparse.Namespace) -> int:
     run, out = load_run(options.run), Path(options.out)
     if run.quantization is not None:
         raise CommandError(f"{options.run} is quantized already; name the float run that it was started from")
+    require_four(run.classes, "tools.low_bits")
     out.mkdir(parents=True, exist_ok=True)
     split, folder = choose_images(Path(options.data), options.split)
     if options.images is not None:

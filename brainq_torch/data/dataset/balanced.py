@@ -5,8 +5,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.dataset.manifest import ManifestRow
+from brainq_torch.data.dataset.manifest import ManifestRow, class_names
 
 CALIBRATION_IMAGES = 128
 """Training images that ranges are chosen from if not told otherwise, 32 of each class."""
@@ -28,7 +27,7 @@ def draw_balanced(
     """
     generator = np.random.default_rng(seed)
     queues: list[list[ManifestRow]] = []
-    for name in CLASSES:
+    for name in class_names(rows):
         members = [[row for row in rows if row.label == name and row.split == split] for split in splits]
         queues.append([part[place] for part in members for place in generator.permutation(len(part))])
     return take_in_turn(queues, count)

@@ -1,14 +1,13 @@
 """Walks a data folder: decides which layout it has, and names every file and folder that does not fit."""
 
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainq_torch.console import name_first
-from brainq_torch.data.classes import CLASSES, Labels, split_of_folder
-from brainq_torch.data.dataset.layouts import require_folder
+from brainq_torch.data.classes import CLASSES, Labels, check_name, split_of_folder
+from brainq_torch.data.dataset.layouts import is_folder, require_folder
 from brainq_torch.data.dataset.left_out import why_left_out
 from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
@@ -31,6 +30,7 @@ class FolderWalk:
         fatal: why the folder cannot be used at all.
         expected: the (split, class) pairs that must have an image.
         found: the classes; a record's label is an index into them.
+        folders: names of class folders.
     """
 
     root: Path
@@ -40,6 +40,7 @@ class FolderWalk:
     fatal: list[str] = field(default_factory=list)
     expected: list[tuple[str, str]] = field(default_factory=list)
     found: list[str] = field(init=False)
+    folders: set[str] = field(default_factory=set)
     _entered: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,13 +64,12 @@ class FolderWalk:
         elif classes:
             self._read_classes(self.root, folders, "all")
             self.expected.extend(("all", name) for name in self.found)
-        elif self._read_figshare(folders, files):
-            pass
-        elif self.labels.auto and folders and not self._find_inner(folders):
-            self._read_classes(self.root, folders, "all")
-            self.expected.extend(("all", name) for name in self.found)
-        else:
-            self.fatal.append(self._why_no_layout(folders, files))
+        elif not self._read_figshare(folders, files):
+            if self.labels.auto and folders and not self._find_inner(folders):
+                self._read_classes(self.root, folders, "all")
+                self.expected.extend(("all", name) for name in self.found)
+            else:
+                self.fatal.append(self._why_no_layout(folders, files))
         self._name_strays(self.root, files)
 
     def name_problem(self, path: Path, what: str, remedy: str, severity: Severity) -> None:
@@ -88,12 +88,13 @@ class FolderWalk:
             self._read_classes(self.root / name, inner, split)
             self._name_strays(self.root / name, files)
         needed = first.keys() & {"Training"} if self.labels.auto else first
-        self.expected.extend((split, name) for split in needed for name in self.found)
+        self.expected += [(split, name) for split in needed for name in self.found]
 
     def _read_classes(self, parent: Path, folders: Sequence[str], split: str) -> None:
         first: dict[str, str] = {}
         for name in folders:
-            class_name = self.labels.of_folder(name) or self._name_class(name)
+            class_name = self.class_of(name)
+            self.folders.add(name)
             if class_name is None:
                 self._refuse_folder(parent / name, f"no class ({', '.join(self.labels.names)})")
                 continue
@@ -102,11 +103,17 @@ class FolderWalk:
             self._read_images(parent / name, class_name, split)
             self._warn_of_nested(parent / name, class_name, self.records[before:])
 
-    def _name_class(self, folder: str) -> str | None:
-        """Return the class that a folder of no known name is, as another of that name but for case and dashes is."""
-        if not self.labels.auto or folder.lower() in _MASK_FOLDERS:
-            return None
-        return Labels(tuple(self.found)).of_folder(folder) or folder
+    def class_of(self, folder: str) -> str | None:
+        """Return the class that a folder's name means, by itself where classes are those that are there."""
+        known = self.labels.of_folder(folder)
+        if known or not self.labels.auto or folder.lower() in _MASK_FOLDERS:
+            return known
+        check_name(folder)
+        return (Labels(tuple(self.found)).of_folder(folder) if self.found else None) or folder
+
+    def has_class_folder(self, folder: str) -> bool:
+        """Tell whether a class folder has that name, but for case and dashes."""
+        return any(Labels((folder,)).of_folder(name) for name in self.folders)
 
     def _label(self, class_name: str) -> int:
         if class_name not in self.found:
@@ -118,7 +125,7 @@ class FolderWalk:
         folders, files = self._list(folder)
         for name in files:
             if self._is_image(folder / name):
-                self._add(folder / name, class_name, split)
+                self.add(folder / name, class_name, split)
         for name in folders:
             if self._means_something_else(name, class_name):
                 what = f"folder inside {class_name} whose name means something else, not read"
@@ -126,7 +133,7 @@ class FolderWalk:
                 continue
             self._read_images(folder / name, class_name, split)
 
-    def _add(self, path: Path, class_name: str, split: str) -> None:
+    def add(self, path: Path, class_name: str, split: str) -> None:
         """Add an image of a class folder, with the patient where its file names one; refuse one of another class."""
         origin = Origin() if path.suffix.lower() in PICTURE_SUFFIXES else self._read_origin(path)
         if origin is None:
@@ -205,7 +212,7 @@ class FolderWalk:
             self.name_problem(folder, what, "give permission to read it (chmod +rx)", "error")
             return [], []
         kept = [name for name in names if self._is_readable_name(folder / name)]
-        folders = [name for name in kept if _is_folder(folder / name)]
+        folders = [name for name in kept if is_folder(folder / name)]
         files = [name for name in kept if name not in set(folders)]
         return [name for name in folders if not self._is_hidden(folder / name)], files
 
@@ -286,10 +293,3 @@ class FolderWalk:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except OSError:  # a link to nothing, or to itself, is named when it is read as a file
-        return False

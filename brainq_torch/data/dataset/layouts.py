@@ -10,6 +10,7 @@ _LAYOUTS = """Allowed layouts, where {{class}} is {}:
   DIR/Training/{{class}}/*.jpg and DIR/Testing/{{class}}/*.jpg
   DIR/train/{{class}}/*.jpg, DIR/val/{{class}}/*.jpg and DIR/test/{{class}}/*.jpg
   DIR/{{class}}/*.jpg
+  DIR/labels.csv with the columns path and label, and where they are known group and split
   DIR/*.mat or DIR/*/*.mat of the figshare brain tumour data set, whose files name their class"""
 
 
@@ -29,3 +30,11 @@ def require_folder(root: Path, labels: Labels) -> None:
         raise DataFolderError(f"{root} cannot be opened ({error.strerror}).\n{layouts}") from error
     if not stat.S_ISDIR(mode):
         raise DataFolderError(f"{root} is a file, not a folder; name the folder of the data set.\n{layouts}")
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, or a link to one."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:  # a link to nothing, or to itself, is named when it is read as a file
+        return False

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from brainq_torch.data.classes import Labels
+from brainq_torch.console import name_first
+from brainq_torch.data.classes import Labels, check_count
 from brainq_torch.data.dataset.folder_scan import FolderWalk
+from brainq_torch.data.dataset.label_table import find_table, read_label_table
 from brainq_torch.data.dataset.layouts import describe_layouts
 from brainq_torch.data.dataset.patients import join_patients
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
@@ -35,8 +37,8 @@ def scan_folder(
 
     Args:
         root: DIR/{Training,Testing}/{class}, DIR/{train,val,test}/{class} or DIR/{class}, whatever names mean these
-            (``classes.py``); a split's own folder is a DIR/{class}. Or the figshare data set's .mat files, flat, whose
-            patient becomes the record's group, as a DICOM file's does.
+            (``classes.py``); a split's own folder is a DIR/{class}. Or a DIR/labels.csv. Or the figshare data set's
+            .mat files, flat, whose patient becomes the record's group, as a DICOM file's does.
         verify: decode every image, so that those that cannot be read are named in ``problems`` and left out of
             ``records``. Without it files are only listed, and ``load_pixels`` is the one to meet them.
         labels: which classes there are, and what a folder's name means.
@@ -46,8 +48,7 @@ def scan_folder(
         DataFolderError: No layout fits, a class of a split has no readable image, or a folder means neither class nor
             split; the message is the whole report.
     """
-    walk = FolderWalk(Path(root), labels)
-    walk.read()
+    walk = _walk(Path(root), labels)
     records = sorted(walk.records, key=lambda record: os.fsencode(record.path))
     records, ignored = join_patients(records)
     for what in ignored:
@@ -55,6 +56,7 @@ def scan_folder(
     if verify:
         records = _verify(walk, records)
     if complete:
+        _check_classes(walk)
         walk.fatal.extend(_missing_classes(walk, records))
     classes = tuple(sorted(walk.found)) if labels.auto else labels.names
     records = [replace(record, label=classes.index(walk.found[record.label])) for record in records]
@@ -62,6 +64,15 @@ def scan_folder(
     if walk.fatal:
         raise DataFolderError("\n".join([*walk.fatal, folder.report(), describe_layouts(labels)]))
     return folder
+
+
+def _walk(root: Path, labels: Labels) -> FolderWalk:
+    walk, table = FolderWalk(root, labels), find_table(root)
+    if table:
+        read_label_table(walk, table)
+    else:
+        walk.read()
+    return walk
 
 
 def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]:
@@ -104,6 +115,16 @@ def _verify(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[ImageRecor
         readable.append(record)
         walk.problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in outcome)
     return readable
+
+
+def _check_classes(walk: FolderWalk) -> None:
+    """Refuse what no network can be trained on: a map from folders that are not there, one class alone, too many."""
+    nowhere = [folder for folder, _ in walk.labels.folders if not walk.has_class_folder(folder)]
+    if nowhere and not walk.fatal:
+        there = name_first(sorted(walk.folders))
+        raise DataFolderError(f"data.class_map names {nowhere[0]}, no class folder of {walk.root}; there are: {there}")
+    if walk.labels.auto and not walk.fatal:
+        check_count(walk.found, str(walk.root))
 
 
 def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[str]:

@@ -34,7 +34,9 @@ class ManifestRow:
     sha256: str
 
 
-def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> NDArray[np.bool_]:
+def stratified_split(
+    labels: Sequence[int], fraction: float, seed: int, classes: Sequence[str] = CLASSES
+) -> NDArray[np.bool_]:
     """Choose validation images, the same share of every class: (N,) bool, True for validation.
 
     Raises:
@@ -42,8 +44,8 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> NDArr
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
-    counts = np.bincount(labels, minlength=len(CLASSES))
-    small = [CLASSES[label] for label, count in enumerate(counts) if 0 < count < 2]
+    counts = np.bincount(labels, minlength=len(classes))
+    small = [classes[label] for label, count in enumerate(counts) if 0 < count < 2]
     if small:
         raise ValueError(f"class {', '.join(small)} has a single training image; two are needed to split it")
     positions = np.arange(len(labels))
@@ -74,12 +76,12 @@ def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] 
     return assigned
 
 
-def make_manifest(root: Path, records: Sequence[ImageRecord]) -> list[ManifestRow]:
+def make_manifest(root: Path, records: Sequence[ImageRecord], classes: Sequence[str] = CLASSES) -> list[ManifestRow]:
     """Hash every record's file, in order. Raises OSError when one has gone."""
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda record: hash_file(root / record.path), records))
     return [
-        ManifestRow(record.path, CLASSES[record.label], record.split, record.group, sha256)
+        ManifestRow(record.path, classes[record.label], record.split, record.group, sha256)
         for record, sha256 in zip(records, hashes, strict=True)
     ]
 
@@ -96,18 +98,14 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     """Read ``manifest.csv``.
 
     Raises:
-        ManifestError: It is missing, or its columns or labels are not ours.
+        ManifestError: It is missing, or its columns are not ours.
     """
     if not path.is_file():
         raise ManifestError(f"{path} is missing; a run folder made by brainq_torch.fit has one")
     columns, lines = read_table(path, ManifestError)
     if tuple(columns) != MANIFEST_COLUMNS:
         raise ManifestError(f"{path} has columns {columns}; expected {list(MANIFEST_COLUMNS)}")
-    rows = [ManifestRow(**line) for line in lines]
-    unknown = sorted({row.label for row in rows} - set(CLASSES))
-    if unknown:
-        raise ManifestError(f"{path} names unknown classes {unknown}; allowed are {list(CLASSES)}")
-    return rows
+    return [ManifestRow(**line) for line in lines]
 
 
 def number_groups(rows: Sequence[ManifestRow]) -> NDArray[np.int64]:
@@ -116,7 +114,7 @@ def number_groups(rows: Sequence[ManifestRow]) -> NDArray[np.int64]:
 
 
 def class_names(rows: Sequence[ManifestRow]) -> tuple[str, ...]:
-    """Return the classes of a whole manifest in label order, which is alphabetical."""
+    """Return the classes of a run's whole manifest in label order, which is alphabetical."""
     return tuple(sorted({row.label for row in rows}))
 
 

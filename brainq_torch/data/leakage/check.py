@@ -1,6 +1,7 @@
 """Keeps accuracy honest: groups that may not be divided, a split that respects them, how far a test set leaks."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ def share_group(
 
 
 def grouped_split(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    classes: Sequence[str] = CLASSES,
 ) -> NDArray[np.bool_]:
     """Choose validation images, (N,) bool: no group on both sides, and of every class its share as far as groups allow.
 
@@ -42,10 +47,10 @@ def grouped_split(
             f"there are {len(labels)} labels and {len(groups)} groups; there must be one of each per image"
         )
     _, member = np.unique(groups, return_inverse=True)
-    table = np.zeros((member.max() + 1, max(len(CLASSES), int(labels.max()) + 1)))
+    table = np.zeros((member.max() + 1, max(len(classes), int(labels.max()) + 1)))
     np.add.at(table, (member, labels), 1)
     chosen = _choose_groups(table, fraction * table.sum(axis=0), np.random.default_rng(seed))
-    _check_both_sides(table, chosen)
+    _check_both_sides(table, chosen, classes)
     return np.asarray(chosen[member])
 
 
@@ -74,11 +79,11 @@ def _choose_groups(
     return chosen
 
 
-def _check_both_sides(table: NDArray[np.float64], chosen: NDArray[np.bool_]) -> None:
+def _check_both_sides(table: NDArray[np.float64], chosen: NDArray[np.bool_], classes: Sequence[str]) -> None:
     one_sided = (table.sum(axis=0) > 0) & ((table[chosen].sum(axis=0) == 0) | (table[~chosen].sum(axis=0) == 0))
     if one_sided.any():
         label = int(np.flatnonzero(one_sided)[0])
-        name = CLASSES[label] if label < len(CLASSES) else str(label)
+        name = classes[label] if label < len(classes) else str(label)
         raise ValueError(
             f"the {int(table[:, label].sum())} images of class {name} form {np.count_nonzero(table[:, label])} "
             "group(s) of near-identical images, which cannot be divided between training and validation: add images "

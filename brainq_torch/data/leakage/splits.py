@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.console import name_first
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestError,
@@ -22,7 +21,7 @@ from brainq_torch.data.dataset.manifest import (
     stratified_split,
     verify_manifest,
 )
-from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
+from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord
 from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_split
 from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups
 
@@ -59,25 +58,26 @@ class SplitPlan:
         records = name_groups(folder.records, self.groups, self.group_pattern)
         pixels, found = _find_groups(folder, records, kept)
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
-        records = assign_splits(records, self._choose(records))
-        return RunSplits(make_manifest(folder.root, records), _report_leaks(pixels, records, found))
+        records = assign_splits(records, self._choose(records, folder.classes))
+        _check_each_class(folder, records)
+        return RunSplits(make_manifest(folder.root, records, folder.classes), _report_leaks(pixels, records, found))
 
-    def _choose(self, records: Sequence[ImageRecord]) -> NDArray[np.bool_] | None:
+    def _choose(self, records: Sequence[ImageRecord], classes: Sequence[str]) -> NDArray[np.bool_] | None:
         """Return the validation images among the records other than Testing, None where the folder has its own."""
         if any(record.split == "val" for record in records):
             return None
         usable = [record for record in records if record.split != "Testing"]
         labels = np.array([record.label for record in usable])
         if self.split == "stratified":
-            return stratified_split(labels.tolist(), self.fraction, self.seed)
+            return stratified_split(labels.tolist(), self.fraction, self.seed, classes)
         groups = np.unique([record.group for record in usable], return_inverse=True)[1]
-        return grouped_split(labels, groups, self.fraction, self.seed)
+        return grouped_split(labels, groups, self.fraction, self.seed, classes)
 
 
 def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> RunSplits:
     """Take over the splits and groups of another manifest; images that it does not list are left out."""
     rows = read_manifest(manifest)
-    _check_splits(manifest, rows)
+    _check_splits(manifest, rows, folder.classes)
     verify_manifest(folder.root, rows)
     _check_labels(folder, manifest, rows)
     unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
@@ -94,7 +94,7 @@ def check_rows(root: Path, rows: Sequence[ManifestRow], kept: Path | None = None
     return RunSplits(rows, _report_leaks(pixels, listed.records, found))
 
 
-def _check_splits(manifest: Path, rows: Sequence[ManifestRow]) -> None:
+def _check_splits(manifest: Path, rows: Sequence[ManifestRow], classes: Sequence[str]) -> None:
     counts = Counter(row.split for row in rows)
     unknown = sorted(counts.keys() - set(SPLITS))
     if unknown:
@@ -104,7 +104,7 @@ def _check_splits(manifest: Path, rows: Sequence[ManifestRow]) -> None:
         raise ManifestError(
             f"{manifest} has no images of split {empty[0]}; a run needs some to train and to validate on"
         )
-    untrained = sorted(set(CLASSES) - {row.label for row in rows if row.split == "Training"})
+    untrained = sorted(set(classes) - {row.label for row in rows if row.split == "Training"})
     if untrained:
         raise ManifestError(f"{manifest} has no Training image of {', '.join(untrained)}; each class needs some")
     twice = [path for path, count in Counter(row.path for row in rows).items() if count > 1]
@@ -114,8 +114,30 @@ def _check_splits(manifest: Path, rows: Sequence[ManifestRow]) -> None:
         )
 
 
+def _check_each_class(folder: ImageFolder, records: Sequence[ImageRecord]) -> None:
+    """Raise DataFolderError where a class has no training image; say where it has none to validate on."""
+    lacking = {
+        split: [
+            name
+            for label, name in enumerate(folder.classes)
+            if not any(record.label == label and record.split == split for record in records)
+        ]
+        for split in ("Training", "val")
+    }
+    if lacking["Training"]:
+        raise DataFolderError(
+            f"{folder.root} has no training image of {', '.join(lacking['Training'])}; add some, or leave it out of "
+            "the data and of data.classes"
+        )
+    if lacking["val"]:
+        print(
+            f"warning: no validation image of {', '.join(lacking['val'])}: its recall is unknown",
+            flush=True,
+        )
+
+
 def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRow]) -> None:
-    labels = {record.path: CLASSES[record.label] for record in folder.records}
+    labels = {record.path: folder.classes[record.label] for record in folder.records}
     wrong = [
         f"{row.path} ({row.label}, in the folder {labels[row.path]})"
         for row in rows

@@ -53,7 +53,7 @@ def make_batch(count=4):
 
 @pytest.fixture
 def data(tmp_path):
-    return SimpleNamespace(pixels=PixelSpec(SIZE), out=tmp_path)
+    return SimpleNamespace(pixels=PixelSpec(SIZE), out=tmp_path, classes=CLASSES)
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_missing_teacher_is_one_line(tmp_path, capsys):
 def test_a_run_at_another_size_sees_the_students_images_resized(tmp_path, data):
     models = [write_run(tmp_path / name, seed) for seed, name in enumerate("ab")]
     images = make_batch(16).images.view(4, 1, 2 * SIZE, 2 * SIZE)
-    student = SimpleNamespace(pixels=PixelSpec(2 * SIZE), out=tmp_path)
+    student = SimpleNamespace(pixels=PixelSpec(2 * SIZE), out=tmp_path, classes=CLASSES)
     outputs = RunTeacher([str(tmp_path / "a"), str(tmp_path / "b")]).load(student, [])(
         make_batch()._replace(images=images)
     )
@@ -187,7 +187,7 @@ def test_a_run_at_another_size_sees_the_students_images_resized(tmp_path, data):
 
 def test_run_on_images_cut_out_otherwise_is_refused(tmp_path):
     write_run(tmp_path / "teacher", 0)
-    other = SimpleNamespace(pixels=PixelSpec(SIZE, "head"), out=tmp_path)
+    other = SimpleNamespace(pixels=PixelSpec(SIZE, "head"), out=tmp_path, classes=CLASSES)
     with pytest.raises(ValueError, match=r"data.fit stretch.*student sees head.*cached logits"):
         RunTeacher([str(tmp_path / "teacher")]).load(other, [])
     with pytest.raises(RunError, match="no folder"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, ClassError, Labels
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem
 from brainq_torch.data.pixels import PixelSpec
@@ -403,3 +403,92 @@ def test_the_real_data_set():
         "1311 images",
         "  Testing: 1311 (glioma 300, meningioma 306, notumor 405, pituitary 300)",
     ]
+
+
+AUTO = Labels(())
+
+
+def test_the_class_folders_that_are_there_are_the_classes(tmp_path):
+    write_classes(tmp_path / "train", names=("LGG", "HGG", "No Tumor"))
+    write_classes(tmp_path / "test", names=("lgg", "HGG"))
+    folder = scan_folder(tmp_path, labels=AUTO)
+    assert folder.classes == ("HGG", "lgg", "notumor")
+    assert {(record.path.split("/")[1], folder.classes[record.label]) for record in folder.records} == {
+        ("LGG", "lgg"), ("lgg", "lgg"), ("HGG", "HGG"), ("No Tumor", "notumor"),
+    }  # fmt: skip
+    with pytest.raises(DataFolderError, match="unknown folder, its name means no class"):
+        scan_folder(tmp_path)
+
+
+def test_a_folder_may_mean_another_class(tmp_path):
+    write_classes(tmp_path, names=("HGG", "LGG", "Healthy"))
+    folder = scan_folder(tmp_path, labels=Labels((), (("HGG", "glioma"), ("LGG", "glioma"))))
+    assert folder.classes == ("glioma", "notumor")
+    assert [record.label for record in folder.records] == [0, 0, 1, 1, 0, 0]
+    with pytest.raises(
+        DataFolderError, match=r"class_map names yes, no class folder of .*; there are: HGG, Healthy, LGG"
+    ):
+        scan_folder(tmp_path, labels=Labels((), (("yes", "tumour"),)))
+
+
+def test_a_class_of_the_test_set_alone_is_refused_and_masks_are_none(tmp_path):
+    write_classes(tmp_path / "train", names=("a", "b"))
+    write_classes(tmp_path / "test", names=("a", "c"))
+    with pytest.raises(DataFolderError, match="split Training: class c is missing"):
+        scan_folder(tmp_path, labels=AUTO)
+    assert scan_folder(tmp_path, labels=AUTO, complete=False).classes == ("a", "b", "c")
+    (tmp_path / "test" / "c").rename(tmp_path / "test" / "masks")
+    with pytest.raises(DataFolderError, match="unknown folder"):
+        scan_folder(tmp_path, labels=AUTO)
+
+
+def test_one_class_is_none_and_a_wrapping_folder_is_no_class(tmp_path):
+    write_classes(tmp_path / "set" / "all", names=("a", "b"))
+    write_classes(tmp_path / "wrapped" / "inner", names=("glioma", "notumor"))
+    with pytest.raises(ClassError, match=r"has 1 classes \(all\); 2 to 100 are needed"):
+        scan_folder(tmp_path / "set", labels=AUTO)
+    with pytest.raises(DataFolderError, match=r"holds no class folders, but .*inner does; name that one"):
+        scan_folder(tmp_path / "wrapped", labels=AUTO)
+
+
+def write_table(root, text):
+    for index in range(4):
+        write_image(root / "pictures" / f"{index}.png", 40 * index)
+    (root / "labels.csv").write_text(text)
+    return root
+
+
+def test_a_table_of_labels_is_a_data_set(tmp_path):
+    rows = "0.png,HGG,anna,\npictures/1.png,no tumor,,train\npictures/2.png,hgg,bert,test\npictures/3.png,HGG,,"
+    folder = scan_folder(write_table(tmp_path, f"path,label,group,split\npictures/{rows}\n"), labels=AUTO)
+    assert folder.classes == ("HGG", "notumor")
+    assert folder.records == (
+        ImageRecord("pictures/0.png", 0, "Training", "anna"),
+        ImageRecord("pictures/1.png", 1, "Training", ""),
+        ImageRecord("pictures/2.png", 0, "Testing", "bert"),
+        ImageRecord("pictures/3.png", 0, "Training", ""),
+    )
+    write_table(tmp_path, "path,label\npictures/0.png,a\npictures/1.png,b\npictures/9.png,a\n")
+    folder = scan_folder(tmp_path, labels=AUTO)
+    assert folder.split_counts() == {"all": 2}
+    assert problem_of(folder, "pictures/9.png").what == "is listed and not there, left out"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,note\npictures/0.png,a,x\n", "has columns"),
+        ("path,label\n../0.png,a\n", "stays in it; not so: ../0.png"),
+        ("path,label\npictures/0.png,a\npictures/0.png,b\n", "lists 1 images more than once"),
+        ("path,label,split\npictures/0.png,a,soon\n", "has the split 'soon'; allowed are Training, val, Testing"),
+    ],
+)
+def test_a_wrong_table_is_one_line(tmp_path, text, message):
+    with pytest.raises(DataFolderError, match=message) as caught:
+        scan_folder(write_table(tmp_path, text), labels=AUTO)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_outside_the_list_is_named(tmp_path):
+    with pytest.raises(DataFolderError, match=r"pictures/0.png is 'cyst'; need glioma, .* or a name that means one"):
+        scan_folder(write_table(tmp_path, "path,label\npictures/0.png,cyst\n"))

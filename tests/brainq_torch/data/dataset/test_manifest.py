@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import (
     ManifestError,
+    ManifestRow,
     assign_splits,
     make_manifest,
     manifest_folder,
@@ -76,7 +78,6 @@ def test_changed_and_missing_images_are_named(tmp_path):
     ("text", "match"),
     [
         ("path,label\n", "has columns"),
-        ("path,label,split,group,sha256\na,cyst,val,,0\n", "unknown classes.*cyst"),
         ("path,label,split,group,sha256\na,glioma,val,,0,9\n", "too many"),
     ],
 )
@@ -84,6 +85,13 @@ def test_damaged_manifests_are_refused(tmp_path, text, match):
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(ManifestError, match=match):
         read_manifest(tmp_path / "manifest.csv")
+
+
+def test_labels_that_mean_no_class_of_a_question_are_refused(tmp_path):
+    rows = [ManifestRow("a", "cyst", "val", "", "0"), ManifestRow("b", "glioma", "val", "", "0")]
+    assert manifest_folder(tmp_path, rows).classes == ("cyst", "glioma")
+    with pytest.raises(ManifestError, match=r"unknown classes \['cyst'\]; allowed are \['glioma'"):
+        manifest_folder(tmp_path, rows, labels=Labels())
 
 
 def test_missing_manifest_is_named(tmp_path):
