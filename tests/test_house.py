@@ -31,7 +31,6 @@ ONLY_IN = {
 """What opens a model, replaces a file or writes HTML, and the files in which that is done."""
 
 EXCEPTIONS: dict[str, set[str]] = {
-    "wide_functions": {"export/graph/qdq_onnx.py:dequantize_per_channel"},
     "long_files": {"export/run/runners.py"},
     "hidden_imports": {"export/run/runners.py"},
 }

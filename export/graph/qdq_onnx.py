@@ -158,9 +158,7 @@ def _translations() -> dict[Any, Any]:
     onnxscript = import_extra("onnxscript")
     opset = onnxscript.opset18
 
-    def dequantize_per_channel(
-        steps: Any, scale: Any, zero_point: Any, axis: int, lowest: int, highest: int, dtype: int, out_dtype: int = -1
-    ) -> Any:
+    def dequantize_per_channel(steps: Any, scale: Any, zero_point: Any, axis: int, *limits_and_types: Any) -> Any:
         return opset.DequantizeLinear(steps, scale, zero_point, axis=axis)
 
     return {_OPS.dequantize_per_channel.default: dequantize_per_channel}
