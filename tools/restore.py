@@ -163,7 +163,7 @@ def _restore(file: Path, text: str, config: Any) -> int:
         raise CommandError(f"{file} is for {metadata.pixels}, the configuration says {data.pixels}")
     folded = read_folded(file)
     with atomic_folder(out) as partial:
-        data.out = partial
+        data.place(partial)
         _fill(partial, file, folded, data, options)
         (partial / CONFIG).write_text(text, encoding="utf-8")
     print(f"wrote {out}")

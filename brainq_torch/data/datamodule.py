@@ -98,7 +98,7 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"data.views is {views}; allowed are 0 (fresh changes in every epoch) and more")
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
-        self.out, self.seed, self.root, self.manifest = Path(out), seed, root, manifest
+        self.seed, self.root, self.manifest = seed, root, manifest
         self.labels, self.pixels = read_labels(classes, class_map), PixelSpec(size, fit)
         if root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
@@ -106,11 +106,14 @@ class ImageDataModule(L.LightningDataModule):
         self.batch_size, self.workers = batch_size, workers
         self.augmentation, self.phantoms_per_class = augmentation, phantoms_per_class
         self.style, self.views, self.counterfactual = style, views, counterfactual
-        self.stage_index = 0
-        self._leakage, self._search = self.out / LEAKAGE, self.out / SEARCH
-        self._made_labels = self.out / "made_labels.npy"
+        self.place(Path(out))
+
+    def place(self, out: Path) -> None:
+        """Say in which folder everything is written."""
+        self.out, self.stage_index = out, 0
+        self._leakage, self._search, self._made_labels = out / LEAKAGE, out / SEARCH, out / "made_labels.npy"
         # (views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one.
-        self._views = self.out / "views.npy"
+        self._views = out / "views.npy"
 
     @property
     def folder(self) -> Path:
