@@ -8,18 +8,19 @@ from tools.study_schema import ENGINES, Omission
 
 
 def find_gaps(study: Study, statistics: dict[str, RowStatistics]) -> list[Omission]:
-    """Return everything that the report shows as NOT DONE, in the order of the table."""
-    gaps: list[Omission] = []
+    """Return everything that the report shows as NOT DONE, in the order of the table; once where rows share it."""
+    gaps: dict[Omission, list[str]] = {}
     for row in study.rows:
         if not isinstance(row, MeasuredRow):
-            gaps.append(Omission(row.name, row.reason, "; ".join(row.commands)))
+            gaps.setdefault(Omission("", row.reason, "; ".join(row.commands)), []).append(row.name)
             continue
         told = {omission.what for omission in row.omitted}
         found = [*_of_measurement(row), *_of_splits(row, statistics[row.id]), *_of_comparison(study, row)]
         # What the row says itself comes first; "latency" stands for that of every engine.
         for gap in (*row.omitted, *(gap for gap in found if gap.what.split(" in ")[0] not in told)):
-            gaps.append(Omission(f"{row.name}: {gap.what}", gap.reason, gap.command))
-    return [*gaps, *_of_study(study)]
+            gaps.setdefault(gap, []).append(row.name)
+    named = [(", ".join(rows) + f": {gap.what}" * bool(gap.what), gap) for gap, rows in gaps.items()]
+    return [*(Omission(what, gap.reason, gap.command) for what, gap in named), *_of_study(study)]
 
 
 def _of_study(study: Study) -> Iterator[Omission]:

@@ -17,7 +17,7 @@ from tools.study_schema import ENGINES
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
 SECTIONS = {
-    "pipeline": "The pipeline",
+    "summary": "In short",
     "data": "The data",
     "table": "The table",
     "verdicts": "As good as float?",
@@ -26,6 +26,7 @@ SECTIONS = {
     "errors": "Are the same images wrong?",
     "reliability": "Can the probability be believed?",
     "gradcam": "Where the model looks",
+    "pipeline": "The pipeline",
     "not-done": "What was not done",
     "sources": "Where the numbers come from",
 }
