@@ -148,9 +148,8 @@ def fit_threshold(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> 
 
     It is at least ``LEAST_CONFIDENCE``, but ``LEAST_COVERAGE`` of the images are answered in any case.
     """
-    order = np.argsort(-confidence, kind="stable")
-    ranked = confidence[order]
-    accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    accuracy = cover(confidence, right)[1]
+    ranked = -np.sort(-confidence)
     last_of_value = np.append(ranked[:-1] > ranked[1:], True)  # equal confidences are answered together
     reached = np.flatnonzero((accuracy >= TARGET_ACCURACY) & last_of_value)
     wanted = max(ranked[reached[-1]] if len(reached) else 1.0, LEAST_CONFIDENCE)

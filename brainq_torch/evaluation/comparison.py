@@ -1,6 +1,6 @@
 """Two models on the same images, paired: who is right where, which images change class, and what that can be chance of.
 
-The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
+The values come from scikit-learn and SciPy; this file arranges them and resamples their differences.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,15 +13,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.evaluation.metrics import (
-    ABSENT,
-    SAMPLEWISE,
-    Interval,
-    check_predictions,
-    load_torchmetrics,
-    percentile_interval,
-    resample_rows,
-)
+from brainq_torch.evaluation.metrics import Interval, check_predictions, percentile_interval, resample_rows
 
 
 @dataclass(frozen=True)
@@ -38,8 +30,13 @@ class Flip:
 class Comparison:
     """Model B measured against model A on the same ``n`` images; differences are B minus A.
 
-    Only one right: McNemar's discordant counts, with his exact two-sided p. Lost: A was right; gained: B is. Ties:
-    images whose largest logit is shared by two classes; the lower label wins, as in argmax.
+    Attributes:
+        agreement: share of images to which both give one class.
+        accuracy_difference_interval: of a paired bootstrap, 95 %.
+        only_a_right: the first of McNemar's discordant counts; ``mcnemar_p`` is his exact two-sided p.
+        flips_by_class: per label, the images whose class changed; of these lost: A was right, gained: B is.
+        recall_difference: per class, with the ends of its interval; None where the class has no images.
+        ties_a: images whose largest logit is shared by two classes; the lower label wins, as in argmax.
     """
 
     n: int
@@ -70,7 +67,11 @@ def compare_predictions(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare model B with model A on the same images: logits (N, C), labels (N,) in [0, C). Raises ValueError."""
+    """Compare model B with model A: logits (N, C), row i of both is image i, and labels (N,) in [0, C).
+
+    Raises:
+        ValueError: the input is empty, not finite or mis-shaped.
+    """
     (scores_a, truth), (scores_b, _) = (check_predictions(each, labels, classes) for each in (logits_a, logits_b))
     a, b = scores_a.argmax(1), scores_b.argmax(1)
     accuracy_interval, recall_intervals = _difference_intervals(a, b, truth, len(classes), resamples, seed)
@@ -127,22 +128,15 @@ def _difference_intervals(
     a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: int, resamples: int, seed: int
 ) -> tuple[Interval, list[Interval]]:
     """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
-    overall, by_class = [], []
-    score, target = load_torchmetrics(), torch.from_numpy(truth)
+    gain = torch.from_numpy((b == truth).astype(np.float64) - (a == truth))  # 1 where B alone is right, -1 where A is
+    members = [torch.from_numpy(truth == label).double() for label in range(classes)]
+    drawn = []
     for rows in resample_rows(len(truth), resamples, seed):
-        of_a, of_b = (
-            {"preds": torch.from_numpy(p)[rows], "target": target[rows], "num_classes": classes, **SAMPLEWISE}
-            for p in (a, b)
-        )
-        overall.append(
-            score.multiclass_accuracy(**of_b, average="micro") - score.multiclass_accuracy(**of_a, average="micro")
-        )
-        by_class.append(
-            score.multiclass_recall(**of_b, average="none", zero_division=ABSENT)
-            - score.multiclass_recall(**of_a, average="none", zero_division=ABSENT)
-        )
-    accuracy, recall = (torch.cat(differences).double().numpy() for differences in (overall, by_class))
-    return percentile_interval(accuracy), [percentile_interval(column) for column in recall.T]
+        gained = gain[rows]
+        by_class = [(gained * one[rows]).sum(1) / one[rows].sum(1) for one in members]  # NaN without the class
+        drawn.append(torch.stack([gained.mean(1), *by_class]))
+    accuracy, *recalls = torch.cat(drawn, dim=1).numpy()
+    return percentile_interval(accuracy), [percentile_interval(column) for column in recalls]
 
 
 def _ties(scores: NDArray[Any]) -> int:

@@ -124,7 +124,7 @@ def bootstrap_intervals(
 
     answers: (N,) predicted labels. confidence: (N, 1), their probabilities. draws: how many, and their seed.
 
-    ``accuracy_wilson`` (Wilson 1927) is there because the bootstrap of a model without a single error is [1, 1], which
+    ``accuracy_wilson`` is there because the bootstrap of a model without a single error is [1, 1], which
     says too much.
 
     Returns:
@@ -133,13 +133,12 @@ def bootstrap_intervals(
     """
     predictions, truth = torch.from_numpy(answers), torch.from_numpy(labels)
     values = _measure_resamples(predictions, torch.from_numpy(confidence), truth, len(classes), draws)
-    wilson = binomtest(int((predictions == truth).sum()), len(truth)).proportion_ci(LEVEL, method="wilson")
     return {
         "level": LEVEL,
         "resamples": draws[0],
         "seed": draws[1],
         **{key: percentile_interval(values[key]) for key in ("accuracy", "macro_f1", "ece")},
-        "accuracy_wilson": (float(wilson.low), float(wilson.high)),
+        "accuracy_wilson": wilson_interval(int((predictions == truth).sum()), len(truth)),
         "per_class": {
             name: {key: percentile_interval(values[key][:, label]) for key in _PER_CLASS}
             for label, name in enumerate(classes)
@@ -240,6 +239,12 @@ def resample_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]:
     at_once = max(1, _RESAMPLED_ROWS_AT_ONCE // n)
     for start in range(0, resamples, at_once):
         yield torch.from_numpy(generator.integers(0, n, size=(min(at_once, resamples - start), n)))
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a share (Wilson 1927, JASA 22:209)."""
+    low, high = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
+    return float(low), float(high)
 
 
 def percentile_interval(values: NDArray[Any]) -> Interval:

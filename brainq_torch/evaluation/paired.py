@@ -58,17 +58,17 @@ def tango_interval(n: int, lost: int, gained: int, level: float = LEVEL) -> tupl
     """Return the differences that the score test does not reject, their lowest and highest."""
     limit = float(norm.ppf((1 + level) / 2))
     estimate = (gained - lost) / n
+
+    def excess(difference: float, target: float) -> float:
+        return _score(difference, n, lost, gained) - target
+
     ends = []
     for edge, sign in ((-1.0, 1.0), (1.0, -1.0)):
         # The statistic falls with the difference; at the edge it is infinite, or 0 where the estimate is the edge.
         near = edge * (1 - 1e-12)
         reached = sign * _score(near, n, lost, gained) > limit
-        ends.append(_solve(near, estimate, sign * limit, n, lost, gained) if reached else edge)
+        ends.append(float(brentq(excess, near, estimate, (sign * limit,), xtol=1e-12)) if reached else edge)
     return ends[0], ends[1]
-
-
-def _solve(edge: float, estimate: float, target: float, n: int, lost: int, gained: int) -> float:
-    return float(brentq(lambda difference: _score(difference, n, lost, gained) - target, edge, estimate, xtol=1e-12))
 
 
 def _score(difference: float, n: int, lost: int, gained: int) -> float:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from brainq_torch.data.dataset.manifest import ManifestRow, number_groups
 from brainq_torch.data.leakage.check import SOURCES, LeakCheck, share_group
-from brainq_torch.evaluation.metrics import LEVEL, Metrics
+from brainq_torch.evaluation.metrics import Metrics, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ def measure_belief(
         fresh = find_unseen(rows, split)
         count, right = int(fresh.sum()), int((logits.argmax(1) == labels)[fresh].sum())
         if 0 < count < len(fresh):
-            low, high = binomtest(right, count).proportion_ci(LEVEL, method="wilson")
-            unseen[split] = Unseen(count, right / count, (float(low), float(high)))
+            unseen[split] = Unseen(count, right / count, wilson_interval(right, count))
     return Belief(leakage, unseen)
 
 

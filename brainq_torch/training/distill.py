@@ -23,15 +23,15 @@ LabelLoss = Callable[[Tensor, Batch], Tensor]
 """``(student's logits (N, classes), batch) -> scalar``: what a LightningModule minimises."""
 
 
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; it must be greater than 0")
-
-
 class Term(ABC):
     """One published loss, (student, teacher, labels) -> scalar, mean over the batch, ``weight``ed within their sum."""
 
     weight: float
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be greater than 0")
 
     @abstractmethod
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
@@ -57,9 +57,6 @@ class SoftTargets(Term):
 
     temperature: float = 4.0
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_positive("temperature", self.temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
@@ -87,9 +84,6 @@ class DecoupledTargets(Term):
     target_weight: float = 1.0
     nontarget_weight: float = 8.0
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_positive("temperature", self.temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
@@ -120,9 +114,6 @@ class Relations(Term):
     inter_weight: float = 1.0
     intra_weight: float = 1.0
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_positive("temperature", self.temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""

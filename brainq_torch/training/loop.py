@@ -3,7 +3,6 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
@@ -98,7 +97,8 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
 def _make_trainer(out: Path, config: Namespace, index: int, folder: Path) -> L.Trainer:
     """Build a stage's Trainer. folder: of its checkpoints. Raises RunError for options that Lightning refuses."""
     stage: Stage = config.stages[index]
-    earlier = [row for row in _log_rows(out) if row["stage"] in {s.name for s in config.stages[:index]}]
+    logged, done = out / LOG, {before.name for before in config.stages[:index]}
+    earlier = [row for row in read_log(logged) if row["stage"] in done] if logged.exists() else []
     options = vars(config.trainer).copy()
     if options["enable_progress_bar"] is None:
         options["enable_progress_bar"] = sys.stdout.isatty()
@@ -107,7 +107,7 @@ def _make_trainer(out: Path, config: Namespace, index: int, folder: Path) -> L.T
         return L.Trainer(
             **options,
             max_epochs=stage.epochs,
-            callbacks=_callbacks(config, index, folder, EpochLog(out / LOG, stage.name, earlier)),
+            callbacks=_callbacks(config, index, folder, EpochLog(logged, stage.name, earlier)),
             plugins=[StageCheckpoints()],
             logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
             use_distributed_sampler=False,  # the data module's sampler is reproducible already
@@ -132,7 +132,3 @@ def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> li
     )
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     return [*callbacks, best, last]
-
-
-def _log_rows(out: Path) -> list[dict[str, Any]]:
-    return read_log(out / LOG) if (out / LOG).exists() else []

@@ -20,7 +20,7 @@ from brainq_torch.models.pretrained import read_weights
 from brainq_torch.run import check_weights_fit, load_run
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint
-from brainq_torch.training.teacher_outputs import CachedLogits, FrozenTeacher, TeacherOutputs, ViewLogits
+from brainq_torch.training.teacher_outputs import FrozenTeacher, StoredLogits, TeacherOutputs
 
 _VIEWS_AT_ONCE = 256
 
@@ -104,15 +104,14 @@ class CachedTeacher(Teacher):
 
     file: str
 
-    def load(self, data: ImageDataModule, layers: Sequence[str]) -> CachedLogits:
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> StoredLogits:
         """Look up every training image. Raises TeacherLogitsError where one has none, ValueError for features."""
-        _refuse_layers(self.file, layers)
-        require_four(data.classes, f"{self.file}, a file of logits,")
+        _check_logits_suffice(self.file, data, layers)
         rows = read_manifest(data.out / MANIFEST)
         training = [position for position, row in enumerate(rows) if row.split == "Training"]
         table = torch.full((len(rows), len(CLASSES)), torch.nan)  # NaN: a row not trained on must not be asked for
         table[training] = TeacherLogits(Path(self.file)).lookup([rows[position] for position in training])
-        return CachedLogits(table)
+        return StoredLogits(table[None])
 
 
 @dataclass(frozen=True)
@@ -130,10 +129,9 @@ class ViewTeacher(Teacher):
     runs: Sequence[str]
     file: str
 
-    def load(self, data: ImageDataModule, layers: Sequence[str]) -> ViewLogits:
+    def load(self, data: ImageDataModule, layers: Sequence[str]) -> StoredLogits:
         """Ask the runs' networks what the file lacks. Raises ValueError, and TeacherLogitsError for another's file."""
-        _refuse_layers(self.file, layers)
-        require_four(data.classes, f"{self.file}, a file of logits,")
+        _check_logits_suffice(self.file, data, layers)
         if not data.views:
             raise ValueError("a ViewTeacher needs training images that come back: give data.views, such as 10")
         teacher = RunTeacher(self.runs).load(data, ())
@@ -152,10 +150,11 @@ class ViewTeacher(Teacher):
         fill(kept, rows, fingerprint([Path(run) for run in self.runs]), compute, _VIEWS_AT_ONCE)
         table = torch.full((*views.shape[:2], len(CLASSES)), torch.nan)  # NaN: never to be asked for
         table[:, training] = kept.lookup(rows).view(data.views, len(training), len(CLASSES))
-        return ViewLogits(table)
+        return StoredLogits(table)
 
 
-def _refuse_layers(file: str, layers: Sequence[str]) -> None:
+def _check_logits_suffice(file: str, data: ImageDataModule, layers: Sequence[str]) -> None:
+    require_four(data.classes, f"{file}, a file of logits,")
     if layers:
         raise ValueError(f"{file} holds logits only; a term that reads layers {list(layers)} needs a RunTeacher")
 

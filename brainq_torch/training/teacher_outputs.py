@@ -21,8 +21,9 @@ class Outputs(NamedTuple):
 
 
 class FrozenTeacher:
-    """Networks, resized to their ``sides``, whose mean logits are the teacher's on the very images the student sees.
+    """Networks whose mean logits are the teacher's on the very images that the student sees.
 
+    ``sides``: what the images are resized to for each network; None leaves them. ``layers``: of one network alone.
     No ``nn.Module``: whoever holds it does not own its weights, so they reach no optimizer, checkpoint or ``train()``.
     It stays in eval mode without gradients, follows the images to their device, and is shared by copies.
     """
@@ -64,30 +65,23 @@ def _resize(images: Tensor, side: int | None) -> Tensor:
     return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
-class CachedLogits:
-    """Teacher logits from disk, (images of the run, classes): one per image, whatever change of it the student sees."""
+class StoredLogits:
+    """Teacher logits from disk, (views, images of the run, classes); where views is 1, the same for any view."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Return the logits of the batch's rows."""
-        return Outputs(self.table[batch.rows.cpu()].to(batch.images.device), {})
-
-
-class ViewLogits:
-    """Teacher logits from disk, (views, images of the run, classes): one per kept view that the student sees."""
-
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
-
-    def __call__(self, batch: Batch) -> Outputs:
-        """Return the logits of the batch's view of its rows."""
-        return Outputs(self.table[batch.view, batch.rows.cpu()].to(batch.images.device), {})
+        """Return the logits of the batch's rows, in its view."""
+        return Outputs(self.table[batch.view % len(self.table), batch.rows.cpu()].to(batch.images.device), {})
 
 
 class FeatureTaps:
-    """Outputs of named layers from a network's latest forward pass; hooks go with it. ValueError: no such layer."""
+    """Outputs of named layers from a network's latest forward pass; the hooks go when this object goes.
+
+    Raises:
+        ValueError: the network has no layer of that name.
+    """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         modules = dict(model.named_modules())

@@ -113,10 +113,14 @@ def nearest_neighbour_accuracy(
 class LeakCheck:
     """How much of a test set the training set already holds; each count includes the one before.
 
-    Copies may be mirrored, turned, cropped or re-windowed; related are neighbouring slices of one head as well. Where
-    groups were given (``searched`` False), copies are the pixel-equal images alone, related those of a group that
-    training has. ``nearest_neighbour`` is 1-NN accuracy, also on images related to none; ``majority`` that of
-    training's largest class.
+    Attributes:
+        copy_count: also mirrored, turned, cropped and re-windowed copies.
+        related_count: also neighbouring slices of one head, or images of a given group that training has, too.
+        nearest_neighbour: accuracy of 1-NN on 32 x 32 pixels.
+        nearest_neighbour_unseen: on the images that are related to none in training; None where there are none.
+        majority: accuracy of always naming training's largest class.
+        searched: False where groups were given: then copies are the pixel-equal images alone.
+        name: what the report calls the test set.
     """
 
     test_count: int
@@ -137,17 +141,15 @@ class LeakCheck:
     @property
     def verdict(self) -> str:
         """Return one plain sentence."""
-        if not self.searched:
-            count, what = self.related_count, "are of groups that training images are of, too"
-        else:
+        count, what = self.related_count, "are of groups that training images are of, too"
+        none = "is of a group that a training image is of, too"
+        if self.searched:
             count, what = self.copy_count, "are copies of training images"
-        share = f"{count} of {self.test_count} images ({count / self.test_count:.1%}) {what}"
+            more = f"{self.related_count} of {self.test_count} may be neighbouring slices"
+            none = f"is a copy of a training image ({more})"
         if self.leaks:
-            return f"the {self.name} leaks: {share}"
-        if not self.searched:
-            return f"no image of the {self.name} is of a group that a training image is of, too"
-        more = f"{self.related_count} of {self.test_count} may be neighbouring slices"
-        return f"no image of the {self.name} is a copy of a training image ({more})"
+            return f"the {self.name} leaks: {count} of {self.test_count} images ({count / self.test_count:.1%}) {what}"
+        return f"no image of the {self.name} {none}"
 
     def lines(self) -> list[str]:
         """Return the verdict and the figures behind it, to be printed."""

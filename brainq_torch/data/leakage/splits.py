@@ -54,7 +54,12 @@ class SplitPlan:
     group_pattern: str = ""
 
     def split_images(self, folder: ImageFolder, kept: Path | None = None) -> RunSplits:
-        """Draw the splits; for ``kept`` see ``find_links``. Raises ValueError where a class cannot be divided."""
+        """Draw the splits; for ``kept`` see ``find_links``.
+
+        Raises:
+            GroupError: the groups asked for do not fit the images.
+            ValueError: a class cannot be divided.
+        """
         records = name_groups(folder.records, self.groups, self.group_pattern)
         pixels, found = _find_groups(folder, records, kept)
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
@@ -75,7 +80,14 @@ class SplitPlan:
 
 
 def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> RunSplits:
-    """Take over the splits and groups of another manifest; images that it does not list are left out."""
+    """Take over the splits and groups of another manifest; images that it does not list are left out.
+
+    Groups are searched for where the manifest lacks any. The folder need not be decoded.
+
+    Raises:
+        ManifestError: it lists images that the folder lacks, has changed, or keeps under another class, splits that do
+            not exist, or a class or part without images.
+    """
     rows = read_manifest(manifest)
     _check_splits(manifest, rows, folder.classes)
     verify_manifest(folder.root, rows)
@@ -116,24 +128,15 @@ def _check_splits(manifest: Path, rows: Sequence[ManifestRow], classes: Sequence
 
 def _check_each_class(folder: ImageFolder, records: Sequence[ImageRecord]) -> None:
     """Raise DataFolderError where a class has no training image; say where it has none to validate on."""
-    lacking = {
-        split: [
-            name
-            for label, name in enumerate(folder.classes)
-            if not any(record.label == label and record.split == split for record in records)
-        ]
-        for split in ("Training", "val")
-    }
-    if lacking["Training"]:
+    there = {(record.split, folder.classes[record.label]) for record in records}
+    untrained, unseen = ([n for n in folder.classes if (split, n) not in there] for split in ("Training", "val"))
+    if untrained:
         raise DataFolderError(
-            f"{folder.root} has no training image of {', '.join(lacking['Training'])}; add some, or leave it out of "
-            "the data and of data.classes"
+            f"{folder.root} has no training image of {', '.join(untrained)}; add some, or leave it out of the data and "
+            "of data.classes"
         )
-    if lacking["val"]:
-        print(
-            f"warning: no validation image of {', '.join(lacking['val'])}: its recall is unknown",
-            flush=True,
-        )
+    if unseen:
+        print(f"warning: no validation image of {', '.join(unseen)}: its recall is unknown", flush=True)
 
 
 def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRow]) -> None:

@@ -73,7 +73,11 @@ def _soften(head: Slice, painted: Field, mass: Field, rng: np.random.Generator) 
 
 
 def transplant_lesion(source: Slice, lesion: OneSided, head: Slice, rng: np.random.Generator) -> Field | None:
-    """Move a one-sided lesion, in units of the brain's median; None where the place is not brain in the other head."""
+    """Move a one-sided lesion to another head: what differs from the healthy side, in units of the brain's median.
+
+    Where fluid is bright (T2), and on most FLAIR slices, dark parts turn bright, as oedema does. None where the place
+    is not brain in the other head, or the lesion would hardly be seen there.
+    """
     image, region, origin = source.image, lesion.region, source
     grown = ndimage.binary_dilation(region, iterations=max(2, image.shape[0] // 56))
     window = ndimage.gaussian_filter(grown.astype(float), image.shape[0] / 90)
@@ -110,22 +114,10 @@ def edit_patch(head: Slice, rng: np.random.Generator) -> Field:
     return np.clip(edit(image, patch, site, rng), 0.0, 1.0)
 
 
-def _blur(image: Field, patch: Field, site: LesionSite, rng: np.random.Generator) -> Field:
-    return blend(image, patch, ndimage.gaussian_filter(image, between(rng, 0.8, 2.5)))
-
-
-def _reflect(image: Field, patch: Field, site: LesionSite, rng: np.random.Generator) -> Field:
-    return blend(image, patch, image[:, ::-1])
-
-
 def _shift(image: Field, patch: Field, site: LesionSite, rng: np.random.Generator) -> Field:
     reach = max(2, round(0.08 * site.half_head))
     moved = np.roll(image, rng.integers(-reach, reach + 1, size=2), (0, 1))
     return blend(image, patch, moved)
-
-
-def _shade(image: Field, patch: Field, site: LesionSite, rng: np.random.Generator) -> Field:
-    return image * (1.0 + between(rng, -0.12, 0.12) * patch)
 
 
 def _spot(image: Field, patch: Field, site: LesionSite, rng: np.random.Generator) -> Field:
@@ -141,5 +133,9 @@ def _spot(image: Field, patch: Field, site: LesionSite, rng: np.random.Generator
 
 
 _EDITS: tuple[Callable[[Field, Field, LesionSite, np.random.Generator], Field], ...] = (
-    _blur, _reflect, _shift, _shade, _spot,
-)  # fmt: skip
+    lambda image, patch, site, rng: blend(image, patch, ndimage.gaussian_filter(image, between(rng, 0.8, 2.5))),  # blur
+    lambda image, patch, site, rng: blend(image, patch, image[:, ::-1]),  # mirror
+    _shift,
+    lambda image, patch, site, rng: image * (1.0 + between(rng, -0.12, 0.12) * patch),  # shade
+    _spot,
+)
