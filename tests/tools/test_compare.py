@@ -37,10 +37,7 @@ def _int8(folder):
 def test_every_model_is_measured_against_the_first(report, tiny_export, tiny_run, phantoms):
     assert (report["n"], report["split"], report["data"]) == (12, "Testing", str(phantoms))
     sizes = [row["size_bytes"] for row in report["models"]]
-    assert sizes[:2] == [
-        (tiny_export / "model_fp32.tflite").stat().st_size,
-        (tiny_run / "model.ckpt").stat().st_size,
-    ]
+    assert sizes[:2] == [(tiny_export / "model_fp32.tflite").stat().st_size, (tiny_run / "model.ckpt").stat().st_size]
     assert [row["size_ratio"] for row in report["models"]] == [size / sizes[0] for size in sizes]
     first, *others = report["models"]
     assert first["against_reference"] is None

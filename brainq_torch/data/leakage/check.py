@@ -29,11 +29,7 @@ def share_group(
 
 
 def grouped_split(
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    fraction: float,
-    seed: int,
-    classes: Sequence[str] = CLASSES,
+    labels: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int, classes: Sequence[str] = CLASSES
 ) -> NDArray[np.bool_]:
     """Choose validation images, (N,) bool: no group on both sides, and of every class its share as far as groups allow.
 

@@ -7,14 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from brainq_torch.abstention.outlier import fit_typicality
-from brainq_torch.abstention.policy import (
-    Abstention,
-    cover,
-    fit_abstention,
-    fit_temperature,
-    fit_threshold,
-    measure,
-)
+from brainq_torch.abstention.policy import Abstention, cover, fit_abstention, fit_temperature, fit_threshold, measure
 from brainq_torch.data.synthesis.phantom import phantom_images
 
 

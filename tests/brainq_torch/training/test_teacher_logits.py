@@ -15,13 +15,7 @@ from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG
-from brainq_torch.training.teacher_logits import (
-    TeacherLogits,
-    TeacherLogitsError,
-    fill,
-    fill_from_runs,
-    fingerprint,
-)
+from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError, fill, fill_from_runs, fingerprint
 
 
 def make_rows(count=10):

@@ -8,19 +8,8 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from brainq_torch.data.leakage.candidates import ORIENTATIONS, head_boxes, orient
-from brainq_torch.data.leakage.check import (
-    check_leak,
-    grouped_split,
-    nearest_neighbour_accuracy,
-    share_group,
-)
-from brainq_torch.data.leakage.near_duplicates import (
-    COPY,
-    EQUAL,
-    SCAN,
-    find_links,
-    join,
-)
+from brainq_torch.data.leakage.check import check_leak, grouped_split, nearest_neighbour_accuracy, share_group
+from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, find_links, join
 from brainq_torch.data.synthesis.phantom import phantom_images
 
 SIDE = 128

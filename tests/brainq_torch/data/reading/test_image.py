@@ -255,16 +255,7 @@ def test_a_cameras_second_picture_is_noted(tmp_path):
     assert any("several pictures" in note for note in read_grey(path).notes)
 
 
-FORMATS = {
-    "png": {},
-    "jpg": {},
-    "bmp": {},
-    "tif": {},
-    "webp": {"lossless": True},
-    "gif": {},
-    "pgm": {},
-    "jp2": {},
-}
+FORMATS = {"png": {}, "jpg": {}, "bmp": {}, "tif": {}, "webp": {"lossless": True}, "gif": {}, "pgm": {}, "jp2": {}}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

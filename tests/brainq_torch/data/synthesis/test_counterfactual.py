@@ -5,12 +5,7 @@ import pytest
 
 from brainq_torch.data.classes import GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY
 from brainq_torch.data.synthesis import counterfactual
-from brainq_torch.data.synthesis.counterfactual import (
-    KINDS,
-    Counterfactual,
-    CounterfactualMaker,
-    make_counterfactuals,
-)
+from brainq_torch.data.synthesis.counterfactual import KINDS, Counterfactual, CounterfactualMaker, make_counterfactuals
 from brainq_torch.data.synthesis.editing import edit_patch, guess_weighting, paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import Slice, align, find_one_sided
 from tests.brainq_torch.data.synthesis.test_midline import SIZE, draw_head
