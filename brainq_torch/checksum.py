@@ -31,11 +31,6 @@ def find_damage(path: Path) -> str | None:
     return f"{path} is damaged or was edited: its bytes are not those of its checksum; copy or export it again"
 
 
-def is_sealed(path: Path) -> bool:
-    """Tell whether a file carries a checksum; one made by others or by an earlier version does not."""
-    return _MARK in path.read_bytes()
-
-
 def _digest(content: bytes, start: int) -> str:
     """Return the SHA-256 of the content without the digits at ``start``."""
     digest = hashlib.sha256(content[:start])

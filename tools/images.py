@@ -89,6 +89,12 @@ def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, 
     return readable, np.stack(images)
 
 
+def take_evenly(folder: ImageFolder, count: int) -> ImageFolder:
+    """Keep at most ``count`` images, evenly over the paths, which are sorted by class."""
+    chosen = np.linspace(0, len(folder.records) - 1, min(count, len(folder.records))).astype(int)
+    return replace(folder, records=tuple(folder.records[index] for index in chosen))
+
+
 def labels_of(folder: ImageFolder) -> NDArray[np.int64]:
     """Return the images' labels, (N,), in the folder's order."""
     return np.array([record.label for record in folder.records], np.int64)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labels
 from brainq_torch.data.dataset.load import load_pixels
@@ -22,7 +21,7 @@ from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.synthesis.counterfactual import CounterfactualMaker
 from brainq_torch.data.synthesis.editing import paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import mirror_half
-from brainq_torch.evaluation.paired import LEVEL
+from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
 from tools.command import CommandError, add_json, as_main, check_targets, positive
@@ -114,9 +113,8 @@ def measure(runner: Runner, pairs: Pairs) -> dict[str, Any]:
 
 
 def interval(hits: int, count: int) -> list[float]:
-    """Return [share, low, high]: Wilson's score interval at 95 % (Wilson 1927, JASA 22:209)."""
-    low, high = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
-    return [round(float(value), 4) for value in (hits / count, low, high)]
+    """Return [share, low, high] with Wilson's 95 % interval."""
+    return [round(value, 4) for value in (hits / count, *wilson_interval(hits, count))]
 
 
 def _to_bytes(image: NDArray[Any]) -> _Pixels:

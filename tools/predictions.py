@@ -66,7 +66,7 @@ def answer(
     if not all(row.group for row in rows):
         raise CommandError(
             f"{manifest} does not say which images belong together, so nobody knows which of them training has not "
-            "seen; it is of an earlier version: train again, or give the run a manifest.csv with groups"
+            "seen; train again, or give the run a manifest.csv with groups"
         )
     order, listed = class_order(name, runner), [row.path for row in rows if row.split == split]
     if not listed:

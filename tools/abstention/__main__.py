@@ -95,7 +95,7 @@ def _measure(options: argparse.Namespace) -> int:
     runner = load_runner(options.model, options.threads)
     if runner.abstention is None:
         raise CommandError(
-            f"{options.model} does not say when not to answer: it is of an earlier version; train it or export it again"
+            f"{options.model} does not say when not to answer; train it with brainq_torch.fit, or export it again"
         )
     order = class_order(options.model, runner)
     split, folder = choose_images(Path(options.data), options.split, options.manifest)

@@ -78,8 +78,8 @@ class Audit:
         """Return one plain sentence per finding that changes what a figure means."""
         lines = [f"{split}: {check.verdict}" for split, check in self.checks.items()]
         lines = lines or ["the data set has one split only: nothing can leak yet; divide it by the groups"]
-        coloured = self.coloured()
-        if coloured and len(set(self._coloured_share().values())) > 1:
+        coloured, sizes = self.coloured(), Counter(self.labels.tolist())
+        if len({coloured.get(name, 0) / sizes[label] for label, name in enumerate(self.classes) if sizes[label]}) > 1:
             where = ", ".join(f"{count} of {name}" for name, count in coloured.items())
             lines.append(f"coloured marks, which tell the class where classes differ: on {where}")
         if self.conflicts:
@@ -101,13 +101,6 @@ class Audit:
         """Return the positions of the images with coloured pixels."""
         paths = {problem.path for problem in self.folder.problems if problem.what == COLOURED}
         return [image for image, record in enumerate(self.folder.records) if record.path in paths]
-
-    def _coloured_share(self) -> dict[str, float]:
-        sizes = np.bincount(self.labels, minlength=len(self.classes))
-        found = self.coloured()
-        return {
-            name: found.get(name, 0) / size for name, size in zip(self.classes, sizes.tolist(), strict=True) if size
-        }
 
     def duplicates(self) -> dict[str, Any]:
         """Count groups and images at every strength of link."""

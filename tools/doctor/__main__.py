@@ -2,14 +2,14 @@
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.checksum import find_damage, is_sealed
+from brainq_torch.checksum import find_damage
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
@@ -24,7 +24,7 @@ from tools.command import CommandError, add_json, as_main, check_targets
 from tools.doctor.checks import Finding, check_graph
 from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
-from tools.images import decode_images
+from tools.images import decode_images, take_evenly
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""
@@ -145,21 +145,12 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
 
 def _describe(tensor: Tensor) -> str:
     shape = "unknown shape" if tensor.shape is None else "x".join("N" if s < 0 else str(s) for s in tensor.shape)
-    if tensor.scales is None or tensor.zero_points is None:
-        return f"{tensor.name} {tensor.kind} {shape}"
-    low, high = _represented(tensor)
-    scale, zero_point = tensor.scales[0], tensor.zero_points[0]
-    return f"{tensor.name} {tensor.kind} {shape}, scale {scale:.8g}, zero point {zero_point}: {low:.4g} to {high:.4g}"
-
-
-def _represented(tensor: Tensor) -> tuple[float, float]:
-    """Return the real values at the ends of a quantized tensor's type."""
     if tensor.kind not in INTEGERS or tensor.scales is None or tensor.zero_points is None:
-        raise ValueError(f"{tensor.name} is {tensor.kind}, not quantized")
-    bits = 4 if tensor.kind == "int4" else np.iinfo(tensor.kind).bits
-    low, high = (0, 2**bits - 1) if tensor.kind[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        return f"{tensor.name} {tensor.kind} {shape}"
+    ends = (-8, 7) if tensor.kind == "int4" else (np.iinfo(tensor.kind).min, np.iinfo(tensor.kind).max)
     scale, zero_point = float(tensor.scales[0]), int(tensor.zero_points[0])
-    return scale * (low - zero_point), scale * (high - zero_point)
+    low, high = (scale * (end - zero_point) for end in ends)
+    return f"{tensor.name} {tensor.kind} {shape}, scale {scale:.8g}, zero point {zero_point}: {low:.4g} to {high:.4g}"
 
 
 def _examine_metadata(path: Path, graph: ModelGraph) -> tuple[FileMetadata | None, list[Finding]]:
@@ -183,11 +174,7 @@ def _examine_metadata(path: Path, graph: ModelGraph) -> tuple[FileMetadata | Non
         ]
     pixels = metadata.pixels
     what = f"metadata: classes {', '.join(metadata.classes)}; {pixels.size} pixels, {pixels.fit}"
-    findings = [Finding("metadata", "ok", what)]
-    if not is_sealed(path):
-        what = "carries no checksum: it is of an earlier version, and damage to its weights would go unnoticed"
-        findings.append(Finding("no_checksum", "warning", what, "export it again"))
-    return metadata, findings
+    return metadata, [Finding("metadata", "ok", what)]
 
 
 def _examine_claims(path: Path, kind: str, expect: str | None, metadata: FileMetadata | None) -> list[Finding]:
@@ -269,11 +256,8 @@ def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str |
     if data is None:
         return phantom_images(PROBE_IMAGES, sides[0])[0], "synthetic phantoms"
     folder = scan_folder(data, False, Labels(()), complete=False)
-    # Evenly over the paths, which are sorted by class.
-    chosen = np.linspace(0, len(folder.records) - 1, PROBE_IMAGES).astype(int)
-    records = tuple(folder.records[index] for index in dict.fromkeys(chosen.tolist()))
     pixels = metadata.pixels if metadata else PixelSpec(sides[0])
-    return decode_images(replace(folder, records=records, problems=()), pixels)[1], f"images of {data}"
+    return decode_images(take_evenly(folder, PROBE_IMAGES), pixels)[1], f"images of {data}"
 
 
 main = as_main(make_parser, _doctor)

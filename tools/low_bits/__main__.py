@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from brainq_torch.data.classes import require_four
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.quant.low_bits import W4A8
@@ -23,7 +21,7 @@ from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
 from export.run.sample import check_run_images
 from tools.command import CommandError, add_data, add_threads, as_main, positive
-from tools.images import choose_images, decode_images, labels_of
+from tools.images import choose_images, decode_images, labels_of, take_evenly
 from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
 
@@ -75,8 +73,7 @@ def _low_bits(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     split, folder = choose_images(Path(options.data), options.split)
     if options.images is not None:
-        chosen = np.linspace(0, len(folder.records) - 1, min(options.images, len(folder.records))).astype(int)
-        folder = replace(folder, records=tuple(folder.records[index] for index in chosen))
+        folder = take_evenly(folder, options.images)
     folder, pixels = decode_images(folder, run.pixels)
     labels = labels_of(folder)
     calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)

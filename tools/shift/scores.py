@@ -1,6 +1,6 @@
 """Scores of the shift suite: what was asked, what a model answered, how two models differ, and the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -83,22 +83,15 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole grid."""
-        grid = {name: {str(s): self.score(Shift("corruption", name, s)) for s in STRENGTHS} for name in CORRUPTIONS}
-        styles = {name: self.score(Shift("style", name)) for name in CLASSES}
+        grid = _tabulate(self.score)
         means = {}
         for strength in STRENGTHS:
             shifts = [Shift("corruption", name, strength) for name in CORRUPTIONS]
-            f1 = [grid[name][str(strength)]["macro_f1"] for name in CORRUPTIONS]
+            f1 = [row[str(strength)]["macro_f1"] for row in grid["corruptions"].values()]
             means[str(strength)] = self.mean_accuracy(shifts) | {"macro_f1": float(np.mean(f1))}
         swapped, own = self._pool_styles()
-        return {
-            "model": self.model,
-            "clean": self.score(CLEAN),
-            "corruptions": grid,
-            "mean": means,
-            "styles": styles | {"other_classes": swapped, "own_class": own},
-            "lesions": {CLASSES[label]: self.score(Shift("lesion", CLASSES[label])) for label in LESIONS},
-        }
+        styles = grid["styles"] | {"other_classes": swapped, "own_class": own}
+        return {"model": self.model} | grid | {"mean": means, "styles": styles}
 
     def _pool_styles(self) -> tuple[float | None, float | None]:
         """Return the accuracy over all images in the styles of other classes, and of other images of their own."""
@@ -117,13 +110,17 @@ def compare(first: Outcome, second: Outcome) -> dict[str, Any]:
         return {"accuracy_difference": difference, "agreement": _share(one == other)}
 
     agreement = [_share(first.answers(shift)[1] == second.answers(shift)[1]) for shift in SHIFTS[1:]]
+    lowest = min((share for share in agreement if share is not None), default=None)
+    return {"model": first.model} | _tabulate(row) | {"lowest_agreement": lowest}
+
+
+def _tabulate(row: Callable[[Shift], dict[str, Any]]) -> dict[str, Any]:
+    """Return what is said of every shift, nested as the report has it."""
     return {
-        "model": first.model,
         "clean": row(CLEAN),
         "corruptions": {n: {str(s): row(Shift("corruption", n, s)) for s in STRENGTHS} for n in CORRUPTIONS},
         "styles": {name: row(Shift("style", name)) for name in CLASSES},
         "lesions": {CLASSES[label]: row(Shift("lesion", CLASSES[label])) for label in LESIONS},
-        "lowest_agreement": min((share for share in agreement if share is not None), default=None),
     }
 
 
