@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.comparison import Comparison, compare_predictions
@@ -20,7 +19,7 @@ from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge
 from export.verify.report import Limits
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
-from tools.images import choose_images, class_order, decode_images, labels_of
+from tools.images import choose_known, class_order, decode_images, labels_of
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,8 @@ def _compare(options: argparse.Namespace) -> int:
         asked += [(Candidate(candidate.path), candidate) for candidate in plain]
     runners = {candidate: candidate.load(options.threads) for candidate in candidates}
     as_written = {candidate: candidate.load(options.threads, as_written=True) for pair in asked for candidate in pair}
-    split, folder = choose_images(Path(options.data), options.split, options.manifest)
+    first = candidates[0]
+    split, folder = choose_known(first.name, runners[first], Path(options.data), options.split, options.manifest)
     images = Images(folder)
     known: dict[Candidate, Logits] = {}
     rows = compare_models(runners, images, known)
@@ -169,8 +169,10 @@ def compare_models(
         if not candidate.is_onnx:
             known[candidate] = Logits(logits, runner.logit_scale)
         size = _size(candidate.path)
-        against = None if reference is None else compare_predictions(reference, logits, images.labels)
-        metrics = compute_metrics(logits, images.labels)
+        against = (
+            None if reference is None else compare_predictions(reference, logits, images.labels, images.folder.classes)
+        )
+        metrics = compute_metrics(logits, images.labels, images.folder.classes)
         rows.append(ComparedFile(candidate.name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
         reference = logits if reference is None else reference
     return rows
@@ -178,12 +180,12 @@ def compare_models(
 
 def format_rows(rows: Sequence[ComparedFile]) -> str:
     """Return a Markdown table, and under it the flips of each model."""
-    classes = " / ".join(CLASSES)
+    classes = " / ".join(rows[0].metrics.classes)
     heads = ["model", "accuracy [95 %]", "macro F1", f"recall {classes}", "bytes", "ratio", "same class", "McNemar p"]
     table, flips = [], []
     for row in rows:
         low, high = (100 * end for end in row.metrics.intervals["accuracy"])
-        recalls = " / ".join(f"{100 * row.metrics.per_class[name].recall:.2f}" for name in CLASSES)
+        recalls = " / ".join(f"{100 * row.metrics.per_class[name].recall:.2f}" for name in row.metrics.classes)
         cells = [row.model, f"{100 * row.metrics.accuracy:.2f} % [{low:.2f}, {high:.2f}]"]
         cells += [f"{row.metrics.macro_f1:.4f}", recalls, f"{row.size_bytes:,}", f"{row.size_ratio:.3f}"]
         if row.against is None:
@@ -220,7 +222,7 @@ def _measure(reference: Logits, logits: Logits) -> dict[str, Any]:
 
 
 def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
-    order = class_order(name, runner)
+    order = class_order(name, runner, images.folder.classes)
     pixels = images.of(runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr, flush=True)
     return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]

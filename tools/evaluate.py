@@ -15,8 +15,8 @@ from brainq_torch.evaluation.metrics import Interval, Metrics, compute_metrics, 
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
-from tools.images import choose_images, decode_images, labels_of
-from tools.question import Question, ask, check_folders
+from tools.images import check_folders, choose_images, decode_images, labels_of
+from tools.question import Question, ask
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
 from tools.command import CommandError, add_data, add_threads, as_main, check_targets, natural
-from tools.images import choose_images, class_order, decode_images, labels_of
+from tools.images import choose_known, class_order, decode_images, labels_of
 
 IMAGES = 8
 _COLOURS = matplotlib.colormaps["inferno"]
@@ -78,16 +77,16 @@ def _gradcam(options: argparse.Namespace) -> int:
     if run.quantization is not None:
         raise CommandError(f"{options.run} is a quantized run; give the float run that it was made from")
     runner = load_runner(options.run, options.threads)
-    order = class_order(options.run, runner)
-    _, folder = choose_images(Path(options.data), options.split)
+    _, folder = choose_known(options.run, runner, Path(options.data), options.split)
+    order = class_order(options.run, runner, folder.classes)
     readable, pixels = decode_images(folder, runner.pixels)
     labels = labels_of(readable)
     print(f"{options.run}: running {len(pixels)} images", file=sys.stderr, flush=True)
     paths = [record.path for record in readable.records]
     logits = run_named(runner, pixels, paths)[:, order]
     chosen = choose_cases(labels, logits.argmax(axis=1), options.images, options.seed)
-    images = [(paths[image], labels[image]) for image in chosen]
-    cases = _explain(run, order, images, logits[chosen], pixels[chosen])
+    images = [(paths[image], folder.classes[labels[image]]) for image in chosen]
+    cases = _explain(run, [run.classes[place] for place in order], images, logits[chosen], pixels[chosen])
     plot_cases(cases, options.out)
     for case in cases:
         print(f"{case.path}: label {case.label}, answer {case.answer} ({case.probability:.3f})")
@@ -103,7 +102,7 @@ def choose_cases(labels: NDArray[np.int64], answers: NDArray[np.int64], count: i
     chosen = []
     for right in (True, False):
         fitting = [int(image) for image in shuffled if (labels[image] == answers[image]) == right]
-        queues = [[image for image in fitting if labels[image] == label] for label in range(len(CLASSES))]
+        queues = [[image for image in fitting if labels[image] == label] for label in np.unique(labels)]
         chosen += take_in_turn(queues, count // 2)
     return chosen
 
@@ -163,22 +162,21 @@ def _draw_case(left: Axes, right: Axes, case: Case) -> None:
 
 def _explain(
     run: Run,
-    order: list[int],
-    images: Sequence[tuple[str, int]],
+    names: Sequence[str],
+    images: Sequence[tuple[str, str]],
     logits: NDArray[np.float32],
     pixels: NDArray[np.uint8],
 ) -> list[Case]:
     """Return the chosen images with their maps.
 
-    order: where each of ``CLASSES`` stands among the network's logits. images: path and label of each. logits: (N, 4)
-    in the order of ``CLASSES``. pixels: (N, s, s).
+    images: path and label of each. logits: (N, C) in the order of ``names``. pixels: (N, s, s).
     """
-    answers = logits.argmax(axis=1)
+    answers = [names[answer] for answer in logits.argmax(axis=1)]
     probabilities = torch.softmax(torch.from_numpy(logits), 1).amax(1).tolist()
-    targets = torch.tensor([order[answer] for answer in answers])
+    targets = torch.tensor([run.classes.index(answer) for answer in answers])
     maps = class_activation_map(run.model, torch.from_numpy(scale_pixels(pixels)), targets).numpy()
     return [
-        Case(path, CLASSES[label], CLASSES[answer], *rest)
+        Case(path, label, answer, *rest)
         for (path, label), answer, *rest in zip(images, answers, probabilities, pixels, maps, strict=True)
     ]
 

@@ -1,12 +1,13 @@
 """The images that a model is measured on: chosen, decoded, and how its classes stand to theirs. Without PyTorch."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.classes import CLASSES, Labels
+from brainq_torch.data.classes import Labels, split_of_folder
 from brainq_torch.data.dataset.load import read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
@@ -49,14 +50,41 @@ def choose_images(
     return split, folder
 
 
-def class_order(name: str, runner: Runner) -> list[int]:
-    """Return where each of ``CLASSES`` stands among the model's logits."""
-    if sorted(runner.classes) != sorted(CLASSES):
+def choose_known(
+    name: str, runner: Runner, data: Path, split: str | None, manifest: str | None = None
+) -> tuple[str, ImageFolder]:
+    """List the images of a model's own classes, in alphabetical order, as ``choose_images``; any may lack images."""
+    labels = Labels(tuple(sorted(runner.classes)))
+    if manifest is None:
+        check_folders(name, runner.classes, data, labels)
+    return choose_images(data, split, manifest, labels)
+
+
+def check_folders(name: str, classes: Sequence[str], data: Path, labels: Labels) -> None:
+    """Refuse a data folder that holds class folders of no meaning, before anything is decoded."""
+    top = [path for path in sorted(data.iterdir()) if _holds_class(path)] if data.is_dir() else []
+    splits = [path for path in top if split_of_folder(path.name)]
+    folders = [inner for path in splits for inner in sorted(path.iterdir()) if _holds_class(inner)] if splits else top
+    strange = sorted({path.name for path in folders if labels.of_folder(path.name) is None})
+    if strange and (splits or len(strange) < len(folders) or labels.folders):
         raise CommandError(
-            f"{name} tells {', '.join(runner.classes)} apart, the images are {', '.join(CLASSES)}; "
+            f"{name} tells {', '.join(classes)} apart, {data} holds {', '.join(strange)}; say what that means with "
+            f"--label-map FOLDER=CLASS[+CLASS] (all of them), move it out, or measure a model trained for these classes"
+        )
+
+
+def _holds_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "_", "@", "$"))
+
+
+def class_order(name: str, runner: Runner, classes: Sequence[str]) -> list[int]:
+    """Return where each of the images' classes stands among the model's logits."""
+    if sorted(runner.classes) != sorted(classes):
+        raise CommandError(
+            f"{name} tells {', '.join(runner.classes)} apart, the images are {', '.join(classes)}; "
             "measure a model that was trained for these classes"
         )
-    return [runner.classes.index(label) for label in CLASSES]
+    return [runner.classes.index(label) for label in classes]
 
 
 def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, NDArray[np.uint8]]:

@@ -8,7 +8,7 @@ a pair right.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
 from tools.command import CommandError, add_json, as_main, check_targets, positive
+from tools.images import class_order
 
 _Pixels = NDArray[np.uint8]
 _MOST_TRIES = 40  # draws per pair wanted
@@ -94,13 +95,13 @@ def _clear(pairs: Pairs, maker: CounterfactualMaker, row: int) -> None:
         pairs.add(head.image, mirror_half(head.image, not lesion.left), (int(maker.labels[row]), NOTUMOR))
 
 
-def measure(runner: Runner, pairs: Pairs) -> dict[str, Any]:
+def measure(runner: Runner, order: Sequence[int], pairs: Pairs) -> dict[str, Any]:
     """Return the shares of tumours found (as any tumour, and as their class), of tumour-free heads, and of whole pairs.
 
-    Each is [share, low, high] with Wilson's 95 % interval.
+    Each is [share, low, high] with Wilson's 95 % interval. order: where each of ``CLASSES`` stands among the logits.
     """
     labels = np.array(pairs.labels)
-    named = np.stack([runner(np.stack(side)).argmax(1) for side in (pairs.before, pairs.after)], axis=1)
+    named = np.stack([runner(np.stack(side))[:, order].argmax(1) for side in (pairs.before, pairs.after)], axis=1)
     normal = labels == NOTUMOR
     found = (named != NOTUMOR) & ~normal
     return {
@@ -135,15 +136,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run(words: argparse.Namespace) -> int:
     check_targets(words.json)
+    runners = {model: load_runner(model) for model in words.models}
+    orders = {model: class_order(model, runner, CLASSES) for model, runner in runners.items()}
     folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split, Labels())
     if not folder.records:
         raise CommandError(f"{words.manifest} has no images in part {words.split!r}")
     labels = np.array([record.label for record in folder.records])
     report = {}
-    for model in words.models:
-        runner = load_runner(model)
+    for model, runner in runners.items():
         made = make_pairs(load_pixels(folder, runner.pixels), labels, words.count)
-        report[model] = {kind: measure(runner, pairs) for kind, pairs in made.items()}
+        report[model] = {kind: measure(runner, orders[model], pairs) for kind, pairs in made.items()}
         print(model)
         for kind, figures in report[model].items():
             shares = ", ".join(

@@ -14,7 +14,7 @@ from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import MANIFEST, atomic_path
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, add_threads, as_main, check_targets
-from tools.images import choose_images, class_order, decode_images, labels_of
+from tools.images import choose_known, class_order, decode_images, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
 """Split of the run -> what the names of its arrays begin with."""
@@ -61,24 +61,24 @@ def answer(
     """Run a model on one split of a run, in manifest order; N is 0 where the run has no such split.
 
     Returns:
-        Logits (N, 4) float32 in the order of ``CLASSES``, labels (N,) int64, paths (N,) str, unseen (N,) bool.
+        Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, paths (N,) str, unseen (N,) bool.
     """
     if not all(row.group for row in rows):
         raise CommandError(
             f"{manifest} does not say which images belong together, so nobody knows which of them training has not "
             "seen; train again, or give the run a manifest.csv with groups"
         )
-    order, listed = class_order(name, runner), [row.path for row in rows if row.split == split]
+    names, listed = sorted(runner.classes), [row.path for row in rows if row.split == split]
     if not listed:
-        empty = np.empty((0, len(order)), np.float32)
+        empty = np.empty((0, len(names)), np.float32)
         return {"logits": empty, "labels": np.empty(0, int), "paths": np.empty(0, "U1"), "unseen": np.empty(0, bool)}
-    folder, pixels = decode_images(choose_images(data, split, str(manifest))[1], runner.pixels)
+    folder, pixels = decode_images(choose_known(name, runner, data, split, str(manifest))[1], runner.pixels)
     if len(folder.records) < len(listed):
         raise CommandError(f"{len(listed) - len(folder.records)} images cannot be read.\n{folder.report()}")
     fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
     paths = [record.path for record in folder.records]
     return {
-        "logits": run_named(runner, pixels, paths)[:, order].astype(np.float32),
+        "logits": run_named(runner, pixels, paths)[:, class_order(name, runner, names)].astype(np.float32),
         "labels": labels_of(folder),
         "paths": np.array(paths),
         "unseen": np.array([fresh[path] for path in paths]),

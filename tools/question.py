@@ -1,8 +1,7 @@
 """What a model is asked about a test set: its own classes, or a coarser question that they answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
-from brainq_torch.data.classes import Labels, split_of_folder
+from brainq_torch.data.classes import Labels
 from brainq_torch.evaluation.metrics import Metrics
 from export.run.runners import Runner
 from tools.command import CommandError
@@ -118,20 +117,3 @@ def _read_words(name: str, runner: Runner, words: Sequence[str]) -> dict[str, tu
             )
         folders[folder] = group
     return folders
-
-
-def check_folders(name: str, classes: Iterable[str], data: Path, labels: Labels) -> None:
-    """Refuse a data folder that holds class folders of no meaning, before anything is decoded."""
-    top = [path for path in sorted(data.iterdir()) if _holds_class(path)] if data.is_dir() else []
-    splits = [path for path in top if split_of_folder(path.name)]
-    folders = [inner for path in splits for inner in sorted(path.iterdir()) if _holds_class(inner)] if splits else top
-    strange = sorted({path.name for path in folders if labels.of_folder(path.name) is None})
-    if strange and (splits or len(strange) < len(folders) or labels.folders):
-        raise CommandError(
-            f"{name} tells {', '.join(classes)} apart, {data} holds {', '.join(strange)}; say what that means with "
-            f"--label-map FOLDER=CLASS[+CLASS] (all of them), move it out, or measure a model trained for these classes"
-        )
-
-
-def _holds_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith((".", "_", "@", "$"))

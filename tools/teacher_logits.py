@@ -8,7 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs
@@ -32,10 +31,10 @@ def _fill(options: argparse.Namespace) -> int:
     rows = [row for row in read_manifest(Path(options.manifest or runs[0] / MANIFEST)) if row.split == "Training"]
     if not rows:
         raise CommandError("the manifest has no training images")
-    require_four(class_names(rows), "a file of logits")
-    logits = TeacherLogits(Path(options.out))
+    classes = class_names(rows)
+    logits = TeacherLogits(Path(options.out), classes)
     fill_from_runs(logits, runs, rows, Path(options.data))
-    labels = [CLASSES.index(row.label) for row in rows]
+    labels = [classes.index(row.label) for row in rows]
     agree = float((logits.lookup(rows).argmax(1).numpy() == labels).mean())
     print(f"{options.out}: {len(logits)} images; the teacher is right on {agree:.2%} of these {len(rows)}")
     return 0

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import Batch, pick_device
@@ -106,11 +105,11 @@ class CachedTeacher(Teacher):
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> StoredLogits:
         """Look up every training image. Raises TeacherLogitsError where one has none, ValueError for features."""
-        _check_logits_suffice(self.file, data, layers)
+        _refuse_layers(self.file, layers)
         rows = read_manifest(data.out / MANIFEST)
         training = [position for position, row in enumerate(rows) if row.split == "Training"]
-        table = torch.full((len(rows), len(CLASSES)), torch.nan)  # NaN: a row not trained on must not be asked for
-        table[training] = TeacherLogits(Path(self.file)).lookup([rows[position] for position in training])
+        table = torch.full((len(rows), len(data.classes)), torch.nan)  # NaN: a row not trained on must not be asked for
+        table[training] = TeacherLogits(Path(self.file), data.classes).lookup([rows[position] for position in training])
         return StoredLogits(table[None])
 
 
@@ -131,7 +130,7 @@ class ViewTeacher(Teacher):
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> StoredLogits:
         """Ask the runs' networks what the file lacks. Raises ValueError, and TeacherLogitsError for another's file."""
-        _check_logits_suffice(self.file, data, layers)
+        _refuse_layers(self.file, layers)
         if not data.views:
             raise ValueError("a ViewTeacher needs training images that come back: give data.views, such as 10")
         teacher = RunTeacher(self.runs).load(data, ())
@@ -146,15 +145,14 @@ class ViewTeacher(Teacher):
             unlabelled = torch.zeros(len(part), dtype=torch.int64)
             return teacher(Batch(images, unlabelled, unlabelled)).logits.cpu()
 
-        kept = TeacherLogits(Path(self.file))
+        kept = TeacherLogits(Path(self.file), data.classes)
         fill(kept, rows, fingerprint([Path(run) for run in self.runs]), compute, _VIEWS_AT_ONCE)
-        table = torch.full((*views.shape[:2], len(CLASSES)), torch.nan)  # NaN: never to be asked for
-        table[:, training] = kept.lookup(rows).view(data.views, len(training), len(CLASSES))
+        table = torch.full((*views.shape[:2], len(data.classes)), torch.nan)  # NaN: never to be asked for
+        table[:, training] = kept.lookup(rows).view(data.views, len(training), len(data.classes))
         return StoredLogits(table)
 
 
-def _check_logits_suffice(file: str, data: ImageDataModule, layers: Sequence[str]) -> None:
-    require_four(data.classes, f"{file}, a file of logits,")
+def _refuse_layers(file: str, layers: Sequence[str]) -> None:
     if layers:
         raise ValueError(f"{file} holds logits only; a term that reads layers {list(layers)} needs a RunTeacher")
 

@@ -30,8 +30,8 @@ class TeacherLogits:
     Lines are only ever appended, so filling can be killed and continued: a torn last line is dropped.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, classes: Sequence[str] = CLASSES) -> None:
+        self.file, self.classes = file, list(classes)
         self._entries: dict[str, tuple[str, str, list[float]]] = {}
         if file.exists():
             self._read()
@@ -45,14 +45,14 @@ class TeacherLogits:
 
     def add(self, rows: Sequence[ManifestRow], teacher: str, logits: Tensor) -> None:
         """Append finite logits, (len(rows), classes) float32, under the teacher's ``fingerprint``; flush them."""
-        if tuple(logits.shape) != (len(rows), len(CLASSES)) or not torch.isfinite(logits).all():
+        if tuple(logits.shape) != (len(rows), len(self.classes)) or not torch.isfinite(logits).all():
             raise TeacherLogitsError(
                 f"logits are {tuple(logits.shape)}, finite: {bool(torch.isfinite(logits).all())}; "
-                f"expected ({len(rows)}, {len(CLASSES)}) finite values"
+                f"expected ({len(rows)}, {len(self.classes)}) finite values"
             )
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps({"format": _FORMAT, "classes": CLASSES}) + "\n", encoding="utf-8")
+            self.file.write_text(json.dumps({"format": _FORMAT, "classes": self.classes}) + "\n", encoding="utf-8")
         with self.file.open("a", encoding="utf-8") as file:
             for row, values in zip(rows, logits.float().cpu().tolist(), strict=True):
                 entry = {"path": row.path, "sha256": row.sha256, "teacher": teacher, "logits": values}
@@ -96,14 +96,16 @@ class TeacherLogits:
         lines = complete.splitlines()
         try:
             header = json.loads(lines[0])
-            known = header["format"] == _FORMAT and header["classes"] == list(CLASSES)
+            known = header["format"] == _FORMAT and header["classes"] == self.classes
             for line in lines[1:] if known else []:
                 entry = json.loads(line)
                 self._entries[entry["path"]] = (entry["sha256"], entry["teacher"], entry["logits"])
         except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TeacherLogitsError(f"{self.file} is no file of teacher logits: {error!r}") from error
         if not known:
-            raise TeacherLogitsError(f"{self.file} has format and classes {header}; expected {_FORMAT} and {CLASSES}")
+            raise TeacherLogitsError(
+                f"{self.file} has format and classes {header}; expected {_FORMAT} and {self.classes}"
+            )
 
 
 def fingerprint(runs: Sequence[Path]) -> str:
@@ -128,8 +130,19 @@ def fill(
 
 
 def fill_from_runs(logits: TeacherLogits, runs: Sequence[Path], rows: Sequence[ManifestRow], data_root: Path) -> None:
-    """Fill with the mean logits of trained runs, each reading the images at its own size. Raises RunError."""
+    """Fill with the mean logits of trained runs, each reading the images at its own size.
+
+    Raises:
+        RunError: a run is not finished.
+        TeacherLogitsError: a run tells other classes apart.
+    """
     teachers = [load_run(run) for run in runs]
+    for run in teachers:
+        if list(run.classes) != logits.classes:
+            raise TeacherLogitsError(
+                f"teacher {run.folder} tells {', '.join(run.classes)} apart, the images are "
+                f"{', '.join(logits.classes)}; name a teacher of the same classes"
+            )
 
     def compute(part: Sequence[ManifestRow]) -> Tensor:
         folder = manifest_folder(data_root, part)

@@ -12,6 +12,8 @@ from tests.brainq_torch.data.synthesis.test_midline import draw_head
 from tools.command import WRONG_INPUT, CommandError
 from tools.pairs import interval, main, make_pairs, measure
 
+ORDER = range(4)
+
 
 @pytest.fixture(scope="module")
 def heads():
@@ -59,15 +61,15 @@ def test_kinds_and_labels(pairs):
 
 def test_a_model_that_goes_by_the_source_tells_no_pair_apart(pairs):
     for made in pairs.values():
-        figures = measure(by_source, made)
+        figures = measure(by_source, ORDER, made)
         assert figures["pairs_told_apart"][0] == 0.0
-    assert measure(by_source, pairs["painted"])["normal_named"][0] == 1.0
-    assert measure(by_source, pairs["cleared"])["tumours_found"][0] == 1.0
+    assert measure(by_source, ORDER, pairs["painted"])["normal_named"][0] == 1.0
+    assert measure(by_source, ORDER, pairs["cleared"])["tumours_found"][0] == 1.0
 
 
 def test_a_model_that_knows_tells_all_apart(pairs):
     for made in pairs.values():
-        figures = measure(by_knowledge(made), made)
+        figures = measure(by_knowledge(made), ORDER, made)
         assert [figures[name][0] for name in figures if name != "pairs"] == [1.0] * 4
 
 

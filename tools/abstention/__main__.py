@@ -1,6 +1,7 @@
 """Measure when a model does not answer, and what that brings: ``python -m tools.abstention MODEL --data DIR``."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,19 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
-from tools.images import choose_images, class_order, decode_images, labels_of
+from tools.images import choose_known, class_order, decode_images, labels_of
 from tools.predict import Unread, find_images
 
 DRAWN = 50
 """Pictures drawn of each kind of outlier."""
 
-_HEALTHY = CLASSES.index("notumor")
+_HEALTHY = "notumor"
 _CURVE_POINTS = 101
 
 
@@ -33,7 +33,7 @@ class OutlierReport:
     """What a model says of pictures that are no heads.
 
     auroc: how well the outlier score tells them from the data's images. answered: share that gets a class. tumour,
-    tumour_without: share that is called a tumour, with and without abstaining.
+    tumour_without: share that is called a tumour (any class but notumor), with and without abstaining.
     """
 
     n: int
@@ -97,8 +97,8 @@ def _measure(options: argparse.Namespace) -> int:
         raise CommandError(
             f"{options.model} does not say when not to answer; train it with brainq_torch.fit, or export it again"
         )
-    order = class_order(options.model, runner)
-    split, folder = choose_images(Path(options.data), options.split, options.manifest)
+    split, folder = choose_known(options.model, runner, Path(options.data), options.split, options.manifest)
+    order = class_order(options.model, runner, folder.classes)
     readable, pixels = decode_images(folder, runner.pixels)
     labels = labels_of(readable)
     logits = run_named(runner, pixels, [record.path for record in readable.records])[:, order]
@@ -109,7 +109,7 @@ def _measure(options: argparse.Namespace) -> int:
     reports, scores = {}, {"data": judged.outlier}
     for kind, images in sets.items():
         said = runner.abstention.judge(runner(images)[:, order], images)
-        reports[kind], scores[kind] = _report(said, judged.outlier), said.outlier
+        reports[kind], scores[kind] = _report(said, judged.outlier, folder.classes), said.outlier
     right = logits.argmax(axis=1) == labels
     curve = cover(judged.probabilities.max(axis=1), right)
     found = measure(judged, labels)
@@ -144,8 +144,8 @@ def _read_pictures(runner: Runner, folder: str) -> NDArray[np.uint8]:
     return np.stack(pictures)
 
 
-def _report(said: Judgement, usual: NDArray[np.float64]) -> OutlierReport:
-    tumour = said.probabilities.argmax(axis=1) != _HEALTHY
+def _report(said: Judgement, usual: NDArray[np.float64], classes: Sequence[str]) -> OutlierReport:
+    tumour = np.array(classes)[said.probabilities.argmax(axis=1)] != _HEALTHY
     truth = np.repeat([0, 1], [len(usual), len(said.outlier)])
     return OutlierReport(
         len(said.outlier),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.data.classes import require_four
+from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Method, Rounding
@@ -69,9 +69,8 @@ def _low_bits(options: argparse.Namespace) -> int:
     run, out = load_run(options.run), Path(options.out)
     if run.quantization is not None:
         raise CommandError(f"{options.run} is quantized already; name the float run that it was started from")
-    require_four(run.classes, "tools.low_bits")
     out.mkdir(parents=True, exist_ok=True)
-    split, folder = choose_images(Path(options.data), options.split)
+    split, folder = choose_images(Path(options.data), options.split, labels=Labels(tuple(run.classes)))
     if options.images is not None:
         folder = take_evenly(folder, options.images)
     folder, pixels = decode_images(folder, run.pixels)

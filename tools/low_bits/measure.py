@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.quant.layers import weighted_layers
@@ -122,8 +121,8 @@ class Measure:
         )  # fmt: skip
 
     def _describe(self, method: str, logits: NDArray[Any], bits: float) -> dict[str, Any]:
-        plain, metrics = self._plain(), compute_metrics(logits, self.labels, CLASSES)
-        against = compare_predictions(plain, logits, self.labels)
+        plain, metrics = self._plain(), compute_metrics(logits, self.labels, tuple(self.run.classes))
+        against = compare_predictions(plain, logits, self.labels, tuple(self.run.classes))
         return {
             "method": method, "bits": bits, "accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1,
             "recall": {name: one.recall for name, one in metrics.per_class.items()},

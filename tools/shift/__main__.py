@@ -72,6 +72,8 @@ def _shift(options: argparse.Namespace) -> int:
     check_targets(options.json, options.plot)
     names = [name for name in (options.model, options.compare) if name]
     runners = {name: load_runner(name, options.threads) for name in names}
+    for name, runner in runners.items():
+        class_order(name, runner, CLASSES)  # its styles and lesions are of these; refused before anything is read
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
     if options.images is not None:
         folder = draw_balanced(folder, options.images, options.seed)
@@ -119,7 +121,7 @@ def measure(
     runners: dict[str, Runner], folder: ImageFolder, threads: int = 1, progress: bool = True
 ) -> tuple[ImageFolder, list[Outcome]]:
     """Run every model on every shift of every image; each image is decoded once."""
-    orders = {name: class_order(name, runner) for name, runner in runners.items()}
+    orders = {name: class_order(name, runner, CLASSES) for name, runner in runners.items()}
     specs = tuple({runner.pixels for runner in runners.values()})
     styles = _collect_styles(folder)
     kept: list[ImageRecord] = []

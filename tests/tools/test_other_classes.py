@@ -1,0 +1,100 @@
+"""Every tool that measures a model takes what it was trained to tell apart, and says so where it needs the four."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.fit import main as fit
+from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError
+from tests.conftest import TINY
+from tools import compare, gradcam, pairs, predictions, teacher_logits
+from tools.abstention.__main__ import main as abstention
+from tools.command import WRONG_INPUT
+from tools.low_bits.__main__ import main as low_bits
+from tools.shift.__main__ import main as shift
+
+CLASSES = ("astrocytoma", "meningioma", "pituitary")
+
+
+@pytest.fixture(scope="module")
+def data(phantoms, tmp_path_factory):
+    root = tmp_path_factory.mktemp("three") / "data"
+    shutil.copytree(phantoms, root, ignore=shutil.ignore_patterns("notumor"))
+    for part in ("Training", "Testing"):
+        (root / part / "glioma").rename(root / part / "astrocytoma")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    out = data.parent / "run"
+    assert fit([*TINY, f"--data.root={data}", f"--out={out}", "--stages=[{name: all, epochs: 1}]"]) == 0
+    return out
+
+
+def words(*arguments):
+    return [str(argument) for argument in arguments]
+
+
+def test_compare_names_the_models_classes(run, data, tmp_path, capsys):
+    report = tmp_path / "compare.json"
+    assert compare.main(words(run, "--data", data, "--json", report)) == 0
+    (model,) = json.loads(report.read_text())["models"]
+    assert tuple(model["metrics"]["per_class"]) == CLASSES
+    assert "recall astrocytoma / meningioma / pituitary" in capsys.readouterr().out
+
+
+def test_models_of_other_classes_are_not_compared(run, tiny_run, data, capsys):
+    assert compare.main(words(run, tiny_run, "--data", data)) == WRONG_INPUT
+    assert "tells glioma, meningioma, notumor, pituitary apart, the images are astro" in capsys.readouterr().err
+
+
+def test_abstention_counts_every_class_but_notumor_as_a_tumour(run, data, tmp_path):
+    report = tmp_path / "abstention.json"
+    assert abstention(words(run, "--data", data, "--json", report)) == 0
+    found = json.loads(report.read_text())
+    assert found["n"] == 9
+    for outliers in found["outliers"].values():
+        assert (outliers["tumour"], outliers["tumour_without"]) == (outliers["answered"], 1.0)
+
+
+def test_gradcam_shows_the_models_classes(run, data, tmp_path, capsys):
+    assert gradcam.main(words(run, "--data", data, "--out", tmp_path / "cam.png", "--images", 4)) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown
+    assert {line.split("label ")[1].split(",")[0] for line in shown} <= set(CLASSES)
+
+
+def test_predictions_hold_a_logit_a_class(run, data, tmp_path):
+    assert predictions.main(words(run, "--run", run, "--data", data, "--out", tmp_path / "p.npz")) == 0
+    with np.load(tmp_path / "p.npz") as found:
+        assert found["logits"].shape == (9, 3)
+        assert [CLASSES[label] for label in found["labels"]] == [path.split("/")[1] for path in found["paths"]]
+
+
+def test_teachers_of_these_classes_keep_their_logits(run, tiny_run, data, tmp_path, capsys):
+    file = tmp_path / "logits.jsonl"
+    assert teacher_logits.main(words(run, "--data", data, "--out", file)) == 0
+    rows = [row for row in read_manifest(run / "manifest.csv") if row.split == "Training"]
+    assert TeacherLogits(file, CLASSES).lookup(rows).shape == (len(rows), 3)
+    with pytest.raises(TeacherLogitsError, match="expected 1 and"):
+        TeacherLogits(file)
+    other = words(tiny_run, "--data", data, "--manifest", run / "manifest.csv", "--out", tmp_path / "other.jsonl")
+    assert teacher_logits.main(other) == WRONG_INPUT
+    assert "name a teacher of the same classes" in capsys.readouterr().err
+
+
+def test_low_bits_measures_the_models_classes(run, data, tmp_path):
+    few = ["--calibration-images", 4, "--sensitivity-images", 2, "--images", 6, "--bits", 8]
+    assert low_bits(words(run, "--data", data, "--out", tmp_path / "low", *few)) == 0
+    report = json.loads((tmp_path / "low" / "low_bits.json").read_text())
+    assert tuple(report["curve"][0]["recall"]) == CLASSES
+
+
+@pytest.mark.parametrize(("tool", "more"), [(pairs.main, ["--manifest", "manifest.csv"]), (shift, [])])
+def test_what_draws_lesions_of_the_four_says_so_first(run, data, tool, more, capsys):
+    assert tool(words(run, "--data", data, *more)) == WRONG_INPUT
+    assert "tells astrocytoma, meningioma, pituitary apart, the images are glioma, " in capsys.readouterr().err
