@@ -50,6 +50,7 @@ class Bench:
         return ["--config", str(path), "--out", str(self.out), *map(str, more)]
 
     def run(self, *more):
+        self.calls_file.unlink(missing_ok=True)
         return main(self.words(*more))
 
     def start(self, **environment):
@@ -59,12 +60,16 @@ class Bench:
         return subprocess.Popen(words, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
 
     def calls(self):
-        """Return the commands since the last call, each as words."""
-        if not self.calls_file.exists():
-            return []
-        lines = self.calls_file.read_text().splitlines()
-        self.calls_file.unlink()
-        return [line.split() for line in lines]
+        """Return the commands of the last run, each as words."""
+        return [line.split() for line in self.calls_file.read_text().splitlines()] if self.calls_file.exists() else []
+
+    def trained(self):
+        """Return the names of the run folders that the last run trained."""
+        return [Path(call[call.index("--out") + 1]).name for call in self.calls() if call[0] == "brainq_torch.fit"]
+
+    def give(self, name, folder="runs"):
+        """Return a copy of a folder that the study made, as one that lies elsewhere."""
+        return shutil.copytree(self.out / folder / name, self.folder / "given" / folder)
 
     def study(self):
         return json.loads((self.out / "study.json").read_text())
@@ -94,6 +99,14 @@ def bench(tmp_path, monkeypatch, answers):
     monkeypatch.setenv("STAND_IN_ANSWERS", str(answers))
     yield made
     study_runs.hash_images.cache_clear()
+
+
+@pytest.fixture
+def made(bench, capsys):
+    """A bench whose study was run once."""
+    assert bench.run() == 0
+    capsys.readouterr()
+    return bench
 
 
 def names(calls):
@@ -127,20 +140,17 @@ def test_every_step_is_done_once_and_recorded(bench, capsys):
     }
 
 
-def test_what_is_there_is_not_done_again(bench, capsys):
-    bench.run()
-    before = (bench.out / "study.json").read_bytes()
-    bench.calls()
-    assert bench.run() == 0
-    assert bench.calls() == []
-    assert (bench.out / "study.json").read_bytes() == before
+def test_what_is_there_is_not_done_again(made, capsys):
+    before = (made.out / "study.json").read_bytes()
+    assert made.run() == 0
+    assert made.calls() == []
+    assert (made.out / "study.json").read_bytes() == before
     assert capsys.readouterr().out.count("done before, nothing has changed") == 19
 
 
-def test_all_models_train_on_the_first_ones_images_and_parts(bench):
-    bench.run()
-    first, *others = [call for call in bench.calls() if call[0] == "brainq_torch.fit"]
-    run = bench.out / "runs" / "mobile"
+def test_all_models_train_on_the_first_ones_images_and_parts(made):
+    first, *others = [call for call in made.calls() if call[0] == "brainq_torch.fit"]
+    run = made.out / "runs" / "mobile"
     assert first[first.index("--data.root") + 1] == "phantom"
     assert "--data.manifest" not in first
     for call in others:
@@ -148,7 +158,7 @@ def test_all_models_train_on_the_first_ones_images_and_parts(bench):
         assert call[call.index("--data.manifest") + 1] == str(run / "manifest.csv")
     qat, _, student = others
     assert qat[qat.index("--init") + 1] == str(run)
-    assert f"--distillation.teacher.init_args.runs=[{bench.out / 'runs' / 'teacher'}]" in student
+    assert f"--distillation.teacher.init_args.runs=[{made.out / 'runs' / 'teacher'}]" in student
 
 
 def test_a_changed_configuration_trains_anew_under_a_new_name(bench, tmp_path, capsys):
@@ -157,13 +167,11 @@ def test_a_changed_configuration_trains_anew_under_a_new_name(bench, tmp_path, c
     bench.config["models"] = MODELS | {"student": {"config": str(own), "teacher": "teacher"}}
     bench.run()
     old = (bench.out / "runs" / "student" / "model.ckpt").read_bytes()
-    bench.calls()
     own.write_text(own.read_text() + "\n# another\n")
     capsys.readouterr()
     assert bench.run("--fit_arguments=[]") == 0
     calls = bench.calls()
-    trained = [call for call in calls if call[0] == "brainq_torch.fit"]
-    assert [call[call.index("--out") + 1] for call in trained] == [str(bench.out / "runs" / "student-2")]
+    assert bench.trained() == ["student-2"]
     assert (bench.out / "runs" / "student" / "model.ckpt").read_bytes() == old
     assert "configuration has changed" in capsys.readouterr().out
     assert not [call for call in calls if "mobile" in " ".join(call) and call[0] in ("export", "tools.predictions")]
@@ -172,77 +180,65 @@ def test_a_changed_configuration_trains_anew_under_a_new_name(bench, tmp_path, c
     assert bench.calls() == []
 
 
-def test_changed_arguments_reach_everything_that_depends_on_them(bench):
-    bench.run()
-    bench.calls()
-    bench.config["models"] = MODELS | {"mobile": MODELS["mobile"] | {"arguments": ["--seed=7"]}}
-    assert bench.run() == 0
-    trained = [call[call.index("--out") + 1] for call in bench.calls() if call[0] == "brainq_torch.fit"]
+def test_changed_arguments_reach_everything_that_depends_on_them(made):
+    made.config["models"] = MODELS | {"mobile": MODELS["mobile"] | {"arguments": ["--seed=7"]}}
+    assert made.run() == 0
     # the teacher needs nothing but the first one's manifest, which is as it was
-    assert [Path(out).name for out in trained] == ["mobile-2", "qat-2"]
+    assert made.trained() == ["mobile-2", "qat-2"]
 
 
 def test_another_commit_makes_everything_again_and_keeps_the_runs(bench, monkeypatch):
     bench.run("--only", "mobile")
-    bench.calls()
     monkeypatch.setattr(study_runner, "describe_code", lambda: "another commit")
     assert bench.run("--only", "mobile") == 0
     assert modules(bench.calls()) == DONE_AGAIN
     assert {path.name for path in (bench.out / "runs").iterdir()} == {"mobile", "mobile-2"}
 
 
-@pytest.mark.parametrize("damage", ["gone", "changed"])
-def test_an_output_that_is_gone_or_changed_is_made_again(bench, damage, capsys):
-    bench.run()
-    bench.calls()
-    file = bench.out / "exports" / "mobile" / "int8" / "model_int8.tflite"
-    if damage == "gone":
-        file.unlink()
-    else:
-        file.write_text("another")
-    capsys.readouterr()
-    assert bench.run() == 0
-    assert names(bench.calls()) == ["export"]  # to the same bytes: what comes after is still right
-    assert ("is gone" if damage == "gone" else "is not what it made") in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("damage", "said"), [(Path.unlink, "is gone"), (lambda file: file.write_text("another"), "is not what it made")]
+)
+def test_an_output_that_is_gone_or_changed_is_made_again(made, damage, said, capsys):
+    damage(made.out / "exports" / "mobile" / "int8" / "model_int8.tflite")
+    assert made.run() == 0
+    assert names(made.calls()) == ["export"]  # to the same bytes: what comes after is still right
+    assert said in capsys.readouterr().out
 
 
-def test_changed_images_are_noticed(bench):
-    bench.run()
-    bench.calls()
+def test_changed_images_are_noticed(made):
     study_runs.hash_images.cache_clear()
-    (bench.out / "runs" / "mobile" / "phantoms" / "one.png").write_bytes(b"two")
-    bench.run()
-    assert "tools.predictions" in names(bench.calls())
+    (made.out / "runs" / "mobile" / "phantoms" / "one.png").write_bytes(b"two")
+    made.run()
+    assert "tools.predictions" in names(made.calls())
 
 
-def test_study_json_is_what_the_report_reads(bench):
-    bench.run()
-    assert [row.id for row in read_study(bench.out).done] == [row[0] for row in ROWS]
-    found = bench.study()
+def test_study_json_is_what_the_report_reads(made):
+    assert [row.id for row in read_study(made.out).done] == [row[0] for row in ROWS]
+    found = made.study()
     assert set(found) == {"format", "title", "created_from", "data", "classes", "rows", "order", "gradcam"}
     assert found["data"] == {
-        "root": str(bench.out / "runs" / "mobile" / "phantoms"), "split": "Testing", "images": IMAGES, "unseen": 4,
+        "root": str(made.out / "runs" / "mobile" / "phantoms"), "split": "Testing", "images": IMAGES, "unseen": 4,
         "nearest_neighbour": {"all": 0.5, "unseen": 0.5}, "majority": 0.25, "differences": [],
     }  # fmt: skip
     assert found["order"] == [row[0] for row in ROWS]
     assert found["gradcam"] == {"row": "mobile", "file": "gradcam.png"}
-    row = bench.rows()["mobile_ptq"]
+    row = made.rows()["mobile_ptq"]
     assert (row["status"], row["float"], row["run"]) == ("done", "mobile", "runs/mobile")
     assert (row["file"], row["onnx_twin"]) == (
         "exports/mobile/int8/model_int8.tflite", "exports/mobile/int8/model_int8.onnx"
     )  # fmt: skip
-    assert row["bytes"] == (bench.out / row["file"]).stat().st_size
+    assert row["bytes"] == (made.out / row["file"]).stat().st_size
     assert row["checkpoint_bytes"] == 300
     assert row["parity"] == {"passed": True, "file": "sources/mobile/parity_int8.json", "entry": "model_int8.tflite"}
     assert row["abstention"] == {"temperature": 1.5, "threshold": 0.6}
     for path in (row["predictions"], row["latency"], *row["sources"].values()):
-        assert (bench.out / path).is_file()
+        assert (made.out / path).is_file()
     assert [command.split()[2] for command in row["commands"]] == [
         "brainq_torch.fit", "export", "tools.predictions", "tools.bench"
     ]  # fmt: skip
-    latency = json.loads((bench.out / row["latency"]).read_text())
+    latency = json.loads((made.out / row["latency"]).read_text())
     assert (latency["litert"]["median_ms"], latency["litert"]["p90_ms"], latency["litert"]["runs"]) == (1.5, 2.5, 6)
-    fp16 = json.loads((bench.out / bench.rows()["mobile_fp16"]["latency"]).read_text())
+    fp16 = json.loads((made.out / made.rows()["mobile_fp16"]["latency"]).read_text())
     assert fp16["onnxruntime"] is None
 
 
@@ -256,11 +252,10 @@ def test_a_failing_step_leaves_the_rest_alone(bench, monkeypatch, capsys):
     assert "made to fail" in reason
     assert rows["student"]["commands"][-1].startswith("python -m tools.study --config ")
     assert "report: " in capsys.readouterr().out
-    bench.calls()
     monkeypatch.delenv("STAND_IN_FAIL")
     assert bench.run() == 0
     assert {row["status"] for row in bench.rows().values()} == {"done"}
-    assert not [call for call in bench.calls() if call[0] == "brainq_torch.fit" and "quickstart.yaml" in " ".join(call)]
+    assert "mobile" not in bench.trained()
 
 
 def test_a_failing_export_costs_its_own_rows_only(bench, monkeypatch):
@@ -322,72 +317,63 @@ def test_two_studies_do_not_share_a_folder(bench, monkeypatch, capsys):
     process.communicate()
 
 
-def test_a_finished_run_serves_and_is_not_touched(bench, tmp_path):
-    bench.run()
-    given = shutil.copytree(bench.out / "runs" / "mobile", tmp_path / "given")
+def test_a_finished_run_serves_and_is_not_touched(made):
+    given = made.give("mobile")
     files = {path: path.stat().st_mtime_ns for path in given.rglob("*")}
-    shutil.rmtree(bench.out)
-    bench.calls()
-    assert bench.run("--models.mobile.run", given) == 0
-    calls = bench.calls()
-    assert not [call for call in calls if "quickstart.yaml" in " ".join(call)]
+    shutil.rmtree(made.out)
+    assert made.run("--models.mobile.run", given) == 0
+    assert "mobile" not in made.trained()
     assert {path: path.stat().st_mtime_ns for path in given.rglob("*")} == files
-    assert bench.rows()["mobile"]["checkpoint_bytes"] == 300
+    assert made.rows()["mobile"]["checkpoint_bytes"] == 300
     shutil.rmtree(given / "checkpoints")
-    assert bench.run("--models.mobile.run", given) == 0
-    lacking = next(gap for gap in bench.rows()["mobile"]["omitted"] if gap["what"] == "checkpoint")
+    assert made.run("--models.mobile.run", given) == 0
+    lacking = next(gap for gap in made.rows()["mobile"]["omitted"] if gap["what"] == "checkpoint")
     assert lacking["command"] == f"python -m brainq_torch.fit --config {given / 'config.yaml'} --out NEW_RUN"
 
 
-def test_a_given_export_serves_as_long_as_it_is_of_the_run(bench, tmp_path, capsys):
-    bench.run()
-    run = shutil.copytree(bench.out / "runs" / "mobile", tmp_path / "run")
-    made = shutil.copytree(bench.out / "exports" / "mobile" / "float", tmp_path / "made")
-    shutil.rmtree(bench.out)
-    bench.calls()
-    words = ["--models.mobile.run", run, "--models.mobile.export", made, "--only", "mobile", "mobile_ptq"]
-    assert bench.run(*words) == 0
-    exported = [call for call in bench.calls() if call[0] == "export"]
+def test_a_given_export_serves_as_long_as_it_is_of_the_run(made, capsys):
+    run, export = made.give("mobile"), made.give("mobile/float", "exports")
+    shutil.rmtree(made.out)
+    words = ["--models.mobile.run", run, "--models.mobile.export", export, "--only", "mobile", "mobile_ptq"]
+    assert made.run(*words) == 0
+    exported = [call for call in made.calls() if call[0] == "export"]
     assert [call[call.index("--recipes") + 1] for call in exported] == ["int8"]
-    row = bench.rows()["mobile"]
-    assert row["file"].endswith("made/model_fp32.tflite")
+    row = made.rows()["mobile"]
+    assert row["file"].endswith("given/exports/model_fp32.tflite")
     assert [command.split()[2] for command in row["commands"]] == ["tools.predictions", "tools.bench"]
     assert "has no model_int8.tflite" in capsys.readouterr().out
     (run / "model.ckpt").write_text("trained on")
-    assert bench.run(*words) == 0
+    assert made.run(*words) == 0
     assert "was made of another model.ckpt" in capsys.readouterr().out
-    assert bench.rows()["mobile"]["file"] == "exports/mobile/float/model_fp32.tflite"
+    assert made.rows()["mobile"]["file"] == "exports/mobile/float/model_fp32.tflite"
 
 
-def test_an_unfinished_run_is_not_gone_on_with(bench, tmp_path):
+def test_an_unfinished_run_is_not_gone_on_with(made):
     """Somebody may be training it now."""
-    bench.run()
-    given = shutil.copytree(bench.out / "runs" / "teacher", tmp_path / "given")
+    given = made.give("teacher")
     (given / "metrics.json").unlink()
-    assert bench.run("--models.teacher.run", given) == 1
-    assert f"python -m brainq_torch.fit --resume --out {given}" in bench.rows()["student"]["reason"]
+    assert made.run("--models.teacher.run", given) == 1
+    assert f"python -m brainq_torch.fit --resume --out {given}" in made.rows()["student"]["reason"]
     assert not (given / "metrics.json").exists()
 
 
-def test_runs_with_other_test_images_are_refused(bench, tmp_path):
-    bench.run()
-    given = shutil.copytree(bench.out / "runs" / "student", tmp_path / "given")
+def test_runs_with_other_test_images_are_refused(made):
+    given = made.give("student")
     manifest = given / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("Testing0.png", "Testing9.png"))
-    assert bench.run("--models.student.run", given) == 1
-    assert "other Testing images than mobile" in bench.rows()["student"]["reason"]
+    assert made.run("--models.student.run", given) == 1
+    assert "other Testing images than mobile" in made.rows()["student"]["reason"]
 
 
-def test_runs_handled_otherwise_are_told_apart(bench, tmp_path):
-    bench.run()
-    given = shutil.copytree(bench.out / "runs" / "student", tmp_path / "given")
+def test_runs_handled_otherwise_are_told_apart(made):
+    given = made.give("student")
     (given / "config.yaml").write_text("data: {size: 48, fit: stretch, augmentation: {flip: 0.5, noise: 0.0}}\n")
     lines = (given / "manifest.csv").read_text().splitlines()
     swapped = [line.replace(",Training,", ",val,") if "Training0" in line else line for line in lines]
     swapped = [line.replace(",val,", ",Training,") if "val0" in line else line for line in swapped]
     (given / "manifest.csv").write_text("\n".join(swapped) + "\n")
-    assert bench.run("--models.student.run", given) == 0
-    parts, handling = bench.study()["data"]["differences"]
+    assert made.run("--models.student.run", given) == 0
+    parts, handling = made.study()["data"]["differences"]
     assert parts.startswith("student: 2 images train or validate otherwise than for mobile")
     assert handling == (
         "student: other data handling than mobile: augmentation.flip 0.5 instead of off, size 48 instead of 32"
