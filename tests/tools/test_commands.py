@@ -89,6 +89,18 @@ def call(name, words, capsys):
     return code, capsys.readouterr().err
 
 
+@pytest.fixture
+def run(places, tmp_path, capsys, monkeypatch):
+    """Runs a command with what it is given and more words; returns exit code and what was said."""
+    monkeypatch.chdir(ROOT)
+
+    def run(name, given, *more):
+        words = COMMANDS[name].format(given=given, new=tmp_path / "new", **places).split()
+        return call(name, [*words, *more], capsys)
+
+    return run
+
+
 WRONG = ("missing.tflite", "cut.tflite", "flipped.tflite", "empty.onnx", "noise.tflite", "folder.tflite")
 
 
@@ -96,10 +108,8 @@ CASES = [case for case in product(COMMANDS, WRONG) if case != ("tools.doctor", "
 
 
 @pytest.mark.parametrize(("name", "wrong"), CASES)
-def test_a_wrong_input_is_2_and_one_line(name, wrong, places, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    words = COMMANDS[name].format(given=places["folder"] / wrong, new=tmp_path / "new", **places).split()
-    code, said = call(name, words, capsys)
+def test_a_wrong_input_is_2_and_one_line(name, wrong, places, tmp_path, run):
+    code, said = run(name, places["folder"] / wrong)
     assert code == 2
     assert sum("error:" in line for line in said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
@@ -120,11 +130,9 @@ def test_what_is_found_wrong_is_1_and_nothing_is_0(name, words, expected, places
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_unknown_flag_is_2(name, places, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_an_unknown_flag_is_2(name, places, run):
     given = "configs/study_quick.yaml" if name == "tools.study" else places["model"]
-    words = COMMANDS[name].format(given=given, new=tmp_path / "new", **places).split()
-    code, said = call(name, [*words, "--no-such-flag"], capsys)
+    code, said = run(name, given, "--no-such-flag")
     assert code == 2
     assert "--no-such-flag" in said
 
@@ -145,8 +153,10 @@ def test_every_flag_has_help(name, capsys):
     assert bare == []
 
 
+THREADED = ("abstention", "bench", "compare", "evaluate", "gradcam", "low_bits", "predict", "predictions")
 NUMBERS = (
-    ("--threads", "0", ("abstention", "bench", "compare", "evaluate", "gradcam", "low_bits", "predict", "predictions")),
+    ("--threads", "0", THREADED),
+    ("--threads", "100000", THREADED),
     ("--seed", "-1", ("gradcam", "pseudo_sources", "shift")),
     ("--images", "0", ("edge", "gradcam", "low_bits", "shift")),
     ("--budget", "0", ("low_bits",)),
@@ -159,31 +169,20 @@ NUMBERED = [(flag, number, f"tools.{name}") for flag, number, names in NUMBERS f
 
 
 @pytest.mark.parametrize(("flag", "number", "name"), NUMBERED)
-def test_a_number_that_makes_no_sense_is_2(flag, number, name, places, tmp_path, capsys):
-    words = COMMANDS[name].format(given=places["model"], new=tmp_path / "new", **places).split()
-    code, said = call(name, [*words, flag, number], capsys)
+def test_a_number_that_makes_no_sense_is_2(flag, number, name, places, run):
+    code, said = run(name, places["model"], flag, number)
     assert code == 2
     assert said.count("error:") == 1
-    assert f"{flag}: {number} is too small" in said or f"{flag} is {number}" in said
-
-
-@pytest.mark.parametrize("name", NUMBERS[0][2])
-def test_more_threads_than_a_machine_has_are_2(name, places, tmp_path, capsys):
-    words = COMMANDS[f"tools.{name}"].format(given=places["model"], new=tmp_path / "new", **places).split()
-    code, said = call(f"tools.{name}", [*words, "--threads", "100000"], capsys)
-    assert code == 2
-    assert "--threads: 100000 is too large; allowed are 1 to " in said
+    assert re.search(rf"{flag}: {number} is too (small|large; allowed are 1 to )|{flag} is {number}", said)
 
 
 REPORTING = ("abstention", "audit", "bench", "bench_training", "compare", "doctor", "edge", "evaluate", "shift")
 
 
 @pytest.mark.parametrize("name", REPORTING)
-def test_a_report_that_cannot_be_written_is_2_before_any_work(name, places, tmp_path, capsys):
+def test_a_report_that_cannot_be_written_is_2_before_any_work(name, places, tmp_path, run):
     given = places["data"] if name in ("audit", "bench_training") else places["model"]
-    words = COMMANDS[f"tools.{name}"].format(given=given, new=tmp_path / "new", **places)
-    words = words.replace(f" --pair {given} {given}", "").split()
-    code, said = call(f"tools.{name}", [*words, "--json", str(tmp_path / "none" / "report.json")], capsys)
+    code, said = run(f"tools.{name}", given, "--json", str(tmp_path / "none" / "report.json"))
     assert code == 2
     assert "report.json cannot be written" in said
 

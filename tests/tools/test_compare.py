@@ -86,11 +86,7 @@ def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        (["A", "A"], "named twice"),
-        (["A", "nowhere.tflite"], "nowhere.tflite does not exist"),
-        (["A", "--pair", "A", "nowhere.onnx"], "nowhere.onnx does not exist"),
-    ],
+    [(["A", "A"], "named twice"), (["A", "--pair", "A", "nowhere.onnx"], "nowhere.onnx does not exist")],
 )
 def test_wrong_words_are_one_clear_line(capsys, tiny_export, phantoms, words, said):
     words = [tiny_export / "model_fp32.tflite" if word == "A" else word for word in words]

@@ -247,9 +247,6 @@ def test_vela_counts_the_same_multiplications(tmp_path):
 
 def test_vela_gets_int8_files_only(tmp_path):
     assert estimate(tmp_path / "m.tflite", "float32", "Ethos-U55-128", "Size", "vela").refused
-    absent = estimate(tmp_path / "m.tflite", "int8", "Ethos-U55-128", "Size", None)
-    assert not absent.refused
-    assert "pip install -e '.[edge]'" in absent.reason
 
 
 # TFLite-Micro
@@ -390,16 +387,10 @@ def write_custom(path):
 
 def test_wrong_inputs_are_refused_with_a_remedy(tmp_path, capsys):
     good = str(write_int8_tflite(tmp_path / "m.tflite"))
-    other = tmp_path / "other"
-    other.mkdir()
-    (tmp_path / "text.tflite").write_text("no model at all")
     cases = [
         ([str(write_float_onnx(tmp_path / "m.onnx"))], "give the .tflite file beside it"),
         ([str(write_custom(tmp_path / "custom.tflite"))], "CUSTOM has multiplications that are not counted here"),
-        ([str(tmp_path / "absent.tflite")], "is missing"),
-        ([str(tmp_path / "text.tflite")], "not a TFLite file"),
         ([good, "--csv", str(tmp_path / "nowhere")], "make it first"),
-        ([good, "--json", str(tmp_path / "nowhere" / "r.json")], "cannot be written"),
         ([good, "--vela", str(tmp_path / "no-vela")], "is no program"),
         ([good, "--tflm-python", str(tmp_path / "no-python")], "is no program"),
         ([good, good, "--csv", str(tmp_path), "--static"], "would overwrite each other"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,8 @@ from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.models import build_model
+from brainq_torch.run import load_run
+from tools import gradcam
 from tools.gradcam import Case, choose_cases, class_activation_map, main, plot_cases
 
 NETWORKS = {
@@ -101,11 +105,6 @@ def test_wrong_input_is_refused(tmp_path, tiny_run, phantoms, capsys, arguments,
 
 
 def test_a_quantized_run_is_refused(tmp_path, tiny_run, phantoms, capsys, monkeypatch):
-    from dataclasses import replace
-
-    from brainq_torch.run import load_run
-    from tools import gradcam
-
     monkeypatch.setattr(gradcam, "load_run", lambda folder: replace(load_run(folder), quantization={"scheme": "int8"}))
     assert main([str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]) == 2
     assert "give the float run" in capsys.readouterr().err

@@ -12,20 +12,9 @@ from tools.low_bits import __main__ as low_bits
 from tools.low_bits import measure
 
 COMMAND = [
-    "--bits",
-    "4",
-    "8",
-    "--rounding",
-    "descent",
-    "--calibration-images",
-    "4",
-    "--sensitivity-images",
-    "2",
-    "--threads",
-    "1",
-]
-
-
+    "--bits", "4", "8", "--rounding", "descent", "--calibration-images", "4",
+    "--sensitivity-images", "2", "--threads", "1",
+]  # fmt: skip
 BUDGET = "250000"
 
 
@@ -67,9 +56,8 @@ def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(measure, "export_qdq_onnx", refuse)
-    monkeypatch.setattr(measure, "refill_qdq_onnx", refuse)
-    monkeypatch.setattr(measure, "measure_sensitivity", refuse)
+    for name in ("export_qdq_onnx", "refill_qdq_onnx", "measure_sensitivity"):
+        monkeypatch.setattr(measure, name, refuse)
     assert low_bits.main(arguments) == 0
     assert (out / low_bits.REPORT).read_bytes() == before
     (kept,) = (out / "state").glob("*/descent-4.npz")

@@ -27,6 +27,8 @@ from brainq_torch.training.teacher_outputs import FeatureTaps
 
 SIZE = 32
 ARGUMENTS = {"width_mult": 0.1}
+TEACHERS, TERMS = "brainq_torch.training.teacher.", "brainq_torch.training.distill."
+SOFT = f"--distillation.terms=[{{class_path: {TERMS}SoftTargets}}]"
 
 
 def write_run(folder, seed):
@@ -44,6 +46,13 @@ def write_run(folder, seed):
     options = ModelOptions("mobilenetv2", arguments=ARGUMENTS)
     save_checkpoint(folder / CHECKPOINT, model, options, PixelSpec(SIZE), CLASSES)
     return model.eval().to(memory_format=torch.channels_last)  # as the teacher, so that sums come in one order
+
+
+def train(out, epochs, *words, code=0):
+    """Train a tiny student on phantoms, as the command does."""
+    about = [f"--data.size={SIZE}", "--data.phantoms_per_class=10", "--data.batch_size=8", f"--out={out}"]
+    about += ["--model.arguments={width_mult: 0.1, dropout: 0.0}", f"--stages=[{{name: all, epochs: {epochs}}}]"]
+    assert main([*about, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *words]) == code
 
 
 def make_batch(count=4):
@@ -72,9 +81,8 @@ def test_teacher_reaches_no_optimizer_checkpoint_or_train_mode(tmp_path, data):
     student = build_model("mobilenetv2", **ARGUMENTS)
     hard = CrossEntropy().bind(torch.ones(4))
     classifier = Classifier(student, Stage("all", 1))
-    classifier.loss = Distillation(RunTeacher([str(tmp_path / "teacher")]), [SoftTargets()], 0.5).bind(
-        hard, student, data
-    )
+    distillation = Distillation(RunTeacher([str(tmp_path / "teacher")]), [SoftTargets()], 0.5)
+    classifier.loss = distillation.bind(hard, student, data)
     (teacher,) = classifier.loss.teacher.models
     before = copy.deepcopy(teacher.state_dict())
 
@@ -96,35 +104,16 @@ def test_teacher_reaches_no_optimizer_checkpoint_or_train_mode(tmp_path, data):
 
 def test_a_run_distils_and_keeps_the_student_alone(tmp_path):
     write_run(tmp_path / "teacher", 0)
-    config = {
-        "out": str(tmp_path / "student"),
-        "data": {"root": "phantom", "size": SIZE, "phantoms_per_class": 10, "batch_size": 8},
-        "model": {"name": "mobilenetv2", "arguments": {"width_mult": 0.1, "dropout": 0.0}},
-        "stages": [{"name": "all", "epochs": 2}],
-        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
-        "distillation": {
-            "teacher": {
-                "class_path": "brainq_torch.training.teacher.RunTeacher",
-                "init_args": {"runs": [str(tmp_path / "teacher")]},
-            },
-            "terms": [
-                {"class_path": "brainq_torch.training.distill.SoftTargets"},
-                {
-                    "class_path": "brainq_torch.training.distill.AttentionTransfer",
-                    "init_args": {"student_layers": ["features.3"], "teacher_layers": ["features.3"]},
-                },
-            ],
-            "alpha": 0.5,
-        },
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
+    layers = {"student_layers": ["features.3"], "teacher_layers": ["features.3"]}
+    teacher = {"class_path": TEACHERS + "RunTeacher", "init_args": {"runs": [str(tmp_path / "teacher")]}}
+    attention = {"class_path": TERMS + "AttentionTransfer", "init_args": layers}
+    distillation = {"teacher": teacher, "terms": [{"class_path": TERMS + "SoftTargets"}, attention], "alpha": 0.5}
+    train(tmp_path / "student", 2, f"--distillation={distillation}")
     written = yaml.safe_load((tmp_path / "student" / "config.yaml").read_text())["distillation"]
     assert written["teacher"]["init_args"] == {"runs": [str(tmp_path / "teacher")]}
     assert [term["init_args"] for term in written["terms"]] == [
-        {"temperature": 4.0, "weight": 1.0},
-        {"student_layers": ["features.3"], "teacher_layers": ["features.3"], "weight": 1.0},
-    ]
+        {"temperature": 4.0, "weight": 1.0}, layers | {"weight": 1.0},
+    ]  # fmt: skip
     size = sum(value.numel() for value in build_model("mobilenetv2", **ARGUMENTS).state_dict().values())
     saved = torch.load(tmp_path / "student" / CHECKPOINT, weights_only=True)
     assert sum(value.numel() for value in saved["state_dict"].values()) == size
@@ -132,42 +121,21 @@ def test_a_run_distils_and_keeps_the_student_alone(tmp_path):
     lightning = torch.load(last, weights_only=True)
     model_entries = [name for name in lightning["state_dict"] if name.startswith("model.")]
     assert sum(lightning["state_dict"][name].numel() for name in model_entries) == size
-    assert {name.split(".")[0] for name in lightning["state_dict"]} <= {
-        "model",
-        "val_loss",
-        "val_accuracy",
-        "val_macro_f1",
-    }
+    owners = {name.split(".")[0] for name in lightning["state_dict"]}
+    assert owners <= {"model", "val_loss", "val_accuracy", "val_macro_f1"}
     trained = len(list(build_model("mobilenetv2", **ARGUMENTS).parameters()))
     assert len(lightning["optimizer_states"][0]["state"]) == trained
 
 
-def test_alpha_zero_run_equals_the_run_without_a_teacher(tmp_path):
-    words = ["--config", str(tmp_path / "config.yaml")]
-    config = {
-        "data": {"root": "phantom", "size": SIZE, "phantoms_per_class": 10, "batch_size": 8},
-        "model": {"name": "mobilenetv2", "arguments": {"width_mult": 0.1}},
-        "stages": [{"name": "all", "epochs": 1}],
-        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
-    }
-    teacher = {"class_path": "brainq_torch.training.teacher.RunTeacher", "init_args": {"runs": ["runs/none-such"]}}
-    terms = [{"class_path": "brainq_torch.training.distill.SoftTargets"}]
+def test_alpha_zero_run_equals_the_run_without_a_teacher(tmp_path, capsys):
+    words = [f"--distillation.teacher={TEACHERS}RunTeacher", "--distillation.teacher.runs=[absent]", SOFT]
     weights = []
-    for name, distillation in (("plain", None), ("zero", {"teacher": teacher, "terms": terms, "alpha": 0.0})):
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"distillation": distillation}))
-        assert main([*words, "--out", str(tmp_path / name)]) == 0
+    for name, more in (("plain", []), ("zero", [*words, "--distillation.alpha=0.0"])):
+        train(tmp_path / name, 1, *more)
         weights.append(torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["state_dict"])
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-
-
-def test_missing_teacher_is_one_line(tmp_path, capsys):
-    words = ["--data.size=32", "--data.phantoms_per_class=10", f"--out={tmp_path / 'run'}", "--trainer.accelerator=cpu"]
-    teacher = [
-        "--distillation.teacher=brainq_torch.training.teacher.RunTeacher",
-        "--distillation.teacher.runs=[absent]",
-        '--distillation.terms=[{"class_path": "brainq_torch.training.distill.SoftTargets"}]',
-    ]
-    assert main([*words, *teacher]) == 2
+    # A share of it, and the missing teacher is one line.
+    train(tmp_path / "more", 1, *words, "--distillation.alpha=0.1", code=2)
     assert "error: absent is no folder" in capsys.readouterr().err
 
 
@@ -312,20 +280,11 @@ def test_answers_to_other_views_or_of_another_teacher_are_refused(tmp_path, view
 
 def test_a_run_with_kept_views_distils_and_leaves_none_behind(tmp_path):
     write_run(tmp_path / "teacher", 0)
-    flags = [
-        f"--out={tmp_path / 'student'}",
-        f"--data.size={SIZE}",
-        "--data.phantoms_per_class=10",
-        "--data.views=2",
-        "--model.arguments={width_mult: 0.1, dropout: 0.0}",
-        "--stages=[{name: all, epochs: 3}]",
-        "--trainer.accelerator=cpu",
-        "--distillation.teacher=brainq_torch.training.teacher.ViewTeacher",
+    train(
+        tmp_path / "student", 3, "--data.views=2", SOFT, f"--distillation.teacher={TEACHERS}ViewTeacher",
         f"--distillation.teacher.runs=[{tmp_path / 'teacher'}]",
         f"--distillation.teacher.file={tmp_path / 'answers.jsonl'}",
-        "--distillation.terms=[{class_path: brainq_torch.training.distill.SoftTargets}]",
-    ]
-    assert main(flags) == 0
+    )  # fmt: skip
     training = sum(row.split == "Training" for row in read_manifest(tmp_path / "student" / MANIFEST))
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1 + 2 * training
     assert not (tmp_path / "student" / "views.npy").exists()
