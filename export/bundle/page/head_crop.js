@@ -108,14 +108,9 @@ function findCells(grid) {
       (corner) => corner.reduce((sum, value) => sum + value, 0) / corner.length,
     );
     if (Math.min(...fullness) > 0.5 && Math.max(...levels) - Math.min(...levels) <= UNIFORM_SPREAD) {
-      const within = findCells(inside);
-      if (within.right > within.left) {
-        return {
-          left: box.left + within.left,
-          top: box.top + within.top,
-          right: box.left + within.right,
-          bottom: box.top + within.bottom,
-        };
+      const { left, top, right, bottom } = findCells(inside);
+      if (right > left) {
+        return { left: box.left + left, top: box.top + top, right: box.left + right, bottom: box.top + bottom };
       }
     }
   }

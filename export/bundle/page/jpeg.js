@@ -1,6 +1,6 @@
 /** Decodes JPEG files by the browser's own decoder, as plainly as it lets us. */
 
-import { Unreadable } from "./unreadable.js";
+import { damaged, Unreadable } from "./unreadable.js";
 
 const STRIP_ROWS = 512; // a phone hands back an empty canvas where one is too large
 
@@ -14,7 +14,7 @@ export async function decodeJpeg(bytes) {
     const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
     bitmap = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }), options);
   } catch {
-    throw new Unreadable("is a truncated or damaged JPEG", "copy or download it again");
+    throw damaged("JPEG");
   }
   const { width, height } = bitmap;
   const data = new Uint8ClampedArray(4 * width * height);

@@ -3,7 +3,7 @@
 import { isBlank } from "./head_crop.js";
 import { decodePng, isPng } from "./png.js";
 import { roundHalfEven } from "./resize.js";
-import { Unreadable } from "./unreadable.js";
+import { damaged, Unreadable } from "./unreadable.js";
 
 export const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
 
@@ -69,7 +69,7 @@ function jpegFrame(bytes) {
       offset += 2 + length;
     }
   }
-  throw new Unreadable("is a truncated or damaged JPEG", "copy or download it again");
+  throw damaged("JPEG");
 }
 
 /** Turn a decoded PNG grey, by its own rules for each kind. */

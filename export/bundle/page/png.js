@@ -3,7 +3,7 @@
  * 16-bit values and what lies under transparency.
  */
 
-import { Unreadable } from "./unreadable.js";
+import { damaged, Unreadable } from "./unreadable.js";
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
@@ -30,11 +30,11 @@ export async function decodePng(bytes, check) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const chunks = readChunks(bytes, view);
   const header = chunks[0];
-  if (header?.kind !== "IHDR" || header.content.length !== 13) throw damaged("its header is missing");
+  if (header?.kind !== "IHDR" || header.content.length !== 13) throw damaged("PNG: its header is missing");
   const start = header.content.byteOffset - bytes.byteOffset;
   const [width, height] = [view.getUint32(start), view.getUint32(start + 4)];
   const [depth, colour, , , interlace] = header.content.subarray(8);
-  if (!DEPTHS[colour]?.includes(depth) || width === 0 || height === 0) throw damaged("its header makes no sense");
+  if (!DEPTHS[colour]?.includes(depth) || width === 0 || height === 0) throw damaged("PNG: its header makes no sense");
   check(width, height);
   refuseWhatPythonReadsOtherwise(chunks);
   const of = (kind) => chunks.find((chunk) => chunk.kind === kind)?.content;
@@ -75,14 +75,14 @@ function readChunks(bytes, view) {
   while (offset + 12 <= bytes.length) {
     const length = view.getUint32(offset);
     const end = offset + 8 + length;
-    if (end + 4 > bytes.length) throw damaged("it is cut short");
+    if (end + 4 > bytes.length) throw damaged("PNG: it is cut short");
     const kind = String.fromCharCode(...bytes.subarray(offset + 4, offset + 8));
-    if (view.getUint32(end) !== crc(bytes.subarray(offset + 4, end))) throw damaged(`its part ${kind} is broken`);
+    if (view.getUint32(end) !== crc(bytes.subarray(offset + 4, end))) throw damaged(`PNG: its part ${kind} is broken`);
     if (kind === "IEND") return chunks;
     chunks.push({ kind, content: bytes.subarray(offset + 8, end) });
     offset = end + 4;
   }
-  throw damaged("it is cut short");
+  throw damaged("PNG: it is cut short");
 }
 
 /** Refuse several frames, as Python does, and turned pictures, which this page does not turn. */
@@ -126,16 +126,16 @@ async function inflate(parts, size) {
       filled += part.value.length;
     }
   } catch {
-    throw damaged("its compressed pixels are broken");
+    throw damaged("PNG: its compressed pixels are broken");
   }
-  if (filled < size) throw damaged("pixels are missing");
-  if (filled > MOST_BYTES) throw damaged("it inflates to more than its header says (a decompression bomb)");
+  if (filled < size) throw damaged("PNG: pixels are missing");
+  if (filled > MOST_BYTES) throw damaged("PNG: it inflates to more than its header says (a decompression bomb)");
   return raw;
 }
 
 /** Undo a row's filter in place. step: bytes from one pixel to the next. */
 function unfilter(kind, line, above, step) {
-  if (kind > 4) throw damaged("a row has an unknown filter");
+  if (kind > 4) throw damaged("PNG: a row has an unknown filter");
   for (let place = 0; place < line.length; place++) {
     const left = place >= step ? line[place - step] : 0;
     const corner = place >= step ? above[place - step] : 0;
@@ -168,8 +168,4 @@ function crc(bytes) {
   let value = 0xffffffff;
   for (const byte of bytes) value = CRC_TABLE[(value ^ byte) & 0xff] ^ (value >>> 8);
   return ~value >>> 0;
-}
-
-function damaged(what) {
-  return new Unreadable(`is a truncated or damaged PNG: ${what}`, "copy or download it again");
 }

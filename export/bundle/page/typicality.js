@@ -53,23 +53,16 @@ function isOnEdge(place) {
 /** Return place, size and shape of what is bright, and the brightness from its middle outwards. */
 function outline(values) {
   const flat = values.map((value) => Math.min(1, Math.max(0, value)));
-  const bright = flat.map((value) => value > BRIGHT);
-  const count = bright.filter(Boolean).length;
-  const weight = 1 / Math.max(count, 1);
-  const middle = [0, 0];
-  GRID.forEach(([y, x], place) => {
-    if (!bright[place]) return;
-    middle[0] += y * weight;
-    middle[1] += x * weight;
-  });
+  const bright = GRID.filter((_, place) => flat[place] > BRIGHT);
+  const weight = 1 / Math.max(bright.length, 1);
+  const middle = [0, 1].map((axis) => bright.reduce((sum, point) => sum + point[axis] * weight, 0));
   let [yy, yx, xx] = [1e-4, 0, 1e-4];
-  GRID.forEach(([gridY, gridX], place) => {
-    if (!bright[place]) return;
+  for (const [gridY, gridX] of bright) {
     const [y, x] = [gridY - middle[0], gridX - middle[1]];
     yy += y * y * weight;
     yx += y * x * weight;
     xx += x * x * weight;
-  });
+  }
   const determinant = yy * xx - yx * yx;
   const half = Math.hypot((yy - xx) / 2, yx);
   const [small, large] = [(yy + xx) / 2 - half, (yy + xx) / 2 + half];
@@ -82,7 +75,7 @@ function outline(values) {
     sums[ring] += flat[place];
     counts[ring] += 1;
   });
-  const area = count / flat.length;
+  const area = bright.length / flat.length;
   return [
     area,
     Math.max(Math.abs(middle[0]), Math.abs(middle[1])),

@@ -5,3 +5,8 @@ export class Unreadable extends Error {
     this.name = "Unreadable";
   }
 }
+
+/** Return the error of a file that is cut short or broken. what: "JPEG", or "PNG: " and the fault. */
+export function damaged(what) {
+  return new Unreadable(`is a truncated or damaged ${what}`, "copy or download it again");
+}
