@@ -1,8 +1,12 @@
 """Reads what Pillow decodes: PNG, JPEG, TIFF and the like."""
 
+import re
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from brainq_torch.data.reading.checksums import refuse_broken_checksums
@@ -64,10 +68,13 @@ _UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_PHOTOMETRIC_TAG = 262
+_BITS_TAG, _PHOTOMETRIC_TAG, _PLANAR_TAG = 258, 262, 284
 _COLOUR_SPREAD = 32
 _COLOUR_FRACTION = 0.001
 _SMALL_SIDE = 32
+# Pillow's names of 16-bit colours, and of the order of their bytes.
+_WIDE_COLOUR = re.compile(r"'(LA|RGB|RGB[AXa]|CMYK);16([BLN])'")
+_SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def is_picture(head: bytes) -> bool:
@@ -91,10 +98,11 @@ def read_picture(path: FilePath) -> GreyImage:
     try:
         with open(path, "rb") as file, Image.open(file, formats=PICTURE_FORMATS) as image:
             refuse_gigantic(path, *image.size)
-            notes = [*_format_notes(path, image), *_depth_notes(image)]
+            notes = _format_notes(path, image)
             refuse_broken_checksums(path, file, image)
-            upright, turned = _decode_upright(image)
-            return _to_grey(path, upright, [*notes, *turned])
+            wide = _find_wide_colours(path, image)
+            upright, more = _rescale_colours(path, file, *wide.groups()) if wide else _decode_upright(image)
+            return _to_grey(path, upright, [*notes, *more])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # Pillow's own limit came before ours
         raise UnreadableImageError(path, "gigantic dimensions", shrink_remedy()) from None
     except UnidentifiedImageError:
@@ -118,10 +126,41 @@ def _format_notes(path: FilePath, image: Image.Image) -> list[str]:
     return notes
 
 
-def _depth_notes(image: Image.Image) -> list[str]:
-    """Note 16-bit colour, of which Pillow keeps the upper 8 bits."""
-    raw_mode = str(getattr(image, "tile", ""))
-    return ["16 bits per colour reduced to 8"] if ";16" in raw_mode and image.mode[0] not in "IF" else []
+def _find_wide_colours(path: FilePath, image: Image.Image) -> re.Match[str] | None:
+    """Return what 16-bit colours are there, and in which order their bytes are; None where they have fewer bits."""
+    tags = getattr(image, "tag_v2", {})
+    found = _WIDE_COLOUR.search(str(getattr(image, "tile", "")))
+    are_apart = tags.get(_PLANAR_TAG) == 2 and 16 in tags.get(_BITS_TAG, ())  # Pillow takes bytes of it for pixels
+    if are_apart or (found and found[1] == "CMYK"):
+        raise UnreadableImageError(path, "has 16-bit colours in an order that is not read", "save it as PNG")
+    return found
+
+
+def _rescale_colours(path: FilePath, file: BinaryIO, kind: str, order: str) -> tuple[Image.Image, list[str]]:
+    """Decode 16-bit colours, and rescale them to 8 bits by the one scale of all that their channels hold.
+
+    Pillow keeps the upper byte of each, so the lower ones are read apart, as the upper ones of the other order.
+    """
+    (upper, notes), (lower, _) = (_decode_bytes(path, file, kind, letter) for letter in (order, _SWAPPED[order]))
+    if kind == "LA":  # both are the bytes as they stand: two of grey, two of opacity
+        upper, lower = upper[..., [0, 0, 0, 2]], lower[..., [1, 1, 1, 3]]
+    wide = upper[..., :3].astype(np.uint16) << 8 | lower[..., :3]
+    scaled, note = rescale_to_uint8(path, wide.reshape(len(wide), -1), "16-bit colours")
+    opacity = upper[..., 3:] if kind != "RGBa" else upper[..., :0]  # else multiplied in already: black lies beneath
+    return Image.fromarray(np.concatenate([scaled.reshape(wide.shape), opacity], -1)), [note, *notes]
+
+
+def _decode_bytes(path: FilePath, file: BinaryIO, kind: str, letter: str) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Decode the upper bytes of 16-bit colours, whose order a letter says, upright: (h, w, 3 or 4), and notes."""
+    file.seek(0)
+    with Image.open(file, formats=PICTURE_FORMATS) as image:
+        raw = "RGBA" if kind == "LA" else f"{kind.replace('a', 'A')};16{letter}"
+        for place, tile in enumerate(image.tile):
+            rest = tile.args[1:] if isinstance(tile.args, tuple) else ()
+            image.tile[place] = tile._replace(args=(raw, *rest))
+        ignored = ["transparency ignored"] if "transparency" in image.info else []
+        upright, notes = _decode_upright(image)
+        return np.asarray(upright), [*ignored, *notes]
 
 
 def _decode_upright(image: Image.Image) -> tuple[Image.Image, list[str]]:

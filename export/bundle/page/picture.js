@@ -74,9 +74,7 @@ function jpegFrame(bytes) {
 
 /** Turn a decoded PNG grey, by its own rules for each kind. */
 function pngToGrey(png) {
-  if (png.colour === GREY && png.depth === 16) return wideToGrey(png);
-  const notes = png.depth === 16 ? ["16 bits per colour reduced to 8"] : [];
-  const pixels = png.colour === PALETTE ? lookUp(png) : toEightBits(png);
+  const { pixels, notes } = png.depth === 16 ? rescale(png) : { pixels: toEightBits(png), notes: [] };
   const alpha = alphaOf(png, pixels);
   const grey = take(pixels, pixels.channels < 3 ? ([value]) => value : luma);
   if (alpha?.some((value) => value < 255)) {
@@ -89,26 +87,28 @@ function pngToGrey(png) {
   return { image: grey, notes };
 }
 
-/** Rescale 16-bit grey to 0..255: rescale_to_uint8 in brainq_torch/data/reading/grey.py, where its rule stands. */
-function wideToGrey({ width, height, samples, transparency }) {
-  const ordered = samples.slice().sort();
+/** Rescale 16-bit grey or colours to 0..255: rescale_to_uint8 in brainq_torch/data/reading/grey.py, where its rule stands. */
+function rescale({ colour, channels, samples, transparency, ...png }) {
+  const colours = colour >= 4 ? channels - 1 : channels;
+  const ordered = samples.filter((_, place) => place % channels < colours).sort();
   const count = ordered.length;
   const low = ordered[Math.floor(count / 1000)];
   const bright = ordered[count - 1 - Math.floor(count / 200)];
   const head = ordered.filter((value) => 10 * (value - low) > bright - low);
   const high = head.length ? head[head.length - 1 - Math.floor(head.length / 500)] : low;
-  const note = `rescaled from ${low}..${high} to 0..255`;
-  const notes = [`16-bit or 32-bit pixels${high > low ? ` ${note}` : `, all equal to ${low}, shown as black`}`];
+  const what = colour === GREY ? "16-bit or 32-bit pixels" : "16-bit colours";
+  const notes = [high > low ? `${what} rescaled from ${low}..${high} to 0..255` : `${what}, all equal to ${low}, shown as black`];
   if (transparency) notes.push("transparency ignored");
   const scale = (value) => (high > low ? roundHalfEven(Math.min(Math.max((value - low) / (high - low), 0), 1) * 255) : 0);
-  return { image: { width, height, data: Uint8Array.from(samples, scale) }, notes };
+  const scaled = Uint8Array.from(samples, (value, place) => (place % channels < colours ? scale(value) : value >> 8));
+  return { pixels: { ...png, channels, samples: scaled }, notes };
 }
 
-/** Scale fewer bits up to 8, and keep the upper 8 of 16. */
+/** Scale fewer bits up to 8, and look a palette's colours up. */
 function toEightBits(png) {
-  const factor = 255 / ((1 << Math.min(png.depth, 8)) - 1);
-  const shift = png.depth === 16 ? 8 : 0;
-  return { ...png, samples: Uint8Array.from(png.samples, (value) => (value >> shift) * factor) };
+  if (png.colour === PALETTE) return lookUp(png);
+  const factor = 255 / ((1 << png.depth) - 1);
+  return { ...png, samples: Uint8Array.from(png.samples, (value) => value * factor) };
 }
 
 function lookUp(png) {
@@ -125,7 +125,7 @@ function lookUp(png) {
 function alphaOf(png, { channels, samples }) {
   const count = png.width * png.height;
   if (png.colour >= 4) return Uint8Array.from({ length: count }, (_, place) => samples[(place + 1) * channels - 1]);
-  if (!png.transparency) return null;
+  if (!png.transparency || png.depth === 16) return null;
   if (png.colour === PALETTE) return Uint8Array.from(png.samples, (value) => png.transparency[value] ?? 255);
   if (png.depth !== 8) {
     throw new Unreadable(`is a PNG of ${png.depth} bits with a transparent colour`, "use predict.py, or save it without");

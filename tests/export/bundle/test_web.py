@@ -121,6 +121,8 @@ def pictures(tmp_path_factory):
         row = -(-37 * depth * channels // 8)
         rows = b"".join(bytes([line % 5]) + random.bytes(row) for line in range(21))
         write_png(folder / f"bits_{depth}_{colour}.png", 37, 21, depth, colour, rows)
+    twelve = np.repeat(random.integers(0, 4096, (21, 37, 1)), 3, 2).astype(">u2")
+    write_png(folder / "bits_12.png", 37, 21, 16, 2, b"".join(b"\0" + row.tobytes() for row in twelve))
     for width, height in ((37, 21), (3, 2)):
         for depth, colour, channels in ((8, 2, 3), (4, 0, 1), (16, 0, 1)):
             rows = interlaced_rows(random, width, height, depth * channels)
@@ -133,7 +135,7 @@ def pictures(tmp_path_factory):
 
 def test_the_page_sees_what_python_sees(pictures, tmp_path):
     paths = sorted(pictures.glob("*.png"))
-    assert len(paths) == 54
+    assert len(paths) == 55
     found = read_in_node(tmp_path, paths)
     expected = {path.stem: read_in_python(path) for path in paths}
     blank = {name for name, answer in expected.items() if "error" in answer}

@@ -214,24 +214,72 @@ def test_wide_tiff_in_which_white_is_zero_is_inverted(tmp_path):
     assert "inverted" in grey.notes[-1]
 
 
-def sixteen_bit_rgb_png(path: Path) -> None:
-    """Pillow cannot write this one, so the chunks are made here (PNG specification, section 5.3)."""
+def wide_png(path: Path, pixels: np.ndarray, colour: int) -> Path:
+    """Pillow cannot write 16-bit colours, so the chunks are made here (PNG specification, section 5.3)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    wide = np.repeat((ramp().astype(">u2") * 257)[:, :, None], 3, axis=2)
-    rows = b"".join(b"\x00" + row.tobytes() for row in wide)
-    header = struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\x00" + row.tobytes() for row in pixels.astype(">u2"))
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
 
 
-def test_sixteen_bit_colour_keeps_its_upper_byte_and_says_so(tmp_path):
-    sixteen_bit_rgb_png(tmp_path / "a.png")
-    grey = read_grey(tmp_path / "a.png")
-    np.testing.assert_array_equal(grey.pixels, ramp())
-    assert grey.notes == ("16 bits per colour reduced to 8",)
+def wide_tiff(path: Path, pixels: np.ndarray, order: str, photometric: int = 2, **tags: int) -> Path:
+    """One strip of 16-bit colours (TIFF 6.0, section 2); order is that of struct."""
+    height, width, channels = pixels.shape
+    data, mark = pixels.astype(f"{order}u2").tobytes(), {"<": b"II", ">": b"MM"}[order]
+    words = {256: width, 257: height, 259: 1, 262: photometric, 273: 8, 277: channels, 278: height}
+    entries = [(number, 3, 1, value) for number, value in (words | {int(key[1:]): tags[key] for key in tags}).items()]
+    entries += [(258, 3, channels, 8 + len(data)), (279, 4, 1, len(data))]
+    table = struct.pack(f"{order}H", len(entries))
+    for number, kind, count, value in sorted(entries):
+        short = kind == 3 and count == 1
+        table += struct.pack(f"{order}HHIHxx" if short else f"{order}HHII", number, kind, count, value)
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    start = struct.pack(f"{order}HI", 42, 8 + len(data) + len(bits))
+    path.write_bytes(mark + start + data + bits + table + bytes(4))
+    return path
+
+
+TWELVE_BITS = np.add.outer(np.arange(40) * 60, np.arange(60) * 20).astype(np.uint16)  # 0 .. 3520
+OPAQUE = np.full_like(TWELVE_BITS, 65535)
+
+
+@pytest.mark.parametrize("colour", [2, 4, 6])
+def test_sixteen_bit_colours_of_a_png_lose_no_bit(tmp_path, colour):
+    channels = {2: [TWELVE_BITS] * 3, 4: [TWELVE_BITS, OPAQUE], 6: [TWELVE_BITS] * 3 + [OPAQUE]}[colour]
+    grey = read_grey(wide_png(tmp_path / "a.png", np.dstack(channels), colour))
+    np.testing.assert_array_equal(grey.pixels, rescaled(TWELVE_BITS))
+    assert re.fullmatch(r"16-bit colours rescaled from \d+\.\.\d+ to 0\.\.255", *grey.notes)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("extra", [{}, {"t338": 0}, {"t338": 1}, {"t338": 2}, {"t274": 3}])
+def test_sixteen_bit_colours_of_a_tiff_lose_no_bit(tmp_path, order, extra):
+    opacity = [OPAQUE] if "t338" in extra else []
+    pixels = np.dstack([*[TWELVE_BITS] * 3, *opacity])
+    grey = read_grey(wide_tiff(tmp_path / "a.tif", pixels, order, **extra)).pixels
+    np.testing.assert_array_equal(grey[::-1, ::-1] if "t274" in extra else grey, rescaled(TWELVE_BITS))
+
+
+def test_sixteen_bit_colours_that_lie_apart_or_are_inks_are_refused(tmp_path):
+    pixels = np.dstack([TWELVE_BITS] * 4)
+    for path in (
+        wide_tiff(tmp_path / "planes.tif", pixels[..., :3], "<", t284=2),
+        wide_tiff(tmp_path / "inks.tif", pixels, "<", photometric=5),
+    ):
+        with pytest.raises(UnreadableImageError, match="in an order that is not read; save it as PNG"):
+            read_grey(path)
+
+
+def test_half_transparent_sixteen_bit_colours_lie_on_black(tmp_path):
+    pixels = np.dstack([*[TWELVE_BITS] * 3, OPAQUE // 2])
+    grey = read_grey(wide_png(tmp_path / "a.png", pixels, 6))
+    assert np.abs(grey.pixels - rescaled(TWELVE_BITS) * (127 / 255)).max() <= 1
+    assert grey.notes[-1] == "transparency composited on black"
 
 
 def test_a_cameras_second_picture_is_noted(tmp_path):
