@@ -56,7 +56,8 @@ class ImageDataModule(L.LightningDataModule):
             of one head and images of one patient together, ``stratified`` does not.
         val_fraction: share of the training images to validate on.
         groups: what belongs together: a CSV with columns path and group. Without it and ``group_pattern``: the
-            patients of DICOM and figshare files, else what a search for near-duplicates finds.
+            patients of DICOM and figshare files, else (or where each has about one image) what a search for
+            near-duplicates finds.
         group_pattern: regular expression whose first parenthesis is the group in a path.
         manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
         batch_size: images per step and process.

@@ -18,6 +18,8 @@ from brainq_torch.run_files import BrainqError
 SEARCH_PIXELS = PixelSpec(size=224)
 """What copies are searched in, whatever the network's input is: the audit and every run find the same groups."""
 
+_ALONE = 0.8  # groups per image: an identifier made anew for each file says nothing of who belongs together
+
 EACH_ITS_OWN = "(.*)"
 """The pattern that makes every image a group of its own."""
 
@@ -73,9 +75,20 @@ def _match(records: Sequence[ImageRecord], pattern: str) -> dict[str, str]:
     return {path: found[1 if compiled.groups else 0] or "" for path, found in matches if found}
 
 
-def group_images(records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None) -> Grouping:
-    """Take the groups that all records have, else join a search's (``kept``: see ``find_links``) with those given."""
-    if all(record.group for record in records):
+def needs_search(records: Sequence[ImageRecord], are_given: bool) -> bool:
+    """Tell whether copies are to be searched for: a group is missing, or the files name one for about each image.
+
+    Groups that somebody gave (a table, a pattern, a manifest) are taken at their word.
+    """
+    groups = [record.group for record in records]
+    return not all(groups) or (not are_given and len(set(groups)) > _ALONE * len(groups))
+
+
+def group_images(
+    records: Sequence[ImageRecord], pixels: NDArray[np.uint8], kept: Path | None = None, are_given: bool = True
+) -> Grouping:
+    """Take the groups of the records, or join a search's (``kept``: see ``find_links``) with them: ``needs_search``."""
+    if not needs_search(records, are_given):
         groups = tuple(record.group for record in records)
         return Grouping(groups, link_given(pixels, np.unique(groups, return_inverse=True)[1]))
     links = find_all_links(records, pixels, kept)

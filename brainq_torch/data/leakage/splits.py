@@ -23,7 +23,7 @@ from brainq_torch.data.dataset.manifest import (
 )
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord
 from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_split
-from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups
+from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups, needs_search
 
 SPLITS = ("Training", "val", "Testing")
 
@@ -61,7 +61,7 @@ class SplitPlan:
             ValueError: a class cannot be divided.
         """
         records = name_groups(folder.records, self.groups, self.group_pattern)
-        pixels, found = _find_groups(folder, records, kept)
+        pixels, found = _find_groups(folder, records, kept, bool(self.groups or self.group_pattern))
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
         records = assign_splits(records, self._choose(records, folder.classes))
         _check_each_class(folder, records)
@@ -154,12 +154,12 @@ def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRo
 
 
 def _find_groups(
-    folder: ImageFolder, records: Sequence[ImageRecord], kept: Path | None
+    folder: ImageFolder, records: Sequence[ImageRecord], kept: Path | None, are_given: bool = True
 ) -> tuple[NDArray[np.uint8], Grouping]:
     pixels = load_pixels(folder, SEARCH_PIXELS)
-    if not all(record.group for record in records):
+    if needs_search(records, are_given):
         print(f"looking for copies among {len(records)} images, about 1 minute for 7000 ...", flush=True)
-    return pixels, group_images(records, pixels, kept)
+    return pixels, group_images(records, pixels, kept, are_given)
 
 
 def _report_leaks(pixels: NDArray[np.uint8], records: Sequence[ImageRecord], found: Grouping) -> dict[str, LeakCheck]:

@@ -112,7 +112,10 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     try:
         stored: npt.NDArray[Any] = pixel_array(header if "PixelData" in header else os.fspath(path), index=index)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
-        reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
+        if "missing dependencies" not in str(error):
+            reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
+            raise UnreadableImageError(path, reason, COPY_AGAIN) from error
+        reason = f"is compressed ({syntax.name}), and no decoder of that is installed"
         remedy = "pip install pylibjpeg[all], or save it uncompressed, e.g. with gdcmconv --raw"
         raise UnreadableImageError(path, reason, remedy) from error
     except AttributeError as error:

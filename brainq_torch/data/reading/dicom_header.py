@@ -21,7 +21,14 @@ from brainq_torch.data.reading.grey import COPY_AGAIN, PLACEHOLDER, FilePath, Un
 _MAX_FILE_BYTES = 512 * 1024 * 1024
 _DEFER_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
-_GROUPS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransformationSequence")
+_GROUPS = (
+    "PixelMeasuresSequence",
+    "FrameVOILUTSequence",
+    "PixelValueTransformationSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "MRImageFrameTypeSequence",
+)
 """What PS3.3 C.7.6.16 keeps for each frame, and a file of one frame in the open."""
 
 _HEADS = ("HEAD", "BRAIN", "SKULL", "NEURO", "CEREB", "PITUITAR", "SELLA", "ORBIT", "IAC", "TEMPORAL", "CRANI", "FACE")
@@ -104,7 +111,8 @@ def _refuse_bomb(path: FilePath, start: int) -> None:
 
 def why_unfit(header: pydicom.Dataset) -> str:
     """Say which kind of picture the header calls it that is no slice through a head; empty where it is one."""
-    kinds = {str(kind).strip().upper() for kind in np.atleast_1d(header.get("ImageType") or "")}
+    types = np.atleast_1d(header.get("FrameType") or header.get("ImageType") or "")
+    kinds = {str(kind).strip().upper() for kind in types}
     kinds.add(str(header.get("ComplexImageComponent", "")).upper())
     for what, values in _UNFIT.items():
         if kinds & values:

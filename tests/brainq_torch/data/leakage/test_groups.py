@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,9 +77,13 @@ def test_a_search_joins_what_the_files_say(monkeypatch):
     found = group_images(records, pixels)
     assert found.groups == ("0", "1", "1", "2", "0")
     assert found.links.searched
+    alone = name_groups(records, pattern=EACH_ITS_OWN)  # as identifiers that are made anew for each file
+    assert group_images(alone, pixels, are_given=False).groups == ("0", "1", "2", "3", "0")
     # where every image has a group, nothing is searched for
     monkeypatch.setattr("brainq_torch.data.leakage.groups.find_links", None)
-    assert group_images(name_groups(records, pattern=EACH_ITS_OWN), pixels).groups == tuple(r.path for r in records)
+    assert group_images(alone, pixels).groups == tuple(record.path for record in records)
+    pairs = [replace(record, group=str(place // 2)) for place, record in enumerate(records)]
+    assert group_images(pairs, pixels, are_given=False).groups == ("0", "0", "1", "1", "2")
 
 
 def test_a_table_that_is_not_utf_8_is_refused_in_one_line(tmp_path):

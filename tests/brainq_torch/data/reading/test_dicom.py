@@ -2,6 +2,7 @@
 # ruff: noqa: E402
 # (the imports below need a package that may be absent, and then the file is skipped)
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from PIL import Image
 
 pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
 
+from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
@@ -25,6 +29,7 @@ from pydicom.uid import (
 )
 
 from brainq_torch.data.reading.dicom import read_dicom
+from brainq_torch.data.reading.dicom_header import read_header, use_functional_groups
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import is_meant_as_image, looks_like_image, read_grey, read_origin
 from tests.brainq_torch.data.reading.scale_rule import rescaled
@@ -209,11 +214,46 @@ def test_compressed_jpeg_and_rle(tmp_path):
     np.testing.assert_array_equal(read_grey(tmp_path / "b.dcm").pixels, rescaled(STORED.astype(float)))
 
 
-def test_a_compression_without_decoder_says_what_to_install(tmp_path):
+def lossless_jpeg(stored: np.ndarray) -> bytes:
+    """Encode (h, w) uint16 by ITU-T T.81 process 14, predictor 1: each of 17 categories in 5 bits."""
+    height, width = stored.shape
+    before = np.hstack([np.vstack([[1 << 15], stored[:-1, :1]]), stored[:, :-1]])
+    bits = ""
+    for difference in ((stored.astype(int) - before + 32767) % 65536 - 32767).ravel().tolist():
+        category = abs(difference).bit_length()
+        extra = difference if difference > 0 else difference + (1 << category) - 1
+        bits += f"{category:05b}" + (f"{extra:0{category}b}" if 0 < category < 16 else "")
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    sizes = bytes(17 if length == 5 else 0 for length in range(1, 17))
+    return (
+        b"\xff\xd8"
+        + struct.pack(">HHBHHBBBB", 0xFFC3, 11, 16, height, width, 1, 1, 0x11, 0)
+        + struct.pack(">HHB", 0xFFC4, 36, 0) + sizes + bytes(range(17))
+        + struct.pack(">HHBBBBBB", 0xFFDA, 8, 1, 1, 0, 1, 0, 0) + scan + b"\xff\xd9"
+    )  # fmt: skip
+
+
+def test_lossless_jpegs_give_the_pixels_that_were_stored(tmp_path):
+    pytest.importorskip("libjpeg", reason="pylibjpeg-libjpeg is not installed")
+    path = write_dicom(tmp_path / "a.dcm", syntax=JPEGLosslessSV1, PixelData=encapsulate([lossless_jpeg(STORED)]))
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
+    plain, compressed = map(get_testdata_file, ("MR_small.dcm", "MR_small_jpeg_ls_lossless.dcm"))
+    np.testing.assert_array_equal(read_grey(plain).pixels, read_grey(compressed).pixels)
+    broken = write_dicom(tmp_path / "b.dcm", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8\xff\xf7"]))
+    with pytest.raises(
+        UnreadableImageError, match=r"cannot be decoded \(JPEG-LS Lossless.*; copy or download it again"
+    ):
+        read_grey(broken)
+
+
+def test_a_compression_without_decoder_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(get_decoder(JPEGLSLossless), "_available", {})  # whatever is installed
     path = write_dicom(
         tmp_path / "a.dcm", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8\xff\xf7 not really"])
     )
-    with pytest.raises(UnreadableImageError, match=r"cannot be decoded \(JPEG-LS Lossless.*pip install pylibjpeg"):
+    wanted = r"is compressed \(JPEG-LS Lossless.*\), and no decoder of that is installed; pip install pylibjpeg"
+    with pytest.raises(UnreadableImageError, match=wanted):
         read_grey(path)
 
 
@@ -321,11 +361,19 @@ def test_functional_groups_are_read_per_frame(tmp_path):
         window, group = pydicom.Dataset(), pydicom.Dataset()
         window.WindowCenter, window.WindowWidth = centre, 300
         group.FrameVOILUTSequence = [window]
+        plane, kind = pydicom.Dataset(), pydicom.Dataset()
+        plane.ImageOrientationPatient = [0, 1, 0, 0, 0, -1] if centre == 700 else [1, 0, 0, 0, 1, 0]
+        kind.FrameType = ["ORIGINAL", "PRIMARY", "PHASE" if centre == 700 else "M", "NONE"]
+        group.PlaneOrientationSequence, group.MRImageFrameTypeSequence = [plane], [kind]
         groups.append(group)
     tags = {"SharedFunctionalGroupsSequence": [shared], "PerFrameFunctionalGroupsSequence": groups}
     path = write_dicom(tmp_path / "a.dcm", np.stack([STORED, STORED]), NumberOfFrames=2, **tags)
     for frame, centre in enumerate((600, 700), 1):
+        header = read_header(path)
+        use_functional_groups(header, frame - 1)
+        assert header.ImageOrientationPatient == ([1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1])[frame - 1]
         grey = read_dicom(path, frame=frame)
+        assert any("is a phase map" in note for note in grey.notes) is (frame == 2)
         np.testing.assert_array_equal(grey.pixels[::79], windowed(STORED.astype(float), centre, 300)[::39])
         assert grey.pixels.shape == (80, 60)
 
