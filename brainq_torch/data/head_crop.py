@@ -80,6 +80,10 @@ def find_head(grey: NDArray[np.uint8]) -> Box | None:
     return Box(box.left - margin, box.top - margin, box.right + margin, box.bottom + margin)
 
 
+BLANK = "shows fewer than 16 grey levels, as an empty frame or a mask does"
+"""Why a blank picture is refused."""
+
+
 def is_blank(grey: NDArray[np.uint8]) -> bool:
     """Tell whether the head, or the frame without one, has fewer than 16 grey levels; each of 8862 scans has 89."""
     height, width = grey.shape

@@ -6,9 +6,8 @@ Of the project it needs nothing but what lies in the bundle: no PyTorch, and not
 import argparse
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,19 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from brainq_torch.abstention.policy import UNCERTAIN, Abstention, softmax
+from brainq_torch.abstention.policy import UNCERTAIN, Abstention
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import printable, without_chatter
+from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
-from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import is_meant_as_image, read_grey
+from brainq_torch.data.reading.image import read_grey
+from brainq_torch.data.reading.slices import SliceChoiceError
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
+from brainq_torch.series.answer import Answerer, BrokenModelError, judge
+from brainq_torch.series.show import answer_command
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
-NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
-ANSWERED, SOME_UNREAD, CHECK_FAILED, UNUSABLE = 0, 1, 1, 2
+ANSWERED, CHECK_FAILED, UNUSABLE = 0, 1, 2
 FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
 
@@ -40,10 +40,6 @@ class BundleError(BrainqError):
 
 class GoldenError(BundleError):
     """Golden images are answered otherwise than where the bundle was made."""
-
-
-class BrokenModelError(ValueError):
-    """Logits that are no answer: NaN or infinite."""
 
 
 class BundledModel:
@@ -100,41 +96,12 @@ class BundledModel:
         scale, zero_point = self._output["quantization"]
         return np.asarray((raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale))
 
-    def answer(self, path: Path) -> dict[str, Any]:
-        """Read and classify one image.
+    def answerer(self) -> Answerer:
+        """Return what answers images and series."""
+        return Answerer(self.pixels, self.classes, self.abstention, self._answer)
 
-        Raises:
-            UnreadableImageError: It is no image, or one that shows nothing.
-            BrokenModelError: The logits are NaN or infinite.
-        """
-        grey = read_grey(path)
-        pixels, notes = self.pixels.apply_with_notes(grey.pixels)
-        logits = self.logits(self.run(pixels))
-        answer: dict[str, Any] = {"path": str(path), "model": self.file, "notes": [*grey.notes, *notes]}
-        answer["logits"] = [float(value) for value in logits]
-        return answer | judge(logits, pixels, self.classes, self.abstention)
-
-
-def judge(
-    logits: NDArray[np.float32], pixels: NDArray[np.uint8], classes: Sequence[str], abstention: Abstention | None
-) -> dict[str, Any]:
-    """Name the class of one image.
-
-    Args:
-        logits: (C,).
-        pixels: The (size, size) pixels that they were computed from.
-        classes: C names.
-        abstention: None where the file does not say when it does not answer.
-    """
-    judged = abstention.judge(logits[None], pixels[None]) if abstention else None
-    values = (judged.probabilities if judged else softmax(logits[None].astype(np.float64)))[0].tolist()
-    named = dict(zip(classes, values, strict=True))
-    best = max(named, key=named.__getitem__)
-    answer = {"class": best, "best": best, "probability": named[best], "probabilities": named}
-    if judged is None:
-        return answer
-    why = judged.reason(0)
-    return answer | {"class": UNCERTAIN if why else best, "abstained": why, "outlier": float(judged.outlier[0])}
+    def _answer(self, images: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([self.logits(self.run(image)) for image in images])
 
 
 def golden_answer(model: BundledModel, path: Path) -> tuple[str, dict[str, Any]]:
@@ -142,7 +109,7 @@ def golden_answer(model: BundledModel, path: Path) -> tuple[str, dict[str, Any]]
     pixels = model.pixels.apply(read_grey(path).pixels)
     raw = model.run(pixels)
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return digest, summarise(raw, judge(model.logits(raw), pixels, model.classes, model.abstention))
+    return digest, summarise(raw, judge(model.logits(raw)[None], pixels[None], model.classes, model.abstention)[0])
 
 
 def summarise(raw: NDArray[Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -201,57 +168,6 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def find_images(words: Sequence[str]) -> Iterator[Path]:
-    """Yield files as they are, and of folders, at any depth, those that are images; hidden ones are left out."""
-    for word in words:
-        if not os.path.isdir(word):
-            yield Path(word)
-            continue
-        for parent, folders, files in os.walk(word):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from filter(
-                is_meant_as_image, (Path(parent, name) for name in sorted(files) if not name.startswith("."))
-            )
-
-
-def answer_all(model: BundledModel, words: Sequence[str], as_json: bool) -> int:
-    """Print an answer for every image; one that cannot be read does not stop the rest."""
-    unread = total = 0
-    for path in find_images(words):
-        total += 1
-        try:
-            answer = model.answer(path)
-        except (UnreadableImageError, BrokenModelError) as error:
-            unread += 1
-            why = f"{error.reason}; {_remedy(error)}" if isinstance(error, UnreadableImageError) else str(error)
-            answer = {"path": str(path), "error": why}
-            print(f"not read: {printable(path)}: {printable(why)}", file=sys.stderr)
-        if as_json:
-            print(json.dumps(answer), flush=True)
-        elif "class" in answer:
-            notes = f"  [{'; '.join(answer['notes'])}]" if answer["notes"] else ""
-            print(printable(_line(answer) + notes), flush=True)
-    if not total:
-        print(f"no images in {', '.join(words)}", file=sys.stderr)
-    elif unread:
-        print(f"{unread} of {total} could not be read", file=sys.stderr)
-    return SOME_UNREAD if unread or not total else ANSWERED
-
-
-def _line(answer: dict[str, Any]) -> str:
-    ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
-    best, *others = [f"{name} {100 * value:.1f} %" for name, value in ranked]
-    if answer["class"] == UNCERTAIN:
-        return f"{answer['path']}: {UNCERTAIN}, {answer['abstained']}  ({', '.join([best, *others])})"
-    return f"{answer['path']}: {best}  ({', '.join(others)})"
-
-
-def _remedy(error: UnreadableImageError) -> str:
-    """Return what to do about an image; where a reader's package is missing, brainq_torch's own extras are not here."""
-    package = error.reason.removeprefix("needs the package ")
-    return str(error.remedy) if package == error.reason else f"python -m pip install {package}"
-
-
 def run(folder: Path, options: argparse.Namespace) -> int:
     """Answer images, or replay the golden ones.
 
@@ -270,14 +186,16 @@ def run(folder: Path, options: argparse.Namespace) -> int:
             if wrong:
                 raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
             return ANSWERED
-    except BundleError as error:
+        if model.abstention is None:
+            note = f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows"
+            print(note, file=sys.stderr)
+        models = [model]
+        if options.threads > 1:  # side by side two interpreters are faster than one with as many threads
+            models = [_load(folder, options.model, options.threads // 2) for _ in range(2)]
+        return answer_command([one.answerer() for one in models], options, model=model.file)
+    except (BundleError, SliceChoiceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return CHECK_FAILED if isinstance(error, GoldenError) else UNUSABLE
-    if not options.json:
-        print(NOTICE, file=sys.stderr)
-    if model.abstention is None:
-        print(f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows", file=sys.stderr)
-    return answer_all(model, options.images, options.json)
 
 
 def _load(folder: Path, file: str | None, threads: int) -> BundledModel:

@@ -15,7 +15,8 @@ from PIL import Image
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.phantom import render_phantom
-from export.bundle.answers import BundledModel, GoldenError, golden_answer, judge, summarise
+from brainq_torch.series.answer import judge
+from export.bundle.answers import BundledModel, GoldenError, golden_answer, summarise
 from export.run.runners import Runner, load_runner
 
 PACKAGES = {"ai-edge-litert": "ai_edge_litert", "numpy": "numpy", "pillow": "PIL"}
@@ -87,7 +88,7 @@ def _ask_runner(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
     pixels = runner.pixels.apply(read_grey(path).pixels)
     logits = runner(pixels[None])[0]
     raw = runner.raw(pixels[None])[0] if runner.logit_scale else logits
-    answer = judge(logits, pixels, runner.classes, runner.abstention)
+    (answer,) = judge(logits[None], pixels[None], runner.classes, runner.abstention)
     return hashlib.sha256(pixels.tobytes()).hexdigest(), summarise(raw, answer)
 
 

@@ -94,6 +94,17 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
 
 
+def add_series_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which slices are answered, and where the answers go; ``tools.predict`` takes the same."""
+    parser.add_argument("--json", action="store_true", help="one JSON object per line: of each slice and each series")
+    parser.add_argument("--slices", default="all", help="of a series: all (default), middle, a number, or every=K")
+    parser.add_argument(
+        "--plane",
+        choices=("axial", "coronal", "sagittal"),
+        help="of NIfTI volumes (default: axial, and a single slice's own); DICOM is shown as it was taken",
+    )
+
+
 def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:
     """Run the command.
 
@@ -101,8 +112,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:
         0; 1 when an image could not be read or a golden image differs; 2 when the folder or Python cannot be used.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files or folders")
-    parser.add_argument("--json", action="store_true", help="one JSON line per image")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, NIfTI volumes, a DICOMDIR")
+    add_series_options(parser)
     parser.add_argument("--verify", action="store_true", help="replay the golden images and stop")
     parser.add_argument("--model", metavar="FILE", help="which of this folder's model files (default: the first)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")

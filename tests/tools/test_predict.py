@@ -12,6 +12,7 @@ from PIL import Image
 
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import fit_abstention
+from brainq_torch.console import printable
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
@@ -66,7 +67,11 @@ def lines(capsys):
 def test_json_lines_have_class_and_exact_probability(runner, images, capsys):
     assert predict.main(["model", str(images / "a b.png"), "--json"]) == 0
     (row,) = lines(capsys)
-    assert row.keys() == {"path", "class", "probability", "probabilities", "notes"}
+    assert row.keys() == {
+        "level", "path", "class", "label", "best", "probability", "probabilities", "uncertain", "reason", "notes",
+        "logits",
+    }  # fmt: skip
+    assert (row["level"], row["label"], row["uncertain"], row["reason"]) == ("slice", "glioma", False, "")
     assert (row["path"], row["class"], row["notes"]) == (str(images / "a b.png"), "glioma", [])
     # (9 + 1) / (10 + 1 + 1 + 1)
     assert row["probability"] == row["probabilities"]["glioma"] == pytest.approx(10 / 13, abs=1e-6)
@@ -180,9 +185,9 @@ def test_many_images_go_through_in_batches(runner, tmp_path, capsys):
 
 
 def test_names_that_would_break_a_terminal_are_escaped():
-    assert predict.printable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
-    assert predict.printable(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"
-    assert predict.printable("Größe.png") == "Größe.png"
+    assert printable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert printable(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"
+    assert printable("Größe.png") == "Größe.png"
 
 
 def test_only_the_projects_own_errors_become_messages(capsys):

@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from brainq_torch.data.head_crop import is_blank
+from brainq_torch.data.head_crop import BLANK, is_blank
 from brainq_torch.data.reading.grey import (
     COPY_AGAIN,
     MAX_PIXELS,
@@ -19,6 +20,7 @@ from brainq_torch.data.reading.grey import (
     shrink_remedy,
 )
 from brainq_torch.data.reading.raster import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture, read_picture
+from brainq_torch.data.reading.slices import FileSlice
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -28,14 +30,15 @@ __all__ = [
     "UnreadableImageError",
     "holds_no_image",
     "is_meant_as_image",
+    "list_named_files",
+    "list_slices",
     "looks_like_image",
     "read_grey",
     "read_origin",
+    "read_slice",
 ]
 
-_MEDICAL_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".nii", ".gz", ".mat"})
-
-IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | _MEDICAL_SUFFIXES
+IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | {".dcm", ".dicom", ".ima", ".nii", ".gz", ".mat"}
 """Suffixes (lower case) of files that claim to be images; any other file is an image only if its content says so."""
 
 _HEAD_BYTES = 1024
@@ -47,6 +50,8 @@ _IMAGELESS = re.compile(
     re.DOTALL,
 )
 """Storage classes (PS3.4 B.5) that hold no picture: DICOMDIR, reports, presentation states, documents, waveforms."""
+
+_DICOMDIR = re.compile(rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.1\.3\.10[\0\x02]", re.DOTALL)
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -80,6 +85,42 @@ def read_grey(path: FilePath) -> GreyImage:
         UnreadableImageError: The file is missing, empty, truncated, damaged, not an image, animated, gigantic, not
             finite, or blank (``head_crop.is_blank``).
     """
+    return read_slice(FileSlice(path, partial(_require_reader(path), path)))
+
+
+def list_slices(path: FilePath, plane: str | None = None) -> list[FileSlice]:
+    """Return all slices of a file: one of a picture, the frames of a DICOM file, those of a volume in order.
+
+    Args:
+        path: the file.
+        plane: of a volume, one of ``slices.PLANES``; axial without it.
+
+    Raises:
+        UnreadableImageError: As ``read_grey`` does, as far as no pixel has to be decoded for it.
+    """
+    reader = _require_reader(path)
+    with _guarded(path):
+        if reader is _read_dicom:
+            return _list_dicom_slices(path)
+        if reader is _read_nifti:
+            return _list_nifti_slices(path, plane)
+    return [FileSlice(path, partial(reader, path))]
+
+
+def read_slice(found: FileSlice) -> GreyImage:
+    """Decode one slice.
+
+    Raises:
+        UnreadableImageError: As ``read_grey`` does.
+    """
+    with _guarded(found.path):
+        image = found.decode()
+    if is_blank(image.pixels):
+        raise UnreadableImageError(found.path, BLANK, "remove it, or export the scan again with all its grey levels")
+    return image
+
+
+def _require_reader(path: FilePath) -> Callable[[FilePath], GreyImage]:
     head = _read_head(path)
     reader = _reader_of(head)
     if _IMAGELESS.search(head):
@@ -87,12 +128,7 @@ def read_grey(path: FilePath) -> GreyImage:
     if reader is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
         raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
-    with _guarded(path):
-        image = reader(path)
-    if is_blank(image.pixels):
-        reason = "shows fewer than 16 grey levels, as an empty frame or a mask does"
-        raise UnreadableImageError(path, reason, "remove it, or export the scan again with all its grey levels")
-    return image
+    return reader
 
 
 def read_origin(path: FilePath) -> Origin:
@@ -164,9 +200,8 @@ def _read_head(path: FilePath) -> bytes:
 
 def _reader_of(head: bytes) -> Callable[[FilePath], GreyImage] | None:
     """Choose the reader by the file's first bytes."""
-    if head[128:132] == b"DICM" or _BARE_DICOM.match(
-        head
-    ):  # before pictures: a DICOM file may carry a TIFF header in its preamble
+    # Before pictures: a DICOM file may carry a TIFF header in its preamble.
+    if head[128:132] == b"DICM" or _BARE_DICOM.match(head):
         return _read_dicom
     if is_picture(head):
         return read_picture
@@ -212,6 +247,28 @@ def _read_nifti(path: FilePath) -> GreyImage:
     return read_nifti(path)
 
 
+def _list_dicom_slices(path: FilePath) -> list[FileSlice]:
+    from brainq_torch.data.reading.dicom_slices import list_dicom_slices
+
+    return list_dicom_slices(path)
+
+
+def list_named_files(path: FilePath) -> list[str]:
+    """Return the files that a DICOMDIR names; of any other file itself. Raises UnreadableImageError: it is damaged."""
+    if not _DICOMDIR.search(_read_head(path)):
+        return [os.fspath(path)]
+    with _guarded(path):
+        from brainq_torch.data.reading.dicom_slices import list_dicomdir
+
+        return list_dicomdir(path)
+
+
+def _list_nifti_slices(path: FilePath, plane: str | None) -> list[FileSlice]:
+    from brainq_torch.data.reading.nifti import list_nifti_slices
+
+    return list_nifti_slices(path, plane)
+
+
 def _read_figshare(path: FilePath) -> GreyImage:
     from brainq_torch.data.reading.figshare import read_figshare
 
@@ -233,7 +290,7 @@ def _guarded(path: FilePath) -> Iterator[None]:
     except UnreadableImageError:
         raise
     except ModuleNotFoundError as error:
-        remedy = "install the optional readers, in the checkout: pip install -e '.[medical]'"
+        remedy = f"python -m pip install {error.name}, or in the checkout all readers: pip install -e '.[medical]'"
         raise UnreadableImageError(path, f"needs the package {error.name}", remedy) from error
     except MemoryError:
         raise UnreadableImageError(path, "does not fit into memory", shrink_remedy()) from None

@@ -1,15 +1,18 @@
-"""Reads one slice of a NIfTI file, upright by the file's own orientation (the only file that knows nibabel).
+"""Reads slices of a NIfTI file, upright by the file's own orientation (the only file that knows nibabel).
 
-A volume is shown by its middle axial slice; a file with one slice by that slice. Radiological convention, as DICOM
-images are: the patient's right is on the left of the picture, anterior or superior is up, and in a sagittal slice
-anterior is on the left.
+As an image, a volume is shown by its middle axial slice; a file with one slice by that slice. Radiological convention,
+as DICOM images are: the patient's right is on the left of the picture, anterior or superior is up, and in a sagittal
+slice anterior is on the left.
 """
 
 # mypy: allow-untyped-calls
 # (nibabel says that it is typed, but most of its header's methods are not)
 
 import gzip
-from io import BufferedIOBase
+import os
+import threading
+from functools import partial
+from io import BufferedIOBase, BytesIO
 from typing import Any
 
 import nibabel
@@ -27,41 +30,95 @@ from brainq_torch.data.reading.grey import (
     rescale_to_uint8,
     shrink_remedy,
 )
+from brainq_torch.data.reading.slices import PLANES, FileSlice
 
 _MAX_VOLUME_BYTES = 512 * 1024 * 1024
 _MAX_EXTENSION_BYTES = 1024 * 1024
-_CHUNK_BYTES = 1024 * 1024
-_PLANES = ("sagittal", "coronal", "axial")  # by the world axis (x to the right, y forward, z up) across the slice
+_MOST_VOLUMES = 8
+"""Volumes of a 4-D file that are series of their own, as one of four contrasts is; more are one scan over time."""
 
 
 def read_nifti(path: FilePath) -> GreyImage:
-    """Decode the one slice, or the middle axial slice, of a NIfTI-1 or NIfTI-2 file (.nii, .nii.gz) to grey.
+    """Decode the one slice, or the middle axial slice, of a NIfTI-1 or NIfTI-2 file to grey (.nii, .nii.gz, .hdr/.img).
 
     The slice is rescaled as all wide pixels are (``rescale_to_uint8``); voxels that are not square are stretched to
     squares; notes say so, and which slice is shown.
 
     Raises:
-        UnreadableImageError: Header-only pairs (.hdr/.img), series of volumes, colour or complex voxels, truncated
-            files, and volumes above 512 MiB, the size taken from the header before any voxel is read.
+        UnreadableImageError: Headers without voxels, series of volumes, colour or complex voxels, truncated files, and
+            volumes above 512 MiB, the size taken from the header before any voxel is read.
     """
-    with _open(path) as file:
-        kind, header = _read_header(path, file)
-        shape = _volume_shape(path, header)
-        _require_complete(path, file, header)
-        file.seek(0)
-        image = kind.from_stream(file)
-        orientation, notes = _orientation(path, image)
-        axis = _slice_axis(shape, orientation)
-        index = shape[axis] // 2
-        refuse_gigantic(path, *(side for other, side in enumerate(shape) if other != axis))
-        flat = _read_slice(image, axis, index)
-    sides = [other for other in range(3) if other != axis]
-    values, spacings = _upright(flat.reshape([shape[side] for side in sides]), sides, orientation, header)
-    grey, note = rescale_to_uint8(path, values, "NIfTI values")
-    square, stretched = make_square(grey, *spacings)
-    plane = _PLANES[int(orientation[axis, 0])]
-    which = [f"{plane} slice {index + 1} of {shape[axis]} shown"] if shape[axis] > 1 else []
-    return GreyImage(square, (*notes, *which, note, *stretched))
+    volume = _Volume(path)
+    if volume.count > 1:
+        shape = tuple(int(side) for side in volume.header.get_data_shape())
+        raise UnreadableImageError(path, f"has shape {shape}, a series", "save the one volume that is meant")
+    axis = volume.axis_across(None)
+    count = volume.shape[axis]
+    image = volume.read(axis, count // 2)
+    plane = PLANES[int(volume.orientation[axis, 0])]
+    which = [f"{plane} slice {count // 2 + 1} of {count} shown"] if count > 1 else []
+    return GreyImage(image.pixels, (*volume.notes, *which, *image.notes[len(volume.notes) :]))
+
+
+def list_nifti_slices(path: FilePath, plane: str | None = None) -> list[FileSlice]:
+    """Return the slices of a volume, and of each volume of a 4-D file; its voxels are read once, with the first.
+
+    Args:
+        path: the file, of a pair its header.
+        plane: one of ``PLANES``; without it axial, and a single slice's own plane.
+
+    Raises:
+        UnreadableImageError: As ``read_nifti`` does, but for several volumes.
+    """
+    volume, found = _Volume(path), []
+    axis = volume.axis_across(plane)
+    across = volume.header.get_best_affine()[int(volume.orientation[axis, 0])]
+    middle = np.array([*((side - 1) / 2 for side in volume.shape), 1.0])
+    for number in range(volume.count if volume.count <= _MOST_VOLUMES else 1):
+        name = os.fspath(path) + (f"#{number + 1}" if volume.count > 1 else "")
+        title = f"volume {number + 1} of {volume.count}" if volume.count > 1 else ""
+        for index in range(volume.shape[axis]):
+            middle[axis] = index
+            position = round(float(across @ middle), 3)
+            decode = partial(volume.read, axis, index, number)
+            found.append(FileSlice(path, decode, name, title, (number, position, index), position))
+    return found
+
+
+class _Volume:
+    """A NIfTI file, checked by its header; its bytes are kept once a slice was read.
+
+    shape: sides of one volume. count: volumes in the file. orientation: nibabel's ``io_orientation``, (3, 2).
+    """
+
+    def __init__(self, path: FilePath) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._image: nibabel.Nifti1Pair | None = None
+        with _open(path) as file:
+            self._kind, self.header = _read_header(path, file)
+        self.shape, self.count = _volume_shape(path, self.header)
+        self.orientation, self.notes = _orientation(path, self.header)
+
+    def axis_across(self, plane: str | None) -> int:
+        """Return the array axis across the slices: that of a plane, else of a single slice, else nearest to up."""
+        single = [axis for axis in range(3) if self.shape[axis] == 1]
+        if plane is None and single:
+            return single[-1]
+        return int(np.flatnonzero(self.orientation[:, 0] == PLANES.index(plane or "axial"))[0])
+
+    def read(self, axis: int, index: int, number: int = 0) -> GreyImage:
+        """Decode one slice across an array axis of one of the volumes."""
+        sides = [other for other in range(3) if other != axis]
+        refuse_gigantic(self._path, *(self.shape[side] for side in sides))
+        with self._lock:
+            if self._image is None:
+                self._image = _load(self._path, self._kind, self.header)
+        flat = _read_slice(self._image, axis, index, number)
+        flat = flat.reshape([self.shape[side] for side in sides])
+        values, spacings = _upright(flat, sides, self.orientation, self.header)
+        grey, note = rescale_to_uint8(self._path, values, "NIfTI values")
+        square, stretched = make_square(grey, *spacings)
+        return GreyImage(square, (*self.notes, note, *stretched))
 
 
 def _open(path: FilePath) -> BufferedIOBase:
@@ -70,80 +127,86 @@ def _open(path: FilePath) -> BufferedIOBase:
     return gzip.open(path, "rb") if is_gzip else open(path, "rb")
 
 
-def _read_header(path: FilePath, file: BufferedIOBase) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
+def _read_header(path: FilePath, file: BufferedIOBase) -> tuple[Any, nibabel.Nifti1Header]:
     """Read the fixed part of the header only: what follows it may be as long as the file says."""
     head = file.read(540)
     if len(head) < 348:
         raise UnreadableImageError(path, "is truncated within its NIfTI header", COPY_AGAIN)
     is_first = head[344:347] in (b"n+1", b"ni1")
-    kind = nibabel.Nifti1Image if is_first else nibabel.Nifti2Image
-    header = kind.header_class(head[:348] if is_first else head)
-    if bytes(header["magic"].item())[:2] == b"ni":
-        remedy = "save header and image as one .nii file"
-        raise UnreadableImageError(path, "is one half of a NIfTI pair (.hdr/.img)", remedy)
+    is_pair = head[344:347] == b"ni1" or head[4:7] == b"ni2"
+    alone, pair = (nibabel.Nifti1Image, nibabel.Nifti1Pair) if is_first else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
+    kind = pair if is_pair else alone
+    header = kind.header_class(head[:348] if is_first else head[:540])
     offset = float(header["vox_offset"])
-    if not (348 if is_first else 540) < offset <= _MAX_EXTENSION_BYTES:
+    if not (-1 if is_pair else 348 if is_first else 540) < offset <= _MAX_EXTENSION_BYTES:
         raise UnreadableImageError(path, f"says that its voxels start at byte {offset:g}", COPY_AGAIN)
     return kind, header
 
 
-def _volume_shape(path: FilePath, header: nibabel.Nifti1Header) -> tuple[int, int, int]:
-    """Return the three sides of the volume; refuse what is no single volume of real numbers of bearable size."""
+def _volume_shape(path: FilePath, header: nibabel.Nifti1Header) -> tuple[tuple[int, int, int], int]:
+    """Return the three sides of a volume and their number; refuse what is not of real numbers or of bearable size."""
     shape = [int(side) for side in header.get_data_shape()]
     kind = header.get_data_dtype()
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise UnreadableImageError(path, f"has voxels of type {kind}; read are real numbers", "save one channel of it")
     if len(shape) < 2 or min(shape) < 1:
         raise UnreadableImageError(path, f"has shape {tuple(shape)}, which is no image", COPY_AGAIN)
-    if any(side > 1 for side in shape[3:]):
-        raise UnreadableImageError(path, f"has shape {tuple(shape)}, a series", "save the one volume that is meant")
-    size_bytes = int(np.prod([float(side) for side in shape])) * kind.itemsize
-    if size_bytes > _MAX_VOLUME_BYTES:
+    if np.prod([float(side) for side in shape]) * kind.itemsize > _MAX_VOLUME_BYTES:
         raise UnreadableImageError(path, f"gigantic dimensions, {' x '.join(map(str, shape))} voxels", shrink_remedy())
-    return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
+    return (shape[0], shape[1], shape[2] if len(shape) > 2 else 1), int(np.prod(shape[3:]))
 
 
-def _require_complete(path: FilePath, file: BufferedIOBase, header: nibabel.Nifti1Header) -> None:
-    """Read all once in small pieces: a truncated or damaged file is noticed whichever slice is shown.
+def _load(path: FilePath, kind: Any, header: nibabel.Nifti1Header) -> nibabel.Nifti1Pair:
+    """Read the whole file once: a truncated or damaged one is noticed whichever slice is shown.
 
     Python looks at a gzip file's checksum at its end, and nibabel stops before it.
     """
-    voxels = int(np.prod(header.get_data_shape()))
-    left = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
-    file.seek(0)
-    while left > 0:
-        piece = file.read(min(_CHUNK_BYTES, left))
-        if not piece:
-            raise UnreadableImageError(path, f"is truncated, {left} bytes are missing", COPY_AGAIN)
-        left -= len(piece)
-    if isinstance(file, gzip.GzipFile) and len(file.read(_MAX_EXTENSION_BYTES + 1)) > _MAX_EXTENSION_BYTES:
-        raise UnreadableImageError(path, "inflates to more than its header says (a decompression bomb)", COPY_AGAIN)
+    is_pair = kind in (nibabel.Nifti1Pair, nibabel.Nifti2Pair)
+    files = {"header": path, "image": _voxels_of(path)} if is_pair else {"image": path}
+    voxels = int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
+    held = {}
+    for part, name in files.items():
+        needed = 0 if part == "header" else int(header["vox_offset"]) + voxels
+        with _open(name) as file:
+            content = file.read(needed + _MAX_EXTENSION_BYTES + 1)
+            if len(content) < needed:
+                raise UnreadableImageError(name, f"is truncated, {needed - len(content)} bytes are missing", COPY_AGAIN)
+            if isinstance(file, gzip.GzipFile) and len(content) > needed + _MAX_EXTENSION_BYTES:
+                reason = "inflates to more than its header says (a decompression bomb)"
+                raise UnreadableImageError(name, reason, COPY_AGAIN)
+        held[part] = nibabel.FileHolder(fileobj=BytesIO(content))
+    image: nibabel.Nifti1Pair = kind.from_file_map(held)
+    return image
 
 
-def _orientation(path: FilePath, image: nibabel.Nifti1Image) -> tuple[npt.NDArray[Any], list[str]]:
+def _voxels_of(path: FilePath) -> str:
+    """Return the other half of a NIfTI pair (.hdr/.img)."""
+    stem = os.fspath(path).removesuffix(".gz")
+    ends = {".hdr": (".img", ".img.gz"), ".HDR": (".IMG", ".IMG.gz")}.get(stem[-4:], ())
+    found = [stem[:-4] + end for end in ends if os.path.isfile(stem[:-4] + end)]
+    if not found:
+        remedy = "put its .img beside it, or save header and image as one .nii file"
+        raise UnreadableImageError(path, "is one half of a NIfTI pair (.hdr/.img)", remedy)
+    return found[0]
+
+
+def _orientation(path: FilePath, header: nibabel.Nifti1Header) -> tuple[npt.NDArray[Any], list[str]]:
     """Return per array axis the world axis nearest to it and its direction, (3, 2); note when the file does not say."""
-    orientation = io_orientation(image.affine)
+    orientation = io_orientation(header.get_best_affine())
     if not np.isfinite(orientation).all():
         raise UnreadableImageError(path, "has an orientation that makes no sense (its affine is singular)", COPY_AGAIN)
-    header = image.header
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         return orientation, ["no orientation in the file, taken as left, anterior, superior"]
     return orientation, []
 
 
-def _slice_axis(shape: tuple[int, int, int], orientation: npt.NDArray[Any]) -> int:
-    """Return the array axis across the slice: the one of a single slice, else the one nearest to head-foot."""
-    single = [axis for axis in range(3) if shape[axis] == 1]
-    return single[-1] if single else int(np.flatnonzero(orientation[:, 0] == 2)[0])
-
-
-def _read_slice(image: nibabel.Nifti1Image, axis: int, index: int) -> npt.NDArray[Any]:
-    """Read one slice across an array axis, its scaling applied, without the rest of the volume."""
-    dimensions = len(image.shape)
-    picked: list[slice | int] = [slice(None) if other < 3 else 0 for other in range(dimensions)]
-    if axis < dimensions:  # a file with two dimensions has no axis across its slice
+def _read_slice(image: nibabel.Nifti1Pair, axis: int, index: int, number: int) -> npt.NDArray[Any]:
+    """Return one slice across an array axis, its scaling applied, without the rest of the volume."""
+    picked: list[slice | int] = [slice(None)] * min(3, len(image.shape))
+    if axis < len(picked):  # a file with two dimensions has no axis across its slice
         picked[axis] = index
-    return np.asarray(image.dataobj[tuple(picked)])
+    later = np.unravel_index(number, image.shape[3:], order="F") if len(image.shape) > 3 else ()
+    return np.asarray(image.dataobj[(*picked, *map(int, later))])
 
 
 def _upright(

@@ -17,6 +17,8 @@ from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.phantom import render_phantom
 from brainq_torch.run import load_run
 from brainq_torch.run_files import PARITY
+from brainq_torch.series.answer import answer_series
+from brainq_torch.series.find import find_series
 from export.__main__ import main as export_main
 from export.bundle import build as bundling
 from export.bundle.answers import GOLDEN, BundledModel, BundleError
@@ -24,7 +26,7 @@ from export.bundle.build import find_sources, make_bundle
 from export.bundle.predict import OLDEST_PYTHON, SUMS, check_files, main
 from export.folder import ExportFolderError
 from export.run.runners import load_runner
-from tools.predict import predict_images
+from tools.predict import as_answerer
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,8 @@ def test_it_answers_alone_without_pytorch_and_as_the_runner_does(bundle, tmp_pat
     pixels = np.stack([runner.pixels.apply(read_grey(answer["path"]).pixels) for answer in answers[:4]])
     assert np.array_equal(np.float32([answer["logits"] for answer in answers[:4]]), runner(pixels))
     paths = [answer["path"] for answer in answers[:4]]
-    for answer, expected in zip(answers, predict_images(runner, iter(paths)), strict=False):
-        wanted = expected.to_json()
+    for answer, expected in zip(answers, answer_series([as_answerer(runner)], find_series(paths)), strict=False):
+        wanted = expected.row
         assert {key: answer[key] for key in ("class", "best", "abstained", "notes")} == {
             key: wanted[key] for key in ("class", "best", "abstained", "notes")
         }
@@ -104,7 +106,7 @@ def test_every_module_of_ours_that_it_loads_lies_in_the_bundle(bundle):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import predict; predict.main(['--verify'])\n"
         "print([m for m in ('torch', 'scipy', 'lightning', 'sklearn') if m in sys.modules])\n"
-        "from brainq_torch.data.reading import dicom, figshare, nifti\n"
+        "from brainq_torch.data.reading import dicom_slices, figshare, nifti\n"
         "print([m.__file__ for name, m in sys.modules.items() if name.split('.')[0] in ('brainq_torch', 'export')])"
     )
     clean = subprocess.run(

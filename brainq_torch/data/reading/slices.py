@@ -1,0 +1,61 @@
+"""What a file of any kind holds: slices, each with its place in a series, decoded only when it is asked for."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from brainq_torch.data.reading.grey import FilePath, GreyImage
+from brainq_torch.run_files import BrainqError
+
+PLANES = ("sagittal", "coronal", "axial")
+"""By the world axis (x to the right, y forward, z up) across the slice."""
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """One picture in a file, not decoded yet.
+
+    Attributes:
+        path: the file.
+        decode: reads it; what it raises is not yet the one error that callers know (``image.read_slice``).
+        series: SeriesInstanceUID, or the path of a volume; empty for a picture of its own.
+        title: what the series calls itself.
+        place: what slices of a series are sorted by: direction, position in mm, number.
+        position_mm: along the slices' normal, None where the file does not say.
+        unfit: what kind of picture it is that is no slice through a head, empty for one that may be.
+    """
+
+    path: FilePath
+    decode: Callable[[], GreyImage]
+    series: str = ""
+    title: str = ""
+    place: tuple[float, ...] = ()
+    position_mm: float | None = None
+    unfit: str = ""
+
+
+class SliceChoiceError(BrainqError):
+    """A word for slices that is none."""
+
+
+def choose_slices(count: int, word: str) -> list[int]:
+    """Return which of a series' slices a word means, counted from 1.
+
+    Args:
+        count: of all slices.
+        word: ``all``, ``middle``, a number, or ``every=K`` for each K-th around the middle. A number beyond the last
+            slice means none.
+
+    Raises:
+        SliceChoiceError: It is none of these.
+    """
+    numbers, middle = list(range(1, count + 1)), count // 2
+    if word == "all":
+        return numbers
+    if word == "middle":
+        return numbers[middle : middle + 1]
+    found = re.fullmatch(r"(every=)?0*([1-9][0-9]{0,5})", word)
+    if found is None:
+        raise SliceChoiceError(f"--slices is {word!r}; allowed are all, middle, a number from 1, and every=K")
+    number = int(found[2])
+    return numbers[middle % number :: number] if found[1] else numbers[number - 1 : number]

@@ -1,0 +1,113 @@
+"""Turns files, folders and patterns into series: slices that belong together, in order."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import is_meant_as_image, list_named_files, list_slices
+from brainq_torch.data.reading.slices import FileSlice
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A name that gave no answer, and why."""
+
+    path: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Slices in order. name: SeriesInstanceUID, or path of a volume; empty of a picture that stands alone."""
+
+    name: str
+    title: str
+    slices: tuple[FileSlice, ...]
+
+    @property
+    def path(self) -> str:
+        """The one file, or the folder of the first of several."""
+        paths = dict.fromkeys(os.fspath(found.path) for found in self.slices)
+        first = next(iter(paths))
+        return first if len(paths) == 1 else os.path.dirname(first) or os.curdir
+
+
+def find_images(words: Sequence[str]) -> Iterator[str | Unread]:
+    """Turn files, folders and glob patterns into image paths, each once, in the order of the words.
+
+    Of a folder, at any depth, the files that are images by suffix or content are taken, hidden ones are not; of a
+    DICOMDIR the images that it names. A word that leads to nothing is yielded as Unread.
+    """
+    seen: set[str] = set()
+    for word in words:
+        # A name with brackets in it may exist as it is: only what does not exist is a pattern.
+        matches = [word] if os.path.lexists(word) else sorted(glob.glob(word, recursive=True))
+        if not matches:
+            what = "no file matches this pattern" if glob.has_magic(word) else "does not exist"
+            yield Unread(word, f"{what}; check the path")
+        for match in matches:
+            for found in _in_folder(match) if os.path.isdir(match) else _named(match):
+                key = found if isinstance(found, str) else found.path
+                if key not in seen:
+                    seen.add(key)
+                    yield found
+
+
+def find_series(
+    words: Sequence[str], plane: str | None = None, say: Callable[[int], None] = lambda found: None
+) -> Iterator[Series | Unread]:
+    """Yield what the words mean: pictures and volumes in their order, then DICOM files by series, sorted by position.
+
+    Args:
+        words: As ``find_images`` takes them.
+        plane: Of volumes, as ``list_slices`` takes it.
+        say: Is told how many files were looked at so far.
+    """
+    scattered: dict[str, list[FileSlice]] = {}
+    for number, path in enumerate(find_images(words)):
+        say(number)
+        if isinstance(path, Unread):
+            yield path
+            continue
+        try:
+            found = list_slices(path, plane)
+        except UnreadableImageError as error:
+            yield Unread(path, f"{error.reason}; {error.remedy}")
+            continue
+        is_scattered = bool(found[0].series) and not found[0].series.startswith(path)
+        for one in found if is_scattered else []:
+            scattered.setdefault(one.series, []).append(one)
+        for name in () if is_scattered else dict.fromkeys(one.series for one in found):
+            yield _sort(name, [one for one in found if one.series == name])
+    while scattered:  # what was answered is not kept
+        name = next(iter(scattered))
+        yield _sort(name, scattered.pop(name))
+
+
+def _sort(name: str, slices: list[FileSlice]) -> Series:
+    return Series(name, slices[0].title, tuple(sorted(slices, key=lambda found: found.place)))
+
+
+def _named(path: str) -> list[str | Unread]:
+    """Return what a file on the command line stands for."""
+    stem, end = os.path.splitext(path.removesuffix(".gz"))
+    header = stem + {".img": ".hdr", ".IMG": ".HDR"}.get(end, "")
+    if header != stem and os.path.isfile(header):
+        return [header]
+    try:
+        return [*list_named_files(path)]
+    except UnreadableImageError as error:
+        return [Unread(path, f"{error.reason}; {error.remedy}")]
+
+
+def _in_folder(folder: str) -> list[str | Unread]:
+    found: list[str | Unread] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and is_meant_as_image(path):
+                found.append(path)
+    return found or [Unread(folder, "holds no images; check the folder")]

@@ -1,0 +1,111 @@
+"""Prints answers: lines or JSON on standard output, what could not be read and what it comes to on standard error."""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from brainq_torch.abstention.policy import UNCERTAIN
+from brainq_torch.console import printable
+from brainq_torch.data.reading.slices import choose_slices
+from brainq_torch.series.answer import Answerer, answer_series
+from brainq_torch.series.find import find_series
+
+NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
+SOME_UNREAD = 1
+"""Exit code when one image or more could not be read; the others are still answered."""
+
+_SAY_EVERY_S = 10.0
+
+
+def answer_command(models: Sequence[Answerer], options: argparse.Namespace, **more: Any) -> int:
+    """Answer everything that a command names.
+
+    Args:
+        models: As ``answer_series`` takes them.
+        options: Its words: images, json, slices, plane.
+        more: What else each answered row says.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SliceChoiceError: ``--slices`` is none.
+    """
+    choose_slices(1, options.slices)  # a wrong word is told before anything is done
+    if not options.json:
+        print(NOTICE, file=sys.stderr)
+    progress, unread, counts = _Progress(), 0, {"series": Counter[str](), "slice": Counter[str]()}
+    found = find_series(options.images, options.plane, progress.looked_at)
+    for answer in answer_series(models, found, options.slices):
+        row = answer.row
+        if "error" in row:
+            unread += 1
+            print(f"not read: {printable(row['path'])}: {printable(row['error'])}", file=sys.stderr)
+        else:
+            row |= more
+            counts[row["level"]][row["class"]] += 1
+        if options.json:
+            print(json.dumps(row, allow_nan=False), flush=True)
+        elif "error" not in row:
+            print(printable(format_row(row)), flush=True)
+        progress.answered()
+    total = unread + sum(counts["slice"].values())
+    if unread:
+        print(f"{unread} of {total} could not be read", file=sys.stderr)
+    if counts["series"]:
+        print(_sum_up(counts["series"]), file=sys.stderr)
+    return SOME_UNREAD if unread else 0
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """Return one readable line."""
+    notes = f"  [{'; '.join(row['notes'])}]" if row["notes"] else ""
+    if row["level"] == "series":
+        return _format_series(row) + notes
+    name = row["path"] + (f" slice {row['slice']}" if "slice" in row else "")
+    if row["probabilities"] is None:
+        return f"{name}: {UNCERTAIN}, {row['reason']}"
+    ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
+    best, *others = [f"{label} {100 * value:.1f} %" for label, value in ranked]
+    if row["uncertain"]:
+        return f"{name}: {UNCERTAIN}, {row['reason']}  ({', '.join([best, *others])}){notes}"
+    return f"{name}: {best}  ({', '.join(others)}){notes}"
+
+
+def _format_series(row: dict[str, Any]) -> str:
+    counted = ", ".join(f"{count} {label}" for label, count in row["counts"].items() if count)
+    said = f"{UNCERTAIN}, {row['reason']}" if row["uncertain"] else row["label"]
+    place = f"; strongest: {row['best']}, slice {row['strongest']['slice']}" if row["strongest"] else ""
+    title = f" ({row['title']})" if row["title"] else ""
+    return f"SERIES {row['path']}{title}: {said}  ({row['slices']} slices: {counted}{place})"
+
+
+def _sum_up(counts: Counter[str]) -> str:
+    named = ", ".join(f"{count} {label}" for label, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"{sum(counts.values())} series: {named}"
+
+
+class _Progress:
+    """Says on standard error how far a long command is, seldom."""
+
+    def __init__(self) -> None:
+        self._said, self._files, self._answers = time.monotonic(), 0, 0
+
+    def looked_at(self, files: int) -> None:
+        """Take the number of files that were looked at."""
+        self._files = files
+        self._say()
+
+    def answered(self) -> None:
+        """Count an answer."""
+        self._answers += 1
+        self._say()
+
+    def _say(self) -> None:
+        if time.monotonic() - self._said >= _SAY_EVERY_S:
+            self._said = time.monotonic()
+            print(f"... {self._files} files looked at, {self._answers} answers", file=sys.stderr, flush=True)

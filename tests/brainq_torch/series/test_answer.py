@@ -1,0 +1,140 @@
+"""Answers of slices and of series, with a network whose logits are known."""
+# ruff: noqa: E402
+# (the imports below need packages that may be absent, and then the file is skipped)
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
+pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.series.answer import Answerer, BrokenModelError, answer_series
+from brainq_torch.series.find import find_series
+from brainq_torch.series.rule import SeriesRule
+from brainq_torch.series.show import answer_command
+from tests.brainq_torch.series.test_find import write_series
+
+RULE = SeriesRule(neighbours=1, healthy_up_to=0.3, tumour_from=0.7, fewest=3)
+
+
+def see_middle(images, names):
+    """Glioma where the middle is bright, no tumour where it is dark: probabilities of 0.97 and 0.01 each."""
+    bright = images[:, 16, 16] > 127
+    logits = np.zeros((len(images), 4), np.float32)
+    logits[bright, 0] = logits[~bright, 2] = np.log(97.0)
+    return logits
+
+
+def answerer(run=see_middle):
+    return Answerer(PixelSpec(32), CLASSES, None, run)
+
+
+def write_volume(path, bright):
+    """A ramp whose middle is bright or dark in each slice; nothing where it is None."""
+    volume = np.zeros((48, 48, len(bright)), np.int16)
+    for index, is_bright in enumerate(bright):
+        if is_bright is not None:
+            volume[..., index] = np.add.outer(np.arange(48), np.arange(48)) * 10
+            volume[16:32, 16:32, index] = 940 if is_bright else 20
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), path)
+    return str(path)
+
+
+def rows(words, slices="all", models=1, run=see_middle):
+    found = find_series([str(word) for word in words])
+    return [answer.row for answer in answer_series([answerer(run)] * models, found, slices, RULE)]
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_every_slice_is_answered_and_then_the_series(tmp_path, models):
+    bright = [None, False, False, True, True, True, False]
+    path = write_volume(tmp_path / "a.nii.gz", bright)
+    *slices, series = rows([path], models=models)
+    labels = {None: "uncertain", True: "glioma", False: "notumor"}
+    assert [row["label"] for row in slices] == [labels[is_bright] for is_bright in bright]
+    assert [(row["level"], row["slice"], row["position_mm"]) for row in slices] == [
+        ("slice", number, 3.0 * (number - 1)) for number in range(1, 8)
+    ]
+    assert all(row["path"] == row["series"] == path for row in slices)
+    assert (slices[0]["probabilities"], slices[0]["uncertain"]) == (None, True)
+    assert "fewer than 16 grey levels" in slices[0]["reason"]
+    assert series["tumour"] == pytest.approx(0.99)
+    strongest = series.pop("strongest")
+    assert (strongest["slice"], strongest["position_mm"]) == (4, 9.0)
+    assert strongest["probability"] == pytest.approx(0.97)
+    wanted = {
+        "level": "series", "series": path, "slices": 7, "answered": 7, "label": "glioma", "uncertain": False,
+        "reason": "", "carried_by": [4, 5, 6],
+        "counts": {"glioma": 3, "meningioma": 0, "notumor": 3, "pituitary": 0, "uncertain": 1},
+    }  # fmt: skip
+    assert {key: series[key] for key in wanted} == wanted
+
+
+def test_one_bright_slice_alone_is_uncertain_and_none_is_healthy(tmp_path):
+    *_, alone = rows([write_volume(tmp_path / "a.nii", [False] * 4 + [True] + [False] * 4)])
+    # (0.99 + 2 * 0.03) / 3 lies between the limits
+    assert alone["tumour"] == pytest.approx(0.35)
+    assert (alone["label"], alone["best"], alone["uncertain"]) == ("uncertain", "glioma", True)
+    *_, none = rows([write_volume(tmp_path / "b.nii", [False] * 9)])
+    assert (none["label"], none["carried_by"]) == ("notumor", list(range(1, 10)))
+
+
+def test_chosen_slices(tmp_path):
+    path = write_volume(tmp_path / "a.nii", [False] * 9)
+    middle, series = rows([path], "middle")
+    assert (middle["slice"], series["slices"], series["answered"], series["label"]) == (5, 9, 1, "uncertain")
+    assert series["reason"] == "1 slices count, 3 are needed"
+    assert [row.get("slice") for row in rows([path], "every=4")] == [1, 5, 9, None]
+    (wrong,) = rows([path], "10")
+    assert wrong["error"] == "has 9 slices, none of them is --slices 10"
+
+
+def test_a_localizer_is_left_out_of_the_series_answer_with_a_note(tmp_path):
+    write_series(tmp_path / "a", "1.2.3", [1.0, 2.0, 3.0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    *slices, series = rows([tmp_path / "a"])
+    assert [row["slice"] for row in slices] == [1, 2, 3]
+    assert (series["label"], series["reason"]) == ("uncertain", "no slice counts")
+    assert series["notes"] == ["3 slices left out: each is a localizer (ImageType LOCALIZER)"]
+
+
+def test_a_slice_that_cannot_be_read_does_not_stop_the_rest(tmp_path):
+    write_series(tmp_path / "a", "1.2.3", [1.0, 2.0, 3.0, 4.0])
+    write_series(tmp_path / "b", "1.2.3", [5.0], Modality="CT")
+    *slices, series = rows([tmp_path])
+    assert "modality 'CT'" in slices[4]["error"]
+    assert (series["answered"], series["notes"]) == (4, ["1 slices could not be read"])
+
+
+def test_a_broken_model_is_an_error_of_each_image(tmp_path):
+    def fail(images, names):
+        raise BrokenModelError("broken")
+
+    *slices, series = rows([write_volume(tmp_path / "a.nii", [True] * 3)], run=fail)
+    assert [row["error"] for row in slices] == ["broken"] * 3
+    assert (series["answered"], series["label"]) == (0, "uncertain")
+
+
+def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
+    paths = [write_volume(tmp_path / f"{name}.nii", bright) for name, bright in (("a", [True] * 5), ("b", [False] * 5))]
+    options = argparse.Namespace(images=paths, json=False, slices="all", plane=None)
+    assert answer_command([answerer()], options) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[5].startswith(
+        f"SERIES {paths[0]}: glioma  (5 slices: 5 glioma; strongest: glioma, slice"
+    )
+    assert printed.err.splitlines()[-1] == "2 series: 1 glioma, 1 notumor"
+    options.json = True
+    assert answer_command([answerer()], options, model="m") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["level"] for row in printed] == ["slice"] * 5 + ["series"] + ["slice"] * 5 + ["series"]
+    assert {row["model"] for row in printed} == {"m"}
+
+
+def test_a_model_without_a_healthy_class_gives_no_series_answer():
+    said = RULE.judge(("a", "b"), np.full((9, 2), 0.5), [True] * 9)
+    assert (said.label, said.reason) == (None, "the model has no class notumor")

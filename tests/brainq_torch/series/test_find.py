@@ -1,0 +1,146 @@
+"""Files to series: order, grouping, and what is passed over."""
+# ruff: noqa: E402
+# (the imports below need packages that may be absent, and then the file is skipped)
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
+pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
+
+from pydicom.fileset import FileSet
+
+from brainq_torch.data.reading.image import read_slice
+from brainq_torch.data.reading.slices import SliceChoiceError, choose_slices
+from brainq_torch.series.find import Unread, find_series
+from tests.brainq_torch.data.reading.test_dicom import write_dicom
+
+AXIAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
+STORED = (np.add.outer(np.arange(40) * 20, np.arange(60) * 10) + 5).astype(np.uint16)
+
+
+def write_series(folder: Path, uid: str, positions, orientation=AXIAL, **tags):
+    """Write a slice for each position in mm, named at random, so that names say nothing."""
+    folder.mkdir(exist_ok=True)
+    normal = np.cross(orientation[:3], orientation[3:])
+    names = np.random.default_rng(len(positions)).permutation(len(positions))
+    for number, (name, position) in enumerate(zip(names, positions, strict=True)):
+        place = [float(value) for value in normal * position]
+        more = {"ImagePositionPatient": place, "ImageOrientationPatient": list(map(float, orientation))}
+        more |= {"SeriesInstanceUID": uid, "InstanceNumber": number + 1, "SeriesDescription": "T1 post"} | tags
+        write_dicom(folder / f"{uid}_{name}.dcm", STORED + number, **more)
+
+
+def test_dicom_files_are_grouped_by_series_and_sorted_by_position(tmp_path):
+    write_series(tmp_path / "a", "1.2.3001", [30.0, 10.0, -5.5, 20.0])
+    write_series(tmp_path / "a", "1.2.3002", [8.0, 4.0], SAGITTAL)
+    Image.fromarray(STORED.astype(np.uint8)).save(tmp_path / "a" / "picture.png")
+    (tmp_path / "a" / "empty.dcm").write_bytes(b"")
+    empty, picture, *series = find_series([str(tmp_path / "a")])
+    assert isinstance(empty, Unread)
+    assert (picture.name, len(picture.slices)) == ("", 1)
+    assert {one.name: [found.position_mm for found in one.slices] for one in series} == {
+        "1.2.3001": [-5.5, 10.0, 20.0, 30.0], "1.2.3002": [4.0, 8.0],
+    }  # fmt: skip
+    assert {one.title for one in series} == {"T1 post"}
+
+
+def test_files_of_a_series_named_one_by_one_are_one_series(tmp_path):
+    write_series(tmp_path / "a", "1.2.3", [3.0, 2.0, 1.0])
+    (series,) = find_series(sorted(map(str, (tmp_path / "a").iterdir())))
+    assert [found.position_mm for found in series.slices] == [1.0, 2.0, 3.0]
+    assert series.path == str(tmp_path / "a")
+
+
+def test_a_dicomdir_leads_to_its_images_and_a_cd_is_searched_without_a_word_about_it(tmp_path):
+    write_series(tmp_path / "in", "1.2.3", [1.0, 2.0], StudyInstanceUID="1.2", PatientID="7", PatientName="A^B",
+                 StudyDate="20200101", StudyTime="101010", StudyID="1", SeriesNumber=1, AccessionNumber="")  # fmt: skip
+    files = FileSet()
+    for path in (tmp_path / "in").iterdir():
+        files.add(path)
+    files.write(tmp_path / "cd")
+    (by_directory,) = find_series([str(tmp_path / "cd" / "DICOMDIR")])
+    (by_search,) = find_series([str(tmp_path / "cd")])
+    assert [str(found.path) for found in by_directory.slices] == [str(found.path) for found in by_search.slices]
+    assert len(by_directory.slices) == 2
+    Path(by_search.slices[0].path).unlink()
+    gone, left = find_series([str(tmp_path / "cd" / "DICOMDIR")])
+    assert "does not exist" in gone.error
+    assert len(left.slices) == 1
+
+
+def test_frames_of_an_enhanced_file_are_placed_by_their_functional_groups(tmp_path):
+    def group(**values):
+        item = pydicom.Dataset()
+        for name, value in values.items():
+            setattr(item, name, value)
+        return item
+
+    frames = [group(PlanePositionSequence=[group(ImagePositionPatient=[0.0, 0.0, z])]) for z in (9.0, 3.0, 6.0)]
+    shared = [group(PlaneOrientationSequence=[group(ImageOrientationPatient=[float(value) for value in AXIAL])])]
+    stored = np.stack([STORED, STORED[::-1], STORED[:, ::-1]])
+    path = write_dicom(tmp_path / "a.dcm", stored, NumberOfFrames=3, SeriesInstanceUID="1.2.3",
+                       PerFrameFunctionalGroupsSequence=frames, SharedFunctionalGroupsSequence=shared)  # fmt: skip
+    (series,) = find_series([str(path)])
+    assert [found.position_mm for found in series.slices] == [3.0, 6.0, 9.0]
+    first, second, third = (read_slice(found).pixels for found in series.slices)
+    np.testing.assert_array_equal(first, third[::-1])
+    np.testing.assert_array_equal(second, third[:, ::-1])
+
+
+def volume(path: Path, shape=(40, 50, 6), affine=None, kind=nibabel.Nifti1Image) -> Path:
+    values = np.random.default_rng(0).integers(0, 3000, shape).astype(np.int16)
+    nibabel.save(kind(values, np.diag([1.0, 1.0, 4.0, 1.0]) if affine is None else affine), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr"])
+def test_a_volume_is_a_series_whose_middle_slice_is_what_an_image_is_read_as(tmp_path, name):
+    path = volume(tmp_path / name, kind=nibabel.Nifti1Pair if name == "a.hdr" else nibabel.Nifti1Image)
+    (series,) = find_series([str(tmp_path)])
+    assert (series.name, series.path, len(series.slices)) == (str(path), str(path), 6)
+    assert [found.position_mm for found in series.slices] == [0.0, 4.0, 8.0, 12.0, 16.0, 20.0]
+    from brainq_torch.data.reading.image import read_grey
+
+    np.testing.assert_array_equal(read_slice(series.slices[3]).pixels, read_grey(path).pixels)
+    if name == "a.hdr":
+        assert next(find_series([str(tmp_path / "a.img")])).path == str(path)
+
+
+def test_slices_run_upwards_whatever_way_the_file_does(tmp_path):
+    turned = np.diag([1.0, 1.0, -4.0, 1.0])
+    up, down = (next(find_series([str(volume(tmp_path / name, affine=affine))])) for name, affine in
+                (("up.nii", None), ("down.nii", turned)))  # fmt: skip
+    assert [found.position_mm for found in down.slices] == [-20.0, -16.0, -12.0, -8.0, -4.0, 0.0]
+    np.testing.assert_array_equal(read_slice(down.slices[0]).pixels, read_slice(up.slices[-1]).pixels)
+
+
+PLANES = [("axial", 6, (50, 40)), ("coronal", 50, (24, 40)), ("sagittal", 40, (24, 50))]
+
+
+@pytest.mark.parametrize(("plane", "count", "shape"), PLANES)
+def test_a_plane_on_request(tmp_path, plane, count, shape):
+    (series,) = find_series([str(volume(tmp_path / "a.nii"))], plane)
+    assert len(series.slices) == count
+    assert read_slice(series.slices[0]).pixels.shape == shape
+
+
+def test_volumes_of_a_4d_file_are_series_and_of_many_the_first_is(tmp_path):
+    two = list(find_series([str(volume(tmp_path / "two.nii.gz", (40, 50, 6, 2)))]))
+    assert [one.name.rpartition("#")[2] for one in two] == ["1", "2"]
+    assert not np.array_equal(read_slice(two[0].slices[0]).pixels, read_slice(two[1].slices[0]).pixels)
+    (many,) = find_series([str(volume(tmp_path / "many.nii", (40, 50, 6, 9)))])
+    assert (many.title, len(many.slices)) == ("volume 1 of 9", 6)
+
+
+def test_words_for_slices():
+    assert choose_slices(4, "all") == [1, 2, 3, 4]
+    assert choose_slices(4, "middle") == choose_slices(4, "3") == [3]
+    assert choose_slices(4, "5") == []
+    assert choose_slices(9, "every=3") == [2, 5, 8]
+    for word in ("", "0", "-1", "every=0", "every=", "most", "1.5"):
+        with pytest.raises(SliceChoiceError, match="allowed are all, middle, a number from 1, and every=K"):
+            choose_slices(4, word)
