@@ -29,11 +29,9 @@ def printable(path: str | os.PathLike[str]) -> str:
 def silence_training() -> None:
     """Drop advertisements and TensorFlow's notes when a training starts; TensorBoard loads it if it is installed."""
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
-
-
-def _says_something(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_ADVERTISEMENTS)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(_ADVERTISEMENTS)
+    )
 
 
 def name_first(items: Sequence[str], most: int = 5) -> str:

@@ -19,6 +19,7 @@ from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labe
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.synthesis.counterfactual import CounterfactualMaker
+from brainq_torch.data.synthesis.drawing import to_bytes
 from brainq_torch.data.synthesis.editing import paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.evaluation.metrics import wilson_interval
@@ -41,8 +42,8 @@ class Pairs:
 
     def add(self, before: NDArray[Any], after: NDArray[Any], labels: tuple[int, int]) -> None:
         """Add one pair; images are float in [0, 1]."""
-        self.before.append(_to_bytes(before))
-        self.after.append(_to_bytes(after))
+        self.before.append(to_bytes(before))
+        self.after.append(to_bytes(after))
         self.labels.append(labels)
 
 
@@ -116,10 +117,6 @@ def measure(runner: Runner, order: Sequence[int], pairs: Pairs) -> dict[str, Any
 def interval(hits: int, count: int) -> list[float]:
     """Return [share, low, high] with Wilson's 95 % interval."""
     return [round(value, 4) for value in (hits / count, *wilson_interval(hits, count))]
-
-
-def _to_bytes(image: NDArray[Any]) -> _Pixels:
-    return np.clip(np.round(image * 255.0), 0, 255).astype(np.uint8)
 
 
 def make_parser() -> argparse.ArgumentParser:

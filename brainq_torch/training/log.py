@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import matplotlib as mpl
 from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
 
 from brainq_torch.run_files import atomic_path
 
@@ -108,10 +108,8 @@ def read_log(path: Path) -> list[Row]:
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
     """Draw losses, validation accuracy and learning rate over all epochs as a PNG."""
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     epochs = range(1, len(rows) + 1)
     marker = "o" if len(rows) < 40 else ""
     for axis, names in zip(
@@ -134,4 +132,3 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         axis.legend()
     axes[2].set_yscale("log")
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -14,7 +14,7 @@ from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY
-from brainq_torch.data.synthesis.drawing import Field
+from brainq_torch.data.synthesis.drawing import Field, to_bytes
 from brainq_torch.data.synthesis.editing import edit_patch, paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import OneSided, Slice, align, find_one_sided, mirror_half
 
@@ -116,7 +116,7 @@ class CounterfactualMaker:
             made = self._makers[kind](rng)
             if made is not None:
                 image, label = made
-                return np.clip(np.round(image * 255.0), 0, 255).astype(np.uint8), label
+                return to_bytes(image), label
         raise ValueError(
             f"no image of kind {kind!r} could be made in {_TRIES} tries from {len(self.labels)} training images; set "
             f"data.counterfactual.{kind} to 0, or give images that show whole heads of class notumor and of tumours"

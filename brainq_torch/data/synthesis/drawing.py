@@ -14,6 +14,11 @@ Field = NDArray[np.floating[Any]]
 """(h, w) float64."""
 
 
+def to_bytes(image: Field) -> NDArray[np.uint8]:
+    """Return an image in [0, 1] as grey levels, rounded; what lies outside is clipped."""
+    return np.clip(np.round(image * 255.0), 0, 255).astype(np.uint8)
+
+
 def between(rng: np.random.Generator, low: float, high: float) -> float:
     """Draw one number from [low, high)."""
     return low + (high - low) * float(rng.random())
