@@ -65,10 +65,8 @@ def test_ranges_move_in_the_first_epoch_and_then_stay(qat_run):
         if name.endswith(".high") and not torch.equal(value, last["state_dict"][f"model.{name}"])
     ]
     assert moved
-    switches = [
-        value for name, value in last["state_dict"].items() if name.endswith("activation_post_process.observer_enabled")
-    ]
-    assert not any(switches)
+    switch = "activation_post_process.observer_enabled"
+    assert not any(value for name, value in last["state_dict"].items() if name.endswith(switch))
 
 
 class _Killed(BaseException):
@@ -99,16 +97,10 @@ def test_averaged_weights_are_refused(tiny_run, phantoms, tmp_path, capsys):
     assert "ema_decay 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("ptq", "qat", "kept"),
-    [
-        (WRONG, RIGHT, "qat"),
-        (RIGHT, WRONG, "ptq"),
-        (RIGHT * 2, RIGHT, "ptq"),
-        (RIGHT, RIGHT * 2, "qat"),
-        (RIGHT, RIGHT, "qat"),
-    ],
-)
+CHOICES = [(WRONG, RIGHT, "qat"), (RIGHT, WRONG, "ptq"), (RIGHT * 2, RIGHT, "ptq"), (RIGHT, RIGHT * 2, "qat")]
+
+
+@pytest.mark.parametrize(("ptq", "qat", "kept"), [*CHOICES, (RIGHT, RIGHT, "qat")])
 def test_the_better_network_is_kept(ptq, qat, kept):
     assert choose(LABELS, ptq, qat) == kept
 
@@ -118,8 +110,6 @@ def test_training_that_does_not_help_keeps_the_calibrated_network(tiny_run, phan
     out = tmp_path / "run"
     assert main(_words(tiny_run, phantoms, out)) == 0
     assert "the calibrated network is kept" in capsys.readouterr().out
-    kept, start = (
-        read_checkpoint(out / "model.ckpt")["state_dict"],
-        torch.load(out / "checkpoints" / "ptq.pt", weights_only=True),
-    )
+    kept = read_checkpoint(out / "model.ckpt")["state_dict"]
+    start = torch.load(out / "checkpoints" / "ptq.pt", weights_only=True)
     assert all(torch.equal(kept[name], start[name]) for name in start)

@@ -8,21 +8,20 @@ from brainq_torch.models import build_model
 from brainq_torch.training.stages import FreezeBackbone, Stage, make_optimizer, make_schedule
 
 
-class _Module(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.model = build_model("mobilenetv2", width_mult=0.35)
+@pytest.fixture
+def module():
+    """What a stage's callback gets: a module with the network as ``model``."""
+    module = nn.Module()
+    module.model = build_model("mobilenetv2", width_mult=0.35)
+    return module.train()
 
 
-def test_head_stage_trains_the_head_alone_and_keeps_batchnorm():
-    module = _Module().train()
+def test_head_stage_trains_the_head_alone_and_keeps_batchnorm(module):
     callback = FreezeBackbone(Stage("head", 1, train="head"))
     callback.setup(None, module, "fit")
     callback.on_train_epoch_start(None, module)
-    assert {name for name, p in module.model.named_parameters() if p.requires_grad} == {
-        "classifier.1.weight",
-        "classifier.1.bias",
-    }
+    trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
+    assert trained == {"classifier.1.weight", "classifier.1.bias"}
     before = {name: value.clone() for name, value in module.model.features.state_dict().items()}
     optimizer = make_optimizer(callback_stage := Stage("head", 1, train="head", rate=0.1), module.model)
     assert callback_stage.rate == optimizer.param_groups[0]["lr"]
@@ -31,8 +30,7 @@ def test_head_stage_trains_the_head_alone_and_keeps_batchnorm():
     assert all(torch.equal(value, before[name]) for name, value in module.model.features.state_dict().items())
 
 
-def test_a_later_stage_trains_everything_again():
-    module = _Module().train()
+def test_a_later_stage_trains_everything_again(module):
     FreezeBackbone(Stage("head", 1, train="head")).setup(None, module, "fit")
     later = FreezeBackbone(Stage("all", 1))
     later.setup(None, module, "fit")
@@ -42,8 +40,8 @@ def test_a_later_stage_trains_everything_again():
     assert all(m.training for m in module.modules())
 
 
-def test_only_weights_are_decayed():
-    groups = make_optimizer(Stage("all", 1, weight_decay=0.3), build_model("mobilenetv2", width_mult=0.35)).param_groups
+def test_only_weights_are_decayed(module):
+    groups = make_optimizer(Stage("all", 1, weight_decay=0.3), module.model).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
@@ -65,9 +63,7 @@ def test_cosine_rises_then_falls_to_a_hundredth():
     rates = _rates(Stage("all", 1, rate=1.0, schedule="cosine", warmup_steps=4), 10)
     expected = [0.01, 0.2575, 0.505, 0.7525] + [0.01 + 0.99 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(7)]
     assert rates == pytest.approx(expected)
-
-
-def test_constant_stays():
+    # A constant rate stays.
     assert set(_rates(Stage("all", 1, rate=0.5), 5)) == {0.5}
 
 
@@ -85,8 +81,8 @@ def test_plateau_divides_by_five_when_validation_stalls():
     [
         ({"epochs": 0}, "0 epochs"),
         ({"rate": 0.0}, "rate 0.0"),
-        ({"name": "../up"}, "becomes a folder"),
-        ({"name": ""}, "becomes a folder"),
+        ({"name": "../up"}, "a folder"),
+        ({"name": ""}, "a folder"),
     ],
 )
 def test_impossible_stages_are_refused(values, match):

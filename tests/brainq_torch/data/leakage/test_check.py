@@ -128,11 +128,8 @@ def test_head_boxes_ignore_a_frame(phantoms):
     np.testing.assert_array_equal(head_boxes(np.zeros((1, 50, 60), np.uint8)), [[0, 0, 60, 50]])
 
 
-def test_join_numbers_groups_by_first_image():
+def test_groups_are_numbered_by_first_image_and_shared_by_hand():
     np.testing.assert_array_equal(join(6, np.array([4, 1]), np.array([5, 3])), [0, 1, 2, 1, 3, 3])
-
-
-def test_share_group_by_hand():
     groups = np.array([0, 0, 1, 1, 2, 3])
     test = np.array([0, 1, 1, 1, 1, 0], dtype=bool)
     np.testing.assert_array_equal(share_group(groups, test, ~test), [0, 1, 0, 0, 0, 0])
@@ -153,13 +150,10 @@ def test_grouped_split_divides_no_group_and_keeps_the_shares(fraction):
     assert (grouped_split(labels, groups, fraction, 5) != chosen).any()
 
 
-def test_grouped_split_of_a_few_images_has_every_class_on_both_sides():
+def test_grouped_split_of_a_few_images_and_of_groups_with_several_labels():
     labels, groups = np.repeat(np.arange(4), 2), np.arange(8)
     chosen = grouped_split(labels, groups, 0.2, 0)
     assert np.bincount(labels[chosen], minlength=4).tolist() == [1, 1, 1, 1]
-
-
-def test_grouped_split_of_groups_with_several_labels():
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 4, 400), rng.integers(0, 60, 400)
     chosen = grouped_split(labels, groups, 0.25, 0)
@@ -167,14 +161,16 @@ def test_grouped_split_of_groups_with_several_labels():
     assert np.mean(chosen) == pytest.approx(0.25, abs=0.03)
 
 
-def test_grouped_split_refuses_what_it_cannot_do():
-    labels = np.array([0, 0, 1, 1])
-    with pytest.raises(ValueError, match=r"images of class meningioma form 1 group.*stratified"):
-        grouped_split(labels, np.array([0, 1, 2, 2]), 0.5, 0)
-    with pytest.raises(ValueError, match="fraction is 1"):
-        grouped_split(labels, np.arange(4), 1.0, 0)
-    with pytest.raises(ValueError, match="4 labels and 3 groups"):
-        grouped_split(labels, np.arange(3), 0.5, 0)
+@pytest.mark.parametrize(
+    ("groups", "fraction", "message"),
+    [
+        ([0, 1, 2, 2], 0.5, r"images of class meningioma form 1 group.*stratified"),
+        ([0, 1, 2, 3], 1.0, "fraction is 1"), ([0, 1, 2], 0.5, "4 labels and 3 groups"),
+    ],
+)  # fmt: skip
+def test_grouped_split_refuses_what_it_cannot_do(groups, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        grouped_split(np.array([0, 0, 1, 1]), np.array(groups), fraction, 0)
 
 
 def test_nearest_neighbour_equals_scikit_learn_on_32_pixel_images():
@@ -218,12 +214,12 @@ def test_check_leak_of_a_clean_set_and_of_one_that_is_all_seen(phantoms):
 def test_check_leak_refuses_masks_and_links_that_do_not_fit(phantoms):
     pixels, labels = phantoms
     links, test = find_links(pixels[:4]), np.array([0, 0, 1, 1], dtype=bool)
-    with pytest.raises(ValueError, match="4 images, the pixels of 40"):
-        check_leak(pixels, labels, ~test, test, links)
-    with pytest.raises(ValueError, match="2 for both"):
-        check_leak(pixels[:4], labels[:4], test, test, links)
-    with pytest.raises(ValueError, match="0 for testing"):
-        check_leak(pixels[:4], labels[:4], test, np.zeros(4, dtype=bool), links)
+    for count, train, held_out, message in (
+        (40, ~test, test, "4 images, the pixels of 40"), (4, test, test, "2 for both"),
+        (4, test, np.zeros(4, dtype=bool), "0 for testing"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            check_leak(pixels[:count], labels[:count], train, held_out, links)
 
 
 @pytest.mark.slow
