@@ -1,5 +1,6 @@
 """The end of a training: measure the network, learn when not to answer, and write what the run folder promises."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
 from brainq_torch.data.datamodule import ImageDataModule
-from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import PixelDataset
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
+from brainq_torch.evaluation.sources import SourceMetrics, measure_sources, source_lines
 from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
 from brainq_torch.quant.prepare import finalize
 from brainq_torch.run import save_checkpoint
@@ -54,10 +56,30 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     save_checkpoint(out / CHECKPOINT, model, config.model, data.pixels, data.classes, abstention)
     plot_curves(read_log(out / LOG), out / "learning_curves.png")
     plot_confusion(measured[first], out / "confusion.png")
-    splits = {split: metrics.to_json() for split, metrics in measured.items()}
-    write_json(out / METRICS, measured[first].to_json() | {"split": first, "splits": splits} | belief.to_json() | more)
+    of_sources = by_source(rows, predicted, data.classes)
+    splits = {
+        split: metrics.to_json() | (of_sources[split].to_json() if split in of_sources else {})
+        for split, metrics in measured.items()
+    }
+    write_json(out / METRICS, splits[first] | {"split": first, "splits": splits} | belief.to_json() | more)
     data.discard()
-    print("\n".join([*summarise(out, measured, belief, data.root == "phantom"), f"  next: python -m export {out}"]))
+    lines = summarise(out, measured, belief, data.root == "phantom")
+    for split, found in of_sources.items():
+        lines += [f"  {split}, by source:", *source_lines(found)]
+    print("\n".join([*lines, f"  next: python -m export {out}"]))
+
+
+def by_source(
+    rows: Sequence[ManifestRow],
+    predicted: Mapping[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
+    classes: tuple[str, ...],
+) -> dict[str, SourceMetrics]:
+    """Measure every source of each split; a split none of whose images names its source is left out."""
+    found = {
+        split: measure_sources(*answers, [row.source for row in rows if row.split == split], classes)
+        for split, answers in predicted.items()
+    }
+    return {split: each for split, each in found.items() if each is not None}
 
 
 def _learn_abstention(

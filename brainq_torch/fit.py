@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from brainq_torch.console import escape_unprintable, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.finish import finish
 from brainq_torch.models import ModelOptions
 from brainq_torch.openmp import MOST_THREADS
@@ -154,6 +155,7 @@ def _with_config(words: list[str]) -> list[str]:
 def fit(parser: ArgumentParser, config: Namespace) -> None:
     """Train one run folder from start, or from where it was killed, to end."""
     out = Path(config.out)
+    config.data.root = data_root(config.data.root, config.data.sources)
     if not 0 <= config.threads <= MOST_THREADS:
         raise RunError(f"threads is {config.threads}; allowed are 0 (torch's choice) to {MOST_THREADS}")
     if config.threads:

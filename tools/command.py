@@ -88,6 +88,14 @@ def add_data(parser: argparse.ArgumentParser, manifest: bool = True) -> None:
         parser.add_argument("--manifest", metavar="CSV", help=words)
 
 
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """Add a table of the images, as ``locate_table`` takes it."""
+    words = "a table of the images in place of class folders, in DIR or by its own path: path, class, and of group, "
+    parser.add_argument(
+        "--table", default="", metavar="CSV", help=words + "split, source, sequence, plane what is known"
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the file for what a command found."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything found as JSON, replacing FILE")

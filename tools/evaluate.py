@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import Interval, Metrics, compute_metrics, plot_confusion
+from brainq_torch.evaluation.sources import SourceMetrics, measure_sources, source_lines
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
+from tools.command import CommandError, add_data, add_json, add_table, add_threads, as_main, check_targets, format_table
 from tools.images import check_folders, choose_images, decode_images, labels_of
 from tools.question import Question, ask
 
@@ -27,6 +29,7 @@ class Evaluation:
         folder: the images that were measured; its problems name those that were not.
         logits: (N, C) float32, one for each of the metrics' classes, row i belongs to ``folder.records[i]``.
         binary: sensitivity, specificity and AUROC where there are two classes.
+        sources: what each source scores, where the images say where they come from.
     """
 
     model: str
@@ -35,6 +38,7 @@ class Evaluation:
     logits: NDArray[np.float32]
     metrics: Metrics
     binary: dict[str, Any] | None
+    sources: SourceMetrics | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics with what was measured on what."""
@@ -44,6 +48,7 @@ class Evaluation:
             "split": self.split,
             "problems": [asdict(problem) for problem in self.folder.problems],
             **({"binary": self.binary} if self.binary else {}),
+            **(self.sources.to_json() if self.sources else {}),
         }
 
 
@@ -52,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
+    add_table(parser)
     parser.add_argument(
         "--compare", metavar="MODEL", help="a second model, tested against the first on the same images"
     )
@@ -79,9 +85,10 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"{options.compare} tells {', '.join(other.classes)} apart, {options.model} {', '.join(runner.classes)}; "
             "compare models of the same classes, or ask both a coarser question with --label-map"
         )
-    if options.manifest is None:
+    if options.manifest is None and not options.table:
         check_folders(options.model, runner.classes, Path(options.data), question.labels)
-    split, folder = choose_images(Path(options.data), options.split, options.manifest, question.labels)
+    table = locate_table(Path(options.data), options.table)
+    split, folder = choose_images(Path(options.data), options.split, options.manifest, question.labels, table)
     first = evaluate(options.model, runner, split, folder, question)
     print(format_evaluation(first, options.threads))
     report = first.to_json() | {"threads": options.threads}
@@ -118,7 +125,9 @@ def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder, questio
     scores, sums = question.score(logits, runner.classes), question.probabilities(logits, runner.classes)
     metrics = compute_metrics(scores, labels, question.labels.names, probabilities=sums)
     binary = question.describe_two(metrics, labels, scores, sums)
-    return Evaluation(name, split, readable, scores, metrics, binary)
+    origins = [record.source for record in readable.records]
+    sources = measure_sources(scores, labels, origins, question.labels.names, sums)
+    return Evaluation(name, split, readable, scores, metrics, binary, sources)
 
 
 def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = True) -> str:
@@ -142,6 +151,8 @@ def format_evaluation(evaluation: Evaluation, threads: int, problems: bool = Tru
             for name in ("sensitivity", "specificity", "auroc")
         ]
         lines.append(f"           positive is {binary['positive']}, negative {binary['negative']}")
+    if evaluation.sources:
+        lines += ["", "by source:", *source_lines(evaluation.sources)]
     lines += ["", _class_table(metrics), _confusion_table(metrics)]
     if problems and evaluation.folder.problems:
         lines += ["data:", evaluation.folder.report()]

@@ -21,7 +21,11 @@ SPLIT_ORDER = ("Testing", "val", "all", "Training")
 
 
 def choose_images(
-    data: Path, split: str | None, manifest: str | None = None, labels: Labels | None = None
+    data: Path,
+    split: str | None,
+    manifest: str | None = None,
+    labels: Labels | None = None,
+    table: Path | None = None,
 ) -> tuple[str, ImageFolder]:
     """List the images to measure.
 
@@ -31,10 +35,11 @@ def choose_images(
         manifest: a run's manifest.csv, whose split counts instead of the folder's; every chosen image's hash is
             checked.
         labels: what folders mean, where a class may lack images; default: each of the four classes must have some.
+        table: of the images, in place of class folders.
     """
     if manifest is None:
         # Images are decoded once, in decode_images.
-        folder = scan_folder(data, False, labels or Labels(), complete=labels is None)
+        folder = scan_folder(data, False, labels or Labels(), labels is None, table)
     else:
         folder = manifest_folder(data, read_manifest(Path(manifest)), labels=labels or Labels())
     there = folder.split_counts()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from brainq_torch.data.augment.appearance import StyleMixing
 from brainq_torch.data.augment.geometry import Augmentation
-from brainq_torch.data.classes import CLASSES, check_count, read_labels, require_four
-from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.data.classes import CLASSES, require_four
+from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestRow,
     class_names,
@@ -24,13 +24,15 @@ from brainq_torch.data.dataset.manifest import (
     verify_manifest,
     write_manifest,
 )
-from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, pick_device, to_input, to_pixels
+from brainq_torch.data.dataset.sources import Images, Source, data_root
+from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, make_sampler, to_input
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
+from brainq_torch.data.views import make_views
 from brainq_torch.run_files import LEAKAGE, MANIFEST, PHANTOMS, SEARCH, atomic_path, write_json
 
 
@@ -49,6 +51,8 @@ class ImageDataModule(L.LightningDataModule):
             that mean glioma, meningioma, notumor or pituitary become these.
         class_map: the class that a folder's images are of, such as ``{HGG: glioma, LGG: glioma}``; others mean their
             own name.
+        sources: several collections, hospitals or scanners below ``root`` (default: the working directory), in place
+            of the one folder; manifest.csv says where each image comes from, metrics.json what each source scores.
         size: side of the network's square input in pixels.
         fit: how images come to that size: ``stretch`` both sides, ``pad`` with black, or ``head``, padded likewise but
             cropped to the head first.
@@ -61,6 +65,8 @@ class ImageDataModule(L.LightningDataModule):
         group_pattern: regular expression whose first parenthesis is the group in a path.
         manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
         batch_size: images per step and process.
+        balance: ``class`` shows every class alike in an epoch, ``source`` every class, and within it every source,
+            small ones at most 10 times; ``none`` shows every image once.
         augmentation: changes of training images' geometry and brightness.
         style: changes of how training images look, as if from other scanners.
         views: how many changed versions of each training image are made, once, and trained on in turn, one an epoch; 0
@@ -79,6 +85,7 @@ class ImageDataModule(L.LightningDataModule):
         root: str = "phantom",
         classes: Literal["auto"] | list[str | bool | int] = "auto",
         class_map: dict[str, str] = {},  # noqa: B006 - never changed
+        sources: list[Source] = [],  # noqa: B006 - never changed
         size: int = 224,
         fit: Literal["stretch", "pad", "head"] = "stretch",
         split: Literal["grouped", "stratified"] = "grouped",
@@ -87,6 +94,7 @@ class ImageDataModule(L.LightningDataModule):
         group_pattern: str = "",
         manifest: str = "",
         batch_size: int = 32,
+        balance: Literal["none", "class", "source"] = "none",
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
         style: StyleMixing = StyleMixing(),  # noqa: B008 - frozen
         views: int = 0,
@@ -99,8 +107,9 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"data.views is {views}; allowed are 0 (fresh changes in every epoch) and more")
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
-        self.seed, self.root, self.manifest = seed, root, manifest
-        self.labels, self.pixels = read_labels(classes, class_map), PixelSpec(size, fit)
+        root = data_root(root, sources)
+        self.seed, self.root, self.manifest, self.balance = seed, root, manifest, balance
+        self.images, self.pixels = Images(classes, class_map, tuple(sources)), PixelSpec(size, fit)
         if root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
         self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
@@ -113,7 +122,6 @@ class ImageDataModule(L.LightningDataModule):
         """Say in which folder everything is written."""
         self.out, self.stage_index = out, 0
         self._leakage, self._search, self._made_labels = out / LEAKAGE, out / SEARCH, out / "made_labels.npy"
-        # (views, N, size, size) uint8, the kept versions of all these; black where nobody trains on one.
         self._views = out / "views.npy"
 
     @property
@@ -128,9 +136,7 @@ class ImageDataModule(L.LightningDataModule):
             return class_names(read_manifest(self.out / MANIFEST))
         if self.root == "phantom":
             return CLASSES
-        found = scan_folder(self.folder, verify=False, labels=self.labels, complete=False).classes
-        check_count(found, self.root)
-        return found
+        return self.images.find_classes(self.folder)
 
     @property
     def cache(self) -> Path:
@@ -175,22 +181,8 @@ class ImageDataModule(L.LightningDataModule):
             with atomic_path(self.cache) as partial, partial.open("wb") as file:
                 np.save(file, pixels)
         if self.views and not self._views.exists():
-            self._make_views()
-
-    def _make_views(self) -> None:
-        """Change every training image ``views`` times, by a draw from view and place alone."""
-        self.setup("fit")
-        training, device = self.datasets["Training"], pick_device()
-        shape = (self.views, *training.pixels.shape)
-        with atomic_path(self._views) as partial:
-            kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
-            for view in range(self.views):
-                for start in range(0, len(training), self.batch_size):
-                    rows = training.rows[start : start + self.batch_size]
-                    images = to_input(torch.from_numpy(training.pixels[rows]).to(device))
-                    changed = self._change(images, make_generator([view, start]))
-                    kept[view, rows] = to_pixels(changed).cpu().numpy()
-            kept.flush()
+            self.setup("fit")
+            make_views(self._views, self.datasets["Training"], self.views, self.batch_size, self._change)
 
     def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.style(self.augmentation(images, generator), generator)
@@ -225,8 +217,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def _split_images(self) -> RunSplits:
         if self.manifest:
-            return adopt_splits(scan_folder(self.folder, False, self.labels), Path(self.manifest), self._search)
-        found = scan_folder(self.folder, labels=self.labels)
+            found = self.images.scan(self.folder, verify=False)
+            return adopt_splits(found, Path(self.manifest), self._search)
+        found = self.images.scan(self.folder)
         print(found.report(), flush=True)
         return self.plan.split_images(found, self._search)
 
@@ -239,8 +232,12 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"{self.cache} is {pixels.shape} for {len(rows) + len(made)} images; delete it and resume")
         labels = np.concatenate([np.array([classes.index(row.label) for row in rows]), made])
         splits = [row.split for row in rows] + ["Training"] * len(made)
+        origins = [row.source for row in rows] + ["made"] * len(made)
+        self.source_names, sources = np.unique(origins, return_inverse=True)
         self.datasets = {
-            split: PixelDataset(pixels, labels, np.array([i for i, name in enumerate(splits) if name == split], int))
+            split: PixelDataset(
+                pixels, labels, np.array([i for i, name in enumerate(splits) if name == split], int), sources
+            )
             for split in SPLITS
         }
 
@@ -259,13 +256,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader[Batch]:
         trainer = self._attached()
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            self.datasets[split],
-            num_replicas=trainer.world_size,
-            rank=trainer.global_rank,
-            shuffle=shuffle,
-            seed=self.seed + 1000 * self.stage_index,
-        )
+        place = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+        seed, balance = self.seed + 1000 * self.stage_index, self.balance if shuffle else "none"
+        sampler = make_sampler(self.datasets[split], balance, shuffle=shuffle, seed=seed, **place)
         return DataLoader(
             self.datasets[split],
             self.batch_size,

@@ -1,13 +1,15 @@
 """Decoded images as batches: rows of one array of bytes, scaled to the network's input on the device."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, DistributedSampler
 
+from brainq_torch.data.dataset.balanced import balance_epoch
 from brainq_torch.data.pixels import MIDDLE_GREY
 
 
@@ -21,10 +23,20 @@ class Batch(NamedTuple):
 
 
 class PixelDataset(Dataset[Batch]):
-    """Rows of the decoded images, (M, H, W) uint8, and of their labels, (M,) int64, fetched a batch at a time."""
+    """Rows of the decoded images, (M, H, W) uint8, and of their labels, (M,) int64, fetched a batch at a time.
 
-    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+    sources: (M,) int64, the number of each image's source; all of one where there are none.
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        sources: NDArray[np.int64] | None = None,
+    ) -> None:
         self.pixels, self.labels, self.rows = pixels, labels, rows
+        self.sources = np.zeros(len(labels), np.int64) if sources is None else sources
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,6 +51,32 @@ class PixelDataset(Dataset[Batch]):
         return Batch(
             torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows]), torch.from_numpy(rows.copy())
         )
+
+
+class BalancedSampler(DistributedSampler[Batch]):
+    """Epochs that show every class alike, and within a class every source: ``balance_epoch``.
+
+    by_source: whether sources count. options: of ``DistributedSampler``; every process has its part of one draw.
+    """
+
+    def __init__(self, dataset: PixelDataset, by_source: bool, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.labels = dataset.labels[dataset.rows]
+        self.sources = dataset.sources[dataset.rows] * by_source
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield this process's positions in the data set; they depend on seed and epoch alone."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = balance_epoch(self.labels, self.sources, self.total_size, generator)
+        start = self.rank * self.num_samples
+        return iter(order[start : start + self.num_samples].tolist())
+
+
+def make_sampler(dataset: PixelDataset, balance: str, **options: Any) -> DistributedSampler[Batch]:
+    """Return what orders the images of an epoch: see ``data.balance``; options: of ``DistributedSampler``."""
+    if balance == "none":
+        return DistributedSampler(dataset, **options)
+    return BalancedSampler(dataset, balance == "source", **options)
 
 
 def make_generator(place: list[int]) -> torch.Generator:

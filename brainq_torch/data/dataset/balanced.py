@@ -1,9 +1,10 @@
-"""Class-balanced, seeded draws of images: the one sampler of every calibration and comparison."""
+"""Balanced, seeded draws of images: the one sampler of every calibration, comparison and balanced training."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names
 
@@ -23,17 +24,73 @@ def draw_balanced(
         seed: shuffles each class within each split.
 
     Returns:
-        As many of each class as can be had, the classes in turn, so that any beginning is balanced.
+        As many of each class as can be had, the classes in turn, within a class its sources, so that any beginning is
+        balanced.
     """
     generator = np.random.default_rng(seed)
     queues: list[list[ManifestRow]] = []
     for name in class_names(rows):
         members = [[row for row in rows if row.label == name and row.split == split] for split in splits]
-        queues.append([part[place] for part in members for place in generator.permutation(len(part))])
+        drawn = [[part[place] for place in generator.permutation(len(part))] for part in members]
+        queues.append([row for part in drawn for row in take_in_turn(_by_source(part), len(part))])
     return take_in_turn(queues, count)
+
+
+def _by_source(rows: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
+    return [[row for row in rows if row.source == name] for name in sorted({row.source for row in rows})]
 
 
 def take_in_turn[T](queues: Sequence[Sequence[T]], count: int) -> list[T]:
     """Return the first ``count`` of what the queues give in turn; a queue that is empty is passed over."""
     turns = zip_longest(*queues)
     return [one for turn in turns for one in turn if one is not None][:count]
+
+
+MOST_REPEATS = 10
+"""How often at most an epoch of ``balance_epoch`` shows an image of one source, where its class has others."""
+
+
+def balance_epoch(
+    labels: NDArray[np.int64], sources: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw one epoch's images: classes in turn, within a class every source alike, evenly spread over the epoch.
+
+    A source with few images of a class gives at most ``MOST_REPEATS`` times as many, the others the rest: the two
+    pituitary scans of a collection are not a sixteenth of all that is trained on.
+
+    Args:
+        labels: (N,).
+        sources: (N,).
+        count: how many images an epoch has.
+        generator: draws them.
+
+    Returns:
+        (count,) positions in ``labels``.
+    """
+    present = np.unique(labels)
+    each = -(-count // len(present))
+    queues = []
+    for label in present:
+        cells = [np.flatnonzero((labels == label) & (sources == source)) for source in np.unique(sources)]
+        cells = [cell for cell in cells if len(cell)]
+        places, positions = [], []
+        for cell, share in zip(cells, share_alike([len(cell) for cell in cells], each), strict=True):
+            rounds = [generator.permutation(cell) for _ in range(-(-share // len(cell)))]
+            positions.append(np.concatenate([*rounds, cell[:0]])[:share])
+            places.append((np.arange(share) + generator.random()) / max(share, 1))
+        order = np.argsort(np.concatenate(places), kind="stable")
+        queues.append(np.concatenate(positions)[order].tolist())
+    return np.array(take_in_turn([queues[place] for place in generator.permutation(len(queues))], count), np.int64)
+
+
+def share_alike(sizes: Sequence[int], total: int) -> list[int]:
+    """Divide ``total`` draws among cells of these sizes, alike but none over ``MOST_REPEATS`` times its size.
+
+    Where that leaves too few draws, all have their share by size instead.
+    """
+    most = np.array(sizes) * MOST_REPEATS
+    levels = np.sort(most)
+    level = np.interp(total, [np.minimum(most, each).sum() for each in levels], levels, left=total / len(sizes))
+    wanted = np.minimum(most, level) if most.sum() > total else most * total / most.sum()
+    ends = np.round(np.cumsum(wanted)).astype(int)
+    return [int(size) for size in np.diff(ends, prepend=0)]

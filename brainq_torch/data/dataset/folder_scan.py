@@ -111,10 +111,6 @@ class FolderWalk:
         check_name(folder)
         return (Labels(tuple(self.found)).of_folder(folder) if self.found else None) or folder
 
-    def has_class_folder(self, folder: str) -> bool:
-        """Tell whether a class folder has that name, but for case and dashes."""
-        return any(Labels((folder,)).of_folder(name) for name in self.folders)
-
     def _label(self, class_name: str) -> int:
         if class_name not in self.found:
             self.found.append(class_name)

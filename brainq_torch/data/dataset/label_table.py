@@ -1,4 +1,4 @@
-"""A data set as one table: ``labels.csv`` with the columns path and label, and where they are known group and split."""
+"""A data set as one table: ``labels.csv`` with path and label (or class), and what else is known of each image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +11,29 @@ from brainq_torch.data.dataset.sample import DataFolderError
 from brainq_torch.data.tables import read_table
 
 LABEL_TABLE = "labels.csv"
-_NEEDED, _KNOWN = {"path", "label"}, {"path", "label", "group", "split"}
+NOT_THERE = "is listed and not there, left out"
+_OPTIONAL = ("group", "split", "source", "sequence", "plane", "sha256")
+"""What a table may say besides; a hash is not checked: a run's manifest.csv is such a table, too."""
 
 
 def find_table(root: Path) -> Path | None:
     """Return the table of a data folder, None where it has none with a path and a label."""
     table = root / LABEL_TABLE
-    return table if table.is_file() and set(read_table(table, DataFolderError)[0]) >= _NEEDED else None
+    return table if table.is_file() and _label_column(read_table(table, DataFolderError)[0]) else None
+
+
+def locate_table(root: Path, name: str) -> Path | None:
+    """Return the table of that name in the data folder, or by its own path; None for none. Raises DataFolderError."""
+    if not name:
+        return None
+    table = next((path for path in (root / name, Path(name)) if path.is_file()), None)
+    if table is None:
+        raise DataFolderError(f"the table {name} is neither in {root} nor a file by itself; correct its path")
+    return table
+
+
+def _label_column(columns: Sequence[str]) -> str | None:
+    return next((name for name in ("label", "class") if "path" in columns and name in columns), None)
 
 
 def read_label_table(walk: FolderWalk, table: Path) -> None:
@@ -27,22 +43,25 @@ def read_label_table(walk: FolderWalk, table: Path) -> None:
         DataFolderError: The table is none, or has a path twice, a path outside the folder, or no known split.
     """
     columns, rows = read_table(table, DataFolderError)
-    if set(columns) - _KNOWN:
-        raise DataFolderError(f"{table} has columns {columns}; allowed are {sorted(_KNOWN)}, the first two needed")
+    label = _label_column(columns)
+    if label is None or set(columns) - {"path", label, *_OPTIONAL}:
+        allowed = f"path and label (or class), and of {', '.join(_OPTIONAL)} what is known"
+        raise DataFolderError(f"{table} has columns {columns}; allowed are {allowed}")
     _check_paths(table, [row["path"] for row in rows])
     splits = [_read_split(table, row.get("split", "")) for row in rows]
     rest = "Training" if any(splits) else "all"
     for row, split in zip(rows, splits, strict=True):
-        name, path = walk.class_of(row["label"]), walk.root / row["path"]
-        walk.folders.add(row["label"])
+        name, path = walk.class_of(row[label]), walk.root / row["path"]
+        walk.folders.add(row[label])
         if name is None:
-            raise DataFolderError(f"{table}: {row['path']} is {row['label']!r}; need {walk.labels.describe()}")
+            raise DataFolderError(f"{table}: {row['path']} is {row[label]!r}; need {walk.labels.describe()}")
         if not path.is_file():
-            walk.name_problem(path, "is listed and not there, left out", "restore it, or take its line out", "error")
+            walk.name_problem(path, NOT_THERE, "restore it, or take its line out", "error")
             continue
         before = len(walk.records)
         walk.add(path, name, split or rest)
-        walk.records[before:] = [replace(one, group=row.get("group") or one.group) for one in walk.records[before:]]
+        known = {name: row[name] for name in ("group", "source", "sequence", "plane") if row.get(name)}
+        walk.records[before:] = [replace(one, **known) for one in walk.records[before:]]
     held = {"Training", "all"} if walk.labels.auto else set(splits) - {""} | {rest}
     walk.expected.extend((split, name) for split in sorted(held & {*splits, rest}) for name in walk.found)
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ def scan_folder(
     verify: bool = True,
     labels: Labels = Labels(),  # noqa: B008 - frozen
     complete: bool = True,
+    table: Path | None = None,
 ) -> ImageFolder:
     """List the images of a data set with label and split.
 
@@ -43,12 +44,13 @@ def scan_folder(
             ``records``. Without it files are only listed, and ``load_pixels`` is the one to meet them.
         labels: which classes there are, and what a folder's name means.
         complete: refuse a folder that lacks images of a class; a test set need not have all.
+        table: a table of the images in place of DIR/labels.csv.
 
     Raises:
         DataFolderError: No layout fits, a class of a split has no readable image, or a folder means neither class nor
             split; the message is the whole report.
     """
-    walk = _walk(Path(root), labels)
+    walk = _walk(Path(root), labels, table)
     records = sorted(walk.records, key=lambda record: os.fsencode(record.path))
     records, ignored = join_patients(records)
     for what in ignored:
@@ -60,14 +62,15 @@ def scan_folder(
         walk.fatal.extend(_missing_classes(walk, records))
     classes = tuple(sorted(walk.found)) if labels.auto else labels.names
     records = [replace(record, label=classes.index(walk.found[record.label])) for record in records]
-    folder = ImageFolder(walk.root, tuple(records), sort_problems(list(dict.fromkeys(walk.problems))), classes)
+    problems = sort_problems(list(dict.fromkeys(walk.problems)))
+    folder = ImageFolder(walk.root, tuple(records), problems, classes, frozenset(walk.folders))
     if walk.fatal:
         raise DataFolderError("\n".join([*walk.fatal, folder.report(), describe_layouts(labels)]))
     return folder
 
 
-def _walk(root: Path, labels: Labels) -> FolderWalk:
-    walk, table = FolderWalk(root, labels), find_table(root)
+def _walk(root: Path, labels: Labels, table: Path | None) -> FolderWalk:
+    walk, table = FolderWalk(root, labels), table or find_table(root)
     if table:
         read_label_table(walk, table)
     else:
@@ -119,12 +122,19 @@ def _verify(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[ImageRecor
 
 def _check_classes(walk: FolderWalk) -> None:
     """Refuse what no network can be trained on: a map from folders that are not there, one class alone, too many."""
-    nowhere = [folder for folder, _ in walk.labels.folders if not walk.has_class_folder(folder)]
-    if nowhere and not walk.fatal:
-        there = name_first(sorted(walk.folders))
-        raise DataFolderError(f"data.class_map names {nowhere[0]}, no class folder of {walk.root}; there are: {there}")
+    if not walk.fatal:
+        check_map([folder for folder, _ in walk.labels.folders], walk.folders, walk.root)
     if walk.labels.auto and not walk.fatal:
         check_count(walk.found, str(walk.root))
+
+
+def check_map(mapped: Iterable[str], there: Collection[str], root: Path) -> None:
+    """Raise DataFolderError where a class map names a folder that is not there; case and dashes do not count."""
+    for folder in mapped:
+        if not any(Labels((folder,)).of_folder(name) for name in there):
+            raise DataFolderError(
+                f"data.class_map names {folder}, no class folder of {root}; there are: {name_first(sorted(there))}"
+            )
 
 
 def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[str]:

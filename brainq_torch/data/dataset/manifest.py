@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.tables import read_table
 from brainq_torch.run_files import BrainqError, hash_file
 
-MANIFEST_COLUMNS = ("path", "label", "split", "group", "sha256")
+MANIFEST_COLUMNS = ("path", "label", "split", "group", "sha256", "source")
 
 
 class ManifestError(BrainqError):
@@ -25,13 +25,17 @@ class ManifestError(BrainqError):
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One image of a run: path below the data root, class name, ``Training``/``val``/``Testing``, group, SHA-256."""
+    """One image of a run: path below the data root, class name, ``Training``/``val``/``Testing``, group, SHA-256.
+
+    source: where it comes from; empty in a run without ``data.sources``.
+    """
 
     path: str
     label: str
     split: str
     group: str
     sha256: str
+    source: str = ""
 
 
 def stratified_split(
@@ -81,21 +85,21 @@ def make_manifest(root: Path, records: Sequence[ImageRecord], classes: Sequence[
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda record: hash_file(root / record.path), records))
     return [
-        ManifestRow(record.path, classes[record.label], record.split, record.group, sha256)
+        ManifestRow(record.path, classes[record.label], record.split, record.group, sha256, record.source)
         for record, sha256 in zip(records, hashes, strict=True)
     ]
 
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
-    """Write ``manifest.csv``: one line per image, columns path, label, split, group, sha256 (UTF-8)."""
+    """Write ``manifest.csv``: one line per image, columns as in ``MANIFEST_COLUMNS`` (UTF-8)."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(MANIFEST_COLUMNS)
-        writer.writerows([row.path, row.label, row.split, row.group, row.sha256] for row in rows)
+        writer.writerows(astuple(row) for row in rows)
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
-    """Read ``manifest.csv``.
+    """Read ``manifest.csv``; one of before there were sources has no column for them.
 
     Raises:
         ManifestError: It is missing, or its columns are not ours.
@@ -103,7 +107,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     if not path.is_file():
         raise ManifestError(f"{path} is missing; a run folder made by brainq_torch.fit has one")
     columns, lines = read_table(path, ManifestError)
-    if tuple(columns) != MANIFEST_COLUMNS:
+    if tuple(columns) not in (MANIFEST_COLUMNS, MANIFEST_COLUMNS[:-1]):
         raise ManifestError(f"{path} has columns {columns}; expected {list(MANIFEST_COLUMNS)}")
     return [ManifestRow(**line) for line in lines]
 
@@ -138,7 +142,7 @@ def manifest_folder(
     if unknown:
         raise ManifestError(f"the manifest names unknown classes {unknown}; allowed are {list(classes)}")
     records = tuple(
-        ImageRecord(row.path, classes.index(meanings[row.label] or ""), row.split, row.group)
+        ImageRecord(row.path, classes.index(meanings[row.label] or ""), row.split, row.group, source=row.source)
         for row in rows
         if split is None or row.split == split
     )

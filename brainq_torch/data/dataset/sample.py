@@ -28,6 +28,9 @@ class ImageRecord:
         split: "Training", "val", "Testing", or "all" where the layout has no splits.
         group: images with the same group belong together, e.g. to one patient; empty when unknown.
         names: what the file says whose it is, until ``patients.py`` makes a group of it.
+        source: the collection, hospital or scanner that it comes from; empty when unknown.
+        sequence: such as T1 or FLAIR, where a table says so.
+        plane: such as axial, likewise.
     """
 
     path: str
@@ -35,6 +38,9 @@ class ImageRecord:
     split: str
     group: str = ""
     names: tuple[str, ...] = ()
+    source: str = ""
+    sequence: str = ""
+    plane: str = ""
 
 
 type Severity = Literal["error", "warning", "note"]
@@ -62,12 +68,14 @@ class ImageFolder:
 
     Attributes:
         classes: names of the classes, in label order.
+        folders: names of the class folders, or of the labels in a table, as they stand there.
     """
 
     root: Path
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...]
     classes: tuple[str, ...] = CLASSES
+    folders: frozenset[str] = frozenset()
 
     def split_counts(self) -> dict[str, int]:
         """Return the number of images of each split that has any."""

@@ -92,6 +92,8 @@ def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) 
     _check_splits(manifest, rows, folder.classes)
     verify_manifest(folder.root, rows)
     _check_labels(folder, manifest, rows)
+    known = {record.path: record.source for record in folder.records}
+    rows = [replace(row, source=row.source or known.get(row.path, "")) for row in rows]
     unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
     if unlisted:
         print(f"{unlisted} images of {folder.root} are not in {manifest} and are left out", flush=True)

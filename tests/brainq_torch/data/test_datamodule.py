@@ -1,3 +1,5 @@
+import csv
+
 import lightning as L
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ from brainq_torch.data import datamodule
 from brainq_torch.data.augment.geometry import Augmentation
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
-from brainq_torch.data.decoded import make_generator
+from brainq_torch.data.dataset.sources import Source
+from brainq_torch.data.decoded import make_generator, make_sampler
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, CounterfactualImages
 
@@ -192,3 +195,31 @@ def test_images_are_made_of_training_images_alone(phantoms, tmp_path, monkeypatc
     assert data.class_counts().sum() == len(rows) + 4
     data.discard()
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.csv"}
+
+
+def test_balanced_batches_show_sources_alike_and_depend_on_seed_and_epoch(phantoms, tmp_path):
+    """Half of the images of each class are of another source; a twin run of two processes divides the same epoch."""
+    lines = [
+        (path, path.parent.name, "ab"[n % 3 == 0]) for n, path in enumerate(sorted(phantoms.rglob("Training/*/*")))
+    ]
+    with (tmp_path / "images.csv").open("w", newline="") as file:
+        rows = [(path.relative_to(phantoms).as_posix(), label, source, path.name) for path, label, source in lines]
+        csv.writer(file).writerows([("path", "class", "source", "group"), *rows])
+    source = Source("phantoms", ".", str(tmp_path / "images.csv"))
+    orders = []
+    for name in ("one", "other"):
+        data = _data(phantoms, tmp_path / name, sources=[source], balance="source", seed=5)
+        recorder = _record(data, epochs=2)
+        training = data.datasets["Training"]
+        assert data.source_names.tolist() == ["a", "b"]
+        orders.append([torch.cat([b.rows for epoch, b in recorder.trained if epoch == e]).tolist() for e in (0, 1)])
+        for _, batch in recorder.trained:
+            cells = [(int(training.labels[row]), int(training.sources[row])) for row in batch.rows]
+            assert all(abs(cells.count((label, 0)) - cells.count((label, 1))) <= 1 for label in range(4))
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1]
+    dataset = data.datasets["Training"]
+    place = {"shuffle": True, "seed": 5, "num_replicas": 2}
+    halves = [list(make_sampler(dataset, "source", rank=rank, **place)) for rank in (0, 1)]
+    whole = list(make_sampler(dataset, "source", rank=0, **place | {"num_replicas": 1}))
+    assert [*halves[0], *halves[1]][: len(whole)] == whole
