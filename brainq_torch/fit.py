@@ -155,21 +155,21 @@ def _with_config(words: list[str]) -> list[str]:
 def fit(parser: ArgumentParser, config: Namespace) -> None:
     """Train one run folder from start, or from where it was killed, to end."""
     out = Path(config.out)
-    config.data.root = data_root(config.data.root, config.data.sources)
     if not 0 <= config.threads <= MOST_THREADS:
         raise RunError(f"threads is {config.threads}; allowed are 0 (torch's choice) to {MOST_THREADS}")
     if config.threads:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
-    with claim(out, _resolved(parser, config), config.resume) as unfinished:
+    with claim(out, resolve(parser, config), config.resume) as unfinished:
         if unfinished:
             _fit_claimed(out, parser.instantiate(config))
         else:
             print(f"{out} is complete; nothing to resume")
 
 
-def _resolved(parser: ArgumentParser, config: Namespace) -> str:
+def resolve(parser: ArgumentParser, config: Namespace) -> str:
     """Return the whole configuration as YAML; how the run is resumed is no part of it."""
+    config.data.root = data_root(config.data.root, config.data.sources)
     kept = config.clone()
     for name in ("config", "resume"):
         kept.pop(name, None)

@@ -54,6 +54,21 @@ def tiny_run(tmp_path_factory, phantoms) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_sources(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A folder with the source north and a table of the hospitals cs and du, and the words that say so. Read only."""
+    root = tmp_path_factory.mktemp("data") / "sources"
+    write_phantoms(root / "north", 8, 3, seed=0, size=32)
+    write_phantoms(root / "hospitals", 12, 1, seed=1, size=32)
+    lines = ["path,class,source,group"]
+    for number, path in enumerate(sorted((root / "hospitals" / "Training").rglob("*.png"))):
+        place = path.relative_to(root / "hospitals").as_posix()
+        lines.append(f"{place},{path.parent.name},{('cs', 'du')[number % 2]},p{number}")
+    (root / "hospitals" / "images.csv").write_text("\n".join([*lines, ""]))
+    sources = "[{name: north, root: north, group_pattern: (.*)}, {name: hospitals, root: hospitals, table: images.csv}]"
+    return root, [f"--data.root={root}", f"--data.sources={sources}"]
+
+
+@pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory, tiny_run) -> Path:
     """The tiny run exported with the recipes fp32 and fp16. Read only: copy it before changing it."""
     from export.__main__ import main as export_main

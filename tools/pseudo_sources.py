@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import StandardScaler
 
-from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestRow,
+    class_names,
     manifest_folder,
     number_groups,
     read_manifest,
@@ -58,14 +58,15 @@ def _run(options: argparse.Namespace) -> int:
     rows = [row for row in read_manifest(Path(options.manifest)) if row.split != "Testing"]
     verify_manifest(data, rows)
     groups = number_groups(rows)
-    pixels = load_pixels(manifest_folder(data, rows, labels=Labels()), _PIXELS)
+    pixels = load_pixels(manifest_folder(data, rows), _PIXELS)
     sources = find_sources(describe_looks(pixels), groups, options.sources, options.seed)
     manifests = [leave_out(rows, groups, sources == source, options.seed) for source in range(options.sources)]
     out.mkdir(parents=True)
     for source, manifest in enumerate(manifests):
         write_manifest(out / f"without_{source}.csv", manifest)
         counts = Counter(row.label for row in manifest if row.split == "Testing")
-        print(f"{out / f'without_{source}.csv'} leaves out " + ", ".join(f"{counts[name]} {name}" for name in CLASSES))
+        told = ", ".join(f"{counts[name]} {name}" for name in class_names(rows))
+        print(f"{out / f'without_{source}.csv'} leaves out {told}")
     return 0
 
 
@@ -108,16 +109,27 @@ def find_sources(looks: NDArray[np.float64], groups: NDArray[np.int64], count: i
     return np.asarray(np.argsort(order)[chosen])
 
 
+def name_looks(data: Path, rows: Sequence[ManifestRow], count: int, seed: int = 0) -> list[ManifestRow]:
+    """Return the rows with pseudo-sources look_0, look_1, ... of the images below ``data``."""
+    looks = describe_looks(load_pixels(manifest_folder(data, rows), _PIXELS))
+    sources = find_sources(looks, number_groups(rows), count, seed)
+    return [replace(row, source=f"look_{source}") for row, source in zip(rows, sources, strict=True)]
+
+
 def leave_out(
-    rows: Sequence[ManifestRow], groups: NDArray[np.int64], left_out: NDArray[np.bool_], seed: int = 0
+    rows: Sequence[ManifestRow],
+    groups: NDArray[np.int64],
+    left_out: NDArray[np.bool_],
+    seed: int = 0,
+    fraction: float = _VAL_FRACTION,
 ) -> list[ManifestRow]:
     """Make a manifest whose Testing part is what is left out, with a new grouped validation part of the rest."""
-    kept = np.flatnonzero(~left_out)
-    labels = np.array([CLASSES.index(rows[place].label) for place in kept])
-    lost = sorted(set(range(len(CLASSES))) - set(labels.tolist()))
+    kept, classes = np.flatnonzero(~left_out), class_names(rows)
+    labels = np.array([classes.index(rows[place].label) for place in kept])
+    lost = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lost:
-        raise CommandError(f"a pseudo-source holds every image of {CLASSES[lost[0]]}; give a larger --sources")
-    validation = grouped_split(labels, groups[kept], _VAL_FRACTION, seed)
+        raise CommandError(f"a pseudo-source holds every image of {classes[lost[0]]}; give a larger --sources")
+    validation = grouped_split(labels, groups[kept], fraction, seed, classes)
     splits = np.full(len(rows), "Testing", object)
     splits[kept] = np.where(validation, "val", "Training")
     return [replace(row, split=str(split)) for row, split in zip(rows, splits, strict=True)]

@@ -24,7 +24,7 @@ from brainq_torch.data.dataset.manifest import (
     verify_manifest,
     write_manifest,
 )
-from brainq_torch.data.dataset.sources import Images, Source, data_root
+from brainq_torch.data.dataset.sources import ImageSet, Source, data_root
 from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, make_sampler, to_input
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
@@ -109,7 +109,7 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
         root = data_root(root, sources)
         self.seed, self.root, self.manifest, self.balance = seed, root, manifest, balance
-        self.images, self.pixels = Images(classes, class_map, tuple(sources)), PixelSpec(size, fit)
+        self.images, self.pixels = ImageSet(classes, class_map, tuple(sources)), PixelSpec(size, fit)
         if root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
         self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
@@ -172,7 +172,7 @@ class ImageDataModule(L.LightningDataModule):
             if not self._leakage.exists():  # a finished run that is measured anew
                 self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
         else:
-            self._write_splits(manifest)
+            self.write_splits(manifest)
         if not self.cache.exists():
             rows = read_manifest(manifest)
             pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
@@ -201,7 +201,7 @@ class ImageDataModule(L.LightningDataModule):
         np.save(self._made_labels, made.labels)
         return np.concatenate([pixels, made.pixels])
 
-    def _write_splits(self, manifest: Path) -> None:
+    def write_splits(self, manifest: Path) -> None:
         """Write the leak check, then the manifest: where that is, the other is, and is its own."""
         try:
             splits = self._split_images()

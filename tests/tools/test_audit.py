@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
-from brainq_torch.data.synthesis.phantom import render_phantom
+from brainq_torch.data.synthesis.phantom import render_phantom, write_phantoms
 from tools.audit import __main__ as audit
 from tools.audit import findings, shortcuts
 
@@ -250,3 +251,40 @@ def test_probes_keep_groups_whole():
 def test_no_probes_without_two_groups_a_class():
     pixels = np.zeros((4, 64, 64), np.uint8)
     assert shortcuts.run_probes(pixels, np.arange(4), np.arange(4)) == []
+
+
+def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_away(tmp_path, capsys):
+    """The second source is brighter at its border, has two copies of the first's images, and a class of its own."""
+    write_phantoms(tmp_path, 12, 1, seed=0, size=64)
+    lines = ["path,class,source,sequence"]
+    for number, path in enumerate(sorted((tmp_path / "Training").rglob("*.png"))):
+        source = "ab"[number % 2] if path.parent.name != "pituitary" else "c"
+        image = np.asarray(Image.open(path)).copy()
+        if source == "b":
+            image[:4] = image[-4:] = 200
+        Image.fromarray(image).save(path)
+        sequence = "FLAIR" if path.parent.name == "glioma" else "T1"
+        lines.append(f"{path.relative_to(tmp_path).as_posix()},{path.parent.name},{source},{sequence}")
+    for number in (0, 2):
+        copy = tmp_path / "Training" / "glioma" / f"copy{number}.png"
+        shutil.copy(tmp_path / lines[1 + number].split(",")[0], copy)
+        lines.append(f"{copy.relative_to(tmp_path).as_posix()},glioma,b,FLAIR")
+    (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")
+    assert audit.main([str(tmp_path), "--table", "images.csv", "--json", str(tmp_path / "audit.json")]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "audit.json").read_text())["sources"]
+    assert found["counts"]["c"] == {"glioma": 0, "meningioma": 0, "notumor": 0, "pituitary": 12}
+    assert found["copies"] == [{"sources": ["a", "b"], "images": 4}]
+    assert "4 images of a and b have a copy in the other" in printed
+    assert "sources of one class only, which tell the class: c" in printed
+    # FLAIR is all gliomas and none else, T1 the best guess for one of the other three
+    assert found["class_told_by"]["sequence"] == pytest.approx((1 + 1) / 4)
+    border = next(probe for probe in found["source_told_by"] if probe["name"] == "border")
+    assert border["recall"]["b"] > 0.8
+    assert set(found["class_told_within"]) <= {"a", "b"}
+
+
+def test_an_audit_without_sources_says_nothing_of_them(tmp_path):
+    write_phantoms(tmp_path, 4, 1, seed=0, size=32)
+    assert audit.main([str(tmp_path), "--json", str(tmp_path / "audit.json")]) == 0
+    assert "sources" not in json.loads((tmp_path / "audit.json").read_text())

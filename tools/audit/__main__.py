@@ -5,13 +5,14 @@ import csv
 from pathlib import Path
 
 from brainq_torch.data.classes import Labels
+from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.leakage.groups import SEARCH_PIXELS
 from brainq_torch.data.leakage.near_duplicates import SCAN
 from brainq_torch.run_files import write_json
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
-from tools.command import add_json, as_main, check_targets
+from tools.command import add_json, add_table, as_main, check_targets
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
@@ -21,6 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.audit", description=__doc__)
     parser.add_argument("data", metavar="DIR", help="class folders, or Training/Testing (train/val/test) above them")
+    add_table(parser)
     add_json(parser)
     parser.add_argument("--groups", metavar="CSV", type=Path, help="write path, split, label, group; replacing CSV")
     parser.add_argument(
@@ -32,7 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _audit(options: argparse.Namespace) -> int:
     check_targets(options.json, options.groups, options.html)
-    folder = scan_folder(options.data, labels=Labels(()))
+    table = locate_table(Path(options.data), options.table)
+    folder = scan_folder(options.data, labels=Labels(()), table=table)
     pixels = load_pixels(folder, SEARCH_PIXELS)
     found = audit(folder, pixels)
     if options.json:
@@ -67,6 +70,7 @@ def format_audit(found: Audit) -> str:
     lines += [
         f"linear probe, {p.name}: balanced accuracy {p.balanced_accuracy:.1%} ({p.meaning})" for p in found.probes
     ]
+    lines += found.sources.lines() if found.sources else []
     lines += [
         "label conflict: " + ", ".join(found.folder.records[image].path for image in group)
         for group in found.conflicts[:10]

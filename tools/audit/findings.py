@@ -23,6 +23,7 @@ from brainq_torch.data.leakage.groups import find_all_links
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links
 from brainq_torch.data.reading.raster import COLOURED
 from tools.audit.shortcuts import Probe, run_probes
+from tools.audit.sources import SourceAudit, audit_sources
 
 _NEAR_EQUAL = 0.99  # correlation at 32 x 32, same field of view; the real data have a gap from 0.98 to 0.998
 _MATCH_SIDE = 32
@@ -58,6 +59,7 @@ class Audit:
     held-out split. matches: per held-out split, every copied image with its nearest source. conflicts: copies of one
     picture under several labels. grouped_neighbour: 1-NN accuracy on a fifth of the images other than Testing, no group
     divided; None where a class cannot be divided. probes: how well linear classifiers tell the class from very little.
+    sources: what was found across them, where the images name several.
     """
 
     folder: ImageFolder
@@ -68,6 +70,7 @@ class Audit:
     conflicts: list[list[int]]
     grouped_neighbour: float | None
     probes: list[Probe]
+    sources: SourceAudit | None = None
 
     @property
     def leaks(self) -> bool:
@@ -85,7 +88,7 @@ class Audit:
         if self.conflicts:
             count = len(self.conflicts)
             lines.append(f"{count} {'picture stands' if count == 1 else 'pictures stand'} under more than one label")
-        return lines
+        return [*lines, *(self.sources.verdict() if self.sources else [])]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -141,6 +144,7 @@ class Audit:
             "grouped_nearest_neighbour": self.grouped_neighbour,
             "coloured": self.coloured(),
             "shortcuts": [asdict(probe) for probe in self.probes],
+            **({"sources": self.sources.to_json()} if self.sources else {}),
             "problems": [asdict(problem) for problem in self.folder.problems],
             "leaked": {
                 split: [
@@ -187,6 +191,7 @@ def audit(folder: ImageFolder, pixels: NDArray[np.uint8]) -> Audit:
         _conflicts(labels, links.groups(COPY)),
         _grouped_neighbour(pixels, labels, groups, splits != "Testing"),
         run_probes(pixels, labels, groups, classes=folder.classes),
+        audit_sources(folder, pixels, labels, links),
     )
 
 

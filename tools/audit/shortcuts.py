@@ -41,30 +41,32 @@ def run_probes(
     groups: NDArray[np.int64],
     seed: int = 0,
     classes: Sequence[str] = CLASSES,
+    poses: bool = True,
 ) -> list[Probe]:
-    """Probe thumbnails, border pixels and orientation.
+    """Probe thumbnails and border pixels, and where ``poses`` is said, views and orientation.
 
     pixels: (N, s, s) uint8. labels: (N,). groups: (N,), none of which is divided between training and test.
     """
+    if not len(labels):
+        return []
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     count = min(_FOLDS, fewest)
     if count < 2 or len(np.unique(labels)) < 2:
         return []
     folds = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
     thumbnails = _shrink(pixels, _THUMBNAIL_SIDE)
-    pose, turn = _poses(thumbnails, seed)
-    one_hot = np.eye(_POSES)[pose]
-    features = (
+    features = [
         ("thumbnail", "16 x 16 pixels: the look of the source", thumbnails.reshape(len(pixels), -1)),
         ("border", "the outermost 1/56 of the frame: nothing of the head", _ring(_shrink(pixels, _BORDER_SIDE))),
-        ("pose", "which of 12 typical views it resembles, way up ignored", one_hot),
-        (
-            "pose and way up",
-            "the same with the way up: what it adds is a shortcut",
-            np.eye(_POSES * len(ORIENTATIONS))[pose * len(ORIENTATIONS) + turn],
-        ),
-        ("way up", "which of 8 ways the view is turned and mirrored", np.eye(len(ORIENTATIONS))[turn]),
-    )
+    ]
+    if poses:
+        pose, turn = _poses(thumbnails, seed)
+        both, ways = pose * len(ORIENTATIONS) + turn, len(ORIENTATIONS)
+        features += [
+            ("pose", "which of 12 typical views it resembles, way up ignored", np.eye(_POSES)[pose]),
+            ("pose and way up", "the same with the way up: what it adds is a shortcut", np.eye(_POSES * ways)[both]),
+            ("way up", "which of 8 ways the view is turned and mirrored", np.eye(ways)[turn]),
+        ]
     return [_probe((name, meaning), table, labels, folds, classes) for name, meaning, table in features]
 
 

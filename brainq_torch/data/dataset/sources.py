@@ -44,7 +44,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSet:
     """Which images there are, by the configuration's words: ``data.classes``, ``class_map`` and ``sources``."""
 
     classes: Literal["auto"] | Sequence[str | bool | int] = "auto"

@@ -8,7 +8,7 @@ import pytest
 
 from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import scan_folder
-from brainq_torch.data.dataset.sources import Images, Source
+from brainq_torch.data.dataset.sources import ImageSet, Source
 from brainq_torch.data.synthesis.phantom import write_phantoms
 
 TABLE = Source("hospitals", "other", "images.csv")
@@ -46,7 +46,7 @@ def root(tmp_path_factory) -> Path:
 
 def test_all_sources_become_one_table(root):
     grades = Source("grades", "grades", class_map={"HGG": "glioma"}, group_pattern="(.*)")
-    folder = Images(sources=(Source("kaggle", "kaggle"), TABLE, grades)).scan(root)
+    folder = ImageSet(sources=(Source("kaggle", "kaggle"), TABLE, grades)).scan(root)
     assert folder.classes == CLASSES
     counts: dict[str, int] = {}
     for record in folder.records:
@@ -63,13 +63,13 @@ def test_all_sources_become_one_table(root):
 
 
 def test_roots_may_be_anywhere(root):
-    far = Images(sources=(Source("kaggle", str(root / "kaggle")),)).scan(Path())
-    near = Images(sources=(Source("kaggle", "kaggle"),)).scan(root)
+    far = ImageSet(sources=(Source("kaggle", str(root / "kaggle")),)).scan(Path())
+    near = ImageSet(sources=(Source("kaggle", "kaggle"),)).scan(root)
     assert [root / record.path for record in near.records] == [Path(record.path) for record in far.records]
 
 
 def test_without_sources_it_is_the_one_folder(root):
-    assert Images().scan(root / "kaggle").records == scan_folder(root / "kaggle").records
+    assert ImageSet().scan(root / "kaggle").records == scan_folder(root / "kaggle").records
 
 
 def test_a_table_in_place_of_class_folders_says_what_is_known(root):
@@ -100,14 +100,14 @@ KAGGLE = Source("kaggle", "kaggle")
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_source_and_the_remedy(root, images, message):
     with pytest.raises(ValueError, match=message):
-        Images(**images).scan(root)
+        ImageSet(**images).scan(root)
 
 
 def test_a_table_that_names_missing_files_is_refused(root):
     text = (root / "other" / "images.csv").read_text()
     (root / "other" / "more.csv").write_text(text + "glioma/gone.png,glioma,cs,p9,T1,axial\n")
     with pytest.raises(ValueError, match=r"lists 1 images that are not below .*glioma/gone.png; restore them"):
-        Images(sources=(replace(TABLE, table="more.csv"),)).scan(root)
+        ImageSet(sources=(replace(TABLE, table="more.csv"),)).scan(root)
 
 
 @pytest.mark.parametrize("name", ["", "a+b", "a/b"])

@@ -1,0 +1,78 @@
+"""A run on several sources, end to end: what the manifest, the figures and the tools say of each of them."""
+
+import csv
+import json
+
+import pytest
+
+from brainq_torch.fit import main
+from tests.conftest import TINY
+from tools.evaluate import main as evaluate
+
+STAGES = "[{name: all, epochs: 1}]"
+
+
+def read_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_on_several_sources_says_what_each_scores(two_sources, tmp_path, capsys):
+    root, words = two_sources
+    out = tmp_path / "run"
+    assert main([*TINY, *words, "--data.balance=source", f"--out={out}", f"--stages={STAGES}"]) == 0
+    printed = capsys.readouterr().out
+    assert "val, by source:" in printed
+    rows = read_rows(out / "manifest.csv")
+    assert {row["source"] for row in rows} == {"north", "cs", "du"}
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["group"], set()).add(row["split"])
+        assert (root / row["path"]).is_file()
+    assert all(len(splits) == 1 for splits in groups.values())
+    metrics = json.loads((out / "metrics.json").read_text())
+    testing = metrics["splits"]["Testing"]
+    assert metrics["sources"] == testing["sources"]
+    assert list(testing["sources"]) == ["north"]  # the others have no Testing images
+    val = metrics["splits"]["val"]
+    assert sum(row["n"] for row in val["sources"].values()) == val["n"]
+    assert val["worst_source"]["name"] in val["sources"]
+    told = tmp_path / "evaluate.json"
+    words = ["--data", str(root), "--manifest", str(out / "manifest.csv"), "--split", "val", "--json", str(told)]
+    assert evaluate([str(out), *words]) == 0
+    found = json.loads(told.read_text())
+    kept = ("n", "accuracy", "balanced_accuracy", "confusion")  # not what depends on the last bits of logits
+    for name, row in val["sources"].items():
+        assert {key: found["sources"][name][key] for key in kept} == {key: row[key] for key in kept}
+    assert found["worst_source"]["name"] == val["worst_source"]["name"]
+    words = ["--data", str(root / "hospitals"), "--table", "images.csv", "--json", str(told)]
+    assert evaluate([str(out), *words]) == 0
+    assert set(json.loads(told.read_text())["sources"]) == {"cs", "du"}
+    assert "by source:" in capsys.readouterr().out
+
+
+def test_a_plain_run_has_an_empty_column_and_no_figures_by_source(tiny_run):
+    assert {row["source"] for row in read_rows(tiny_run / "manifest.csv")} == {""}
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    assert not {"sources", "worst_source"} & metrics.keys()
+    assert not any("sources" in split for split in metrics["splits"].values())
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ("[{name: a, root: north}, {name: a, root: hospitals}]", "data.sources names a twice; give each"),
+        ("[{name: a, root: nowhere}]", "data.sources, a: "),
+        ("[{name: a, root: north, class_map: {glioma: cyst}}]", "a: data.class_map has glioma: cyst"),
+        ("[{name: a+b, root: north}]", "data.sources has the name 'a+b'"),
+    ],
+)
+def test_wrong_sources_end_in_one_line(two_sources, tmp_path, capsys, sources, message):
+    root, _ = two_sources
+    words = [f"--data.root={root}", f"--data.sources={sources}", f"--out={tmp_path / 'run'}"]
+    classes = "--data.classes=[glioma, meningioma, notumor, pituitary]"
+    assert main([*TINY, *words, classes, f"--stages={STAGES}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

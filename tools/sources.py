@@ -1,0 +1,257 @@
+"""Leave one source out: ``python -m tools.sources --config C --out FOLDER [any flag of brainq_torch.fit]``.
+
+Trains a configuration once for every source of its images, without that source, and measures it there: how a network
+does in a hospital that it has not seen. A killed command goes on from where it was when it is given again. Images of
+the split Testing take no part: they choose nothing. Where no source is known, --pseudo looks for some.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+
+from brainq_torch import fit
+from brainq_torch.data.dataset.manifest import ManifestRow, class_names, number_groups, read_manifest, write_manifest
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_path, hash_file, write_json
+from tools.command import CommandError, format_table, natural, positive, run_command
+from tools.pseudo_sources import leave_out, name_looks
+from tools.study.runner import Step, StepFailed, StepRunner
+
+FAILED, STOPPED = 1, 130
+_IMAGES = "images"
+"""Below the folder: where the images' groups are found, once for all folds."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training without ``sources``. name: of its files. manifest: its images, what is left out as Testing."""
+
+    name: str
+    sources: tuple[str, ...]
+    manifest: tuple[ManifestRow, ...]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line; what it does not know is for ``brainq_torch.fit``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.sources", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, metavar="YAML", help="with data.sources, or see --pseudo")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="for the folds' runs, sources.json and sources.md"
+    )
+    words = "the folds: a source each, or several joined by + (default: each source that has not all of a class)"
+    parser.add_argument("--leave-out", nargs="+", metavar="SOURCE", help=words)
+    parser.add_argument("--seeds", nargs="+", type=natural, default=[0], metavar="N", help="train each fold so often")
+    words = "tell K sources apart by how images look, where none is known (tools.pseudo_sources)"
+    parser.add_argument("--pseudo", type=positive, metavar="K", help=words)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, 1 when a fold failed, 2 for a wrong input, or 130 when stopped."""
+    options, others = make_parser().parse_known_args(arguments)
+    try:
+        return run_command(lambda: _run(options, others))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+
+
+def _run(options: argparse.Namespace, others: list[str]) -> int:
+    taken = [word for word in others if word.partition("=")[0] in ("--seed", "--data.manifest", "--resume")]
+    if taken:
+        raise CommandError(f"{taken[0]} is this command's own; say --seeds for seeds, and leave the others out")
+    out, parser, words = Path(options.out), fit.make_parser(), ["--config", options.config, *others]
+    try:
+        config = parser.parse_args(words)
+        text = fit.resolve(parser, config)
+        if config.data.root == "phantom":
+            raise CommandError("phantoms have no sources; name data.sources, or --data.root with --pseudo K")
+        _check_folder(out, text)
+        rows = _list_images(out, parser, config, text)
+        folds = make_folds(_name_sources(config, rows, options), options.leave_out, config.data.val_fraction)
+    except CommandError:
+        raise
+    except ValueError as error:  # a wrong flag, or data that cannot be divided
+        raise CommandError(" ".join(str(error).split())) from error
+    runner = StepRunner(out, len(folds) * len(options.seeds), lambda line: print(line, flush=True))
+    with runner.locked():
+        failures = list(_train(runner, folds, words, options.seeds))
+    found = describe([fold for fold in folds if fold.name not in failures], out, options.seeds)
+    write_json(out / "sources.json", found | {"failed": failures})
+    table = format_folds(found)
+    with atomic_path(out / "sources.md") as partial:
+        partial.write_text(table, encoding="utf-8")
+    print(f"\n{table}\n{out / 'sources.json'}")
+    return FAILED if failures else 0
+
+
+def _check_folder(out: Path, text: str) -> None:
+    """Refuse a folder of another configuration, or of something else."""
+    path = out / CONFIG
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise CommandError(f"{out} was begun with another configuration; name another folder with --out")
+    if out.exists() and not path.is_file() and {each.name for each in out.iterdir()} - {_IMAGES}:
+        raise CommandError(f"{out} exists and holds something else; name another folder with --out")
+
+
+def _list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str) -> list[ManifestRow]:
+    """Find the groups of all images, once, and return those that are not Testing. text: of the configuration."""
+    folder = out / _IMAGES
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (out / CONFIG).is_file():  # written last: what is wrong with the images leaves the folder free
+        data = parser.instantiate(config).data
+        data.place(folder)
+        data.write_splits(folder / MANIFEST)
+        with atomic_path(out / CONFIG) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return [row for row in read_manifest(folder / MANIFEST) if row.split != "Testing"]
+
+
+def _name_sources(config: Namespace, rows: list[ManifestRow], options: argparse.Namespace) -> list[ManifestRow]:
+    """Return the rows with their sources; those that looks tell apart where that is asked for."""
+    if options.pseudo:
+        return name_looks(Path(config.data.root), rows, options.pseudo, config.seed)
+    if not any(row.source for row in rows):
+        raise CommandError(
+            "the images name no source: list several in data.sources, give a labels.csv with a column source, or let "
+            "--pseudo K tell them apart by their looks"
+        )
+    return rows
+
+
+def make_folds(rows: Sequence[ManifestRow], wanted: Sequence[str] | None, fraction: float) -> list[Fold]:
+    """Divide the images into folds.
+
+    Args:
+        rows: images with their sources.
+        wanted: the folds, sources joined by +; None takes each source that can be left out, and says which cannot.
+        fraction: of what is left, to validate on.
+
+    Raises:
+        CommandError: There is one source only, an unknown one is named, or nothing is left of a class.
+    """
+    sources = sorted({row.source for row in rows})
+    if len(sources) < 2:
+        raise CommandError(
+            f"there is one source only ({sources[0]}): leaving it out leaves nothing; add another to data.sources, or "
+            "let --pseudo K tell some apart by their looks"
+        )
+    folds = []
+    for name in wanted or sources:
+        parts = tuple(name.split("+"))
+        unknown = sorted(set(parts) - set(sources))
+        if unknown:
+            raise CommandError(f"--leave-out names {unknown[0]}; the sources are {', '.join(sources)}")
+        left_out = np.array([row.source in parts for row in rows])
+        lost = set(class_names(rows)) - {row.label for row, gone in zip(rows, left_out, strict=True) if not gone}
+        if lost and wanted:
+            raise CommandError(f"{name} cannot be left out: no other source has images of {', '.join(sorted(lost))}")
+        if lost:
+            print(f"{name} is in every fold: no other source has images of {', '.join(sorted(lost))}", flush=True)
+            continue
+        folds.append(Fold(f"without_{name}", parts, tuple(leave_out(rows, number_groups(rows), left_out, 0, fraction))))
+    if not folds:
+        raise CommandError("no source can be left out: each alone has the images of a class; add sources of the same")
+    return folds
+
+
+def _train(runner: StepRunner, folds: Sequence[Fold], words: list[str], seeds: Sequence[int]) -> Iterator[str]:
+    """Train what is not trained yet. Yields the names of folds that failed."""
+    for fold in folds:
+        manifest = runner.out / f"{fold.name}.csv"
+        with atomic_path(manifest) as partial:
+            write_manifest(partial, fold.manifest)
+        for seed in seeds:
+            runner.begin(f"{fold.name}, seed {seed}")
+            run = run_folder(runner.out, fold, seed)
+            own = ["--seed", str(seed), f"--data.manifest={manifest}", "--data.groups=", "--data.group_pattern="]
+            own += ["--out", str(run), "--resume"]
+            inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
+            outputs = tuple(run / name for name in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+            try:
+                runner.do(Step(f"{fold.name}_{seed}", ("brainq_torch.fit", *words, *own), inputs, outputs))
+            except StepFailed as failure:
+                runner.say(f"not done: {failure}")
+                yield fold.name
+                break
+
+
+def run_folder(out: Path, fold: Fold, seed: int) -> Path:
+    """Return where a fold's run of a seed is."""
+    return out / "runs" / f"{fold.name}_seed_{seed}"
+
+
+def describe(folds: Sequence[Fold], out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return what every fold scores on the source that it has not seen, and the mean and the worst of them."""
+    rows = []
+    for fold in folds:
+        runs = [_describe_run(run_folder(out, fold, seed), seed) for seed in seeds]
+        values = [run["balanced_accuracy"] for run in runs]
+        rows.append(
+            {
+                "left_out": list(fold.sources),
+                "n": runs[0]["n"],
+                "accuracy": fmean(run["accuracy"] for run in runs),
+                "balanced_accuracy": fmean(values),
+                "balanced_accuracy_deviation": stdev(values) if len(values) > 1 else None,
+                "recall": {name: fmean(run["recall"][name] for run in runs) for name in runs[0]["recall"]},
+                "val_accuracy": fmean(run["val_accuracy"] for run in runs),
+                "runs": runs,
+            }
+        )
+    worst = min(rows, key=lambda row: float(row["balanced_accuracy"]), default=None)
+    mean = fmean(float(row["balanced_accuracy"]) for row in rows) if rows else None
+    return {"folds": rows, "mean_balanced_accuracy": mean, "worst": worst and worst["left_out"], "seeds": list(seeds)}
+
+
+def _describe_run(run: Path, seed: int) -> dict[str, Any]:
+    splits = json.loads((run / METRICS).read_text(encoding="utf-8"))["splits"]
+    there = {name: row["recall"] for name, row in splits["Testing"]["per_class"].items() if row["support"]}
+    return {
+        "run": str(run),
+        "seed": seed,
+        "n": splits["Testing"]["n"],
+        "accuracy": splits["Testing"]["accuracy"],
+        "macro_f1": splits["Testing"]["macro_f1"],
+        "balanced_accuracy": fmean(there.values()),
+        "recall": there,
+        "val_accuracy": splits["val"]["accuracy"],
+    }
+
+
+def format_folds(found: dict[str, Any]) -> str:
+    """Return the table of all folds, a line each, with their mean and the worst."""
+    rows = []
+    for row in found["folds"]:
+        spread = row["balanced_accuracy_deviation"]
+        rows.append(
+            [
+                " + ".join(row["left_out"]),
+                str(row["n"]),
+                f"{100 * row['accuracy']:.1f}",
+                f"{100 * row['balanced_accuracy']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"),
+                ", ".join(f"{name} {100 * value:.1f}" for name, value in row["recall"].items()),
+                f"{100 * row['val_accuracy']:.1f}",
+            ]
+        )
+    heads = ["left out", "images", "accuracy, %", "mean recall, %", "recall, %", "validation, %"]
+    if not rows:
+        return "no fold was trained\n"
+    worst = " + ".join(found["worst"])
+    count = len(found["seeds"])
+    said = f"Mean of the folds' mean recall {100 * found['mean_balanced_accuracy']:.1f} %, worst: {worst}; {count} seed"
+    return f"{format_table(heads, rows)}\n{said}{'s, ± their deviation' if count > 1 else ''}.\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
