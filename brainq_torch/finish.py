@@ -54,7 +54,8 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     belief = measure_belief(rows, predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     save_checkpoint(out / CHECKPOINT, model, config.model, data.pixels, data.classes, abstention)
-    plot_curves(read_log(out / LOG), out / "learning_curves.png")
+    if config.stages:
+        plot_curves(read_log(out / LOG), out / "learning_curves.png")
     plot_confusion(measured[first], out / "confusion.png")
     of_sources = by_source(rows, predicted, data.classes)
     splits = {

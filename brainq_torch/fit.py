@@ -28,10 +28,13 @@ from brainq_torch.models import ModelOptions
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import RunError, read_yaml
-from brainq_torch.run_files import CONFIG
+from brainq_torch.run_files import CONFIG, LOG
+from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
+from brainq_torch.training.log import write_log
 from brainq_torch.training.loop import check_trainer, start_model, train_stage
+from brainq_torch.training.mixstyle import MixStyle
 from brainq_torch.training.qat import Qat, start_ptq
 from brainq_torch.training.stages import Stage
 
@@ -61,13 +64,17 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --out")
     parser.add_argument("--init", type=str, default="", help="run folder whose weights to start from")
+    words = "run folders: start from the mean of their weights (fine-tunes of one start; one named twice counts twice)"
+    parser.add_argument("--average", type=list[str], default=[], help=words)
     parser.add_class_arguments(ImageDataModule, "data")
     parser.link_arguments("out", "data.out")
     parser.link_arguments("seed", "data.seed")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(CrossEntropy, "loss")
     parser.add_argument("--distillation", type=Distillation | None, default=None, help="learn from a teacher, too")
-    parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other")
+    parser.add_argument("--across_sources", type=AcrossSources | None, default=None, help="ask the same of each source")
+    parser.add_argument("--mixstyle", type=MixStyle | None, default=None, help="features in other sources' looks")
+    parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other; [] with --average")
     parser.add_argument("--qat", type=Qat | None, default=None, help="fine-tune fake-quantized, from --init's weights")
     parser.add_argument("--ema_decay", type=float, default=0.0, help="exponential average of the weights; 0 is off")
     parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")
@@ -177,7 +184,7 @@ def resolve(parser: ArgumentParser, config: Namespace) -> str:
 
 
 def _fit_claimed(out: Path, config: Namespace) -> None:
-    if not config.stages:
+    if not config.stages and not config.average:
         raise ValueError("no stages to train; give --config with a list of stages")
     check_trainer(config.trainer)
     if config.qat and config.ema_decay:
@@ -192,6 +199,9 @@ def _fit_claimed(out: Path, config: Namespace) -> None:
         model.compile()
     for index in range(len(config.stages)):
         train_stage(out, config, index, model, data)
+    if not config.stages:
+        data.prepare_data()
+        write_log(out / LOG, [])
     if is_first_process():
         finish(out, config, model, data)
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.decoded import Batch, make_generator
+from brainq_torch.training.across_sources import AcrossSources, SourceLoss
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.stages import Stage, make_optimizer, make_schedule
 
@@ -55,6 +56,7 @@ class Classifier(L.LightningModule):
         loss: the loss on the labels; validation always reports plain cross-entropy, so that runs compare.
         distillation: mixes a teacher into the training loss.
         count: of classes.
+        across_sources: what is asked besides the labels where there are several sources.
     """
 
     def __init__(
@@ -66,11 +68,14 @@ class Classifier(L.LightningModule):
         seed: int = 0,
         distillation: Distillation | None = None,
         count: int = 4,
+        across_sources: AcrossSources | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.stage, self.stage_index, self.seed = stage, stage_index, seed
         self.loss_options, self.distillation = loss or CrossEntropy(), distillation
+        self.across_sources = across_sources
+        self.source_loss: SourceLoss | None = None
         self.val_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(count, average="micro")
         self.val_macro_f1 = MulticlassF1Score(count, average="macro")
@@ -84,7 +89,19 @@ class Classifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Bind the loss to the class counts of the training part, and load the teacher where there is one."""
         hard = self.loss_options.bind(self.data.class_counts())
+        if self.across_sources:
+            hard = self.source_loss = self.across_sources.bind(hard, self.model, self.data.datasets["Training"])
         self.loss = self.distillation.bind(hard, self.model, self.data) if self.distillation else hard
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the loss has learned of the sources."""
+        if self.source_loss is not None and self.source_loss.state is not None:
+            checkpoint["source_loss"] = self.source_loss.state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        if self.source_loss is not None and "source_loss" in checkpoint:
+            self.source_loss.state = checkpoint["source_loss"]
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1, H, W) float32 -> (N, classes) float32 logits."""

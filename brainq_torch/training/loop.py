@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -18,6 +19,7 @@ from brainq_torch.run_files import LOG
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier
 from brainq_torch.training.log import EpochLog, read_log
+from brainq_torch.training.mixstyle import MixStyleSchedule
 from brainq_torch.training.qat import QatSchedule
 from brainq_torch.training.stages import FreezeBackbone, Stage
 
@@ -51,22 +53,41 @@ def start_model(config: Namespace) -> nn.Module:
     options: ModelOptions = config.model
     classes = config.data.classes
     model = build_model(options.name, len(classes), **options.arguments)
-    if config.init:
-        start = load_run(config.init)
+    sources = [config.init] if config.init else config.average
+    if config.init and config.average:
+        raise RunError("init and average both name weights to start from; leave one out")
+    if sources:
+        load_weights(model, options, classes, sources)
+    else:
+        load_pretrained(model, options.pretrained)
+    return model
+
+
+def load_weights(model: nn.Module, options: ModelOptions, classes: tuple[str, ...], folders: list[str]) -> None:
+    """Give a network the mean of the weights of finished runs; a folder named twice counts twice.
+
+    Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, "uniform soup"; fine-tunes of one start. Statistics
+    of BatchNorm are averaged, too: let the stages freeze them (``frozen_statistics``), then they are the start's.
+    """
+    states = []
+    for folder in folders:
+        start = load_run(folder)
         if (start.model_name, start.model_arguments) != (options.name, options.arguments):
             raise RunError(
-                f"{config.init} holds {start.model_name} {start.model_arguments}, this run trains {options.name} "
+                f"{folder} holds {start.model_name} {start.model_arguments}, this run trains {options.name} "
                 f"{options.arguments}; name the run's own model in the configuration"
             )
         if start.classes != classes:
             raise RunError(
-                f"{config.init} tells {', '.join(start.classes)} apart, this run {', '.join(classes)}; start from "
+                f"{folder} tells {', '.join(start.classes)} apart, this run {', '.join(classes)}; start from "
                 "published weights (model.pretrained), or map the folders to the same classes with data.class_map"
             )
-        model.load_state_dict(start.model.state_dict())
-    else:
-        load_pretrained(model, options.pretrained)
-    return model
+        states.append(start.model.state_dict())
+    mean = {
+        name: torch.stack([state[name] for state in states]).mean(dim=0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+    model.load_state_dict(mean)
 
 
 def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data: ImageDataModule) -> None:
@@ -76,7 +97,9 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
     done = folder / "done"
     data.stage_index = index
     if not done.exists():
-        module = Classifier(model, stage, index, config.loss, config.seed, config.distillation, len(data.classes))
+        module = Classifier(
+            model, stage, index, config.loss, config.seed, config.distillation, len(data.classes), config.across_sources
+        )
         trainer = _make_trainer(out, config, index, folder)
         with warnings.catch_warnings():
             # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone
@@ -123,6 +146,8 @@ def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> li
     callbacks: list[Callback] = [FreezeBackbone(stage), log]
     if config.qat:
         callbacks.append(QatSchedule(config.qat, sum(earlier.epochs for earlier in config.stages[:index])))
+    if config.mixstyle:
+        callbacks.append(MixStyleSchedule(config.mixstyle))
     if config.ema_decay and stage.train == "all":
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if stage.stop_after:

@@ -18,6 +18,10 @@ class Stage:
         name: names its checkpoints and its lines in log.csv.
         epochs: most epochs it takes.
         train: ``head`` (the backbone is frozen, its BatchNorm in eval mode) or ``all``.
+        frozen_blocks: of ``all``, how many of the network's first blocks (``features.0``, ``features.1``, ...) stay as
+            they are, too: quicker, and what they know is not forgotten.
+        frozen_statistics: BatchNorm keeps the statistics that it has, everywhere: fine-tunes of one start can then be
+            averaged.
         optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum of 0.9.
         rate: learning rate at its highest.
         weight_decay: of weights; biases and BatchNorm are not decayed.
@@ -31,6 +35,8 @@ class Stage:
     name: str
     epochs: int
     train: Literal["head", "all"] = "all"
+    frozen_blocks: int = 0
+    frozen_statistics: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: float = 1e-3
     weight_decay: float = 1e-4
@@ -42,6 +48,11 @@ class Stage:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"stage {self.name!r} has {self.epochs} epochs; at least 1 is needed")
+        if self.frozen_blocks < 0 or (self.frozen_blocks and self.train == "head"):
+            raise ValueError(
+                f"stage {self.name!r} has frozen_blocks {self.frozen_blocks}; allowed are 0 and more, and with "
+                "train: head 0, as that freezes every block"
+            )
         if not self.rate > 0:
             raise ValueError(f"stage {self.name!r} has rate {self.rate}; it must be greater than 0")
         if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
@@ -78,23 +89,32 @@ def make_schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int) ->
 
 
 class FreezeBackbone(Callback):
-    """Freeze everything but ``model.classifier`` while a stage trains the head; unfreeze it otherwise."""
+    """Freeze everything but ``model.classifier`` while a stage trains the head, else the first blocks it names."""
 
     def __init__(self, stage: Stage) -> None:
-        self.head_only = stage.train == "head"
+        self.stage, self.head_only = stage, stage.train == "head"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Mark what is trained before the optimizer is built."""
         model: Any = pl_module.model
         model.requires_grad_(not self.head_only)
         model.classifier.requires_grad_(True)
+        for block in self._frozen_blocks(model):
+            block.requires_grad_(False)
+
+    def _frozen_blocks(self, model: Any) -> list[nn.Module]:
+        blocks = list(model.features.children()) if self.stage.frozen_blocks else []
+        if self.stage.frozen_blocks > len(blocks):
+            raise ValueError(
+                f"stage {self.stage.name!r} freezes {self.stage.frozen_blocks} blocks; the network has {len(blocks)}"
+            )
+        return blocks[: self.stage.frozen_blocks]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the network in train mode (Lightning keeps what a stage before left), but for frozen BatchNorm."""
         model: Any = pl_module.model
         model.train()
-        if not self.head_only:
-            return
-        for module in model.modules():
+        whole = self.head_only or self.stage.frozen_statistics
+        for module in (part for root in ([model] if whole else self._frozen_blocks(model)) for part in root.modules()):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -154,7 +154,7 @@ def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
         monkeypatch.setattr(owner, name, wrapper)
 
     if moment == "manifest":
-        die_after(fit.ImageDataModule, "_write_splits", lambda *_: True)
+        die_after(fit.ImageDataModule, "write_splits", lambda *_: True)
     elif moment == "pixels":
         die_after(fit.ImageDataModule, "prepare_data", lambda *_: True)
     elif moment.startswith("first"):

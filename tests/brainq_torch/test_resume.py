@@ -85,9 +85,9 @@ def test_what_belongs_to_the_machine_may_change(text, tmp_path):
     own = ["--config", str(tmp_path / "config.yaml")]
     flags = ["--threads=1", "--data.workers=2", "--trainer.accelerator=gpu", "--trainer.enable_progress_bar=true"]
     parser = fit.make_parser()
-    resume._check_same(tmp_path, fit._resolved(parser, parser.parse_args([*own, *flags])))
+    resume._check_same(tmp_path, fit.resolve(parser, parser.parse_args([*own, *flags])))
     with pytest.raises(RunError, match=r"trainer\.devices: 1 -> '2'"):
-        resume._check_same(tmp_path, fit._resolved(parser, parser.parse_args([*own, "--trainer.devices=2"])))
+        resume._check_same(tmp_path, fit.resolve(parser, parser.parse_args([*own, "--trainer.devices=2"])))
 
 
 @pytest.mark.parametrize("content", [b"- a list", b"data: 5", b"a: [", b"\x00", b"data: {}", "ä".encode("latin-1")])

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from brainq_torch.fit import main
 from tests.conftest import TINY
@@ -76,3 +77,55 @@ def test_wrong_sources_end_in_one_line(two_sources, tmp_path, capsys, sources, m
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def state_of(run):
+    return torch.load(run / "model.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("method", ["group_dro", "coral"])
+def test_a_killed_training_across_sources_goes_on_to_the_same_weights(two_sources, tmp_path, monkeypatch, method):
+    words = [*TINY, *two_sources[1], "--data.balance=source", "--seed=1", "--stages=[{name: all, epochs: 2}]"]
+    words += [f"--across_sources.method={method}", "--across_sources.strength=0.1"]
+    words += ["--mixstyle.layers=[features.2]", "--mixstyle.probability=0.7"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*words, f"--out={whole}"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("brainq_torch.training.log.EpochLog.on_train_epoch_start", _die_in_the_second_epoch)
+        assert main([*words, f"--out={killed}"]) == 130
+    assert main(["--resume", f"--out={killed}"]) == 0
+    for name, value in state_of(whole).items():
+        assert torch.equal(value, state_of(killed)[name]), name
+
+
+def _die_in_the_second_epoch(self, trainer, module):
+    self._epoch_start = self._batch_end = self._train_end = 0.0
+    if trainer.current_epoch == 1:
+        raise KeyboardInterrupt
+
+
+def test_an_average_is_the_mean_of_the_weights_and_is_measured_as_a_run(tiny_run, phantoms, tmp_path, capsys):
+    """Two fine-tunes of one start whose first blocks and statistics stay as they are, and the start twice."""
+    words = [*TINY, f"--data.root={phantoms}", f"--init={tiny_run}"]
+    tuned = []
+    for seed in (1, 2):
+        tuned.append(tmp_path / f"tuned{seed}")
+        stages = "--stages=[{name: all, epochs: 1, rate: 0.01, frozen_blocks: 8, frozen_statistics: true}]"
+        assert main([*words, f"--out={tuned[-1]}", f"--seed={seed}", stages]) == 0
+        start = state_of(tiny_run)
+        for name, value in state_of(tuned[-1]).items():
+            frozen = name.startswith("features.") and int(name.split(".")[1]) < 8
+            assert torch.equal(value, start[name]) or not (frozen or "running" in name), name
+    names = [str(tiny_run), str(tiny_run), *map(str, tuned)]
+    out = tmp_path / "average"
+    words = [*TINY, f"--data.root={phantoms}", f"--average={json.dumps(names)}", "--stages=[]"]
+    assert main([*words, f"--out={out}"]) == 0
+    mean = state_of(out)
+    for name, value in start.items():
+        if value.is_floating_point():
+            wanted = (2 * value + state_of(tuned[0])[name] + state_of(tuned[1])[name]) / 4
+            assert torch.allclose(mean[name], wanted, atol=1e-6), name
+    assert {"accuracy", "splits"} <= json.loads((out / "metrics.json").read_text()).keys()
+    assert (out / "log.csv").is_file()
+    assert main([*words, f"--init={tiny_run}", f"--out={tmp_path / 'both'}"]) == 2
+    assert "init and average both name weights" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def run_probes(
         return []
     folds = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
     thumbnails = _shrink(pixels, _THUMBNAIL_SIDE)
-    features = [
+    features: list[tuple[str, str, NDArray[Any]]] = [
         ("thumbnail", "16 x 16 pixels: the look of the source", thumbnails.reshape(len(pixels), -1)),
         ("border", "the outermost 1/56 of the frame: nothing of the head", _ring(_shrink(pixels, _BORDER_SIDE))),
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import split_of_folder
@@ -60,7 +61,7 @@ def read_label_table(walk: FolderWalk, table: Path) -> None:
             continue
         before = len(walk.records)
         walk.add(path, name, split or rest)
-        known = {name: row[name] for name in ("group", "source", "sequence", "plane") if row.get(name)}
+        known: dict[str, Any] = {name: row[name] for name in ("group", "source", "sequence", "plane") if row.get(name)}
         walk.records[before:] = [replace(one, **known) for one in walk.records[before:]]
     held = {"Training", "all"} if walk.labels.auto else set(splits) - {""} | {rest}
     walk.expected.extend((split, name) for split in sorted(held & {*splits, rest}) for name in walk.found)

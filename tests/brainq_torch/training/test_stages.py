@@ -88,3 +88,27 @@ def test_plateau_divides_by_five_when_validation_stalls():
 def test_impossible_stages_are_refused(values, match):
     with pytest.raises(ValueError, match=match):
         Stage(**{"name": "all", "epochs": 1, **values})
+
+
+def test_first_blocks_stay_as_they_are_and_statistics_where_that_is_asked():
+    module = _Module()
+    model = module.model
+    freeze = FreezeBackbone(Stage("all", 1, frozen_blocks=3))
+    freeze.setup(None, module, "fit")
+    assert {name.split(".")[1] for name, p in model.features.named_parameters(prefix="f") if not p.requires_grad} == {
+        "0",
+        "1",
+        "2",
+    }
+    freeze.on_train_epoch_start(None, module)
+    norms = {name: part.training for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
+    assert {name.split(".")[1] for name, training in norms.items() if not training} == {"0", "1", "2"}
+    freeze = FreezeBackbone(Stage("all", 1, frozen_statistics=True))
+    freeze.setup(None, module, "fit")
+    freeze.on_train_epoch_start(None, module)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(part.training for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    with pytest.raises(ValueError, match="freezes 99 blocks; the network has 19"):
+        FreezeBackbone(Stage("all", 1, frozen_blocks=99)).setup(None, module, "fit")
+    with pytest.raises(ValueError, match="frozen_blocks 2; allowed are"):
+        Stage("head", 1, train="head", frozen_blocks=2)

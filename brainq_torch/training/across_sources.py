@@ -1,0 +1,165 @@
+"""Losses that ask for the same of every source: the worst group first, or features or gradients that look alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from brainq_torch.data.decoded import Batch, PixelDataset
+from brainq_torch.training.distill import LabelLoss
+
+
+def coral(features: Tensor, labels: Tensor, sources: Tensor) -> Tensor:
+    """Deep CORAL within every class: ||C_a - C_b||_F^2 / (4 d^2), mean over classes and pairs of sources.
+
+    C are covariances of (N, d) features. A source takes part with two images of a class; 0 where no two do.
+    Source: Sun and Saenko 2016, https://arxiv.org/abs/1607.01719, eq. 1 to 3; between more than two sources, all pairs,
+    as Gulrajani and Lopez-Paz 2021, https://arxiv.org/abs/2007.01434.
+    """
+    found = []
+    for label in labels.unique():
+        parts = [features[(labels == label) & (sources == source)] for source in sources.unique()]
+        spread = [torch.cov(part.T) for part in parts if len(part) > 1]
+        found += [(one - other).pow(2).sum() / (4 * features.shape[1] ** 2) for one, other in combinations(spread, 2)]
+    return torch.stack(found).mean() if found else features.sum() * 0
+
+
+def fishr(features: Tensor, logits: Tensor, labels: Tensor, sources: Tensor) -> Tensor:
+    """Fishr: mean over sources of ||v_source - mean of v||^2, v the variance of each image's gradient of the head.
+
+    The head is linear, so an image's gradient of its cross-entropy is (softmax - one-hot) times (feature, 1): nothing
+    has to be differentiated twice. Source: Rame, Dancette, Cord 2022, https://arxiv.org/abs/2109.02934, eq. 3 and 4.
+
+    Args:
+        features: (N, d), what the head sees.
+        logits: (N, classes), what it says.
+        labels: (N,).
+        sources: (N,); one of a single image takes no part.
+    """
+    delta = functional.softmax(logits, dim=1) - functional.one_hot(labels, logits.shape[1])
+    inputs = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    variances = []
+    for source in sources.unique():
+        of_it = sources == source
+        count, errors, seen = int(of_it.sum()), delta[of_it], inputs[of_it]
+        if count > 1:
+            mean = errors.T @ seen / count
+            variances.append((errors.pow(2).T @ seen.pow(2) - count * mean.pow(2)) / (count - 1))
+    if len(variances) < 2:
+        return features.sum() * 0
+    every = torch.stack(variances)
+    return (every - every.mean(dim=0)).pow(2).flatten(1).sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class AcrossSources:
+    """What is asked of a network besides the labels, where images come from several sources.
+
+    Attributes:
+        method: ``group_dro`` weighs the loss of each class of each source by how bad it has been; ``coral`` wants each
+            class's features spread alike in every source; ``fishr`` the gradients of the head.
+        strength: of ``group_dro`` the step of the groups' weights (0.01 in the paper), of the others the weight of
+            their term beside the loss of the labels.
+    """
+
+    method: Literal["group_dro", "coral", "fishr"]
+    strength: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ValueError(f"across_sources.strength is {self.strength}; it must be greater than 0")
+
+    def bind(self, hard: LabelLoss, model: nn.Module, dataset: PixelDataset) -> "SourceLoss":
+        """Return the loss for a network and its training images. Raises ValueError where they name no two sources."""
+        if len(set(dataset.sources[dataset.rows].tolist())) < 2:
+            raise ValueError("across_sources needs training images of two sources or more; list them in data.sources")
+        sources = torch.from_numpy(dataset.sources)
+        if self.method == "group_dro":
+            return GroupDro(hard, sources, len(set(dataset.labels.tolist())), self.strength)
+        return Alignment(hard, sources, self, HeadInput(model))
+
+
+class SourceLoss:
+    """``AcrossSources`` bound to a data set. ``state``: what a resumed training goes on with."""
+
+    state: Tensor | None = None
+
+    def __init__(self, hard: LabelLoss, sources: Tensor) -> None:
+        self.hard, self._sources = hard, sources
+
+    def sources_of(self, batch: Batch) -> Tensor:
+        """Return the number of each image's source, (N,)."""
+        return self._sources[batch.rows.cpu()].to(batch.labels.device)
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss. logits: (N, classes) for ``batch.images``, from the network's latest forward pass."""
+        raise NotImplementedError
+
+
+class GroupDro(SourceLoss):
+    """Group DRO: sum of q_g * loss_g over the classes of the sources, q_g multiplied by exp(step * loss_g) before.
+
+    Source: Sagawa, Koh, Hashimoto, Liang 2020, https://arxiv.org/abs/1911.08731, algorithm 1. A group without an image
+    in the batch keeps its weight.
+    """
+
+    state: Tensor
+
+    def __init__(self, hard: LabelLoss, sources: Tensor, classes: int, step: float) -> None:
+        super().__init__(hard, sources)
+        count = classes * (int(sources.max()) + 1)
+        self.classes, self.step, self.state = classes, step, torch.full((count,), 1 / count)
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Update the groups' weights, and return the loss by them."""
+        groups = self.sources_of(batch) * self.classes + batch.labels
+        present = groups.unique()
+        parts = [groups == group for group in present]
+        losses = torch.stack([self.hard(logits[of], Batch(*(each[of] for each in batch[:3]))) for of in parts])
+        weights = self.state.to(losses)
+        weights[present] *= torch.exp(self.step * losses.detach())
+        self.state = weights / weights.sum()
+        return (self.state[present] * losses).sum()
+
+
+class Alignment(SourceLoss):
+    """The loss of the labels, plus a term that is 0 where sources look alike to the head."""
+
+    def __init__(self, hard: LabelLoss, sources: Tensor, options: AcrossSources, head: "HeadInput") -> None:
+        super().__init__(hard, sources)
+        self.options, self.head = options, head
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss."""
+        features, sources = self.head.take(), self.sources_of(batch)
+        if self.options.method == "coral":
+            term = coral(features, batch.labels, sources)
+        else:
+            term = fishr(features, logits, batch.labels, sources)
+        return self.hard(logits, batch) + self.options.strength * term
+
+
+class HeadInput:
+    """What a network's last linear layer saw in its latest forward pass, (N, d) float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        self._kept: list[Tensor] = []
+        head.register_forward_pre_hook(_keep_input(self._kept))
+
+    def take(self) -> Tensor:
+        """Return it and forget it. Raises RuntimeError where the head has not run since the last call."""
+        if not self._kept:
+            raise RuntimeError("the head saw nothing; coral and fishr need a network that is not compiled")
+        return self._kept.pop().float()
+
+
+def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, Any], None]:
+    def hook(module: nn.Module, inputs: Any) -> None:
+        kept[:] = inputs[:1]
+
+    return hook
