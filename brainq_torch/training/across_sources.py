@@ -21,8 +21,8 @@ def coral(features: Tensor, labels: Tensor, sources: Tensor) -> Tensor:
     as Gulrajani and Lopez-Paz 2021, https://arxiv.org/abs/2007.01434.
     """
     found = []
-    for label in labels.unique():
-        parts = [features[(labels == label) & (sources == source)] for source in sources.unique()]
+    for label in torch.unique(labels):
+        parts = [features[(labels == label) & (sources == source)] for source in torch.unique(sources)]
         spread = [torch.cov(part.T) for part in parts if len(part) > 1]
         found += [(one - other).pow(2).sum() / (4 * features.shape[1] ** 2) for one, other in combinations(spread, 2)]
     return torch.stack(found).mean() if found else features.sum() * 0
@@ -43,7 +43,7 @@ def fishr(features: Tensor, logits: Tensor, labels: Tensor, sources: Tensor) -> 
     delta = functional.softmax(logits, dim=1) - functional.one_hot(labels, logits.shape[1])
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
     variances = []
-    for source in sources.unique():
+    for source in torch.unique(sources):
         of_it = sources == source
         count, errors, seen = int(of_it.sum()), delta[of_it], inputs[of_it]
         if count > 1:
@@ -117,13 +117,17 @@ class GroupDro(SourceLoss):
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Update the groups' weights, and return the loss by them."""
         groups = self.sources_of(batch) * self.classes + batch.labels
-        present = groups.unique()
+        present = torch.unique(groups)
         parts = [groups == group for group in present]
-        losses = torch.stack([self.hard(logits[of], Batch(*(each[of] for each in batch[:3]))) for of in parts])
+        losses = torch.stack([self.hard(logits[of], _select(batch, of)) for of in parts])
         weights = self.state.to(losses)
         weights[present] *= torch.exp(self.step * losses.detach())
         self.state = weights / weights.sum()
         return (self.state[present] * losses).sum()
+
+
+def _select(batch: Batch, chosen: Tensor) -> Batch:
+    return batch._replace(images=batch.images[chosen], labels=batch.labels[chosen], rows=batch.rows[chosen.cpu()])
 
 
 class Alignment(SourceLoss):
