@@ -23,6 +23,8 @@ def test_every_configuration_is_known():
         "robust_1_128px.yaml",
         "robust_3_long.yaml",
         "robust_4_settled.yaml",
+        "robust_5_hospitals.yaml",
+        "robust_6_average.yaml",
         "densenet101_teacher.yaml",
         "densenet32_alone.yaml",
         "densenet32_kd.yaml",
@@ -64,7 +66,7 @@ def test_a_study_gives_its_trainings_words_that_they_know(path, tiny_run):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_parses_against_the_signatures(path):
     config = make_parser().parse_args(["--config", str(path)])
-    assert config.stages
+    assert config.stages or config.average
     assert Path(config.out).parent == Path("runs")
 
 
@@ -79,6 +81,10 @@ def test_it_trains_a_step(path, phantoms, tmp_path, tiny_run):
     if "robust" in path.stem:  # phantoms of 32 pixels have no one-sided lesions to be found
         start.append("--data.counterfactual={share: 0.2, painted: 1, transplanted: 0, mirrored: 0, edited: 1}")
         start += ["--init=", "--data.manifest="]  # the step before is another configuration's
+    if yaml.safe_load(path.read_text())["data"].get("sources"):
+        start.append(f"--data.sources=[{{name: here, root: {phantoms}}}]")
+    if "average" in path.stem:
+        start += [f"--average=[{tiny_run}, {tiny_run}]", "--data.counterfactual.share=0"]
     if "kd" in path.stem:
         start.append(f"--distillation.teacher.init_args.runs=[{tiny_run}]")
     if "ensemble" in path.stem:

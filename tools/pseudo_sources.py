@@ -121,7 +121,6 @@ def leave_out(
     groups: NDArray[np.int64],
     left_out: NDArray[np.bool_],
     seed: int = 0,
-    fraction: float = _VAL_FRACTION,
 ) -> list[ManifestRow]:
     """Make a manifest whose Testing part is what is left out, with a new grouped validation part of the rest."""
     kept, classes = np.flatnonzero(~left_out), class_names(rows)
@@ -129,7 +128,7 @@ def leave_out(
     lost = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lost:
         raise CommandError(f"a pseudo-source holds every image of {classes[lost[0]]}; give a larger --sources")
-    validation = grouped_split(labels, groups[kept], fraction, seed, classes)
+    validation = grouped_split(labels, groups[kept], _VAL_FRACTION, seed, classes)
     splits = np.full(len(rows), "Testing", object)
     splits[kept] = np.where(validation, "val", "Training")
     return [replace(row, split=str(split)) for row, split in zip(rows, splits, strict=True)]

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -21,7 +21,7 @@ from brainq_torch import fit
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, number_groups, read_manifest, write_manifest
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_path, hash_file, write_json
 from tools.command import CommandError, format_table, natural, positive, run_command
-from tools.pseudo_sources import leave_out, name_looks
+from tools.pseudo_sources import name_looks
 from tools.study.runner import Step, StepFailed, StepRunner
 
 FAILED, STOPPED = 1, 130
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
             raise CommandError("phantoms have no sources; name data.sources, or --data.root with --pseudo K")
         _check_folder(out, text)
         rows = _list_images(out, parser, config, text)
-        folds = make_folds(_name_sources(config, rows, options), options.leave_out, config.data.val_fraction)
+        folds = make_folds(_name_sources(config, rows, options), options.leave_out)
     except CommandError:
         raise
     except ValueError as error:  # a wrong flag, or data that cannot be divided
@@ -129,13 +129,12 @@ def _name_sources(config: Namespace, rows: list[ManifestRow], options: argparse.
     return rows
 
 
-def make_folds(rows: Sequence[ManifestRow], wanted: Sequence[str] | None, fraction: float) -> list[Fold]:
-    """Divide the images into folds.
+def make_folds(rows: Sequence[ManifestRow], wanted: Sequence[str] | None) -> list[Fold]:
+    """Divide the images into folds; what is not left out trains or validates as it did.
 
     Args:
-        rows: images with their sources.
+        rows: images with their sources, to train and to validate on.
         wanted: the folds, sources joined by +; None takes each source that can be left out, and says which cannot.
-        fraction: of what is left, to validate on.
 
     Raises:
         CommandError: There is one source only, an unknown one is named, or nothing is left of a class.
@@ -152,17 +151,27 @@ def make_folds(rows: Sequence[ManifestRow], wanted: Sequence[str] | None, fracti
         unknown = sorted(set(parts) - set(sources))
         if unknown:
             raise CommandError(f"--leave-out names {unknown[0]}; the sources are {', '.join(sources)}")
-        left_out = np.array([row.source in parts for row in rows])
-        lost = set(class_names(rows)) - {row.label for row, gone in zip(rows, left_out, strict=True) if not gone}
+        fold = Fold(f"without_{name}", parts, tuple(_leave_out(rows, parts)))
+        lost = set(class_names(rows)) - {row.label for row in fold.manifest if row.split == "Training"}
         if lost and wanted:
             raise CommandError(f"{name} cannot be left out: no other source has images of {', '.join(sorted(lost))}")
         if lost:
             print(f"{name} is in every fold: no other source has images of {', '.join(sorted(lost))}", flush=True)
             continue
-        folds.append(Fold(f"without_{name}", parts, tuple(leave_out(rows, number_groups(rows), left_out, 0, fraction))))
+        folds.append(fold)
     if not folds:
         raise CommandError("no source can be left out: each alone has the images of a class; add sources of the same")
     return folds
+
+
+def _leave_out(rows: Sequence[ManifestRow], sources: Sequence[str]) -> Iterator[ManifestRow]:
+    """Make Testing of all images of some sources; copies of them elsewhere take no part."""
+    groups = number_groups(rows)
+    left_out = np.array([row.source in sources for row in rows])
+    related = np.isin(groups, groups[left_out])
+    for row, gone, kin in zip(rows, left_out.tolist(), related.tolist(), strict=True):
+        if gone or not kin:
+            yield replace(row, split="Testing") if gone else row
 
 
 def _train(runner: StepRunner, folds: Sequence[Fold], words: list[str], seeds: Sequence[int]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,9 @@ STAGES = "[{name: all, epochs: 1}]"
 def rows_of(*cells):
     """Ten images, each its own group, of each (source, class)."""
     return [
-        ManifestRow(f"{source}/{label}/{n}.png", label, "Training", f"{source}{label}{n}", "0", source)
+        ManifestRow(
+            f"{source}/{label}/{n}.png", label, "val" if n % 5 == 0 else "Training", f"{source}{label}{n}", "0", source
+        )
         for source, label in cells
         for n in range(10)
     ]
@@ -28,7 +31,7 @@ ROWS = rows_of(("a", "glioma"), ("a", "notumor"), ("b", "glioma"), ("b", "notumo
 
 
 def test_every_source_is_left_out_once_and_nothing_of_it_is_trained_on():
-    folds = make_folds(ROWS, None, 0.2)
+    folds = make_folds(ROWS, None)
     assert [fold.name for fold in folds] == ["without_a", "without_b", "without_c"]
     for fold in folds:
         assert {row.source for row in fold.manifest if row.split == "Testing"} == set(fold.sources)
@@ -38,14 +41,21 @@ def test_every_source_is_left_out_once_and_nothing_of_it_is_trained_on():
     assert len(folds[0].manifest) == len(ROWS)
 
 
+def test_a_copy_of_what_is_left_out_takes_no_part():
+    copy = replace(ROWS[0], path="b/copy.png", source="b", split="Training")
+    fold = make_folds([*ROWS, copy], ["a"])[0]
+    assert len(fold.manifest) == len(ROWS)
+    assert copy.path not in {row.path for row in fold.manifest}
+
+
 def test_small_sources_are_left_out_together_where_that_is_asked():
-    (fold,) = make_folds(ROWS, ["a+c"], 0.2)
+    (fold,) = make_folds(ROWS, ["a+c"])
     assert fold.sources == ("a", "c")
     assert {row.source for row in fold.manifest if row.split == "Testing"} == {"a", "c"}
 
 
 def test_a_source_that_alone_has_a_class_stays_in_every_fold(capsys):
-    folds = make_folds([*ROWS, *rows_of(("c", "pituitary"))], None, 0.2)
+    folds = make_folds([*ROWS, *rows_of(("c", "pituitary"))], None)
     assert [fold.name for fold in folds] == ["without_a", "without_b"]
     assert "c is in every fold: no other source has images of pituitary" in capsys.readouterr().out
 
@@ -61,7 +71,7 @@ def test_a_source_that_alone_has_a_class_stays_in_every_fold(capsys):
 )
 def test_folds_that_cannot_be_are_refused(rows, wanted, message):
     with pytest.raises(CommandError, match=message):
-        make_folds(rows, wanted, 0.2)
+        make_folds(rows, wanted)
 
 
 @pytest.fixture
@@ -138,7 +148,7 @@ def test_wrong_words_end_in_one_line(tmp_path, capsys, words, message):
 
 
 def test_the_table_names_the_spread_over_seeds_and_the_worst(tmp_path):
-    folds = make_folds(ROWS, ["a", "b"], 0.2)
+    folds = make_folds(ROWS, ["a", "b"])
     for fold in folds:
         for seed, recall in ((0, 0.5), (1, 0.7 if fold.name == "without_a" else 0.9)):
             run = tmp_path / "runs" / f"{fold.name}_seed_{seed}"

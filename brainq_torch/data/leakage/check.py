@@ -29,7 +29,12 @@ def share_group(
 
 
 def grouped_split(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int, classes: Sequence[str] = CLASSES
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    classes: Sequence[str] = CLASSES,
+    each_class: bool = True,
 ) -> NDArray[np.bool_]:
     """Choose validation images, (N,) bool: no group on both sides, and of every class its share as far as groups allow.
 
@@ -46,7 +51,8 @@ def grouped_split(
     table = np.zeros((member.max() + 1, max(len(classes), int(labels.max()) + 1)))
     np.add.at(table, (member, labels), 1)
     chosen = _choose_groups(table, fraction * table.sum(axis=0), np.random.default_rng(seed))
-    _check_both_sides(table, chosen, classes)
+    if each_class:  # else other images bring the class to the side that lacks it
+        _check_both_sides(table, chosen, classes)
     return np.asarray(chosen[member])
 
 

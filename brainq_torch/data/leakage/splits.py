@@ -68,15 +68,20 @@ class SplitPlan:
         return RunSplits(make_manifest(folder.root, records, folder.classes), _report_leaks(pixels, records, found))
 
     def _choose(self, records: Sequence[ImageRecord], classes: Sequence[str]) -> NDArray[np.bool_] | None:
-        """Return the validation images among the records other than Testing, None where the folder has its own."""
-        if any(record.split == "val" for record in records):
-            return None
+        """Return the validation images among the records other than Testing, None where every source has its own."""
+        with_own = {record.source for record in records if record.split == "val"}
         usable = [record for record in records if record.split != "Testing"]
-        labels = np.array([record.label for record in usable])
+        free = np.array([record.source not in with_own for record in usable])
+        if not free.any():
+            return None
+        chosen = np.array([record.split == "val" for record in usable])
+        labels = np.array([record.label for record in usable])[free]
         if self.split == "stratified":
-            return stratified_split(labels.tolist(), self.fraction, self.seed, classes)
-        groups = np.unique([record.group for record in usable], return_inverse=True)[1]
-        return grouped_split(labels, groups, self.fraction, self.seed, classes)
+            chosen[free] = stratified_split(labels.tolist(), self.fraction, self.seed, classes)
+        else:
+            groups = np.unique([record.group for record in usable], return_inverse=True)[1]
+            chosen[free] = grouped_split(labels, groups[free], self.fraction, self.seed, classes, not with_own)
+        return chosen
 
 
 def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) -> RunSplits:

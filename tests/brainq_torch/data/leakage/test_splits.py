@@ -7,6 +7,7 @@ from PIL import Image
 
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, read_manifest, write_manifest
+from brainq_torch.data.dataset.sample import ImageRecord
 from brainq_torch.data.leakage.splits import SplitPlan, adopt_splits
 from brainq_torch.data.synthesis.phantom import render_phantom, write_phantoms
 
@@ -110,3 +111,18 @@ def test_a_class_that_is_one_picture_cannot_be_divided(tmp_path):
         Image.fromarray(render_phantom(2, 0, size=64)).save(path)
     with pytest.raises(ValueError, match=r"class notumor form 1 group.*--data.split stratified"):
         plan().split_images(scan_folder(tmp_path / "data"))
+
+
+def test_a_source_without_validation_images_gets_some_beside_one_that_brings_its_own():
+    def record(source, split, n, label=0):
+        return ImageRecord(f"{source}/{n}", label, split, f"{source}{n // 2}", source=source)
+
+    own = [record("a", "val" if n < 4 else "Training", n, n % 2) for n in range(12)]
+    free = [record("b", "all", n, n % 4 // 2) for n in range(40)]
+    lone = [ImageRecord("b/lone", 1, "all", "lone", source="b"), ImageRecord("b/lone2", 2, "all", "lone", source="b")]
+    drawn = SplitPlan("grouped", 0.2, 0)
+    records = [*own, *free, *lone]
+    chosen = drawn._choose(records, ("x", "y", "z"))
+    assert chosen[:12].tolist() == [True] * 4 + [False] * 8
+    assert 6 <= chosen[12:].sum() <= 10
+    assert drawn._choose(own, ("x", "y", "z")) is None
