@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from brainq_torch import fit
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, number_groups, read_manifest, write_manifest
+from brainq_torch.run import read_yaml
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_path, hash_file, write_json
 from tools.command import CommandError, format_table, natural, positive, run_command
 from tools.pseudo_sources import name_looks
@@ -70,6 +71,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
     taken = [word for word in others if word.partition("=")[0] in ("--seed", "--data.manifest", "--resume")]
     if taken:
         raise CommandError(f"{taken[0]} is this command's own; say --seeds for seeds, and leave the others out")
+    read_yaml(Path(options.config))  # names the file, which the parser does not
     out, parser, words = Path(options.out), fit.make_parser(), ["--config", options.config, *others]
     try:
         config = parser.parse_args(words)

@@ -147,6 +147,11 @@ def test_wrong_words_end_in_one_line(tmp_path, capsys, words, message):
     assert len(error.splitlines()) == 1
 
 
+def test_a_missing_configuration_ends_in_one_line(tmp_path, capsys):
+    assert main(["--config", "none.yaml", "--out", str(tmp_path / "folds")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 def test_the_table_names_the_spread_over_seeds_and_the_worst(tmp_path):
     folds = make_folds(ROWS, ["a", "b"])
     for fold in folds:
