@@ -90,8 +90,7 @@ def test_impossible_stages_are_refused(values, match):
         Stage(**{"name": "all", "epochs": 1, **values})
 
 
-def test_first_blocks_stay_as_they_are_and_statistics_where_that_is_asked():
-    module = _Module()
+def test_first_blocks_stay_as_they_are_and_statistics_where_that_is_asked(module):
     model = module.model
     freeze = FreezeBackbone(Stage("all", 1, frozen_blocks=3))
     freeze.setup(None, module, "fit")
