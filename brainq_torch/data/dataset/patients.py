@@ -34,6 +34,8 @@ def join_patients(records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], li
             one, other = sorted((_find(parents, names[0]), _find(parents, name)))
             parents[other] = one
     groups = [_find(parents, names[0]).rpartition(" ")[2] if names else "" for names in kept]
+    if len({group for group in groups if group}) < len(ids) == len(named):
+        what.append(f"PatientID is a new one in each of {len(named)} files, {_REMEDY}")
     joined = [
         replace(record, group=group or record.group, names=()) for record, group in zip(records, groups, strict=True)
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from brainq_torch.data.classes import CLASSES, split_of_folder
 from brainq_torch.run_files import BrainqError
 
 _NOTES_SHOWN = 3
+_NUMBER = re.compile(r"(?<!\w)-?\d[\d.e+-]*(?![\w-])")
 
 
 class DataFolderError(BrainqError):
@@ -97,7 +99,7 @@ class ImageFolder:
     def report(self) -> str:
         """Return the images per split and class, then one line per problem, worst first.
 
-        Of notes that say the same, the first few files are named and the others counted.
+        Of notes that say the same but for numbers, the first few files are named and the others counted.
         """
         return "\n".join([str(self.root), *_count_lines(self), *_problem_lines(self.problems)])
 
@@ -120,16 +122,18 @@ def _count_lines(folder: ImageFolder) -> list[str]:
 def _problem_lines(problems: Sequence[Problem]) -> list[str]:
     totals = Counter(problem.severity for problem in problems)
     lines = [f"{totals['error']} errors, {totals['warning']} warnings, {totals['note']} notes"]
-    same_notes: Counter[tuple[str, str]] = Counter()
+    same_notes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for problem in problems:
         if problem.severity == "note":
-            same_notes[problem.what, problem.remedy] += 1
-            if same_notes[problem.what, problem.remedy] > _NOTES_SHOWN:
+            same = same_notes[_NUMBER.sub("...", problem.what), problem.remedy]
+            same.append(problem.what)
+            if len(same) > _NOTES_SHOWN:
                 continue
         lines.append(f"  {problem.severity}: {_on_one_line(problem.path)}: {problem.what}; {problem.remedy}")
-    for (what, remedy), count in same_notes.items():
-        if count > _NOTES_SHOWN:
-            lines.append(f"  note: {count - _NOTES_SHOWN} more files: {what}; {remedy}")
+    for (what, remedy), same in same_notes.items():
+        if len(same) > _NOTES_SHOWN:
+            said = same[0] if len(set(same)) == 1 else what
+            lines.append(f"  note: {len(same) - _NOTES_SHOWN} more files: {said}; {remedy}")
     return lines
 
 

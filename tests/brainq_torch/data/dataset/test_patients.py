@@ -36,5 +36,12 @@ def test_one_patient_for_all_studies_joins_nothing():
     assert groups(record(0, "patient a", "study s"), record(1, "patient a", "study s")) == ([0, 0], [])
 
 
+def test_a_new_patient_for_each_file_of_a_study_is_named():
+    found, (ignored,) = groups(*(record(place, f"patient {place}", f"study {place // 2}") for place in range(4)))
+    assert found == [0, 0, 2, 2]
+    assert "a new one in each of 4 files, ignored" in ignored
+    assert groups(*(record(place, f"patient {place}", f"study {place}") for place in range(4))) == ([0, 1, 2, 3], [])
+
+
 def test_records_without_names_keep_their_group():
     assert join_patients([ImageRecord("a.png", 0, "all", "7")])[0] == [ImageRecord("a.png", 0, "all", "7")]
