@@ -26,7 +26,9 @@ PARITY = "parity.json"
 
 
 class BrainqError(ValueError):
-    """What a user can cause: a command ends with the message in one line and exit code 2."""
+    """What a user can cause: a command ends with the message in one line and this exit code."""
+
+    exit_code = 2
 
 
 @contextmanager

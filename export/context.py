@@ -1,4 +1,4 @@
-"""What recipes share: the run they work on, what was asked for, and the names of the files they make."""
+"""What recipes share: the run they work on, and what was asked for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,24 +8,15 @@ from typing import Any
 from torch import nn
 
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.quant.calibrate import Method
+from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import Run
 from brainq_torch.run_files import BrainqError
+from export.catalogue import PARITY_IMAGES
 from export.run.sample import ImageSample, RunImages
 from export.verify.parity import Rung
-
-ONNX_FP32, TFLITE_FP32 = "model_fp32.onnx", "model_fp32.tflite"
-TFLITE_FP16 = "model_fp16.tflite"
-ONNX_INT8, TFLITE_INT8 = "model_int8.onnx", "model_int8.tflite"
-ONNX_W4A8, TFLITE_W4A8 = "model_w4a8.onnx", "model_w4a8.tflite"
-TFLITE_INT8_TF = "model_int8_tf.tflite"
-TFLITE_DYNAMIC_INT8 = "model_dynamic_int8.tflite"
-
-PARITY_IMAGES = 256
-"""Images that every export is checked on if not told otherwise, 64 of each class: Testing and val ones first."""
 
 
 class RecipeError(BrainqError):
@@ -49,7 +40,7 @@ class ExportOptions:
     replace: bool = False
     data: Path | None = None
     calibration_images: int = CALIBRATION_IMAGES
-    calibration_method: Method = "percentile"
+    calibration_method: CalibrationMethod = "percentile"
     rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
     low_bits: Scheme = W4A8
     parity_images: int = PARITY_IMAGES
@@ -91,19 +82,19 @@ class Recipe:
     """One way to make artefacts.
 
     Attributes:
-        description: One line for ``--list``.
+        description: As in the catalogue.
         files: What ``make`` writes into the context's folder.
+        needs: Recipes made before this one.
         make: Writes them; metadata is put in afterwards, by the caller.
         rungs: One comparison per file.
-        needs: Recipes made before this one.
         explain: Called where a comparison failed; says where the files part, or None where it cannot tell.
     """
 
     description: str
     files: tuple[str, ...]
+    needs: tuple[str, ...]
     make: Callable[[ExportContext], None]
     rungs: tuple[Rung, ...]
-    needs: tuple[str, ...] = ()
     explain: Callable[[ExportContext, ImageSample], str | None] | None = None
 
     @property

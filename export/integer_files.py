@@ -19,7 +19,7 @@ from brainq_torch.quant.layers import PrepareError, scheme_of, weighted_layers
 from brainq_torch.quant.low_bits import W4A8, Bookkeeping, quantize_low_bits
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.run_files import BrainqError
-from export.context import (
+from export.catalogue import (
     ONNX_FP32,
     ONNX_INT8,
     ONNX_W4A8,
@@ -28,8 +28,8 @@ from export.context import (
     TFLITE_INT8,
     TFLITE_INT8_TF,
     TFLITE_W4A8,
-    ExportContext,
 )
+from export.context import ExportContext
 from export.graph.check import check_encodings
 from export.graph.encodings import activation_of, in_tflite_layout, read_encodings, weighted_operators
 from export.graph.flatbuffer import constant, operator_name, read_model

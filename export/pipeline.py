@@ -15,8 +15,8 @@ from export.context import ExportContext, ExportOptions, RecipeError
 from export.folder import check_target, say_note, write_as_a_whole
 from export.recipes import RECIPES, describe_run, find_float_model, resolve_recipes, versions
 from export.run.metadata import write_metadata
-from export.run.runners import TorchRunner
 from export.run.sample import ImageSample, RunImages, check_run_images
+from export.run.torch_runner import TorchRunner
 from export.verify.abstention import ValidationPart
 from export.verify.parity import FLOAT_MODEL, LogitTable, climb
 from export.verify.report import ArtefactReport, ParityReport

@@ -1,4 +1,4 @@
-"""The recipes: which files each makes, from what, and what they must keep."""
+"""The recipes: from what each makes its files, and what these must keep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,8 @@ from brainq_torch.provenance import find_commit, find_versions
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import Run, RunError, load_run
 from brainq_torch.run_files import CHECKPOINT, CONFIG, hash_file
-from export.context import (
-    ONNX_FP32,
-    TFLITE_DYNAMIC_INT8,
-    TFLITE_FP16,
-    TFLITE_FP32,
-    TFLITE_INT8_TF,
-    ExportContext,
-    Recipe,
-    RecipeError,
-)
+from export.catalogue import CATALOGUE, ONNX_FP32, TFLITE_DYNAMIC_INT8, TFLITE_FP16, TFLITE_FP32, TFLITE_INT8_TF
+from export.context import ExportContext, Recipe, RecipeError
 from export.graph.float_onnx import export_float_onnx
 from export.graph.quantize import cast_to_float16
 from export.graph.tflite import convert_float
@@ -97,48 +89,19 @@ def _integer_rungs(files: IntegerFiles) -> tuple[Rung, Rung]:
 
 RECIPES: dict[str, Recipe] = {
     "fp32": Recipe(
-        "float32 ONNX and TFLite",
-        (ONNX_FP32, TFLITE_FP32),
+        *CATALOGUE["fp32"],
         _make_fp32,
         (
             Rung(ONNX_FP32, FLOAT_MODEL, Limits(max_abs_diff=1e-4)),
             Rung(TFLITE_FP32, ONNX_FP32, Limits(max_abs_diff=1e-4)),
         ),
     ),
-    "fp16": Recipe(
-        "TFLite with float16 weights, computing in float32: half the bytes at the same speed",
-        (TFLITE_FP16,),
-        _make_fp16,
-        (Rung(TFLITE_FP16, TFLITE_FP32, Limits(top1_agreement=0.999)),),
-        needs=("fp32",),
-    ),
-    "int8": Recipe(
-        "integers only: QDQ ONNX and INT8 TFLite with the scales that training learned, or calibrated ones",
-        (INT8_FILES.onnx, INT8_FILES.tflite),
-        make_int8,
-        _integer_rungs(INT8_FILES),
-        explain=INT8_FILES.explain,
-    ),
-    "w4a8": Recipe(
-        "4-bit weights, 8-bit activations: packed int4 ONNX and TFLite with learned rounding, or as trained",
-        (W4A8_FILES.onnx, W4A8_FILES.tflite),
-        make_w4a8,
-        _integer_rungs(W4A8_FILES),
-        explain=W4A8_FILES.explain,
-    ),
-    "int8_tf": Recipe(
-        "INT8 TFLite by TensorFlow's converter, the paper's way, to compare with",
-        (TFLITE_INT8_TF,),
-        make_int8_tf,
-        (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(**LIKE_FLOAT)),),
-        needs=("fp32",),
-    ),
+    "fp16": Recipe(*CATALOGUE["fp16"], _make_fp16, (Rung(TFLITE_FP16, TFLITE_FP32, Limits(top1_agreement=0.999)),)),
+    "int8": Recipe(*CATALOGUE["int8"], make_int8, _integer_rungs(INT8_FILES), INT8_FILES.explain),
+    "w4a8": Recipe(*CATALOGUE["w4a8"], make_w4a8, _integer_rungs(W4A8_FILES), W4A8_FILES.explain),
+    "int8_tf": Recipe(*CATALOGUE["int8_tf"], make_int8_tf, (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(**LIKE_FLOAT)),)),
     "dynamic_int8": Recipe(
-        "TFLite with int8 weights; activations stay float32",
-        (TFLITE_DYNAMIC_INT8,),
-        make_dynamic_int8,
-        (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(**LIKE_FLOAT)),),
-        needs=("fp32",),
+        *CATALOGUE["dynamic_int8"], make_dynamic_int8, (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(**LIKE_FLOAT)),)
     ),
 }
 """Name on the command line -> recipe."""

@@ -16,7 +16,7 @@ FILES = {
 }
 TREES = {file: ast.parse(text) for file, text in FILES.items()}
 
-SOURCE_LINES, TEST_LINES = 26_833, 18_829
+SOURCE_LINES, TEST_LINES = 26_893, 18_853
 """Raising one is a visible line in a diff: new capabilities raise it by what they need."""
 
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6
@@ -30,10 +30,7 @@ ONLY_IN = {
 }  # fmt: skip
 """What opens a model, replaces a file or writes HTML, and the files in which that is done."""
 
-EXCEPTIONS: dict[str, set[str]] = {
-    "long_files": {"export/run/runners.py"},
-    "hidden_imports": {"export/run/runners.py"},
-}
+EXCEPTIONS: dict[str, set[str]] = {}
 """Rule -> what breaks it today; the aim is none."""
 
 

@@ -1,19 +1,21 @@
 """Two models on the same images, paired: who is right where, which images change class, and what that can be chance of.
 
-The values come from scikit-learn and SciPy; this file arranges them and resamples their differences.
+In NumPy, as ``metrics`` and for the same reason.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from numpy.typing import ArrayLike, NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.evaluation.metrics import Interval, check_predictions, percentile_interval, resample_rows
+from brainq_torch.evaluation.metrics import (
+    Interval,
+    check_predictions,
+    percentile_interval,
+    resample_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Comparison:
 
 
 def compare_predictions(
-    logits_a: NDArray[Any] | torch.Tensor,
-    logits_b: NDArray[Any] | torch.Tensor,
-    labels: NDArray[Any] | torch.Tensor,
+    logits_a: ArrayLike,
+    logits_b: ArrayLike,
+    labels: ArrayLike,
     classes: tuple[str, ...] = CLASSES,
     resamples: int = 1000,
     seed: int = 0,
@@ -89,8 +91,7 @@ def compare_predictions(
 
 
 def _accuracies(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
-    of_a, of_b = float(accuracy_score(truth, a)), float(accuracy_score(truth, b))
-    agreement = float(accuracy_score(a, b))
+    of_a, of_b, agreement = (float((one == other).mean()) for one, other in ((a, truth), (b, truth), (a, b)))
     return {"agreement": agreement, "accuracy_a": of_a, "accuracy_b": of_b, "accuracy_difference": of_b - of_a}
 
 
@@ -100,8 +101,16 @@ def _test_mcnemar(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict
     Source: McNemar 1947; exact form: Fagerland, Lydersen and Laake 2013, https://doi.org/10.1186/1471-2288-13-91.
     """
     only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
-    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return {"only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": p}
+    return {"only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": _sign_test(only_a, only_b)}
+
+
+def _sign_test(one: int, other: int) -> float:
+    """Return the two-sided p of so many heads and tails of a fair coin: twice the tail, in whole numbers."""
+    ways = tail = 1
+    for heads in range(min(one, other)):
+        ways = ways * (one + other - heads) // (heads + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << (one + other)))
 
 
 def _count_flips(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], label: int) -> dict[str, int]:
@@ -113,14 +122,11 @@ def _count_flips(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], label: i
 def _recall_differences(
     a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: tuple[str, ...], intervals: list[Interval]
 ) -> dict[str, dict[str, float | None]]:
-    labels = range(len(classes))
-    of_a, of_b = (
-        precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=np.nan)[1]
-        for predicted in (a, b)
-    )
+    gain = (b == truth).astype(np.float64) - (a == truth)
+    means = [float(gain[truth == label].mean()) if (truth == label).any() else None for label in range(len(classes))]
     return {
-        name: {"difference": None if np.isnan(difference) else float(difference), "low": low, "high": high}
-        for name, difference, (low, high) in zip(classes, of_b - of_a, intervals, strict=True)
+        name: {"difference": difference, "low": low, "high": high}
+        for name, difference, (low, high) in zip(classes, means, intervals, strict=True)
     }
 
 
@@ -128,14 +134,15 @@ def _difference_intervals(
     a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], classes: int, resamples: int, seed: int
 ) -> tuple[Interval, list[Interval]]:
     """Paired bootstrap of accuracy and per-class recall, B minus A: both models see the same resampled images."""
-    gain = torch.from_numpy((b == truth).astype(np.float64) - (a == truth))  # 1 where B alone is right, -1 where A is
-    members = [torch.from_numpy(truth == label).double() for label in range(classes)]
+    gain = (b == truth).astype(np.float64) - (a == truth)  # 1 where B alone is right, -1 where A is
+    members = [(truth == label).astype(np.float64) for label in range(classes)]
     drawn = []
     for rows in resample_rows(len(truth), resamples, seed):
         gained = gain[rows]
-        by_class = [(gained * one[rows]).sum(1) / one[rows].sum(1) for one in members]  # NaN without the class
-        drawn.append(torch.stack([gained.mean(1), *by_class]))
-    accuracy, *recalls = torch.cat(drawn, dim=1).numpy()
+        with np.errstate(invalid="ignore"):  # NaN without the class
+            by_class = [(gained * one[rows]).sum(1) / one[rows].sum(1) for one in members]
+        drawn.append(np.stack([gained.mean(1), *by_class]))
+    accuracy, *recalls = np.concatenate(drawn, axis=1)
     return percentile_interval(accuracy), [percentile_interval(column) for column in recalls]
 
 

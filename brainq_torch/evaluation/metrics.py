@@ -1,19 +1,17 @@
 """Classification metrics with bootstrap intervals.
 
-The values come from scikit-learn, torchmetrics and SciPy; this file only arranges them.
+In NumPy: a TFLite file is measured without PyTorch, which with scikit-learn and SciPy takes seconds to load. The tests
+hold every value to theirs.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from numpy.typing import ArrayLike, NDArray
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.run_files import atomic_path
@@ -22,9 +20,6 @@ ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 LEVEL = 0.95
 _RESAMPLED_ROWS_AT_ONCE = 500_000
-# validate_args is off because it refuses NaN, which is what a resample without the class must give.
-SAMPLEWISE: dict[str, Any] = {"multidim_average": "samplewise", "validate_args": False}
-ABSENT = float("nan")
 _PER_CLASS = ("precision", "recall", "f1")
 
 Interval = tuple[float | None, float | None]
@@ -72,8 +67,8 @@ class Metrics:
 
 
 def compute_metrics(
-    logits: NDArray[Any] | torch.Tensor,
-    labels: NDArray[Any] | torch.Tensor,
+    logits: ArrayLike,
+    labels: ArrayLike,
     classes: tuple[str, ...] = CLASSES,
     resamples: int = 1000,
     seed: int = 0,
@@ -94,23 +89,59 @@ def compute_metrics(
     """
     scores, truth = check_predictions(logits, labels, classes)
     predictions = scores.argmax(1)
-    names = range(len(classes))
-    softmax = torch.softmax(torch.from_numpy(scores), 1).numpy() if probabilities is None else probabilities
-    confidence = np.take_along_axis(softmax, predictions[:, None], 1)
-    columns = precision_recall_fscore_support(truth, predictions, labels=names, average=None, zero_division=0.0)
+    confidence = _confidence(scores, predictions, probabilities)
+    once = np.arange(len(truth))[None]  # one sample, of every image
+    counts = ClassCounts.of(predictions, truth, len(classes), once)
+    shares = [counts.shares(key, absent=0.0)[0] for key in _PER_CLASS]
+    rows = zip(classes, *(column.tolist() for column in (*shares, counts.support[0])), strict=True)
+    confusion = _count(truth * len(classes) + predictions, len(classes) ** 2, once).reshape(len(classes), -1)
     return Metrics(
         n=len(truth),
-        accuracy=float(accuracy_score(truth, predictions)),
-        macro_f1=float(f1_score(truth, predictions, labels=np.unique(truth), average="macro", zero_division=0.0)),
-        ece=_calibration_error(torch.from_numpy(confidence), torch.from_numpy(predictions == truth)),
-        per_class={
-            name: ClassMetrics(float(precision), float(recall), float(f1), int(support))
-            for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
-        },
-        confusion=tuple(tuple(map(int, row)) for row in confusion_matrix(truth, predictions, labels=names)),
+        accuracy=float((predictions == truth).mean()),
+        macro_f1=float(shares[-1][counts.support[0] > 0].mean()),
+        ece=float(_calibration_errors(confidence, predictions == truth, once)[0]),
+        per_class={name: ClassMetrics(*row) for name, *row in rows},
+        confusion=tuple(map(tuple, confusion.tolist())),
         classes=tuple(classes),
         intervals=bootstrap_intervals(predictions, confidence, truth, classes, (resamples, seed)) if resamples else {},
     )
+
+
+def _confidence(
+    scores: NDArray[Any], predictions: NDArray[Any], probabilities: NDArray[np.float64] | None
+) -> NDArray[Any]:
+    """Return the predictions' probabilities, (N,), by default the softmax."""
+    if probabilities is None:
+        return np.asarray(1 / np.exp(scores - scores.max(1, keepdims=True)).sum(1))
+    return np.take_along_axis(probabilities, predictions[:, None], 1)[:, 0]
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Of R samples of images, per class: those called so rightly, those called so, those of the class; (R, C) each."""
+
+    right: NDArray[Any]
+    predicted: NDArray[Any]
+    support: NDArray[Any]
+
+    @classmethod
+    def of(cls, predictions: NDArray[Any], truth: NDArray[Any], classes: int, rows: NDArray[Any]) -> "ClassCounts":
+        """Count in the images that ``rows``, (R, n), names. predictions, truth: (N,), labels in [0, classes)."""
+        hits = np.where(predictions == truth, truth, classes)
+        right = _count(hits, classes + 1, rows)[:, :classes]
+        return cls(right, _count(predictions, classes, rows), _count(truth, classes, rows))
+
+    def shares(self, key: str, absent: float = np.nan) -> NDArray[Any]:
+        """Return ``precision``, ``recall`` or ``f1``, (R, C); ``absent`` where there is nothing to have a share of."""
+        whole = {"precision": self.predicted, "recall": self.support, "f1": (self.predicted + self.support) / 2}[key]
+        return np.asarray(np.divide(self.right, whole, out=np.full(self.right.shape, absent), where=whole > 0))
+
+
+def _count(kinds: NDArray[Any], number: int, rows: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return how many images, or what weight (N,), each sample has of each kind (N,): (R, number) of rows (R, n)."""
+    cells = kinds[rows] + number * np.arange(len(rows))[:, None]
+    heavy = None if weights is None else weights[rows].ravel()
+    return np.bincount(cells.ravel(), heavy, len(rows) * number).reshape(len(rows), number)
 
 
 def bootstrap_intervals(
@@ -122,7 +153,7 @@ def bootstrap_intervals(
 ) -> dict[str, Any]:
     """Percentile bootstrap over images (Efron and Tibshirani 1993, ch. 13), 95 %, seeded.
 
-    answers: (N,) predicted labels. confidence: (N, 1), their probabilities. draws: how many, and their seed.
+    answers: (N,) predicted labels. confidence: (N,), their probabilities. draws: how many, and their seed.
 
     ``accuracy_wilson`` is there because the bootstrap of a model without a single error is [1, 1], which
     says too much.
@@ -131,14 +162,13 @@ def bootstrap_intervals(
         ``accuracy``, ``macro_f1``, ``ece`` as [low, high], the same per class for precision, recall and F1, and how
         they were made.
     """
-    predictions, truth = torch.from_numpy(answers), torch.from_numpy(labels)
-    values = _measure_resamples(predictions, torch.from_numpy(confidence), truth, len(classes), draws)
+    values = _measure_resamples(answers, confidence, labels, len(classes), draws)
     return {
         "level": LEVEL,
         "resamples": draws[0],
         "seed": draws[1],
         **{key: percentile_interval(values[key]) for key in ("accuracy", "macro_f1", "ece")},
-        "accuracy_wilson": wilson_interval(int((predictions == truth).sum()), len(truth)),
+        "accuracy_wilson": wilson_interval(int((answers == labels).sum()), len(labels)),
         "per_class": {
             name: {key: percentile_interval(values[key][:, label]) for key in _PER_CLASS}
             for label, name in enumerate(classes)
@@ -147,23 +177,19 @@ def bootstrap_intervals(
 
 
 def _measure_resamples(
-    predictions: torch.Tensor, confidence: torch.Tensor, truth: torch.Tensor, classes: int, draws: tuple[int, int]
+    predictions: NDArray[Any], confidence: NDArray[Any], truth: NDArray[Any], classes: int, draws: tuple[int, int]
 ) -> dict[str, NDArray[Any]]:
     """Return every measure of each resample: (R,), or (R, classes) of those per class."""
-    score = load_torchmetrics()
-    by_class = {
-        "precision": score.multiclass_precision, "recall": score.multiclass_recall, "f1": score.multiclass_f1_score,
-    }  # fmt: skip
-    correct, there = predictions == truth, np.unique(truth.numpy()).tolist()
-    drawn: dict[str, list[torch.Tensor]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
+    correct, there = predictions == truth, np.unique(truth)
+    drawn: dict[str, list[NDArray[Any]]] = {key: [] for key in ("accuracy", "macro_f1", "ece", *_PER_CLASS)}
     for rows in resample_rows(len(truth), *draws):
-        resampled = {"preds": predictions[rows], "target": truth[rows], "num_classes": classes, **SAMPLEWISE}
-        drawn["accuracy"].append(score.multiclass_accuracy(**resampled, average="micro"))
-        drawn["ece"].append(torch.tensor([_calibration_error(confidence[row], correct[row]) for row in rows]))
-        for name, measure in by_class.items():
-            drawn[name].append(measure(**resampled, average="none", zero_division=ABSENT))
-        drawn["macro_f1"].append(drawn["f1"][-1][:, there].nanmean(1))
-    return {key: torch.cat(parts).double().numpy() for key, parts in drawn.items()}
+        counts = ClassCounts.of(predictions, truth, classes, rows)
+        for key in _PER_CLASS:
+            drawn[key].append(counts.shares(key))
+        drawn["accuracy"].append(correct[rows].mean(1))
+        drawn["macro_f1"].append(np.nanmean(drawn["f1"][-1][:, there], 1))
+        drawn["ece"].append(_calibration_errors(confidence, correct, rows))
+    return {key: np.concatenate(parts) for key, parts in drawn.items()}
 
 
 def plot_confusion(metrics: Metrics, path: str | Path) -> None:
@@ -171,6 +197,8 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
     counts = np.array(metrics.confusion)
     # A label without images has no shares: its row stays white.
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    from matplotlib.figure import Figure  # half a second, where nothing may be drawn
+
     # A Figure of its own, not pyplot: no global state and no display, whatever the backend.
     many = max(len(counts) / 10, 1)
     figure = Figure(figsize=(5.6 * many, 5.0 * many), dpi=150, layout="constrained")
@@ -196,7 +224,7 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
 
 
 def check_predictions(
-    logits: NDArray[Any] | torch.Tensor, labels: NDArray[Any] | torch.Tensor, classes: tuple[str, ...]
+    logits: ArrayLike, labels: ArrayLike, classes: tuple[str, ...]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return (N, C) float64 logits and (N,) int64 labels, or raise ValueError naming what is wrong."""
     scores, truth = np.asarray(logits).astype(np.float64), np.asarray(labels)
@@ -220,31 +248,26 @@ def check_predictions(
     return scores, truth.astype(np.int64)
 
 
-def _calibration_error(confidence: torch.Tensor, correct: torch.Tensor) -> float:
-    """Return the expected calibration error of the answers' (N, 1) probabilities, l1, equal-width bins."""
-    measure = load_torchmetrics().multiclass_calibration_error  # of the one class 0, which is right or is not
-    return float(measure(confidence, (~correct).long(), 1, n_bins=ECE_BINS, norm="l1", validate_args=False))
+def _calibration_errors(confidence: NDArray[Any], correct: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return each sample's expected calibration error, (R,): l1, equal-width bins. confidence, correct: (N,)."""
+    bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1), confidence, side="right") - 1
+    return np.asarray(np.abs(_count(bins, ECE_BINS + 1, rows, confidence - correct)).sum(1) / rows.shape[1])
 
 
-def load_torchmetrics() -> Any:
-    """Import it where something is measured: it takes longer to load than PyTorch itself."""
-    from torchmetrics.functional import classification
-
-    return classification
-
-
-def resample_rows(n: int, resamples: int, seed: int) -> Iterator[torch.Tensor]:
+def resample_rows(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """Yield (R, n) row indices, sampled with replacement, R resamples at a time so that memory stays bounded."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _RESAMPLED_ROWS_AT_ONCE // n)
     for start in range(0, resamples, at_once):
-        yield torch.from_numpy(generator.integers(0, n, size=(min(at_once, resamples - start), n)))
+        yield generator.integers(0, n, size=(min(at_once, resamples - start), n))
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """Return Wilson's 95 % score interval of a share (Wilson 1927, JASA 22:209)."""
-    low, high = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
-    return float(low), float(high)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    centre, spread = hits + z**2 / 2, z * (hits * (count - hits) / count + z**2 / 4) ** 0.5
+    low, high = (centre - spread) / (count + z**2), (centre + spread) / (count + z**2)
+    return low if hits else 0.0, high if hits < count else 1.0
 
 
 def percentile_interval(values: NDArray[Any]) -> Interval:

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.quant.layers import activation_quantizers, scheme_of
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
 from brainq_torch.quant.switches import set_fake_quant
-
-Method = Literal["min_max", "percentile", "mse"]
 
 _BINS = 2048
 _PERCENTILE = 99.99
@@ -46,7 +45,7 @@ def quantize_post_training(
     model: nn.Module,
     pixels: NDArray[Any],
     scheme: Scheme = Scheme(),  # noqa: B008  # frozen
-    method: Method = "percentile",
+    method: CalibrationMethod = "percentile",
 ) -> nn.Module:
     """Return a fake-quantized, calibrated, finalized copy of a float network; pixels are (N, H, W) uint8."""
     prepared = prepare_qat(model, scheme).eval()
@@ -54,7 +53,9 @@ def quantize_post_training(
     return prepared
 
 
-def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "percentile", batch_size: int = 32) -> None:
+def calibrate(
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 32
+) -> None:
     """Set every activation range from (N, H, W) uint8 images, then finalize the network. In place.
 
     ``min_max`` keeps every value, ``percentile`` clips 0.01 % of them, ``mse`` clips where the squared error is least
@@ -65,7 +66,7 @@ def calibrate(prepared: nn.Module, pixels: NDArray[Any], method: Method = "perce
 
 
 def choose_ranges(
-    prepared: nn.Module, pixels: NDArray[Any], method: Method = "percentile", batch_size: int = 32
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 32
 ) -> dict[str, tuple[float, float]]:
     """Return {activation: (smallest, largest)} as ``calibrate`` sets it. The bits of weights play no part."""
     if method not in _CHOOSERS:

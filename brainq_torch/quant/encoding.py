@@ -1,8 +1,16 @@
-"""Scale and zero point of one tensor. Without PyTorch: who runs an exported file does not need it."""
+"""Scale and zero point of one tensor, and the ways to choose them. Without PyTorch: to run a file needs none."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from brainq_torch.data.pixels import MIDDLE_GREY
+
+CalibrationMethod = Literal["min_max", "percentile", "mse"]
+"""How an activation's range is chosen from calibration images."""
+
+RoundingMethod = Literal["nearest", "descent", "adaround"]
+"""How weights of few bits are rounded."""
+
+ROUNDING: RoundingMethod = "descent"
 
 
 class Encoding(NamedTuple):

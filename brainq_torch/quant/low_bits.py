@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors
-from brainq_torch.quant.calibrate import Method as RangeMethod
 from brainq_torch.quant.calibrate import choose_ranges
+from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.layer_samples import apply_rows, make_batches, sample_inputs, walk_inputs
 from brainq_torch.quant.layers import Layer, weighted_layers
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
@@ -64,7 +64,7 @@ def quantize_low_bits(
     pixels: NDArray[Any],
     scheme: Scheme = W4A8,
     options: Rounding = Rounding(),  # noqa: B008 - frozen
-    ranges: RangeMethod = "percentile",
+    ranges: CalibrationMethod = "percentile",
     books: Bookkeeping = Bookkeeping(),  # noqa: B008 - immutable
 ) -> LowBits:
     """Make a fake-quantized copy of a float network with learned rounding; layers of 8 bits are rounded to nearest."""
@@ -146,7 +146,7 @@ def _float_outputs(
 
 
 def _start(
-    model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: RangeMethod, kept: _State
+    model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: CalibrationMethod, kept: _State
 ) -> tuple[nn.Module, float]:
     """Return the network rounded to nearest and calibration's seconds; ranges are the same for any bits of weights."""
     network = prepare_qat(model, scheme).eval()

@@ -15,14 +15,12 @@ corrects the errors of those before it, and its bias takes up what is left of th
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from brainq_torch.quant.encoding import ROUNDING, RoundingMethod
 from brainq_torch.quant.layer_samples import apply_rows
-
-Method = Literal["nearest", "descent", "adaround"]
 
 _ZETA, _GAMMA = 1.1, -0.1
 """Stretch of the sigmoid, so that it reaches 0 and 1 (equation 23)."""
@@ -47,7 +45,7 @@ class Rounding:
         beta: the regulariser's exponent at its start and end.
     """
 
-    method: Method = "descent"
+    method: RoundingMethod = ROUNDING
     positions: int = 96
     seed: int = 0
     sweeps: int = 4

@@ -16,7 +16,8 @@ from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES, draw_balanced
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.files import load_tensors, save_tensors
-from brainq_torch.quant.calibrate import Method, quantize_post_training
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.prepare import prepare_qat, rebuild
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers, unfreeze
@@ -40,7 +41,7 @@ class Qat:
     observer_epochs: int = 1
     batchnorm_epochs: int = 0
     calibration_images: int = CALIBRATION_IMAGES
-    method: Method = "percentile"
+    method: CalibrationMethod = "percentile"
     scheme: Scheme = Scheme()  # noqa: RUF009 - frozen
 
 

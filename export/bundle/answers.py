@@ -41,6 +41,8 @@ class BundleError(BrainqError):
 class GoldenError(BundleError):
     """Golden images are answered otherwise than where the bundle was made."""
 
+    exit_code = CHECK_FAILED
+
 
 class BundledModel:
     """A TFLite file in its interpreter, with the pixels and the classes that it was made for."""
@@ -195,7 +197,7 @@ def run(folder: Path, options: argparse.Namespace) -> int:
         return answer_command([one.answerer() for one in models], options, model=model.file)
     except (BundleError, SliceChoiceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return CHECK_FAILED if isinstance(error, GoldenError) else UNUSABLE
+        return getattr(error, "exit_code", UNUSABLE)
 
 
 def _load(folder: Path, file: str | None, threads: int) -> BundledModel:

@@ -1,12 +1,11 @@
-"""Checkpoint, ONNX and TFLite behind one signature: uint8 grey images in, logits out."""
+"""Checkpoint, ONNX and TFLite behind one signature: uint8 grey images in, logits out. Files run without PyTorch."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +28,6 @@ from export.run.sessions import (
     open_onnx,
     open_tflite,
 )
-
-if TYPE_CHECKING:  # loading PyTorch takes seconds and 900 MB, and an exported file does not need it
-    from torch import nn
 
 BATCH = 4
 """Images per call of the network: at 224 pixels PyTorch needs half the time per image with 4 that it needs with 32,
@@ -98,53 +94,14 @@ def load_runner(
         raise RunnerError(f"threads is {threads}; allowed are 1 to {MOST_THREADS}")
     if not path.exists():
         raise RunnerError(f"{path} does not exist; give a run folder, an .onnx or a .tflite file")
-    if path.is_dir():
-        from brainq_torch.run import load_run
-
-        run = load_run(path)
-        _check_claims(path, FileMetadata(run.classes, run.pixels, {}), pixels, classes)
-        return TorchRunner(run.model, run.pixels, run.classes, threads, run.abstention, str(path))
+    if path.is_dir():  # loading PyTorch takes seconds and 900 MB, and an exported file does not need it
+        runner: Runner = import_module("export.run.torch_runner").run_folder(path, threads)
+        _check_claims(path, FileMetadata(runner.classes, runner.pixels, {}), pixels, classes)
+        return runner
     runners: dict[str, type[OnnxRunner | TFLiteRunner]] = {".onnx": OnnxRunner, ".tflite": TFLiteRunner}
     if path.suffix not in runners:
         raise RunnerError(f"{path} ends in {path.suffix!r}; give a run folder or a file ending in {sorted(runners)}")
     return runners[path.suffix](path, _describe(path, pixels, classes), threads, accelerated)
-
-
-class TorchRunner:
-    """A network in PyTorch, in eval mode."""
-
-    logit_scale: Encoding | None = None
-
-    def __init__(
-        self,
-        model: nn.Module,
-        pixels: PixelSpec,
-        classes: tuple[str, ...],
-        threads: int = 1,
-        abstention: Abstention | None = None,
-        name: str = "the network in PyTorch",
-    ) -> None:
-        if model.training:
-            raise RunnerError("the model is in training mode: BatchNorm and dropout would answer as such; call .eval()")
-        import torch
-
-        # A copy, because channels last (a third faster) is a layout that must not reach the exporter.
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        self.pixels, self.classes, self.abstention = pixels, classes, abstention
-        self._threads, self._name = threads, name
-
-    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """See ``Runner``."""
-        import torch
-
-        with torch.inference_mode(), _torch_threads(self._threads):
-            scaled = (torch.from_numpy(scale_pixels(batch)) for batch in _batches(images, self.pixels))
-            batches = [self.model(batch).numpy() for batch in scaled]
-        return join_logits(self._name, batches, np.float32, len(self.classes))
-
-    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """Raise RunnerError: PyTorch computes in float here, even a fake-quantized network."""
-        raise RunnerError("a checkpoint has no integer logits; export it and run the int8 file")
 
 
 class OnnxRunner:
@@ -171,8 +128,8 @@ class OnnxRunner:
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``."""
-        batches = [self._run(batch) for batch in _batches(images, self.pixels, self._batch)]
-        return join_logits(self._name, batches, np.float32, len(self.classes))
+        rows = [self._run(batch) for batch in batches(images, self.pixels, self._batch)]
+        return join_logits(self._name, rows, np.float32, len(self.classes))
 
     def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """See ``Runner``: the integers that the last DequantizeLinear was fed."""
@@ -230,7 +187,7 @@ class TFLiteRunner:
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Return the logits in the file's own type."""
         rows = []
-        for image in _batches(images, self.pixels, 1):
+        for image in batches(images, self.pixels, 1):
             real = scale_pixels(image).transpose(0, 2, 3, 1)
             self._interpreter.set_tensor(self._input["index"], feed(real, self._input))
             try:
@@ -277,7 +234,7 @@ def _check_shapes(
         raise RunnerError(f"{path} gives {logits} logits, but names {len(classes)} classes: {', '.join(classes)}")
 
 
-def _batches(images: npt.NDArray[np.uint8], pixels: PixelSpec, size: int = BATCH) -> Iterator[npt.NDArray[np.uint8]]:
+def batches(images: npt.NDArray[np.uint8], pixels: PixelSpec, size: int = BATCH) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the images in batches, or raise RunnerError where they are not what ``PixelSpec.apply`` gives."""
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (pixels.size, pixels.size):
         raise RunnerError(
@@ -286,16 +243,3 @@ def _batches(images: npt.NDArray[np.uint8], pixels: PixelSpec, size: int = BATCH
         )
     for start in range(0, len(images), size):
         yield images[start : start + size]
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Set torch's threads for one call, and put back what the process had."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

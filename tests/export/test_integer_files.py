@@ -20,8 +20,9 @@ from export.graph.encodings import read_encodings
 from export.integer_files import convert_int8, describe_calibration, make_dynamic_int8, make_int8, make_int8_tf
 from export.recipes import RECIPES, find_float_model
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
-from export.run.runners import TorchRunner, load_runner
+from export.run.runners import load_runner
 from export.run.sample import ImageSample, check_run_images
+from export.run.torch_runner import TorchRunner
 from export.verify.parity import FAKE_QUANTIZED, FLOAT_MODEL, LogitTable, climb
 from tests.support.small_network import SIDE, as_input, small_images, small_network
 from tools.doctor.__main__ import diagnose

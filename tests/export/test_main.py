@@ -15,7 +15,7 @@ from brainq_torch.run import load_run
 from brainq_torch.run_files import hash_file
 from export.__main__ import main
 from export.bundle.card import write_card
-from export.context import PARITY_IMAGES
+from export.catalogue import PARITY_IMAGES
 from export.recipes import RECIPES
 from export.run.metadata import read_metadata, write_metadata
 from tests.support.handmade_models import write_float_tflite

@@ -13,7 +13,7 @@ from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
 from brainq_torch.run import load_run
 from export.__main__ import main as export_main
-from export.context import ONNX_W4A8, TFLITE_W4A8
+from export.catalogue import ONNX_W4A8, TFLITE_W4A8
 from tests.conftest import TINY
 
 pytest.importorskip("onnx2tf", reason="the optional extra `export` is not installed")

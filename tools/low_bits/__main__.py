@@ -13,8 +13,9 @@ from typing import Any
 
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.quant.encoding import RoundingMethod
 from brainq_torch.quant.low_bits import W4A8
-from brainq_torch.quant.rounding import Method, Rounding
+from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.quant.sensitivity import choose_bits
 from brainq_torch.run import load_run
@@ -29,7 +30,7 @@ CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "lo
 BITS = "bits_{}.json"
 """Bits per layer within a budget, for the exporter's --bits-from."""
 
-LEARNED: tuple[Method, ...] = ("descent", "adaround")
+LEARNED: tuple[RoundingMethod, ...] = ("descent", "adaround")
 
 
 def make_parser() -> argparse.ArgumentParser:

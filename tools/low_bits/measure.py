@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.evaluation.metrics import compute_metrics
+from brainq_torch.quant.encoding import RoundingMethod
 from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.low_bits import Bookkeeping, LowBits, quantize_low_bits
-from brainq_torch.quant.rounding import Method, Rounding
+from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.quant.sensitivity import Sensitivity, measure_sensitivity
 from brainq_torch.run import Run
@@ -25,8 +26,9 @@ from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
 from export.integer_files import STATE
 from export.recipes import float_model
 from export.run.metadata import FileMetadata
-from export.run.runners import OnnxRunner, TorchRunner
+from export.run.runners import OnnxRunner
 from export.run.sample import ImageSample
+from export.run.torch_runner import TorchRunner
 from export.verify.parity import logit_noise
 
 BITS_OF_A_BUDGET = (4, 8)
@@ -65,7 +67,7 @@ class Measure:
     kept: Kept
     threads: int
 
-    def sensitivity(self, images: int, method: Method) -> list[Sensitivity]:
+    def sensitivity(self, images: int, method: RoundingMethod) -> list[Sensitivity]:
         """Measure what 4 bits in one layer cost, on as many calibration images."""
         path = self.kept.folder / f"sensitivity-{method}-{images}.json"
         table = [Sensitivity(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
@@ -86,7 +88,7 @@ class Measure:
         """Measure the float network."""
         return self._describe("float", self._plain(), 32.0)
 
-    def point(self, method: Method, scheme: Scheme, name: str) -> dict[str, Any]:
+    def point(self, method: RoundingMethod, scheme: Scheme, name: str) -> dict[str, Any]:
         """Round the network, run the integers in ONNX Runtime, and describe what comes out."""
 
         def measure() -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Measure:
 
         return self.kept.get("float", measure)["logits"]
 
-    def _quantize(self, method: Method, scheme: Scheme, name: str) -> LowBits:
+    def _quantize(self, method: RoundingMethod, scheme: Scheme, name: str) -> LowBits:
         return quantize_low_bits(
             float_model(self.run), self.calibration.pixels, scheme, Rounding(method=method),
             books=Bookkeeping(self.run.folder / STATE, lambda names: _bar(names, name)),

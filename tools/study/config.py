@@ -8,17 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from brainq_torch.run_files import BrainqError
-
-RECIPE_FILES = {
-    "fp32": ("model_fp32.tflite", "model_fp32.onnx"),
-    "fp16": ("model_fp16.tflite", None),
-    "int8": ("model_int8.tflite", "model_int8.onnx"),
-    "w4a8": ("model_w4a8.tflite", "model_w4a8.onnx"),
-    "int8_tf": ("model_int8_tf.tflite", None),
-    "dynamic_int8": ("model_dynamic_int8.tflite", None),
-}
-"""Recipe of ``python -m export`` -> the file that is measured, and its ONNX twin. Here, because the recipes themselves
-load PyTorch, which a study that only starts other processes can do without."""
+from export.catalogue import CATALOGUE
 
 FLOAT = "fp32"
 """The recipe of the row that the others of a family are compared with."""
@@ -218,8 +208,8 @@ def _check_rows(plan: StudyPlan) -> None:
             raise StudyConfigError(f"row id {row.id!r}: allowed are small letters, digits and '_', each id once")
         if row.model not in plan.models:
             raise StudyConfigError(f"row {row.id}: {row.model} is no model; there are {', '.join(plan.models)}")
-        if row.export not in RECIPE_FILES:
-            raise StudyConfigError(f"row {row.id}: {row.export} is no recipe; allowed are {', '.join(RECIPE_FILES)}")
+        if row.export not in CATALOGUE:
+            raise StudyConfigError(f"row {row.id}: {row.export} is no recipe; allowed are {', '.join(CATALOGUE)}")
         floats = [other.id for other in plan.rows if other.family == row.family and other.export == FLOAT]
         if len(floats) != 1:
             raise StudyConfigError(

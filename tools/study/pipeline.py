@@ -7,7 +7,8 @@ from pathlib import Path
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.provenance import find_commit, is_dirty
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, PHANTOMS, hash_file, write_json
-from tools.study.config import RECIPE_FILES, RowPlan, StudyPlan
+from export.catalogue import CATALOGUE
+from tools.study.config import RowPlan, StudyPlan
 from tools.study.runner import Step, StepFailed, StepRunner, format_command
 from tools.study.runs import Handling, check_finished, compare_handling, find_lacking, hash_images, read_handling
 from tools.study.states import ModelState, RowState
@@ -194,7 +195,7 @@ class _Study:
         words += ["--data", str(self._data()), "--force"]
         inputs = {f"run's {file}": hash_file(model.run / file) for file in (CHECKPOINT, CONFIG, MANIFEST)}
         inputs["arguments"] = repr([*recipes, *self.plan.export_arguments])
-        files = [PARITY, *(file for recipe in recipes for file in RECIPE_FILES[recipe] if file)]
+        files = [PARITY, *(file for recipe in recipes for file in CATALOGUE[recipe].files)]
         outputs = tuple(folder / file for file in files)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._do(Step(f"export_{name}_{group}", tuple(words), inputs, outputs, allowed=(0, FAILED)), states)

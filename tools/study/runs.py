@@ -14,7 +14,7 @@ import yaml
 from brainq_torch.console import name_first
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, hash_file
-from tools.study.config import RECIPE_FILES
+from export.catalogue import CATALOGUE
 from tools.study.runner import StepFailed, format_command
 
 
@@ -38,7 +38,7 @@ def find_lacking(export: Path, run: Path, recipes: Sequence[str]) -> str:
         return f"{export} is no export ({type(error).__name__}: {error})"
     if made_of != hash_file(run / CHECKPOINT):
         return f"{export} was made of another {CHECKPOINT} than {run} has now"
-    for name in (name for recipe in recipes for name in RECIPE_FILES[recipe] if name):
+    for name in (name for recipe in recipes for name in CATALOGUE[recipe].files):
         if name not in listed or not (export / name).is_file():
             return f"{export} has no {name}"
         if listed[name] != hash_file(export / name):

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.study.config import RECIPE_FILES, ModelPlan, RowPlan
+from export.catalogue import CATALOGUE
+from tools.study.config import ModelPlan, RowPlan
 
 
 @dataclass
@@ -39,13 +40,13 @@ class RowState:
     @property
     def file(self) -> Path:
         """The file that is measured."""
-        return self.export / RECIPE_FILES[self.plan.export][0]
+        return self.export / CATALOGUE[self.plan.export].files[-1]
 
     @property
     def twin(self) -> Path | None:
         """The same numbers as ONNX."""
-        name = RECIPE_FILES[self.plan.export][1]
-        return None if name is None else self.export / name
+        first, *more = CATALOGUE[self.plan.export].files
+        return self.export / first if more else None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES, Labels
@@ -46,6 +45,8 @@ def stratified_split(
     Raises:
         ValueError: A class is too small to give each side an image.
     """
+    from sklearn.model_selection import train_test_split  # a second, and a file is measured without
+
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction is {fraction}; allowed is more than 0 and less than 1")
     counts = np.bincount(labels, minlength=len(classes))

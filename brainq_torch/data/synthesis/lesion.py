@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.drawing import (
@@ -82,6 +81,8 @@ _GREYS: dict[Weighting, dict[str, _Grey]] = {
 
 def estimate_site(head: NDArray[np.bool_]) -> LesionSite:
     """Guess the site from an (h, w) head mask: fair for axial slices. Raises ValueError where it holds no brain."""
+    from scipy import ndimage  # half a second, which drawing phantoms does not need
+
     depth = ndimage.distance_transform_edt(head)
     skull = _SKULL_SHARE * float(depth.max())
     if head.ndim != 2 or skull < 2.0:

@@ -10,8 +10,9 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run import RunError
 from export.run.metadata import FileMetadata, MetadataError, write_metadata
-from export.run.runners import OnnxRunner, TorchRunner, load_runner
+from export.run.runners import OnnxRunner, load_runner
 from export.run.sessions import RunnerError, feed
+from export.run.torch_runner import TorchRunner
 from tests.support.handmade_models import (
     TFLiteBuilder,
     write_dynamic_range_tflite,

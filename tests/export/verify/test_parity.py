@@ -13,8 +13,8 @@ from brainq_torch.run import load_run
 from export.graph.flatbuffer import constant, read_model, write_model
 from export.recipes import RECIPES
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
-from export.run.runners import TorchRunner
 from export.run.sample import ImageSample
+from export.run.torch_runner import TorchRunner
 from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, logit_noise
 from export.verify.report import ArtefactReport, Limits, ParityReport
 
