@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from brainq_torch.abstention.policy import UNCERTAIN
@@ -13,6 +14,8 @@ from brainq_torch.console import printable
 from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series
 from brainq_torch.series.find import find_series
+from brainq_torch.series.montage import Montage
+from brainq_torch.series.table import AnswerTable
 
 NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
 SOME_UNREAD = 1
@@ -26,16 +29,32 @@ def answer_command(models: Sequence[Answerer], options: argparse.Namespace, **mo
 
     Args:
         models: As ``answer_series`` takes them.
-        options: Its words: images, json, slices, plane.
+        options: Its words: images, json, slices, plane, csv, montage.
         more: What else each answered row says.
 
     Returns:
         The exit code.
 
     Raises:
-        SliceChoiceError: ``--slices`` is none.
+        SliceChoiceError, MontageError, OSError: A word of the command is wrong; nothing is done before.
     """
-    choose_slices(1, options.slices)  # a wrong word is told before anything is done
+    choose_slices(1, options.slices)
+    sheet = Montage(Path(options.montage), models[0].pixels, models[0].classes) if options.montage else None
+    table = AnswerTable(options.csv, models[0].classes) if options.csv else None
+    keepers = [keeper for keeper in (table, sheet) if keeper]
+    try:
+        return _answer_all(models, options, more, keepers)
+    finally:
+        for keeper in keepers:
+            keeper.close()
+
+
+def _answer_all(
+    models: Sequence[Answerer],
+    options: argparse.Namespace,
+    more: dict[str, Any],
+    keepers: Sequence[AnswerTable | Montage],
+) -> int:
     if not options.json:
         print(NOTICE, file=sys.stderr)
     progress, unread, counts = _Progress(), 0, {"series": Counter[str](), "slice": Counter[str]()}
@@ -52,6 +71,8 @@ def answer_command(models: Sequence[Answerer], options: argparse.Namespace, **mo
             print(json.dumps(row, allow_nan=False), flush=True)
         elif "error" not in row:
             print(printable(format_row(row)), flush=True)
+        for keeper in keepers:
+            keeper.add(answer)
         progress.answered()
     total = unread + sum(counts["slice"].values())
     if unread:

@@ -20,7 +20,6 @@ from brainq_torch.checksum import find_damage
 from brainq_torch.console import without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.reading.image import read_grey
-from brainq_torch.data.reading.slices import SliceChoiceError
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series.answer import Answerer, BrokenModelError, judge
@@ -195,7 +194,7 @@ def run(folder: Path, options: argparse.Namespace) -> int:
         if options.threads > 1:  # side by side two interpreters are faster than one with as many threads
             models = [_load(folder, options.model, options.threads // 2) for _ in range(2)]
         return answer_command([one.answerer() for one in models], options, model=model.file)
-    except (BundleError, SliceChoiceError) as error:
+    except (BrainqError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", UNUSABLE)
 

@@ -3,10 +3,12 @@
 # (the imports below need packages that may be absent, and then the file is skipped)
 
 import argparse
+import csv
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
 pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
@@ -15,6 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.series.answer import Answerer, BrokenModelError, answer_series
 from brainq_torch.series.find import find_series
+from brainq_torch.series.montage import MontageError
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.show import answer_command
 from tests.brainq_torch.series.test_find import write_series
@@ -121,7 +124,7 @@ def test_a_broken_model_is_an_error_of_each_image(tmp_path):
 
 def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
     paths = [write_volume(tmp_path / f"{name}.nii", bright) for name, bright in (("a", [True] * 5), ("b", [False] * 5))]
-    options = argparse.Namespace(images=paths, json=False, slices="all", plane=None)
+    options = argparse.Namespace(images=paths, json=False, slices="all", plane=None, csv=None, montage=None)
     assert answer_command([answerer()], options) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[5].startswith(
@@ -138,3 +141,27 @@ def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
 def test_a_model_without_a_healthy_class_gives_no_series_answer():
     said = RULE.judge(("a", "b"), np.full((9, 2), 0.5), [True] * 9)
     assert (said.label, said.reason) == (None, "the model has no class notumor")
+
+
+def test_a_table_and_a_sheet_hold_what_was_answered(tmp_path, capsys):
+    path = write_volume(tmp_path / "a.nii", [None, False, True, True, True])
+    (tmp_path / "empty.png").write_bytes(b"")
+    options = argparse.Namespace(images=[path, str(tmp_path / "empty.png")], json=True, slices="all", plane=None)
+    options.csv, options.montage = str(tmp_path / "a.csv"), str(tmp_path / "sheet.png")
+    assert answer_command([answerer()], options) == 1
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    with (tmp_path / "a.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["label"] for row in table] == [row.get("label", "") for row in printed]
+    assert float(table[2]["glioma"]) == printed[2]["probabilities"]["glioma"]
+    assert (table[5]["level"], table[5]["counts"], table[5]["carried_by"]) == (
+        "series", "3 glioma, 1 notumor, 1 uncertain", "3 4 5",
+    )  # fmt: skip
+    assert "zero bytes" in table[6]["error"]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    tops = [20 + 2, 20 + 2]  # below the title, the frame's third row
+    frames = [tuple(map(int, sheet[top, place * 134 + 60])) for top, place in zip(tops, (0, 1), strict=True)]
+    assert frames == [(0, 160, 135), (230, 75, 53)]  # the empty slice has no tile: no tumour first, then glioma
+    options.montage = str(tmp_path / "sheet.jpg")
+    with pytest.raises(MontageError, match=r"name a \.png file"):
+        answer_command([answerer()], options)
