@@ -75,7 +75,10 @@ def test_heads_are_answered_and_other_pictures_are_not(fitted):
     assert fitted.judge(logits[:1], images[:1]).reason(0) == ""
 
 
-def test_nothing_in_nothing_out(fitted):
+def test_nothing_in_nothing_out_and_counts_that_differ_are_refused(fitted):
+    images, labels = phantom_images(8, 64)
+    with pytest.raises(ValueError, match="7 logits, 8 labels and 8 images"):
+        fit_abstention(np.zeros((7, 4)), labels, images, fitted.typicality)
     assert fitted.judge(np.empty((0, 4)), np.empty((0, 64, 64), np.uint8)).answered.shape == (0,)
 
 
@@ -86,12 +89,6 @@ def test_what_a_file_carries_judges_the_same(fitted):
     one, other = fitted.judge(logits, images), again.judge(logits, images)
     np.testing.assert_array_equal(one.outlier, other.outlier)
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
-
-
-def test_counts_that_differ_are_refused(fitted):
-    images, labels = phantom_images(8, 64)
-    with pytest.raises(ValueError, match="7 logits, 8 labels and 8 images"):
-        fit_abstention(np.zeros((7, 4)), labels, images, fitted.typicality)
 
 
 def test_judging_needs_no_torch():

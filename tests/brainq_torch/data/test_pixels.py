@@ -5,15 +5,11 @@ from PIL import Image
 from brainq_torch.data.pixels import PixelSpec, resize, scale_pixels
 
 
-def test_stretch_is_pillows_bilinear():
-    grey = np.random.default_rng(0).integers(0, 256, (50, 90), dtype=np.uint8)
-    expected = np.asarray(Image.fromarray(grey).resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.array_equal(PixelSpec(64).apply(grey), expected)
-
-
-def test_right_size_is_untouched():
-    grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    assert np.array_equal(PixelSpec(64).apply(grey), grey)
+@pytest.mark.parametrize("shape", [(50, 90), (64, 64)])
+def test_stretch_is_pillows_bilinear_and_the_right_size_is_untouched(shape):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    expected = image if image.size == (64, 64) else image.resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(PixelSpec(64).apply(np.asarray(image)), np.asarray(expected))
 
 
 def test_pad_keeps_the_aspect_and_centres():
@@ -21,9 +17,7 @@ def test_pad_keeps_the_aspect_and_centres():
     assert (padded[16:48] == 200).all()
     assert (padded[:16] == 0).all()
     assert (padded[48:] == 0).all()
-
-
-def test_pad_keeps_a_line_of_a_very_thin_image():
+    # A line of a very thin image stays.
     assert PixelSpec(64, "pad").apply(np.full((1, 4000), 255, np.uint8)).max() == 255
 
 

@@ -35,9 +35,7 @@ def test_overlap_of_errors_worked_out_by_hand():
     assert found.jaccard == pytest.approx(2 / 5)
     # Agreement on right or wrong: 2 both wrong, 5 both right, so 0.7; by chance 0.3 * 0.4 + 0.7 * 0.6 = 0.54.
     assert found.kappa == pytest.approx((0.7 - 0.54) / (1 - 0.54))
-
-
-def test_overlap_without_errors_is_not_defined_instead_of_perfect():
+    # Without errors it is not defined, instead of perfect.
     labels = np.array([0, 1, 2, 3])
     found = overlap_errors(one_hot(labels), one_hot(labels), labels)
     assert (found.jaccard, found.kappa) == (None, None)
