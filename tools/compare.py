@@ -168,7 +168,8 @@ def compare_models(
         logits = _run(candidate.name, runner, images)
         if not candidate.is_onnx:
             known[candidate] = Logits(logits, runner.logit_scale)
-        size = _size(candidate.path)
+        path = Path(candidate.path)
+        size = (path / CHECKPOINT if path.is_dir() else path).stat().st_size
         against = (
             None if reference is None else compare_predictions(reference, logits, images.labels, images.folder.classes)
         )
@@ -226,11 +227,6 @@ def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
     pixels = images.of(runner.pixels)
     print(f"{name}: running {len(pixels)} images", file=sys.stderr, flush=True)
     return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]
-
-
-def _size(name: str) -> int:
-    path = Path(name)
-    return (path / CHECKPOINT if path.is_dir() else path).stat().st_size
 
 
 main = as_main(make_parser, _compare)

@@ -77,9 +77,10 @@ def _check_normalisation(graph: ModelGraph, ours: bool) -> list[Finding]:
     reached, found = list(graph.inputs), []
     for name in reached:
         for node in consumers[name]:
-            others = [graph.tensors[other] for other in node.inputs if other != name]
+            others = [graph.tensors[other].values for other in node.inputs if other != name]
             # As many numbers as channels at most: a larger constant is no normalisation.
-            if node.operator in _ARITHMETIC and others and all(_size(other) in (1, 3) for other in others):
+            small = [values is not None and values.size in (1, 3) for values in others]
+            if node.operator in _ARITHMETIC and small and all(small):
                 found.append(node.name)
             if node.operator in _CARRIERS or node.name in found:
                 reached.extend(node.outputs)
@@ -91,10 +92,6 @@ def _check_normalisation(graph: ModelGraph, ours: bool) -> list[Finding]:
     )
     remedy = "leave normalisation out of the network: published weights are folded into the stem at load"
     return [Finding("double_normalisation", "fault" if ours else "warning", what, remedy, tuple(found))]
-
-
-def _size(tensor: Tensor) -> int | None:
-    return None if tensor.values is None else tensor.values.size
 
 
 def _check_input_scale(graph: ModelGraph) -> list[Finding]:
@@ -190,8 +187,8 @@ def _check_weights(graph: ModelGraph) -> list[Finding]:
         )
     own_scale = [w for w in quantized if w.name not in single]
     tests: list[tuple[str, list[Tensor], Callable[[Tensor], int], str, str]] = [
-        ("dead_channels", quantized, lambda w: _dead(channels[w.name]), "output channels with only zero weights",
-         "prune them, or look for what killed them in training"),
+        ("dead_channels", quantized, lambda w: int((channels[w.name] == 0).all(1).sum()),
+         "output channels with only zero weights", "prune them, or look for what killed them in training"),
         ("saturated_weights", quantized, lambda w: _saturated(channels[w.name], w.kind),
          f"output channels with more than {_MANY_AT_LIMIT:.0%} of the weights at the limit",
          "the scale is too small: derive it from the largest weight of the channel"),
@@ -216,10 +213,6 @@ def _by_channel(weight: Tensor, owner: Node, file_format: str) -> NDArray[np.int
     if weight.scales is not None and len(weight.scales) > 1:
         axis = weight.axis
     return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-
-
-def _dead(rows: NDArray[np.int64]) -> int:
-    return int((rows == 0).all(1).sum())
 
 
 def _coarse(rows: NDArray[np.int64]) -> int:

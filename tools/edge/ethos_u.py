@@ -120,7 +120,8 @@ def read_summary(summary: Path, compiled: Path, accelerator: str, strategy: str)
         rows = list(csv.DictReader(file))
     if len(rows) != 1:
         raise CommandError(f"{summary.name} has {len(rows)} rows where vela 5 writes one; use ethos-u-vela 5")
-    row = rows[0]
+    row, model = rows[0], read_model(compiled)
+    operators = [operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators]
     try:
         memory = {
             area: round(1024 * float(row[f"{area}_memory_used"]))
@@ -137,14 +138,8 @@ def read_summary(summary: Path, compiled: Path, accelerator: str, strategy: str)
             flash_bytes=memory["on_chip_flash"] + memory["off_chip_flash"],
             macs=int(float(row["nn_macs"])),
             compiled_bytes=compiled.stat().st_size,
-            cpu_operators=_cpu_operators(compiled),
+            # One CUSTOM operator per piece is the accelerator's.
+            cpu_operators=tuple(name for name in operators if name != "CUSTOM"),
         )
     except KeyError as error:
         raise CommandError(f"{summary.name} has no column {error}; use ethos-u-vela 5") from error
-
-
-def _cpu_operators(compiled: Path) -> tuple[str, ...]:
-    """Return the operators of a compiled file that are not the accelerator's, one CUSTOM operator per piece."""
-    model = read_model(compiled)
-    names = (operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators)
-    return tuple(name for name in names if name != "CUSTOM")

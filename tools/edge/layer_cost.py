@@ -15,7 +15,7 @@ import numpy as np
 from brainq_torch.checksum import find_damage
 from export.arithmetic import describe_kind
 from export.graph.flatbuffer import read_model
-from export.graph.model_graph import ModelGraph, Node, Tensor
+from export.graph.model_graph import ModelGraph, Tensor
 from export.graph.read_graph import read_graph
 from tools.command import CommandError
 
@@ -215,7 +215,8 @@ def _count_layers(graph: ModelGraph) -> tuple[tuple[LayerCost, ...], set[int | N
     for index, node in enumerate(graph.nodes):
         inputs, outputs = ([graph.tensors[name] for name in names] for names in (node.inputs, node.outputs))
         rule = _MACS.get(node.operator)
-        weight, biases = (inputs[1], _biases(node, inputs)) if rule else (None, [])
+        data = _DATA_INPUT.get(node.operator, 0)
+        weight, biases = (inputs[1], inputs[max(2, data + 1) :]) if rule else (None, [])
         fresh = weight is not None and weight.values is not None and weight.buffer not in counted
         layers.append(
             LayerCost(
@@ -223,7 +224,7 @@ def _count_layers(graph: ModelGraph) -> tuple[tuple[LayerCost, ...], set[int | N
                 operator=node.operator,
                 name=node.name,
                 output_shape="x".join(map(str, _shape(outputs[0]))) if outputs else "",
-                macs=rule(inputs[_DATA_INPUT.get(node.operator, 0)], inputs[1], outputs[0]) if rule else 0,
+                macs=rule(inputs[data], inputs[1], outputs[0]) if rule else 0,
                 weight_kind=weight.kind if weight else "",
                 weights=count(weight) if weight and fresh else 0,
                 weight_bytes=take([weight] if weight else []),
@@ -233,10 +234,6 @@ def _count_layers(graph: ModelGraph) -> tuple[tuple[LayerCost, ...], set[int | N
             )
         )
     return tuple(layers), counted
-
-
-def _biases(node: Node, inputs: list[Tensor]) -> list[Tensor]:
-    return inputs[max(2, _DATA_INPUT.get(node.operator, 0) + 1) :]
 
 
 def _count_parameters(path: Path) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
-from numpy.typing import NDArray
 from PIL import Image
 
 from tools.report.statistics import Reliability, find_front
@@ -24,7 +24,9 @@ _SPAN = 12.0
 """Points of accuracy that the axis reaches below the best model; what is worse is shown at its edge."""
 
 _NAME_SIZE = 7.5
-_REACH = (11, 20, 31, 44, 60, 80, 105)  # points from a mark to its name, the nearest that is free
+_WAYS = [(1.0, 0.0), (-1.0, 0.0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8), (0.0, 1.0), (0.0, -1.0)]
+_OFFSETS = [(reach * x, reach * y) for reach in (11, 20, 31, 44, 60, 80, 105) for x, y in _WAYS]
+"""Points from a mark to its name, the nearest that is free; the sides before above and below."""
 
 
 @dataclass(frozen=True)
@@ -142,47 +144,28 @@ def _place_names(figure: Figure, axes: Axes, points: Sequence[Point], steps: Seq
     frame = axes.get_window_extent()
     for index in np.argsort(-marks[:, 1], kind="stable"):
         point = points[index]
-        name = point.name if point.accuracy > bottom else f"{point.name}: {point.accuracy:.1f} %"
-        size = _measure(axes, name)
-        boxes = [(offset, _box(marks[index], offset, size, scale)) for offset in _offsets()]
-        offset, box = min(boxes, key=lambda place: _count_covered(place[1], taken, frame))
-        axes.annotate(
-            name, places[index], xytext=offset, textcoords="offset points", fontsize=_NAME_SIZE, zorder=4,
-            ha=_align(offset), va="center", path_effects=[withStroke(linewidth=2, foreground="white")],
+        note = axes.annotate(
+            point.name if point.accuracy > bottom else f"{point.name}: {point.accuracy:.1f} %", places[index],
+            xytext=(0, 0), textcoords="offset points", fontsize=_NAME_SIZE, zorder=4, va="center",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip
-        taken.append(box)
+        boxes = {offset: _put(note, offset) for offset in _OFFSETS}
+        taken.append(_put(note, min(boxes, key=lambda offset: _count_covered(boxes[offset], taken, frame))))
 
 
-def _measure(axes: Axes, name: str) -> tuple[float, float]:
-    """Return a name's width and height in pixels, with a little room around it."""
-    drawn = axes.text(0.5, 0.5, name, fontsize=_NAME_SIZE, transform=axes.transAxes)
-    extent = drawn.get_window_extent()
-    drawn.remove()
-    return extent.width + 4, extent.height + 4
-
-
-def _box(mark: NDArray[np.float64], offset: tuple[float, float], size: tuple[float, float], scale: float) -> Bbox:
-    """Return where a name lies that is written beside a mark. offset: points; size: pixels."""
-    x, y = mark[0] + scale * offset[0], mark[1] + scale * offset[1]
-    left = {"left": x, "right": x - size[0], "center": x - size[0] / 2}[_align(offset)]
-    return Bbox.from_bounds(left, y - size[1] / 2, *size)
-
-
-def _align(offset: tuple[float, float]) -> str:
-    return "left" if offset[0] > 0 else "right" if offset[0] < 0 else "center"
+def _put(note: Annotation, offset: tuple[float, float]) -> Bbox:
+    """Write a name so many points beside its mark. Returns where it lies, with a little room around it."""
+    note.set_position(offset)
+    note.set_horizontalalignment("left" if offset[0] > 0 else "right" if offset[0] < 0 else "center")
+    note.get_window_extent()  # brings its text there
+    return Text.get_window_extent(note).padded(2)
 
 
 def _count_covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> int:
     """Return how many names and marks a box covers; leaving the frame is worse than all of them."""
     inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
     return sum(bool(box.overlaps(other)) for other in taken) + (0 if inside else len(taken) + 1)
-
-
-def _offsets() -> list[tuple[float, float]]:
-    """Return places around a mark, near ones first; the sides before above and below."""
-    ways = [(1.0, 0.0), (-1.0, 0.0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8), (0.0, 1.0), (0.0, -1.0)]
-    return [(reach * x, reach * y) for reach in _REACH for x, y in ways]
 
 
 def _save(figure: Figure) -> bytes:

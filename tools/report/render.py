@@ -52,7 +52,13 @@ def _render(template: str, escape_text: Callable[[str], Markup], context: dict[s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"one_line": _one_line, "filled_lines": _filled_lines, "base64": _encode}
+    environment.filters |= {
+        # A paragraph or a table's row without the template's line breaks.
+        "one_line": lambda text: Markup(" ").join(text.split()),
+        # Empty lines would end a Markdown table or list.
+        "filled_lines": lambda text: Markup("\n").join(line for line in text.splitlines() if line.strip()),
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+    }
     environment.globals |= {"format_interval": format_interval}
     return environment.get_template(template).render(context)
 
@@ -61,17 +67,3 @@ def _escape_markdown(text: str) -> Markup:
     for mark in _MARKS:
         text = text.replace(mark, "\\" + mark)
     return Markup(text.replace("\n", "<br>"))
-
-
-def _one_line(text: Markup) -> Markup:
-    """Write a paragraph or a table's row without the template's line breaks."""
-    return Markup(" ").join(text.split())
-
-
-def _filled_lines(text: Markup) -> Markup:
-    """Leave empty lines out: they would end a Markdown table or list."""
-    return Markup("\n").join(line for line in text.splitlines() if line.strip())
-
-
-def _encode(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

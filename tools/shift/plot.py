@@ -85,9 +85,6 @@ def plot_pictures(examples: Sequence[tuple[str, Sequence[Grey | None]]], path: s
             for column, tile in enumerate(tiles):
                 if tile is not None:
                     x = _LABEL + (place * across + column) * _TILE
-                    sheet.paste(_thumbnail(tile), (x, 16 + row * _TILE))
+                    small = Image.fromarray(tile).resize((_TILE - 2, _TILE - 2), Image.Resampling.BILINEAR)
+                    sheet.paste(small, (x, 16 + row * _TILE))
     sheet.save(path)
-
-
-def _thumbnail(grey: Grey) -> Image.Image:
-    return Image.fromarray(grey).resize((_TILE - 2, _TILE - 2), Image.Resampling.BILINEAR)

@@ -130,7 +130,8 @@ def format_outcome(outcome: Outcome) -> str:
     strengths = [str(strength) for strength in STRENGTHS]
     grid = [[name, *(_cell(row[key]) for key in strengths)] for name, row in data["corruptions"].items()]
     grid.append(["mean", *(_cell(data["mean"][key]) for key in strengths)])
-    grid.append(["95 %", *(_range(data["mean"][key]["interval"]) for key in strengths)])
+    ends = [[f"{100 * end:.2f}" for end in data["mean"][key]["interval"]] for key in strengths]
+    grid.append(["95 %", *map("-".join, ends)])
     asked = {name: ("accuracy_of_other_classes", "accuracy_of_own_class") for name in CLASSES}
     styles = [[name, *(_percent(data["styles"][name].get(key)) for key in keys)] for name, keys in asked.items()]
     styles.append(["all", *(_percent(data["styles"][key]) for key in ("other_classes", "own_class"))])
@@ -176,10 +177,6 @@ def _difference(row: dict[str, Any]) -> str:
     if row["accuracy_difference"] is None:
         return "no images"
     return f"{100 * row['accuracy_difference']:+6.2f} ({100 * row['agreement']:.2f} %)"
-
-
-def _range(interval: Sequence[float]) -> str:
-    return f"{100 * interval[0]:.2f}-{100 * interval[1]:.2f}"
 
 
 def _percent(share: float | None) -> str:

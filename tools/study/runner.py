@@ -62,7 +62,8 @@ class StepRunner:
     def __init__(self, out: Path, total: int, write_line: Callable[[str], None]) -> None:
         self.out, self.total, self._write_line = out, total, write_line
         self._number, self._title, self._start = 0, "begin", time.monotonic()
-        self._versions = {"code": describe_code(), "packages": _describe_packages()}
+        packages = " ".join(f"{name} {found or 'none'}" for name, found in find_versions(_PACKAGES).items())
+        self._versions = {"code": describe_code(), "packages": packages}
         for name in (STEPS, LOGS):
             (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -193,8 +194,3 @@ def _processor_seconds() -> float:
     """Return the processor time of all commands that have ended, user and system: on a busy machine it tells more."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _describe_packages() -> str:
-    """Return the versions of the packages that results depend on."""
-    return " ".join(f"{name} {found or 'none'}" for name, found in find_versions(_PACKAGES).items())
