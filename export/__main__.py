@@ -10,7 +10,7 @@ from typing import get_args
 
 from brainq_torch.console import escape_unprintable
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.quant.encoding import ROUNDING, CalibrationMethod, RoundingMethod
+from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
 from brainq_torch.run_files import BrainqError
 from export.bundle.web import DEFAULT_RUNTIME, PACKAGE
 from export.catalogue import CATALOGUE, PARITY_IMAGES
@@ -56,6 +56,7 @@ def _list_recipes() -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     _add_recipe_arguments(parser)
+    _add_integer_arguments(parser)
     _add_bundle_arguments(parser)
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")
     options = parser.parse_args(arguments)
@@ -74,6 +75,16 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder to make (default: RUN/export)")
     parser.add_argument("--data", type=Path, help="where the run's images are now, if they moved")
     parser.add_argument(
+        "--parity-images",
+        type=int,
+        default=PARITY_IMAGES,
+        metavar="N",
+        help=f"images to compare the files on, {LEAST_PARITY_IMAGES} or more (default: {PARITY_IMAGES})",
+    )
+
+
+def _add_integer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--calibration",
         choices=get_args(CalibrationMethod),
         default="percentile",
@@ -87,6 +98,11 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="training images to choose them from (%(default)s)",
     )
     parser.add_argument(
+        "--calibration-shifted",
+        action="store_true",
+        help="calibrate on a copy of each as another scanner shows it, too",
+    )
+    parser.add_argument(
         "--rounding",
         choices=get_args(RoundingMethod),
         help=f"how w4a8 rounds weights where training did not (default: {ROUNDING})",
@@ -95,11 +111,11 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--bits-from", type=Path, metavar="JSON", help="bits per layer for w4a8, a bits_*.json of tools.low_bits"
     )
     parser.add_argument(
-        "--parity-images",
-        type=int,
-        default=PARITY_IMAGES,
-        metavar="N",
-        help=f"images to compare the files on, {LEAST_PARITY_IMAGES} or more (default: {PARITY_IMAGES})",
+        "--bias-correction",
+        choices=get_args(BiasCorrection),
+        default="auto",
+        help="whether int8's and w4a8's biases are corrected after calibration: auto keeps it where held-out images "
+        "and their shifted copies keep their class better (default: auto)",
     )
 
 

@@ -37,8 +37,10 @@ def run(options: argparse.Namespace) -> int:
         options.data,
         options.calibration_images,
         options.calibration,
+        options.calibration_shifted,
         Rounding(method=options.rounding or ROUNDING),
         W4A8 if options.bits_from is None else read_bits(options.bits_from),
+        options.bias_correction,
         options.parity_images,
     )
     report = export_run(trained, options.recipes or default_recipes(trained), exported, how)

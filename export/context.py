@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.quant.encoding import CalibrationMethod
+from brainq_torch.quant.encoding import BiasCorrection, CalibrationMethod
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme
@@ -32,8 +32,10 @@ class ExportOptions:
         data: Where the run's images are now, None where it found them.
         calibration_images: Training images to choose ranges from where training did not.
         calibration_method: How ranges are chosen from them.
+        calibration_shifted: On a shifted copy of each of them, too.
         rounding: How w4a8 rounds weights where training did not.
         low_bits: To how many bits it does.
+        bias_correction: Whether calibrated networks' biases are corrected; ``auto`` asks held-out images.
         parity_images: Images to compare the files on.
     """
 
@@ -41,8 +43,10 @@ class ExportOptions:
     data: Path | None = None
     calibration_images: int = CALIBRATION_IMAGES
     calibration_method: CalibrationMethod = "percentile"
+    calibration_shifted: bool = False
     rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
     low_bits: Scheme = W4A8
+    bias_correction: BiasCorrection = "auto"
     parity_images: int = PARITY_IMAGES
 
 
@@ -73,8 +77,9 @@ class ExportContext:
         return self.folder / name
 
     def calibration(self) -> ImageSample:
-        """Return class-balanced training images. Raises RunError where they are gone."""
-        return self.images.calibration(self.options.calibration_images)
+        """Return class-balanced training images, with shifted copies if asked. Raises RunError where they are gone."""
+        sample = self.images.calibration(self.options.calibration_images)
+        return sample.with_shifted(self.run.pixels) if self.options.calibration_shifted else sample
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from brainq_torch.quant.layers import PrepareError, scheme_of, weighted_layers
 from brainq_torch.quant.low_bits import W4A8, Bookkeeping, quantize_low_bits
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.run_files import BrainqError
+from export.bias_choice import choose_biases
 from export.catalogue import (
     ONNX_FP32,
     ONNX_INT8,
@@ -69,11 +70,21 @@ class IntegerFiles:
     onnx: str
     tflite: str
 
-    def write(self, context: ExportContext, network: nn.Module, origin: Mapping[str, Any]) -> None:
-        """Write both files of a finalized network. origin: where its integers come from, for the provenance."""
+    def write(
+        self, context: ExportContext, network: nn.Module, origin: Mapping[str, Any], sample: ImageSample | None = None
+    ) -> None:
+        """Write both files of a finalized network.
+
+        origin: where its integers come from, for the provenance. sample: what it was calibrated on; then its biases
+        are corrected where that is asked or keeps more classes. What training learned is left as it is: it learned the
+        biases with the rounding in place, and no float network of these weights was ever trained to compare with.
+        """
+        export_qdq_onnx(network, context.run.pixels, context.path(self.onnx))
+        if sample is not None:
+            network, about = choose_biases(context, network, sample, context.path(self.onnx))
+            origin = {**origin, "bias_correction": about}
         context.networks[self.network] = network
         context.provenance[self.recipe] = {"scheme": scheme_of(network).to_json(), **origin}
-        export_qdq_onnx(network, context.run.pixels, context.path(self.onnx))
         convert_int8(context.path(self.onnx), context.path(self.tflite), context.run.pixels)
 
     def explain(self, context: ExportContext, sample: ImageSample) -> str | None:
@@ -95,7 +106,7 @@ def make_int8(context: ExportContext) -> None:
         return
     sample, about = _calibrate(context, ONNX_INT8)
     network = quantize_post_training(run.model, sample.pixels, Scheme(), context.options.calibration_method)
-    INT8_FILES.write(context, network, {"scales": "calibrated after training", "calibration": about})
+    INT8_FILES.write(context, network, {"scales": "calibrated after training", "calibration": about}, sample)
 
 
 def make_w4a8(context: ExportContext) -> None:
@@ -117,7 +128,7 @@ def make_w4a8(context: ExportContext) -> None:
     if errors:
         about["largest_layer_error"] = round(max(errors.values()), 4)
     origin = {"integers": "rounded after training", "rounding": about, "calibration": calibration}
-    W4A8_FILES.write(context, network, origin)
+    W4A8_FILES.write(context, network, origin, sample)
 
 
 def make_int8_tf(context: ExportContext) -> None:

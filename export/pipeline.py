@@ -18,7 +18,7 @@ from export.run.metadata import write_metadata
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
 from export.verify.abstention import ValidationPart
-from export.verify.parity import FLOAT_MODEL, LogitTable, climb
+from export.verify.parity import FLOAT_MODEL, LogitTable, add_shifted, climb
 from export.verify.report import ArtefactReport, ParityReport
 
 THREADS = 1
@@ -114,6 +114,8 @@ def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) ->
         rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
     models = {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
     reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
+    shifted = sample.shifted(run.pixels)
+    reports = add_shifted(reports, LogitTable(context.folder, shifted, models, THREADS), shifted.labels)
     for recipe in (RECIPES[name] for name in names):
         if recipe.explain is None or all(reports[file].passed for file in recipe.files):
             continue
@@ -133,6 +135,9 @@ def _about(
         "run": {"model": context.run.model_name, "checkpoint_sha256": hash_file(context.run.folder / CHECKPOINT)},
         "images": {**sample.to_json(), "problems": list(context.images.problems)},
         "calibrated_on": context.calibrated_on,
+        "bias_correction": {
+            name: about["bias_correction"] for name, about in context.provenance.items() if "bias_correction" in about
+        },
         "versions": versions(),
         "threads": THREADS,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},

@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import Metrics, compute_metrics
+from brainq_torch.evaluation.paired import MARGIN_OVERALL, compare_paired, judge_all
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.run.runners import Runner, load_runner, run_named
-from export.verify.parity import Logits, judge
-from export.verify.report import Limits
+from export.verify.parity import Logits, judge, measure_shift
+from export.verify.report import Limits, describe_shift
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_known, class_order, decode_images, labels_of
+
+SHIFTED_COPIES = "shifted copies"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Candidate:
 class ComparedFile:
     """One model.
 
-    size_ratio: its bytes over the reference's. against: the paired comparison with the reference.
+    size_ratio: its bytes over the reference's. against: the paired comparison with the reference. shifted: that on
+    shifted images, in numbers alone: which images -> ``measure_shift``.
     """
 
     model: str
@@ -59,12 +64,23 @@ class ComparedFile:
     size_ratio: float
     metrics: Metrics
     against: Comparison | None
+    shifted: dict[str, dict[str, Any]]
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether it is as good as the reference, on these images and on shifted ones; None for the reference."""
+        if self.against is None:
+            return None
+        counts = [(self.against.n, self.against.only_a_right, self.against.only_b_right)]
+        counts += [(found["n"], found["lost"], found["gained"]) for found in self.shifted.values()]
+        return judge_all([compare_paired(*count, MARGIN_OVERALL) for count in counts])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         against = None if self.against is None else self.against.to_json()
         sizes = {"size_bytes": self.size_bytes, "size_ratio": self.size_ratio}
-        return {"model": self.model, **sizes, "metrics": self.metrics.to_json(), "against_reference": against}
+        compared = {"against_reference": against, "shifted": self.shifted, "verdict": self.verdict}
+        return {"model": self.model, **sizes, "metrics": self.metrics.to_json(), **compared}
 
 
 @dataclass(frozen=True)
@@ -84,10 +100,10 @@ class Pair:
 
 
 class Images:
-    """The images of a split, decoded once for every PixelSpec that a model asks for."""
+    """The images of a split, decoded once for every PixelSpec that a model asks for; or shifted copies of them."""
 
-    def __init__(self, folder: ImageFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: ImageFolder, shifted: bool = False) -> None:
+        self.folder, self.shifted = folder, shifted
         self._decoded: dict[PixelSpec, NDArray[np.uint8]] = {}
 
     @property
@@ -98,7 +114,9 @@ class Images:
     def of(self, pixels: PixelSpec) -> NDArray[np.uint8]:
         """Return (N, size, size) uint8."""
         if pixels not in self._decoded:
-            self.folder, self._decoded[pixels] = decode_images(self.folder, pixels)
+            self.folder, found = decode_images(self.folder, pixels)
+            paths = [record.path for record in self.folder.records]
+            self._decoded[pixels] = shift_all(found, paths, pixels) if self.shifted else found
         return self._decoded[pixels]
 
 
@@ -122,6 +140,13 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also run each TFLite file without XNNPACK, as a row of its own and as a pair with itself",
     )
+    parser.add_argument(
+        "--shifted",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="images of another source to compare on, too (may be repeated); shifted copies of DIR's always are",
+    )
     add_json(parser)
     add_threads(parser)
     return parser
@@ -141,9 +166,11 @@ def _compare(options: argparse.Namespace) -> int:
     as_written = {candidate: candidate.load(options.threads, as_written=True) for pair in asked for candidate in pair}
     first = candidates[0]
     split, folder = choose_known(first.name, runners[first], Path(options.data), options.split, options.manifest)
-    images = Images(folder)
+    images, others = Images(folder), {SHIFTED_COPIES: Images(folder, shifted=True)}
+    for other in options.shifted:
+        others[other] = Images(choose_known(first.name, runners[first], Path(other), "all")[1])
     known: dict[Candidate, Logits] = {}
-    rows = compare_models(runners, images, known)
+    rows = compare_models(runners, images, known, others)
     for candidate, runner in as_written.items():
         if candidate not in known:
             known[candidate] = Logits(_run(candidate.name, runner, images), runner.logit_scale)
@@ -159,11 +186,15 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def compare_models(
-    runners: dict[Candidate, Runner], images: Images, known: dict[Candidate, Logits]
+    runners: dict[Candidate, Runner], images: Images, known: dict[Candidate, Logits], others: dict[str, Images]
 ) -> list[ComparedFile]:
-    """Measure each model, all but the first against it, too; known gets the logits that ``Pair`` compares as is."""
+    """Measure each model, all but the first against it, too, also on ``others``, which are called as they are shown.
+
+    ``known`` gets the logits that ``Pair`` compares as is.
+    """
     rows: list[ComparedFile] = []
     reference: NDArray[np.float32] | None = None
+    elsewhere: dict[str, NDArray[np.float32]] = {}
     for candidate, runner in runners.items():
         logits = _run(candidate.name, runner, images)
         if not candidate.is_onnx:
@@ -174,7 +205,11 @@ def compare_models(
             None if reference is None else compare_predictions(reference, logits, images.labels, images.folder.classes)
         )
         metrics = compute_metrics(logits, images.labels, images.folder.classes)
-        rows.append(ComparedFile(candidate.name, size, size / rows[0].size_bytes if rows else 1.0, metrics, against))
+        found = {name: _run(candidate.name, runner, other) for name, other in others.items()}
+        elsewhere = elsewhere or found
+        shifted = {name: measure_shift(elsewhere[name], found[name], others[name].labels) for name in others if rows}
+        ratio = size / rows[0].size_bytes if rows else 1.0
+        rows.append(ComparedFile(candidate.name, size, ratio, metrics, against, shifted))
         reference = logits if reference is None else reference
     return rows
 
@@ -198,6 +233,8 @@ def format_rows(rows: Sequence[ComparedFile]) -> str:
                 for name, flip in row.against.flips_by_class.items()
             ]
             flips.append(f"{row.model}: {len(row.against.flips)} flips: {', '.join(changes)}")
+            flips += [f"{row.model}: {describe_shift(what, found)}" for what, found in row.shifted.items()]
+            flips.append(f"{row.model}: {row.verdict} on all of these")
         table.append(cells)
     return "\n".join([format_table(heads, table), *flips])
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
+from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import MANIFEST, atomic_path
 from export.run.runners import Runner, load_runner, run_named
@@ -61,7 +62,8 @@ def answer(
     """Run a model on one split of a run, in manifest order; N is 0 where the run has no such split.
 
     Returns:
-        Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, paths (N,) str, unseen (N,) bool.
+        Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, paths (N,) str, unseen (N,) bool; and
+        of Testing the logits of shifted copies, of others none.
     """
     if not all(row.group for row in rows):
         raise CommandError(
@@ -71,14 +73,18 @@ def answer(
     names, listed = sorted(runner.classes), [row.path for row in rows if row.split == split]
     if not listed:
         empty = np.empty((0, len(names)), np.float32)
-        return {"logits": empty, "labels": np.empty(0, int), "paths": np.empty(0, "U1"), "unseen": np.empty(0, bool)}
+        answers = {"logits": empty, "shifted_logits": empty}
+        return answers | {"labels": np.empty(0, int), "paths": np.empty(0, "U1"), "unseen": np.empty(0, bool)}
     folder, pixels = decode_images(choose_known(name, runner, data, split, str(manifest))[1], runner.pixels)
     if len(folder.records) < len(listed):
         raise CommandError(f"{len(listed) - len(folder.records)} images cannot be read.\n{folder.report()}")
     fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
     paths = [record.path for record in folder.records]
+    order = class_order(name, runner, names)
+    shifted = shift_all(pixels, paths, runner.pixels) if split == "Testing" else pixels[:0]
     return {
-        "logits": run_named(runner, pixels, paths)[:, class_order(name, runner, names)].astype(np.float32),
+        "logits": run_named(runner, pixels, paths)[:, order].astype(np.float32),
+        "shifted_logits": run_named(runner, shifted, paths)[:, order].astype(np.float32),
         "labels": labels_of(folder),
         "paths": np.array(paths),
         "unseen": np.array([fresh[path] for path in paths]),

@@ -10,8 +10,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 LEVEL = 0.95
 MARGIN_OVERALL = 0.01
@@ -41,9 +43,15 @@ class PairedDifference:
             return NON_INFERIOR
         return INFERIOR if self.high < -self.margin else INCONCLUSIVE
 
+    @property
+    def mcnemar_p(self) -> float:
+        """McNemar's exact two-sided p of the discordant pairs, 1 without any."""
+        discordant = self.lost + self.gained
+        return float(binomtest(self.lost, discordant).pvalue) if discordant else 1.0
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self) | {"verdict": self.verdict}
+        return asdict(self) | {"verdict": self.verdict, "mcnemar_p": self.mcnemar_p}
 
 
 def compare_paired(n: int, lost: int, gained: int, margin: float) -> PairedDifference:
@@ -52,6 +60,14 @@ def compare_paired(n: int, lost: int, gained: int, margin: float) -> PairedDiffe
         raise ValueError(f"{lost} lost and {gained} gained of {n} images; need 0 <= lost + gained <= n, n at least 1")
     low, high = tango_interval(n, lost, gained)
     return PairedDifference(n, lost, gained, (gained - lost) / n, low, high, margin)
+
+
+def compare_answers(
+    logits_a: NDArray[Any], logits_b: NDArray[Any], labels: NDArray[np.int64], margin: float = MARGIN_OVERALL
+) -> PairedDifference:
+    """Judge B against A on the same images: logits (N, C), labels (N,). Raises ValueError without images."""
+    right_a, right_b = logits_a.argmax(axis=1) == labels, logits_b.argmax(axis=1) == labels
+    return compare_paired(len(labels), int((right_a & ~right_b).sum()), int((~right_a & right_b).sum()), margin)
 
 
 def tango_interval(n: int, lost: int, gained: int, level: float = LEVEL) -> tuple[float, float]:

@@ -1,4 +1,8 @@
-"""Post-training quantization: choose each activation's range from a few un-augmented training images."""
+"""Post-training quantization: choose each activation's range from a few un-augmented training images.
+
+And correct biases, where that is asked: rounding shifts the mean of what a layer makes, its bias can take that back
+(Nagel et al. 2019, arXiv:1906.04721, section 4.2, with means measured on images).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.quant.encoding import CalibrationMethod
-from brainq_torch.quant.layer_samples import make_batches
-from brainq_torch.quant.layers import activation_quantizers, scheme_of
-from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges
+from brainq_torch.quant.layer_samples import apply_rows, make_batches, mean_of_positions, walk_inputs
+from brainq_torch.quant.layers import Layer, activation_quantizers, scheme_of, weighted_layers
+from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
 from brainq_torch.quant.switches import set_fake_quant
 
@@ -22,6 +26,11 @@ _PERCENTILE = 99.99
 """Share of an activation's values, in percent, that the percentile method keeps between its two ends."""
 _CANDIDATES = np.linspace(0.3, 1.0, 71)
 """Shares of the full range that the MSE method tries."""
+
+_CORRECTION_BATCH = 8
+_SHARE = 0.5
+"""Of the difference of two means that a bias takes back. On 200 validation images under 14 shifts a robust MobileNetV2
+changed 48 classes without correction, 24 with half of it, 33 with the whole; a plain one 61, 58 and 60."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,30 @@ def choose_ranges(
     histograms = collect_histograms(prepared, batches)
     choose = _CHOOSERS[method]
     return {name: choose(histogram) for name, histogram in histograms.items()}
+
+
+@torch.no_grad()
+def correct_biases(network: nn.Module, model: nn.Module, pixels: NDArray[Any], share: float = _SHARE) -> None:
+    """Move each bias, in running order and in place, so that the layer's mean output comes near the float network's.
+
+    Args:
+        network: Made of ``model``, finalized; it stays so, on the int32 grid: a later layer sees what the corrected
+            ones make.
+        model: The float network.
+        pixels: (N, H, W) uint8 to take the means over.
+        share: Of the way; 1 makes the means equal.
+    """
+    reference = prepare_qat(model, scheme_of(network)).eval()
+    set_fake_quant(reference, False)
+    batches = make_batches(pixels, _CORRECTION_BATCH)
+    layers, originals = weighted_layers(network), weighted_layers(reference)
+    names = [layer.name for layer in layers]
+    walk = walk_inputs(reference, names, batches, mean_of_positions)
+    wanted = [_mean_output(one, one.weight, rows) for one, (_, rows) in zip(originals, walk, strict=True)]
+    walk = walk_inputs(network, names, batches, mean_of_positions)
+    for layer, mean, (_, rows) in zip(layers, wanted, walk, strict=True):
+        weight = layer.module.weight_fake_quant(layer.weight)  # type: ignore[operator]  # a module of torch.ao
+        move_bias(network, layer, share * (mean - _mean_output(layer, weight, rows)))
 
 
 @torch.no_grad()
@@ -144,6 +177,12 @@ def _round_to_grid(values: NDArray[Any], low: float, high: float, exact: bool) -
     rounded: NDArray[Any] = (np.round(values / scale) + zero_point).clip(-128, 127)
     result: NDArray[Any] = (rounded - zero_point) * scale
     return result
+
+
+def _mean_output(layer: Layer, weight: Tensor, rows: Tensor) -> Tensor:
+    """Return what a layer makes of rows (S, G, K) in the mean, before the ReLU: (O,)."""
+    grouped = weight.reshape(rows.shape[1], -1, rows.shape[2])
+    return apply_rows(rows.mean(0, keepdim=True), grouped)[0] + layer.bias
 
 
 _CHOOSERS: dict[str, Callable[[ValueHistogram], tuple[float, float]]] = {

@@ -13,6 +13,10 @@ RoundingMethod = Literal["nearest", "descent", "adaround"]
 ROUNDING: RoundingMethod = "descent"
 
 
+BiasCorrection = Literal["auto", "off", "on"]
+"""Whether calibrated biases are corrected; ``auto``: where held-out images keep their class better."""
+
+
 class Encoding(NamedTuple):
     """Affine int8: real = scale * (integer - zero_point), integer in [-128, 127]; scale is a float32 value."""
 

@@ -1,7 +1,7 @@
 """What a layer sees: its inputs at sampled positions of calibration images, as rows that a matrix multiplies."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from brainq_torch.data.pixels import scale_pixels
 
+Take = Callable[[nn.Module, Tensor, int], Tensor]
+"""What to keep of a layer's input: layer, (N, ...) input and the number of its batch -> (rows, groups, K)."""
+
 
 class _Ended(Exception):
     """Nobody needs the rest of a pass: no error, it ends it."""
@@ -19,9 +22,9 @@ class _Ended(Exception):
 class _Pass(threading.Thread):
     """A batch's way through a network, in a thread, which alone can stop in ``forward``; it runs during ``advance``."""
 
-    def __init__(self, model: nn.Module, batch: Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, batch: Tensor, number: int) -> None:
         super().__init__(daemon=True)
-        self.seed, self.rows = seed, torch.empty(0)
+        self.number, self.rows = number, torch.empty(0)
         self._model, self._batch = model, batch
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
         self._ending = False
@@ -73,20 +76,20 @@ def make_batches(pixels: NDArray[Any], size: int) -> list[Tensor]:
 
 
 def walk_inputs(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], positions: int, seed: int
+    model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], take: Take
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, (rows, groups, K) float32) of what each layer is fed, at the same random positions everywhere.
+    """Yield (name, (rows, groups, K) float32) of what each layer is fed, as ``take`` keeps it.
 
     A layer may be changed before the next is asked for, which is then fed what the changed one makes: one pass serves
-    all layers. What is alive of all batches, about 10 MB an image at 224 pixels, is in memory. Rows are images x
-    positions; K inputs of a group stand in the order of ``weight.flatten(1)``; names are in running order.
+    all layers. What is alive of all batches, about 10 MB an image at 224 pixels, is in memory. K inputs of a group
+    stand in the order of ``weight.flatten(1)``; names are in running order.
     """
-    passes = [_Pass(model, batch, seed + number) for number, batch in enumerate(batches)]
+    passes = [_Pass(model, batch, number) for number, batch in enumerate(batches)]
 
     def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         mine = threading.current_thread()
         if isinstance(mine, _Pass) and mine in passes:  # not somebody else's walk through the same network
-            mine.stand(_rows(layer, inputs[0], positions, mine.seed))
+            mine.stand(take(layer, inputs[0], mine.number))
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(note) for name in names]
     try:
@@ -102,8 +105,25 @@ def walk_inputs(
 def sample_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], positions: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return what ``walk_inputs`` yields for a network that is left as it is."""
-    return dict(walk_inputs(model, names, batches, positions, seed))
+    """Return what ``walk_inputs`` yields for a network that is left as it is, at random positions."""
+    return dict(walk_inputs(model, names, batches, at_positions(positions, seed)))
+
+
+def at_positions(positions: int, seed: int) -> Take:
+    """Keep this many random positions of each image, the same everywhere in a batch: rows are images x positions."""
+    return lambda layer, inputs, number: _rows(layer, inputs, positions, seed + number)
+
+
+def mean_of_positions(layer: Any, inputs: Tensor, number: int) -> Tensor:
+    """Keep the mean over all positions: rows are images."""
+    if not isinstance(layer, nn.Conv2d):
+        return inputs.unsqueeze(1)
+    image, (down, across) = _pad(layer, inputs), layer.stride
+    height, width = _output_size(layer, image)
+    (kernel_height, kernel_width) = layer.kernel_size
+    columns = [image[..., x : x + width * across : across].mean(3) for x in range(kernel_width)]  # (N, C, padded H)
+    means = [column[..., y : y + height * down : down].mean(2) for y in range(kernel_height) for column in columns]
+    return torch.stack(means, 2).reshape(len(image), layer.groups, -1)
 
 
 def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
@@ -111,15 +131,23 @@ def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("sgk,gok->sgo", rows, weight).flatten(1) if rows.shape[1] > 1 else rows[:, 0] @ weight[0].T
 
 
+def _pad(layer: nn.Conv2d, image: Tensor) -> Tensor:
+    padding: Any = layer.padding  # typed for the names that torch allows, too
+    return functional.pad(image, [side for side in reversed(padding) for _ in range(2)])
+
+
+def _output_size(layer: nn.Conv2d, padded: Tensor) -> list[int]:
+    """Return height and width of what a convolution makes of a padded image."""
+    sizes = zip(padded.shape[2:], layer.kernel_size, layer.stride, strict=True)
+    return [(side - kernel) // stride + 1 for side, kernel, stride in sizes]
+
+
 def _rows(layer: Any, image: Tensor, positions: int, seed: int) -> Tensor:
     if not isinstance(layer, nn.Conv2d):
         return image.unsqueeze(1)  # a linear layer: (N, 1, K)
-    padding: Any = layer.padding  # typed for the names that torch allows, too
-    pad = [side for side in reversed(padding) for _ in range(2)]
-    image = functional.pad(image, pad)
+    image = _pad(layer, image)
     (kernel_height, kernel_width), (down, across) = layer.kernel_size, layer.stride
-    height = (image.shape[2] - kernel_height) // down + 1
-    width = (image.shape[3] - kernel_width) // across + 1
+    height, width = _output_size(layer, image)
     chosen = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))[:positions]
     top, left = chosen // width * down, chosen % width * across
     offsets_down = torch.arange(kernel_height).repeat_interleave(kernel_width)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.encoding import CalibrationMethod
-from brainq_torch.quant.layer_samples import apply_rows, make_batches, sample_inputs, walk_inputs
+from brainq_torch.quant.layer_samples import apply_rows, at_positions, make_batches, sample_inputs, walk_inputs
 from brainq_torch.quant.layers import Layer, weighted_layers
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
 from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
@@ -98,7 +98,7 @@ def _learn_layers(
     began = time.process_time()
     todo = layers[first:]
     wanted = _float_outputs(plain, todo, batches, options)
-    walk = walk_inputs(network, [layer.name for layer in todo], batches, options.positions, options.seed)
+    walk = walk_inputs(network, [layer.name for layer in todo], batches, at_positions(options.positions, options.seed))
     for number, (layer, (name, rows)) in enumerate(zip(todo, walk, strict=True)):
         target = Target(rows, wanted.pop(name), layer.relu)
         learned = learn_layer(layer, target, options, options.seed + first + number)

@@ -147,14 +147,30 @@ def finalize(model: nn.Module) -> None:
     for layer in weighted_layers(model):
         if not (torch.isfinite(layer.weight).all() and torch.isfinite(layer.bias).all()):
             raise PrepareError(f"layer {layer.name} has weights or biases that are not finite; training diverged")
-        input_scale = quantizers[layer.source].encoding.scale
         own = encode_weight(layer.weight, layer.largest, scheme.exact_scales)
-        scale = raise_for_bias(own, layer.bias, input_scale, scheme.largest_bias)
-        steps, bias_scale = quantize_bias(layer.bias, input_scale, scale)
-        module: Any = layer.module
-        module.weight_fake_quant.settle(scale, bias_scale)
-        if not isinstance(module, FoldedConvBn2d) and module.bias is not None:
-            module.bias.copy_(steps * bias_scale)  # a folded bias is rounded whenever it is computed
+        _settle_bias(model, layer, own, layer.bias)
+
+
+@torch.no_grad()
+def move_bias(model: nn.Module, layer: Layer, shift: Tensor) -> None:
+    """Add (O,) to the bias of a layer of a finalized network, in place; one without a bias is left as it is."""
+    module: Any = layer.module
+    bias = layer.bias + shift
+    if isinstance(module, FoldedConvBn2d):
+        module.bn.bias.add_(shift)
+    if isinstance(module, FoldedConvBn2d) or module.bias is not None:
+        _settle_bias(model, layer, layer.weight_scale, bias)
+
+
+def _settle_bias(model: nn.Module, layer: Layer, scale: Tensor, bias: Tensor) -> None:
+    """Settle a layer's weight on this scale (O,), raised where the bias (O,) needs it, and the bias on its grid."""
+    scheme, input_scale = scheme_of(model), activation_quantizers(model)[layer.source].encoding.scale
+    scale = raise_for_bias(scale, bias, input_scale, scheme.largest_bias)
+    steps, bias_scale = quantize_bias(bias, input_scale, scale)
+    module: Any = layer.module
+    module.weight_fake_quant.settle(scale, bias_scale)
+    if not isinstance(module, FoldedConvBn2d) and module.bias is not None:
+        module.bias.copy_(steps * bias_scale)  # a folded bias is rounded whenever it is computed
 
 
 @torch.no_grad()

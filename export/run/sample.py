@@ -1,7 +1,7 @@
 """Images that stand for a run: class-balanced, seeded, each checked against the manifest's SHA-256."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from brainq_torch.data.dataset.balanced import draw_balanced
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import ManifestError, ManifestRow, find_faults, manifest_folder
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run import Run, RunError
 
@@ -44,6 +45,17 @@ class ImageSample:
     def own_images(self) -> int:
         """How many are the run's own; the others are phantoms in their place."""
         return sum(split != PHANTOM for split in self.splits)
+
+    def shifted(self, pixels: PixelSpec) -> "ImageSample":
+        """Return the images as other scanners might show them, each changed in one way (``shift``)."""
+        return replace(self, pixels=shift_all(self.pixels, self.names, pixels))
+
+    def with_shifted(self, pixels: PixelSpec) -> "ImageSample":
+        """Return each image and its shifted copy behind it."""
+        both = np.stack([self.pixels, self.shifted(pixels).pixels], axis=1).reshape(-1, pixels.size, pixels.size)
+        names = tuple(f"{name}{end}" for name in self.names for end in ("", ", shifted"))
+        splits = tuple(split for split in self.splits for _ in range(2))
+        return replace(self, pixels=both, labels=self.labels.repeat(2), names=names, splits=splits)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data: how many, from where, which."""
@@ -97,6 +109,13 @@ class RunImages:
     def calibration(self, count: int) -> ImageSample:
         """Draw training images to choose ranges from, those that ``fit`` draws; all where the run has fewer."""
         return self.sample(self.count_calibration(count) or count, ("Training",))
+
+    def held_out(self, count: int, used: Collection[str]) -> ImageSample | None:
+        """Draw images that were not ``used``: of validation, of training where it has too few, None without any."""
+        rows = tuple(row for row in self.rows if row.split in ("val", "Training") and row.path not in used)
+        if not rows and not self.synthetic:
+            return None
+        return replace(self, rows=rows).sample(min(count, len(rows)) or count, ("val", "Training"), seed=1)
 
     def count_calibration(self, count: int) -> int:
         """Return how many of ``count`` images to calibrate on can be had.

@@ -50,6 +50,7 @@ class ArtefactReport:
             as its answer).
         error: Why the artefact could not be measured or is refused, or None.
         against_float: The paired comparison with the float model, None where there is none to be had.
+        shifted: That on shifted copies of the images, in numbers alone; None also for a file that rounds nothing.
     """
 
     size_bytes: int
@@ -67,6 +68,7 @@ class ArtefactReport:
     ties: tuple[dict[str, Any], ...] = ()
     error: str | None = None
     against_float: dict[str, Any] | None = None
+    shifted: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for ``parity.json``."""
@@ -115,6 +117,8 @@ class ParityReport:
                 for flip in report.flips
             ]
             remarks += [f"{name}: {tie['image']}: {_describe_tie(tie)}" for tie in report.ties]
+            if report.shifted is not None:
+                remarks.append(f"{name}: {describe_shift('shifted copies', report.shifted)}")
         return remarks
 
 
@@ -132,6 +136,12 @@ def _row(name: str, report: ArtefactReport) -> tuple[str, ...]:
     else:
         cells += [f"{100 * report.against_float['agreement']:.2f} %", f"{report.against_float['logit_noise']:.2g}"]
     return (name, f"{report.size_bytes:,}", report.reference, agreement, *cells, limits or "none", verdict)
+
+
+def describe_shift(what: str, found: dict[str, Any]) -> str:
+    """Return what ``measure_shift`` found on some images as a line."""
+    counts = f"{found['flips']} flips of {found['n']} ({found['lost']} lost, {found['gained']} gained)"
+    return f"{what}: {counts}, McNemar p {found['mcnemar_p']:.2g}, noise {found['logit_noise']:.2g}"
 
 
 def _describe_tie(tie: dict[str, Any]) -> str:

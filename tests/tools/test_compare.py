@@ -25,7 +25,19 @@ def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
     saturate(damaged, "classifier.1")
     write_metadata(damaged, read_metadata(damaged))  # a fault of its making: its checksum holds
     words = [fp32, tiny_run, onnx, tflite, damaged, "--data", phantoms, "--json", folder / "compare.json"]
-    words += ["--pair", onnx, tflite, "--pair", onnx, damaged, "--threads", "1", "--without-xnnpack"]
+    words += [
+        "--shifted",
+        phantoms,
+        "--pair",
+        onnx,
+        tflite,
+        "--pair",
+        onnx,
+        damaged,
+        "--threads",
+        "1",
+        "--without-xnnpack",
+    ]
     assert main(list(map(str, words))) == 0
     return json.loads((folder / "compare.json").read_text())
 
@@ -45,6 +57,17 @@ def test_every_model_is_measured_against_the_first(report, tiny_export, tiny_run
         assert row["against_reference"]["n"] == row["metrics"]["n"] == 12
         assert row["against_reference"]["accuracy_a"] == first["metrics"]["accuracy"]
     assert others[0]["against_reference"]["agreement"] == 1.0  # the checkpoint the file was made from
+
+
+def test_every_model_is_also_measured_on_shifted_copies_and_on_other_sources(report, phantoms):
+    first, same, *others = report["models"]
+    assert (first["shifted"], first["verdict"]) == ({}, None)
+    assert set(same["shifted"]) == {"shifted copies", str(phantoms)}
+    assert [same["shifted"][name]["n"] for name in ("shifted copies", str(phantoms))] == [12, 44]
+    assert all(found["flips"] == found["lost"] == 0 for found in same["shifted"].values())
+    assert same["verdict"] == "inconclusive"  # 12 images prove nothing
+    damaged = next(row for row in others if row["model"].endswith("damaged.tflite"))
+    assert damaged["shifted"][str(phantoms)]["flips"] > 0
 
 
 def test_pairs_are_measured_integer_by_integer(report):

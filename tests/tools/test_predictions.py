@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
 from export.run.runners import load_runner
 from tools.images import choose_images, decode_images
 from tools.predictions import main
 
-ARRAYS = {"logits", "labels", "paths", "unseen"}
+ARRAYS = {"logits", "labels", "paths", "unseen", "shifted_logits"}
 
 
 def predict(model, run, data, out):
@@ -31,6 +32,8 @@ def test_every_held_out_image_is_answered_in_the_manifest_order(tiny_run, tiny_e
         pixels = decode_images(images, runner.pixels)[1]
         assert [runner.classes[label] for label in arrays[prefix + "labels"]] == [row.label for row in listed]
         np.testing.assert_array_equal(arrays[prefix + "logits"], runner(pixels))
+        shifted = shift_all(pixels, [row.path for row in listed], runner.pixels)[: len(listed) if not prefix else 0]
+        np.testing.assert_array_equal(arrays[prefix + "shifted_logits"], runner(shifted))
         np.testing.assert_array_equal(arrays[prefix + "unseen"], find_unseen(rows, split))
     assert arrays["abstention"].tolist() == [runner.abstention.temperature, runner.abstention.threshold]
     assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"]

@@ -7,9 +7,9 @@ from PIL import Image
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.corruptions import CORRUPTIONS, STRENGTHS, corrupt, seeded
 from brainq_torch.data.synthesis.phantom import phantom_images, write_phantoms
 from tools.shift.__main__ import draw_balanced, main, measure
-from tools.shift.corruptions import CORRUPTIONS, STRENGTHS, corrupt, seeded
 from tools.shift.plot import _tell_apart
 from tools.shift.scores import CLEAN, LESIONS, NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.shift.stand_ins import find_head_mask, lesioned, restyle

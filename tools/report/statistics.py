@@ -11,10 +11,16 @@ from sklearn.metrics import cohen_kappa_score
 from brainq_torch.abstention.policy import fit_temperature
 from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import ECE_BINS, Metrics, compute_metrics
-from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS, PairedDifference, compare_paired, judge_all
+from brainq_torch.evaluation.paired import (
+    MARGIN_OVERALL,
+    MARGIN_PER_CLASS,
+    PairedDifference,
+    compare_answers,
+    judge_all,
+)
 from tools.report.stored_study import MeasuredRow, Predictions, Study
 
-OVERALL = "all classes"
+OVERALL, SHIFTED = "all classes", "shifted copies"
 RESAMPLES = 1000
 SEED = 0
 
@@ -48,7 +54,10 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Against:
-    """A model measured against its family's float model. differences: accuracy, then recall of each class."""
+    """A model measured against its family's float model.
+
+    differences: accuracy, recall of each class, accuracy on shifted copies.
+    """
 
     comparison: Comparison
     differences: dict[str, PairedDifference]
@@ -199,17 +208,14 @@ def _compare(study: Study, row: MeasuredRow, resamples: int) -> Against | None:
     parts = {OVERALL: np.ones(len(labels), bool)}
     parts |= {name: labels == label for label, name in enumerate(study.about.classes) if (labels == label).any()}
     differences = {
-        name: _judge(a[kept], b[kept], labels[kept], MARGIN_OVERALL if name == OVERALL else MARGIN_PER_CLASS)
+        name: compare_answers(a[kept], b[kept], labels[kept], MARGIN_OVERALL if name == OVERALL else MARGIN_PER_CLASS)
         for name, kept in parts.items()
     }
+    if reference.shifted is not None and row.shifted is not None:
+        differences[SHIFTED] = compare_answers(reference.shifted, row.shifted, labels)
     return Against(
         comparison=compare_predictions(a, b, labels, study.about.classes, resamples, SEED),
         differences=differences,
         verdict=judge_all(list(differences.values())),
         overlap={name: overlap_errors(a[kept], b[kept], labels[kept]) for name, kept in parts.items()},
     )
-
-
-def _judge(a: NDArray[Any], b: NDArray[Any], labels: NDArray[np.int64], margin: float) -> PairedDifference:
-    right_a, right_b = a.argmax(axis=1) == labels, b.argmax(axis=1) == labels
-    return compare_paired(len(labels), int((right_a & ~right_b).sum()), int((~right_a & right_b).sum()), margin)

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ FP32_TFLITE = "model_fp32.tflite"
 """The file that a family's sizes are compared with."""
 
 _ARRAYS = ("logits", "labels", "paths", "unseen")
-_VALIDATION = "val_"
+_VALIDATION, _SHIFTED = "val_", "shifted_logits"
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -39,12 +39,16 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRow(StudyRow):
-    """A row that is done, with what was measured. latencies: engine -> times. load: of the machine then."""
+    """A row that is done, with what was measured. latencies: engine -> times. load: of the machine then.
+
+    shifted: (N, C) logits of shifted copies of testing's images, None where an earlier version measured.
+    """
 
     bytes: int
     predictions: str
     testing: Predictions
     validation: Predictions
+    shifted: NDArray[np.float32] | None
     latencies: dict[str, EngineLatency]
     load: str
 
@@ -139,7 +143,7 @@ def _check_rows(where: Path, about: StudyFile) -> None:
 
 
 def _read_measured(folder: Path, row: StudyRow, classes: int) -> MeasuredRow:
-    testing, validation = _read_predictions(folder / (row.predictions or ""), row.id, classes)
+    testing, validation, shifted = _read_predictions(folder / (row.predictions or ""), row.id, classes)
     times = None if row.latency is None else read_record(RowLatency, folder / row.latency)
     latencies = {} if times is None else times.engines
     for engine, found in latencies.items():
@@ -149,11 +153,15 @@ def _read_measured(folder: Path, row: StudyRow, classes: int) -> MeasuredRow:
                 "need 0 < median <= p90: measure it again"
             )
     load = "" if times is None else times.load
-    return MeasuredRow(**vars(row), testing=testing, validation=validation, latencies=latencies, load=load)
+    return MeasuredRow(
+        **vars(row), testing=testing, validation=validation, shifted=shifted, latencies=latencies, load=load
+    )
 
 
-def _read_predictions(path: Path, row: str, classes: int) -> tuple[Predictions, Predictions]:
-    """Return a row's logits on the split, and on the validation part."""
+def _read_predictions(
+    path: Path, row: str, classes: int
+) -> tuple[Predictions, Predictions, NDArray[np.float32] | None]:
+    """Return a row's logits on the split, on the validation part, and on shifted copies of the split."""
     if not path.is_file():
         raise StudyError(
             f"{path} is missing, but row {row} is done; run tools.study again, it measures what is missing"
@@ -171,7 +179,10 @@ def _read_predictions(path: Path, row: str, classes: int) -> tuple[Predictions, 
     testing, validation = (Predictions(*(arrays[prefix + name] for name in _ARRAYS)) for prefix in ("", _VALIDATION))
     for part, found in (("the split", testing), ("validation", validation)):
         _check_predictions(f"{path}, {part}", found, classes)
-    return testing, validation
+    shifted = arrays.get(_SHIFTED)
+    if shifted is not None:
+        _check_predictions(f"{path}, shifted copies", replace(testing, logits=shifted), classes)
+    return testing, validation, shifted
 
 
 def _check_predictions(where: str, found: Predictions, classes: int) -> None:

@@ -11,7 +11,15 @@ from tools.command import CommandError
 from tools.report.figures import FIGURES, draw_figures
 from tools.report.gaps import find_gaps
 from tools.report.render import render_html, render_markdown
-from tools.report.statistics import OVERALL, RESAMPLES, SEED, RowStatistics, accuracy_interval, compute_statistics
+from tools.report.statistics import (
+    OVERALL,
+    RESAMPLES,
+    SEED,
+    SHIFTED,
+    RowStatistics,
+    accuracy_interval,
+    compute_statistics,
+)
 from tools.report.stored_study import Study, read_study
 from tools.study_schema import ENGINES
 
@@ -70,6 +78,7 @@ def _make_context(study: Study, statistics: dict[str, RowStatistics], resamples:
         "figures": draw_figures(study, statistics),
         "sections": SECTIONS,
         "parts": [OVERALL, *study.about.classes],
+        "shifted": SHIFTED,
         "engines": ENGINES,
         "resamples": resamples,
         "seed": SEED,

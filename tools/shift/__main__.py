@@ -24,11 +24,11 @@ from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, Image
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
+from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, natural
 from tools.images import choose_images, class_order
-from tools.shift.corruptions import Grey, corrupt, seeded
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
 from tools.shift.stand_ins import lesioned, restyle

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from brainq_torch.data.classes import CLASSES
-from tools.shift.corruptions import CORRUPTIONS, STRENGTHS, Grey
+from brainq_torch.data.synthesis.corruptions import CORRUPTIONS, STRENGTHS, Grey
 
 _TILE = 96  # pixels
 _LABEL = 110

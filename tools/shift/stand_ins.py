@@ -8,9 +8,9 @@ from PIL import Image
 from scipy import ndimage
 
 from brainq_torch.data.head_crop import find_head
+from brainq_torch.data.synthesis.corruptions import Grey, to_bytes
 from brainq_torch.data.synthesis.head_mask import Mask, head_mask
 from brainq_torch.data.synthesis.lesion import LesionSite, Weighting, estimate_site, paint_lesion
-from tools.shift.corruptions import Grey, to_bytes
 
 _LOW_FREQUENCIES = 4
 """Cycles per image up to which amplitudes are swapped: about 1/50 of the spectrum's side at 224 pixels, below anatomy

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
 
@@ -8,6 +9,7 @@ from brainq_torch.evaluation.paired import (
     INFERIOR,
     MARGIN_OVERALL,
     NON_INFERIOR,
+    compare_answers,
     compare_paired,
     judge_all,
     tango_interval,
@@ -91,3 +93,12 @@ def test_a_model_is_as_good_as_its_worst_part():
 def test_counts_that_cannot_be_are_refused(n, lost, gained):
     with pytest.raises(ValueError, match="need 0 <= lost"):
         compare_paired(n, lost, gained, 0.01)
+
+
+def test_answers_are_counted_by_hand_and_mcnemar_is_the_binomial_test():
+    a, labels = np.eye(4)[[0, 1, 2, 3, 0, 1]], np.array([0, 1, 2, 3, 1, 2])
+    b = np.eye(4)[[1, 2, 0, 3, 1, 3]]  # three lost, one gained, one wrong in another way
+    found = compare_answers(a, b, labels)
+    assert (found.n, found.lost, found.gained, found.margin) == (6, 3, 1, MARGIN_OVERALL)
+    assert found.mcnemar_p == pytest.approx(10 / 16)  # 2 * (1 + 4) / 2**4
+    assert compare_answers(a, a, labels).mcnemar_p == 1.0

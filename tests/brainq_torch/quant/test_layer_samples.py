@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from brainq_torch.quant.layer_samples import apply_rows, sample_inputs, walk_inputs
+from brainq_torch.quant.layer_samples import apply_rows, at_positions, mean_of_positions, sample_inputs, walk_inputs
 from tests.support.small_network import as_input, small_images, small_network
 
 NAMES = ["stem.0", "depth.0", "point.0", "classifier"]
@@ -39,7 +39,7 @@ def test_rows_give_what_the_layer_gives(network, batches, name):
 
 def test_a_walk_feeds_each_layer_what_the_changed_ones_before_it_make(network, batches):
     before = sample_inputs(network, NAMES, batches, 16, seed=3)
-    for name, rows in walk_inputs(network, NAMES, batches, 16, seed=3):
+    for name, rows in walk_inputs(network, NAMES, batches, at_positions(16, seed=3)):
         # As a fresh pass through the network as it now stands gives it.
         assert torch.equal(rows, sample_inputs(network, [name], batches, 16, seed=3)[name])
         assert torch.equal(rows, before[name]) == (name == NAMES[0])
@@ -49,7 +49,7 @@ def test_a_walk_feeds_each_layer_what_the_changed_ones_before_it_make(network, b
 
 def test_a_walk_that_is_left_or_breaks_leaves_no_thread_and_no_hook(network, batches):
     alive = threading.active_count()
-    walk = walk_inputs(network, NAMES, batches, 16, seed=0)
+    walk = walk_inputs(network, NAMES, batches, at_positions(16, seed=0))
     next(walk)
     assert threading.active_count() > alive
     walk.close()
@@ -58,3 +58,12 @@ def test_a_walk_that_is_left_or_breaks_leaves_no_thread_and_no_hook(network, bat
         sample_inputs(network, NAMES[1:], [batches[0], batches[1].repeat(1, 2, 1, 1)], 16, seed=0)
     assert threading.active_count() == alive
     assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_of_positions_is_that_of_all_rows(network, batches, name):
+    (_, means), rows = (
+        next(walk_inputs(network, [name], batches, mean_of_positions)),
+        sample_inputs(network, [name], batches, 10**6, seed=0)[name],
+    )
+    assert torch.allclose(means, rows.unflatten(0, (12, -1)).mean(1), atol=1e-5)

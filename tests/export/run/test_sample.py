@@ -138,3 +138,30 @@ def test_what_the_run_lacks_is_filled_with_phantoms_and_said(run):
 def test_no_images_at_all_are_no_problem_of_balance(tmp_path):
     sample = RunImages(tmp_path, (), PixelSpec(32), ()).sample(7, ("Testing",))
     assert sample.to_json()["count"] == 7
+
+
+def test_held_out_images_are_of_validation_first_and_none_was_used(run):
+    images = check_run_images(run)
+    used = images.calibration(8).names
+    drawn = images.held_out(256, used)
+    assert not set(drawn.names) & set(used)
+    validation = sum(row.split == "val" for row in images.rows)
+    assert [split == "val" for split in drawn.splits].count(True) == validation > 0
+    assert set(images.held_out(4, used).splits) == {"val"}
+    everything = [row.path for row in images.rows]
+    assert images.held_out(256, everything) is None
+
+
+def test_a_shifted_copy_depends_on_its_name_alone(run):
+    sample = check_run_images(run).sample(8, ("Training",))
+    shifted = sample.shifted(run.pixels)
+    assert shifted.pixels.shape == sample.pixels.shape
+    assert (shifted.names, shifted.splits) == (sample.names, sample.splits)
+    assert all((one != other).any() for one, other in zip(shifted.pixels, sample.pixels, strict=True))
+    both = sample.with_shifted(run.pixels)
+    np.testing.assert_array_equal(both.pixels[::2], sample.pixels)
+    np.testing.assert_array_equal(both.pixels[1::2], shifted.pixels)
+    assert both.names[:2] == (sample.names[0], f"{sample.names[0]}, shifted")
+    assert len(both.labels) == len(both.splits) == 16
+    turned = dataclasses.replace(sample, pixels=sample.pixels[::-1], names=sample.names[::-1])
+    np.testing.assert_array_equal(turned.shifted(run.pixels).pixels, shifted.pixels[::-1])

@@ -14,8 +14,19 @@ from export.graph.flatbuffer import constant, read_model, write_model
 from export.recipes import RECIPES
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
 from export.run.sample import ImageSample
+from export.run.sessions import NotFiniteError
 from export.run.torch_runner import TorchRunner
-from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, logit_noise
+from export.verify.parity import (
+    FLOAT_MODEL,
+    Logits,
+    LogitTable,
+    Rung,
+    add_shifted,
+    climb,
+    judge,
+    logit_noise,
+    measure_shift,
+)
 from export.verify.report import ArtefactReport, Limits, ParityReport
 
 REFERENCE = np.array([[4.0, 1, 0, 0], [0, 2, 1.5, 0], [0, 0, 3, 0]], np.float32)
@@ -285,3 +296,39 @@ def test_the_table_is_readable(check):
     assert lines[1].endswith("FAILED")
     assert lines[3].endswith("passed")
     assert "max_abs_diff" in lines[4]
+
+
+def test_what_a_shift_changes_is_counted_by_hand():
+    labels, logits = np.array([0, 1, 3]), np.eye(4)[[0, 2, 3]]
+    found = measure_shift(REFERENCE, logits, labels)
+    assert [found[name] for name in ("n", "flips", "lost", "gained", "mcnemar_p")] == [3, 2, 1, 1, 1.0]
+    assert found["logit_noise"] == logit_noise(REFERENCE, logits)
+
+
+class Broken(Fixed):
+    def __call__(self, images):
+        raise NotFiniteError("model_fp16.tflite", 3)
+
+
+@pytest.mark.parametrize("float_model", [True, False])
+def test_rounded_files_are_also_held_against_the_float_model_on_shifted_images(check, tiny_export, sample, float_model):
+    reports, logits = check(), np.tile(REFERENCE, (8, 1))
+    models = {FLOAT_MODEL: Fixed(logits), "model_fp16.tflite": Fixed(np.roll(logits, 1, axis=1))}
+    if not float_model:
+        del models[FLOAT_MODEL]
+    found = add_shifted(reports, LogitTable(tiny_export, sample, models, 1), sample.labels)
+    assert found["model_fp32.onnx"] == reports["model_fp32.onnx"]  # the ladder holds it to 1e-4
+    fp16 = found["model_fp16.tflite"]
+    assert fp16.passed
+    if float_model:
+        assert (fp16.shifted["n"], fp16.shifted["flips"]) == (24, 24)
+        assert "shifted copies: 24 flips of 24" in ParityReport(found).table()
+    else:
+        assert fp16.shifted is None
+
+
+def test_a_file_that_breaks_on_shifted_images_fails(check, tiny_export, sample):
+    models = {FLOAT_MODEL: Fixed(np.tile(REFERENCE, (8, 1))), "model_fp16.tflite": Broken(REFERENCE)}
+    fp16 = add_shifted(check(), LogitTable(tiny_export, sample, models, 1), sample.labels)["model_fp16.tflite"]
+    assert not fp16.passed
+    assert "on shifted copies" in fp16.error

@@ -3,7 +3,8 @@ import pytest
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.evaluation.metrics import compute_metrics
-from tests.support.handmade_study import change_row, write_study
+from brainq_torch.evaluation.paired import INFERIOR
+from tests.support.handmade_study import change_arrays, change_row, write_study
 from tools.report.statistics import (
     OVERALL,
     accuracy_interval,
@@ -106,6 +107,18 @@ def test_float_models_and_models_without_one_are_compared_with_nothing(measured,
     folder = write_study(tmp_path / "study", images=40, unseen=8)
     change_row(folder, "densenet32_float", status="not done", reason="no time")
     assert compute_statistics(read_study(folder), 10)["densenet32_int8"].against is None
+
+
+def test_a_verdict_needs_shifted_copies_where_both_were_measured_on_them(tmp_path):
+    folder = write_study(tmp_path / "study", images=240, unseen=80)
+    name = "mobilenetv2_int8_ptq"
+    before = compute_statistics(read_study(folder), 10)[name].against
+    labels = read_study(folder).row(name).testing.labels
+    change_arrays(folder, "mobilenetv2_float", shifted_logits=one_hot(labels))
+    change_arrays(folder, name, shifted_logits=one_hot((labels + 1) % 4))
+    after = compute_statistics(read_study(folder), 10)[name].against
+    assert (before.verdict != INFERIOR, after.verdict) == (True, INFERIOR)
+    assert after.to_json()["non_inferiority"]["shifted copies"]["lost"] == 240
 
 
 def test_a_model_without_errors_gets_wilsons_interval():

@@ -71,6 +71,7 @@ BROKEN_ARRAYS = {
     "a path is there twice": {"paths": np.array(["same.jpg"] * 24)},
     "have other paths or another order": {"paths": np.array([f"other/{i}.jpg" for i in range(24)])},
     "have other labels": {"labels": (np.arange(24) + 1) % 4},
+    "shifted copies.* shapes": {"shifted_logits": np.zeros((23, 4), np.float32)},
     "val.* shapes": {"val_logits": np.zeros((5, 4), np.float32)},
 }
 

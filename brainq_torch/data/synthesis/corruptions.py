@@ -7,13 +7,15 @@ means the same for small and large scans.
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+
+from brainq_torch.data.pixels import PixelSpec
 
 STRENGTHS = (1, 2, 3)
 
@@ -30,6 +32,17 @@ def corrupt(grey: Grey, name: str, strength: int, key: str) -> Grey:
     if name not in CORRUPTIONS or strength not in STRENGTHS:
         raise ValueError(f"corruption {name!r} at {strength}; allowed are {', '.join(CORRUPTIONS)} at 1, 2 and 3")
     return CORRUPTIONS[name](grey, strength - 1, seeded(name, key))
+
+
+def shift(grey: Grey, key: str) -> Grey:
+    """Corrupt one image at strength 2 in the way that its key draws: what compression has to stand, too."""
+    names = tuple(CORRUPTIONS)
+    return corrupt(grey, names[int(seeded("shift", key).integers(len(names)))], 2, key)
+
+
+def shift_all(images: Grey, keys: Sequence[str], pixels: PixelSpec) -> Grey:
+    """Return shifted copies, (N, size, size), of N images that are a network's input already; keys: N of them."""
+    return np.stack([pixels.apply(shift(image, key)) for image, key in zip(images, keys, strict=True)])
 
 
 def seeded(*words: str) -> np.random.Generator:

@@ -1,0 +1,83 @@
+"""Corrected biases: means as in the float network, on the int32 grid."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from brainq_torch.quant.calibrate import calibrate, correct_biases
+from brainq_torch.quant.layers import activation_quantizers, weighted_layers
+from brainq_torch.quant.prepare import check_finalized, move_bias, prepare_qat
+from brainq_torch.quant.scheme import Scheme, quantize_bias, quantize_weight
+from tests.support.small_network import as_input, small_images, small_network
+
+
+def coarse_network():
+    """4-bit weights, rounded to nearest: means that are off by far."""
+    network = prepare_qat(small_network(), Scheme(weight_bits=4)).eval()
+    calibrate(network, small_images())
+    return network
+
+
+def inputs_of(model, name, images):
+    """Return what a module is fed."""
+    found = []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with torch.no_grad():
+        model(images)
+    hook.remove()
+    return found[0]
+
+
+def integers_of(network, layer):
+    """Return what the files hold of a layer, as real numbers: weight and bias."""
+    input_scale = activation_quantizers(network)[layer.source].encoding.scale
+    steps, bias_scale = quantize_bias(layer.bias, input_scale, layer.weight_scale)
+    scale = layer.weight_scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    return quantize_weight(layer.weight, layer.weight_scale, layer.largest) * scale, steps * bias_scale
+
+
+def mean_error(network, name, images):
+    """Return by how much the mean output of a layer of ``stem``, ``depth``, ``point`` or ``classifier`` is off."""
+    layer = next(one for one in weighted_layers(network) if one.name == name)
+    model, plain, weight_and_bias = small_network(), name.split(".")[0], integers_of(network, layer)
+    fed, wanted_of = inputs_of(network, name, images), model.get_submodule(plain)
+    float_fed = inputs_of(model, plain, images)
+    with torch.no_grad():
+        if plain == "classifier":
+            return (functional.linear(fed, *weight_and_bias).mean(0) - wanted_of(float_fed).mean(0)).abs().max().item()
+        convolution = wanted_of[0]
+        geometry = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+        made = functional.conv2d(fed, *weight_and_bias, *geometry)
+        return (made.mean((0, 2, 3)) - wanted_of[:2](float_fed).mean((0, 2, 3))).abs().max().item()
+
+
+@pytest.mark.parametrize("name", ["stem.0", "depth.0", "point.0", "classifier"])
+def test_mean_outputs_are_the_float_networks(name):
+    images, network = small_images(), coarse_network()
+    before = mean_error(network, name, as_input(images))
+    correct_biases(network, small_network(), images, share=1)
+    step = network.get_submodule(name).weight_fake_quant.bias_scale.max().item()
+    assert mean_error(network, name, as_input(images)) <= step / 2 + 1e-5 < before
+    check_finalized(network)
+
+
+def test_half_of_the_way_is_half_of_the_first_error():
+    images, network = small_images(), coarse_network()
+    before = mean_error(network, "stem.0", as_input(images))
+    correct_biases(network, small_network(), images)
+    step = network.get_submodule("stem.0").weight_fake_quant.bias_scale.max().item()
+    assert mean_error(network, "stem.0", as_input(images)) == pytest.approx(before / 2, abs=step / 2 + 1e-5)
+
+
+def test_a_moved_bias_is_on_the_grid_and_moved_once():
+    network = coarse_network()
+    for number, name in ((0, "stem.0"), (-1, "classifier")):
+        layer = weighted_layers(network)[number]
+        before = integers_of(network, layer)[1].clone()
+        move_bias(network, layer, torch.full_like(before, 0.5))
+        moved = weighted_layers(network)[number]
+        assert moved.name == name
+        quantizer = moved.module.weight_fake_quant
+        steps = quantizer.round_bias(moved.bias) / quantizer.bias_scale
+        assert torch.equal(steps, steps.round())
+        assert (integers_of(network, moved)[1] - before - 0.5).abs().max() <= quantizer.bias_scale.max()
