@@ -79,7 +79,8 @@ def answer_series(
         slices: Which of a series, as ``choose_slices`` takes it.
         rule: The one of a series, the fitted one without it.
     """
-    asked, kept = _ask(found, slices), []
+    asked = _ask(found, slices)
+    kept: list[tuple[FileSlice, _Row]] = []
     with ThreadPoolExecutor(len(models)) as pool:
         while chunk := list(islice(asked, READ_AT_ONCE)):
             items = [item for item in chunk if isinstance(item, _Asked)]
@@ -89,12 +90,19 @@ def answer_series(
                 if isinstance(item, Unread):
                     yield Answer({"path": item.path, "error": item.error})
                     continue
-                yield Answer(item.row, item.grey)
+                if not _was_said(item.row, kept):
+                    yield Answer(item.row, item.grey)
                 kept.append((item.slice, item.row))
                 if item.is_last:
-                    if len(item.series.slices) > 1:
+                    if len(item.series.slices) > 1 and any("class" in row for _, row in kept):
                         yield Answer(_sum_up(item.series, models[0], kept, rule or SeriesRule()))
                     kept = []
+
+
+def _was_said(row: _Row, kept: Sequence[tuple[FileSlice, _Row]]) -> bool:
+    """Tell whether a slice before has the same fault of the same file: what is wrong with a volume is said once."""
+    before = kept[-1][1] if kept else {}
+    return "error" in row and (row["path"], row["error"]) == (before.get("path"), before.get("error"))
 
 
 def _ask(found: Iterable[Series | Unread], word: str) -> Iterator[_Asked | Unread]:
@@ -175,9 +183,7 @@ def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Ro
     fit = [not one.unfit and row.get("outlier", 0.0) <= 1.0 for one, row in shown]
     values = np.array([list(row["probabilities"].values()) for _, row in shown]).reshape(-1, len(model.classes))
     said = rule.judge(model.classes, values, fit)
-    numbers = {
-        name: [row["slice"] for _, row in answered if row["class"] == name] for name in (*model.classes, UNCERTAIN)
-    }
+    counts = Counter(row["class"] for _, row in answered)
     unfit = Counter(one.unfit for one, _ in kept if one.unfit)
     notes = [f"{count} slices left out: each {why}" for why, count in unfit.items()]
     notes += [f"{len(kept) - len(answered)} slices could not be read"] * (len(kept) > len(answered))
@@ -199,8 +205,8 @@ def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Ro
         "uncertain": said.label is None,
         "reason": said.reason,
         "tumour": said.probability,
-        "counts": {name: len(found) for name, found in numbers.items()},
-        "carried_by": numbers[said.best] if said.best else [],
+        "counts": {name: counts[name] for name in (*model.classes, UNCERTAIN)},
+        "carried_by": [row["slice"] for _, row in shown if row["best"] == said.best],
         "strongest": strongest,
         "notes": notes,
     }

@@ -2,7 +2,8 @@
 
 A tumour fills neighbouring slices, a false alarm mostly one: the probability of a tumour (all classes but
 ``HEALTHY``) is averaged over a slice and its neighbours, and the largest average decides. Slices that are unlike the
-training images do not count. The limits were fitted on patients (``results/series``).
+training images do not count. The limits were fitted on patients and are strict: most series are left unanswered
+(``results/series``).
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ class SeriesRule:
     """
 
     neighbours: int = 1
-    healthy_up_to: float = 0.3
-    tumour_from: float = 0.9
+    healthy_up_to: float = 0.22
+    tumour_from: float = 0.995
     fewest: int = 3
 
     def to_json(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ COMMANDS = {
     "tools.pseudo_sources": "--manifest {given} --data {data} --out {new}",
     "tools.report": "{given}",
     "tools.restore": "{given} --config configs/quickstart.yaml --data.root {data} --out {new}",
+    "tools.series_rule": "{given} --data {data}",
     "tools.shift": "{given} --data {data}",
     "tools.study": "--config {given}",
     "tools.teacher_logits": "{given} --data {data} --out {new}",

@@ -94,8 +94,11 @@ class _Volume:
     def __init__(self, path: FilePath) -> None:
         self._path, self._lock = path, threading.Lock()
         self._image: nibabel.Nifti1Pair | None = None
+        self._fault: Exception | None = None
         with _open(path) as file:
             self._kind, self.header = _read_header(path, file)
+        is_pair = self._kind in (nibabel.Nifti1Pair, nibabel.Nifti2Pair)
+        self._files = {"header": path, "image": _voxels_of(path)} if is_pair else {"image": path}
         self.shape, self.count = _volume_shape(path, self.header)
         self.orientation, self.notes = _orientation(path, self.header)
 
@@ -110,15 +113,24 @@ class _Volume:
         """Decode one slice across an array axis of one of the volumes."""
         sides = [other for other in range(3) if other != axis]
         refuse_gigantic(self._path, *(self.shape[side] for side in sides))
-        with self._lock:
-            if self._image is None:
-                self._image = _load(self._path, self._kind, self.header)
-        flat = _read_slice(self._image, axis, index, number)
+        flat = _read_slice(self._load_once(), axis, index, number)
         flat = flat.reshape([self.shape[side] for side in sides])
         values, spacings = _upright(flat, sides, self.orientation, self.header)
         grey, note = rescale_to_uint8(self._path, values, "NIfTI values")
         square, stretched = make_square(grey, *spacings)
         return GreyImage(square, (*self.notes, note, *stretched))
+
+    def _load_once(self) -> nibabel.Nifti1Pair:
+        with self._lock:
+            if self._fault:  # nobody inflates a damaged file again for each slice
+                raise self._fault
+            if self._image is None:
+                try:
+                    self._image = _load(self._files, self._kind, self.header)
+                except Exception as error:
+                    self._fault = error
+                    raise
+        return self._image
 
 
 def _open(path: FilePath) -> BufferedIOBase:
@@ -156,13 +168,11 @@ def _volume_shape(path: FilePath, header: nibabel.Nifti1Header) -> tuple[tuple[i
     return (shape[0], shape[1], shape[2] if len(shape) > 2 else 1), int(np.prod(shape[3:]))
 
 
-def _load(path: FilePath, kind: Any, header: nibabel.Nifti1Header) -> nibabel.Nifti1Pair:
-    """Read the whole file once: a truncated or damaged one is noticed whichever slice is shown.
+def _load(files: dict[str, FilePath], kind: Any, header: nibabel.Nifti1Header) -> nibabel.Nifti1Pair:
+    """Read the whole files once: a truncated or damaged one is noticed whichever slice is shown.
 
     Python looks at a gzip file's checksum at its end, and nibabel stops before it.
     """
-    is_pair = kind in (nibabel.Nifti1Pair, nibabel.Nifti2Pair)
-    files = {"header": path, "image": _voxels_of(path)} if is_pair else {"image": path}
     voxels = int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
     held = {}
     for part, name in files.items():

@@ -5,6 +5,7 @@
 import argparse
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +27,10 @@ RULE = SeriesRule(neighbours=1, healthy_up_to=0.3, tumour_from=0.7, fewest=3)
 
 
 def see_middle(images, names):
-    """Glioma where the middle is bright, no tumour where it is dark: probabilities of 0.97 and 0.01 each."""
+    """Glioma where the middle is bright, no tumour where it is dark: probabilities of 0.997 and 0.001 each."""
     bright = images[:, 16, 16] > 127
     logits = np.zeros((len(images), 4), np.float32)
-    logits[bright, 0] = logits[~bright, 2] = np.log(97.0)
+    logits[bright, 0] = logits[~bright, 2] = np.log(997.0)
     return logits
 
 
@@ -44,7 +45,8 @@ def write_volume(path, bright):
         if is_bright is not None:
             volume[..., index] = np.add.outer(np.arange(48), np.arange(48)) * 10
             volume[16:32, 16:32, index] = 940 if is_bright else 20
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), path)
+    kind = nibabel.Nifti1Pair if str(path).endswith(".hdr") else nibabel.Nifti1Image
+    nibabel.save(kind(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), path)
     return str(path)
 
 
@@ -66,10 +68,10 @@ def test_every_slice_is_answered_and_then_the_series(tmp_path, models):
     assert all(row["path"] == row["series"] == path for row in slices)
     assert (slices[0]["probabilities"], slices[0]["uncertain"]) == (None, True)
     assert "fewer than 16 grey levels" in slices[0]["reason"]
-    assert series["tumour"] == pytest.approx(0.99)
+    assert series["tumour"] == pytest.approx(0.999)
     strongest = series.pop("strongest")
     assert (strongest["slice"], strongest["position_mm"]) == (4, 9.0)
-    assert strongest["probability"] == pytest.approx(0.97)
+    assert strongest["probability"] == pytest.approx(0.997)
     wanted = {
         "level": "series", "series": path, "slices": 7, "answered": 7, "label": "glioma", "uncertain": False,
         "reason": "", "carried_by": [4, 5, 6],
@@ -80,8 +82,8 @@ def test_every_slice_is_answered_and_then_the_series(tmp_path, models):
 
 def test_one_bright_slice_alone_is_uncertain_and_none_is_healthy(tmp_path):
     *_, alone = rows([write_volume(tmp_path / "a.nii", [False] * 4 + [True] + [False] * 4)])
-    # (0.99 + 2 * 0.03) / 3 lies between the limits
-    assert alone["tumour"] == pytest.approx(0.35)
+    # (0.999 + 2 * 0.003) / 3 lies between the limits
+    assert alone["tumour"] == pytest.approx(0.335)
     assert (alone["label"], alone["best"], alone["uncertain"]) == ("uncertain", "glioma", True)
     *_, none = rows([write_volume(tmp_path / "b.nii", [False] * 9)])
     assert (none["label"], none["carried_by"]) == ("notumor", list(range(1, 10)))
@@ -117,9 +119,17 @@ def test_a_broken_model_is_an_error_of_each_image(tmp_path):
     def fail(images, names):
         raise BrokenModelError("broken")
 
-    *slices, series = rows([write_volume(tmp_path / "a.nii", [True] * 3)], run=fail)
-    assert [row["error"] for row in slices] == ["broken"] * 3
-    assert (series["answered"], series["label"]) == (0, "uncertain")
+    assert [row["error"] for row in rows([write_volume(tmp_path / "a.nii", [True] * 3)], run=fail)] == ["broken"]
+
+
+def test_a_damaged_volume_is_told_of_once(tmp_path):
+    path = Path(write_volume(tmp_path / "a.nii.gz", [True] * 40))
+    path.write_bytes(path.read_bytes()[:-400])
+    (row,) = rows([path])
+    assert "truncated" in row["error"]
+    write_volume(tmp_path / "b.hdr", [True] * 40)
+    (tmp_path / "b.img").unlink()
+    assert ["one half of a NIfTI pair" in row["error"] for row in rows([tmp_path / "b.hdr"])] == [True]
 
 
 def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):

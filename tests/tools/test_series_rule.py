@@ -1,0 +1,74 @@
+"""What the rule of a series is worth, on slices whose probabilities are known."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.pixels import PixelSpec
+from tools import series_rule
+
+PATIENTS = 40
+
+
+class MiddleRunner:
+    """Glioma is as likely as the middle is bright."""
+
+    classes, pixels, abstention = CLASSES, PixelSpec(32), None
+
+    def __call__(self, images):
+        bright = images[:, 16, 16].astype(np.float32) / 16
+        return np.stack([bright, np.zeros_like(bright), np.full_like(bright, 7), np.zeros_like(bright)], axis=1)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Five tumour-free slices and three with a tumour of each patient."""
+    monkeypatch.setattr(series_rule, "load_runner", lambda model, threads: MiddleRunner())
+    rows = []
+    for patient in range(PATIENTS):
+        for number in range(8):
+            is_tumour = 3 <= number < 6
+            pixels = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)
+            pixels[8:24, 8:24] = 240 if is_tumour else 30
+            name = f"{patient:02}_{number}.png"
+            Image.fromarray(pixels).save(tmp_path / name)
+            rows.append((name, "glioma" if is_tumour else "notumor", f"patient {patient}", "T1", "a"))
+    with (tmp_path / "images.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "class", "group", "sequence", "source"), *rows])
+    return tmp_path
+
+
+def test_the_halves_share_no_patient_and_series_are_what_they_say(data):
+    rows = series_rule.read_rows(data / "images.csv", "")
+    healthy = np.array([row["class"] == "notumor" for row in rows])
+    halves = [series_rule.split_series(rows, healthy, part) for part in (0, 1)]
+    patients = [{group for group, _ in half["tumour"]} for half in halves]
+    assert patients[0] | patients[1] == {f"patient {number}" for number in range(PATIENTS)}
+    assert not patients[0] & patients[1]
+    for half in halves:
+        assert all(len(at) == 8 for _, at in half["tumour"])
+        assert all(healthy[at].all() and len(at) == 5 for _, at in half["own tumour-free"])
+        assert all(healthy[at].all() and 24 <= len(at) < 29 for _, at in half["joined to 24"])
+
+
+def test_what_can_be_told_apart_is(data, tmp_path, capsys):
+    assert series_rule.main(["model", "--data", str(data), "--json", str(tmp_path / "a.json")]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())["model"]
+    assert found["slices"]["tumour"]["right"]["hits"] == 3 * PATIENTS
+    for told in (found["rules"]["built in"], found["rules"]["fitted, 1 neighbours on each side"]):
+        tumours, free = told["tumour"]["series"], told["own tumour-free"]["series"]
+        assert tumours["tumour"]["hits"] == tumours["tumour"]["n"] > 0
+        assert free["notumor"]["hits"] == free["notumor"]["n"] == tumours["tumour"]["n"]
+    printed = capsys.readouterr().out
+    assert "| tumour          | " in printed
+    assert "100 % [" in printed
+
+
+def test_a_table_without_patients_is_refused(tmp_path, capsys):
+    (tmp_path / "images.csv").write_text("path,class\na.png,glioma\n")
+    assert series_rule.main(["results/robust_mobilenetv2/model_int8.tflite", "--data", str(tmp_path)]) == 2
+    assert "has no group, sequence; it needs the columns path, class, group, sequence" in capsys.readouterr().err
