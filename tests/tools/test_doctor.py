@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from export.graph.read_graph import read_graph
 from export.run.metadata import FileMetadata, write_metadata
@@ -26,6 +27,7 @@ from tools.doctor import probe as doctor_probe
 from tools.doctor.checks import check_graph
 from tools.doctor.probe import ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
+from tools.images import take_evenly
 
 
 def sign(path, size=SIDE, classes=CLASSES, recipe="handmade"):
@@ -235,6 +237,8 @@ def test_real_images_are_taken_when_named(tmp_path, phantoms, capsys):
     path = sign(write_int8_tflite(tmp_path / "m.tflite", logit_scale=0.1))
     assert doctor.main([str(path), "--data", str(phantoms)]) == 0
     assert f"on 16 images of {phantoms}" in capsys.readouterr().out
+    folder = scan_folder(phantoms)
+    assert take_evenly(folder, 10**6) == folder  # no image twice where there are fewer
 
 
 def test_engines_that_disagree_are_named():

@@ -52,22 +52,16 @@ def value(term, student=STUDENT, teacher=TEACHER, labels=LABELS):
         (DecoupledTargets(temperature=4.0, target_weight=1.0, nontarget_weight=8.0), 4.712481365552826),
         (DecoupledTargets(temperature=2.0, target_weight=1.0, nontarget_weight=0.5), 0.3703847083805334),
         (StandardizedLogits(SoftTargets(temperature=2.0)), 0.12705227062250057),
-    ],
-)
-def test_literal_values(term, expected):
-    assert value(term) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("term", "expected"),
-    [
         (Relations(temperature=1.0, inter_weight=1.0, intra_weight=0.0), 0.5147194681243272),
         (Relations(temperature=1.0, inter_weight=0.0, intra_weight=1.0), 0.40283712598889443),
         (Relations(temperature=2.0, inter_weight=1.0, intra_weight=2.0), 2.1341662757546667 + 2 * 1.0635004036056386),
     ],
 )
-def test_literal_values_of_dist(term, expected):
-    assert value(term, STUDENT_3, TEACHER_3, torch.tensor([0, 2, 3])) == pytest.approx(expected, abs=1e-12)
+def test_literal_values(term, expected):
+    batch = (
+        (STUDENT_3, TEACHER_3, torch.tensor([0, 2, 3])) if isinstance(term, Relations) else (STUDENT, TEACHER, LABELS)
+    )
+    assert value(term, *batch) == pytest.approx(expected, abs=1e-12)
 
 
 def test_literal_value_of_attention_transfer():
@@ -77,9 +71,7 @@ def test_literal_value_of_attention_transfer():
     teacher = Outputs(torch.zeros(1, 4), {"b": torch.tensor([[[[2.0, 1.0]]]])})
     loss = AttentionTransfer(["a"], ["b"], weight=3.0)(student, teacher, LABELS[:1])
     assert loss.item() == pytest.approx(3 * (2 - 2 * 6 / math.sqrt(16.25 * 17)), abs=1e-6)
-
-
-def test_attention_of_a_larger_map_is_averaged_down():
+    # A larger map is averaged down.
     large = torch.tensor([[[[1.0, 1.0], [3.0, 1.0]]]])  # squares 1, 1, 9, 1: mean 3
     student = Outputs(torch.zeros(1, 4), {"a": large})
     teacher = Outputs(torch.zeros(1, 4), {"b": torch.tensor([[[[7.0]]]])})
@@ -236,25 +228,15 @@ def test_impossible_settings_are_refused(make, message):
 
 
 def test_a_configuration_file_can_say_all_of_it():
-    module = "brainq_torch.training"
+    def of(name, **arguments):
+        return {"class_path": f"brainq_torch.training.{name}", "init_args": arguments}
+
     parser = ArgumentParser()
     parser.add_argument("--loss", type=Distillation)
-    config = {
-        "teacher": {"class_path": f"{module}.teacher.RunTeacher", "init_args": {"runs": ["runs/a", "runs/b"]}},
-        "terms": [
-            {
-                "class_path": f"{module}.distill.StandardizedLogits",
-                "init_args": {
-                    "term": {"class_path": f"{module}.distill.DecoupledTargets", "init_args": {"temperature": 2}}
-                },
-            },
-            {
-                "class_path": f"{module}.distill.AttentionTransfer",
-                "init_args": {"student_layers": ["x"], "teacher_layers": ["y"]},
-            },
-        ],
-        "alpha": 0.5,
-    }
+    standardized = of("distill.StandardizedLogits", term=of("distill.DecoupledTargets", temperature=2))
+    attention = of("distill.AttentionTransfer", student_layers=["x"], teacher_layers=["y"])
+    teacher = of("teacher.RunTeacher", runs=["runs/a", "runs/b"])
+    config = {"teacher": teacher, "terms": [standardized, attention], "alpha": 0.5}
     loss = parser.instantiate(parser.parse_object({"loss": config})).loss
     assert loss.terms[0] == StandardizedLogits(DecoupledTargets(temperature=2.0))
     assert loss.terms[1] == AttentionTransfer(["x"], ["y"])
