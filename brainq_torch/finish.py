@@ -18,7 +18,7 @@ from brainq_torch.data.decoded import PixelDataset
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
 from brainq_torch.evaluation.sources import SourceMetrics, measure_sources, source_lines
-from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
+from brainq_torch.evaluation.unseen import find_unseen, measure_leaks, summarise
 from brainq_torch.quant.prepare import finalize
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, LOG, MANIFEST, METRICS, write_json
@@ -51,7 +51,7 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
         split: measure(abstention.judge(logits, data.datasets[split].images()), labels)
         for split, (logits, labels) in predicted.items()
     }
-    belief = measure_belief(rows, predicted, data.leakage)
+    leaks = measure_leaks(rows, predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     save_checkpoint(out / CHECKPOINT, model, config.model, data.pixels, data.classes, abstention)
     if config.stages:
@@ -62,9 +62,9 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
         split: metrics.to_json() | (of_sources[split].to_json() if split in of_sources else {})
         for split, metrics in measured.items()
     }
-    write_json(out / METRICS, splits[first] | {"split": first, "splits": splits} | belief.to_json() | more)
+    write_json(out / METRICS, splits[first] | {"split": first, "splits": splits} | leaks.to_json() | more)
     data.discard()
-    lines = summarise(out, measured, belief, data.root == "phantom")
+    lines = summarise(out, measured, leaks, data.root == "phantom")
     for split, found in of_sources.items():
         lines += [f"  {split}, by source:", *source_lines(found)]
     print("\n".join([*lines, f"  next: python -m export {out}"]))

@@ -19,7 +19,7 @@ from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics
-from brainq_torch.evaluation.unseen import measure_belief
+from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.finish import predict
 from brainq_torch.fit import make_parser
 from brainq_torch.models import ModelOptions, build_model
@@ -193,9 +193,9 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
         if len(data.datasets[split])
     }
     measured = {split: compute_metrics(*found, data.classes).to_json() for split, found in predicted.items()}
-    belief = measure_belief(read_manifest(partial / MANIFEST), predicted, data.leakage)
+    leaks = measure_leaks(read_manifest(partial / MANIFEST), predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
-    more = {"split": first, "splits": measured, **belief.to_json(), "restored_from": file.name}
+    more = {"split": first, "splits": measured, **leaks.to_json(), "restored_from": file.name}
     write_json(partial / METRICS, measured[first] | more)
     data.discard()
 

@@ -23,7 +23,7 @@ class Unseen:
 
 
 @dataclass(frozen=True)
-class Belief:
+class LeakReport:
     """What stands beside the accuracies, per held-out split; ``unseen`` lacks those where all or none are unseen."""
 
     leakage: dict[str, LeakCheck]
@@ -37,11 +37,11 @@ class Belief:
         }
 
 
-def measure_belief(
+def measure_leaks(
     rows: Sequence[ManifestRow],
     predicted: Mapping[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
     leakage: dict[str, LeakCheck],
-) -> Belief:
+) -> LeakReport:
     """Measure each held-out split's logits (N, classes) and labels (N,), in manifest order, on unseen images."""
     unseen = {}
     for split, (logits, labels) in predicted.items():
@@ -49,7 +49,7 @@ def measure_belief(
         count, right = int(fresh.sum()), int((logits.argmax(1) == labels)[fresh].sum())
         if 0 < count < len(fresh):
             unseen[split] = Unseen(count, right / count, wilson_interval(right, count))
-    return Belief(leakage, unseen)
+    return LeakReport(leakage, unseen)
 
 
 def find_unseen(rows: Sequence[ManifestRow], split: str) -> NDArray[np.bool_]:
@@ -60,12 +60,12 @@ def find_unseen(rows: Sequence[ManifestRow], split: str) -> NDArray[np.bool_]:
     return np.asarray(~share_group(groups, held_out, np.isin(splits, SOURCES[split]))[held_out])
 
 
-def summarise(out: Path, measured: Mapping[str, Metrics], belief: Belief, phantom: bool) -> list[str]:
+def summarise(out: Path, measured: Mapping[str, Metrics], leaks: LeakReport, phantom: bool) -> list[str]:
     """Return the lines that a finished run prints: every accuracy with the nearest neighbour's beside it."""
     lines = [f"{out}{' (synthetic phantoms, not patients)' if phantom else ''}"]
     for split, metrics in measured.items():
         low, high = metrics.intervals["accuracy"]
-        check = belief.leakage[split]
+        check = leaks.leakage[split]
         lines.append(
             f"  {_title(split, check)}: accuracy {metrics.accuracy:.2%} [{low:.2%}, {high:.2%}], macro F1 "
             f"{metrics.macro_f1:.4f}, ECE {metrics.ece:.4f}, {metrics.n} images; a nearest neighbour "
@@ -73,8 +73,8 @@ def summarise(out: Path, measured: Mapping[str, Metrics], belief: Belief, phanto
         )
         if check.leaks:
             lines.append(f"    warning: {check.verdict}")
-        if split in belief.unseen:
-            found = belief.unseen[split]
+        if split in leaks.unseen:
+            found = leaks.unseen[split]
             lines.append(
                 f"    on its {found.n} images that training has not seen: accuracy {found.accuracy:.2%} "
                 f"[{found.interval[0]:.2%}, {found.interval[1]:.2%}]; a nearest neighbour "

@@ -12,7 +12,7 @@ from brainq_torch.data.synthesis.phantom import phantom_images, write_phantoms
 from tools.shift.__main__ import draw_balanced, main, measure
 from tools.shift.plot import _tell_apart
 from tools.shift.scores import CLEAN, LESIONS, NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
-from tools.shift.stand_ins import find_head_mask, lesioned, restyle
+from tools.shift.simulated import find_head_mask, lesioned, restyle
 
 
 @pytest.fixture(scope="module")

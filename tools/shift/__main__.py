@@ -31,7 +31,7 @@ from tools.command import CommandError, add_data, add_json, add_threads, as_main
 from tools.images import choose_images, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
-from tools.shift.stand_ins import lesioned, restyle
+from tools.shift.simulated import lesioned, restyle
 
 _READ_AT_ONCE = 16  # images; bounds the memory together with _LARGEST_SIDE
 _LARGEST_SIDE = 1024  # pixels; larger scans are shrunk first, as no model here takes more

@@ -6,7 +6,7 @@ import pytest
 from brainq_torch.data.dataset.manifest import ManifestRow
 from brainq_torch.data.leakage.check import LeakCheck
 from brainq_torch.evaluation.metrics import compute_metrics
-from brainq_torch.evaluation.unseen import find_unseen, measure_belief, summarise
+from brainq_torch.evaluation.unseen import find_unseen, measure_leaks, summarise
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
@@ -26,18 +26,18 @@ def test_the_unseen_images_are_those_whose_group_training_lacks():
     logits = np.eye(4, dtype=np.float32)[labels]
     logits[7] = logits[7, ::-1]  # one mistake, on an unseen image
     leakage = {"val": leak("validation part", 0, 0.5, 0.5), "Testing": leak("test set", 5, 0.9, 0.25)}
-    belief = measure_belief(manifest, {"val": (logits, labels), "Testing": (logits, labels)}, leakage)
-    assert belief.unseen.keys() == {"Testing"}  # all of val is unseen: its accuracy says it already
-    assert (belief.unseen["Testing"].n, belief.unseen["Testing"].accuracy) == (3, pytest.approx(2 / 3))
+    leaks = measure_leaks(manifest, {"val": (logits, labels), "Testing": (logits, labels)}, leakage)
+    assert leaks.unseen.keys() == {"Testing"}  # all of val is unseen: its accuracy says it already
+    assert (leaks.unseen["Testing"].n, leaks.unseen["Testing"].accuracy) == (3, pytest.approx(2 / 3))
     assert find_unseen(manifest, "Testing").tolist() == [False] * 5 + [True] * 3
     without = [replace(row, group="") for row in manifest]
     assert find_unseen(without, "val").all()  # an image without a group is its own
-    data = belief.to_json()
+    data = leaks.to_json()
     assert data["leakage"]["Testing"]["leaks"] is True
     assert data["unseen"]["Testing"]["n"] == 3
 
     measured = {split: compute_metrics(logits, labels) for split in ("val", "Testing")}
-    text = "\n".join(summarise("runs/x", measured, belief, phantom=False))
+    text = "\n".join(summarise("runs/x", measured, leaks, phantom=False))
     assert "Testing (official): accuracy 87.50% [" in text
     assert "a nearest neighbour 90.00%" in text
     assert "warning: the test set leaks: 5 of 8 images" in text

@@ -1,4 +1,4 @@
-"""Stand-ins for scans from elsewhere: images in another source's style, and lesions painted on tumour-free heads."""
+"""Simulated scans from elsewhere: images in another source's style, and lesions painted on tumour-free heads."""
 
 from typing import get_args
 
