@@ -212,7 +212,11 @@ class _OwnModules(ModuleFinder):
 def _requirements() -> str:
     pins = {name: f"{name}=={version(name)}" for name in PACKAGES}
     pillow = pins.pop("pillow")
-    lines = ["# DICOM files need pydicom as well.", *pins.values(), f'{pillow} ; python_version >= "3.11"']
+    lines = [
+        "# DICOM files need pydicom as well, NIfTI volumes nibabel.",
+        *pins.values(),
+        f'{pillow} ; python_version >= "3.11"',
+    ]
     return "\n".join([*lines, f'pillow=={_PILLOW_OF_310} ; python_version < "3.11"', ""])
 
 
