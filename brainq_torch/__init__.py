@@ -1,9 +1,37 @@
-"""Train a brain-MRI classifier, compress it, and prove what compressing it cost. Not a medical device."""
+"""Train a brain-MRI classifier, compress it, and prove what compressing it cost. Not a medical device.
 
+``fit`` trains, ``export`` compresses, ``load`` opens what either made, ``evaluate`` measures it. Each is loaded when it
+is first asked for: a file is run without PyTorch.
+"""
+
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from brainq_torch.allocator import restart_to_keep_memory
 from brainq_torch.openmp import limit_spinning
+
+if TYPE_CHECKING:
+    from brainq_torch.fit import fit
+    from export.context import ExportOptions
+    from export.pipeline import export
+    from export.run.model import Model, Prediction, SeriesPrediction, load
+    from tools.evaluate import evaluate
+
+__all__ = [
+    "ExportOptions", "Model", "Prediction", "SeriesPrediction", "__version__", "evaluate", "export", "fit", "load",
+]  # fmt: skip
+
+_HOMES = {
+    "ExportOptions": "export.context",
+    "Model": "export.run.model",
+    "Prediction": "export.run.model",
+    "SeriesPrediction": "export.run.model",
+    "evaluate": "tools.evaluate",
+    "export": "export.pipeline",
+    "load": "export.run.model",
+}
+"""Public name -> the module that is loaded for it. ``fit`` is a module, which may be called."""
 
 limit_spinning()
 restart_to_keep_memory()
@@ -12,3 +40,15 @@ try:
     __version__ = version("brainq_torch")
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0+uninstalled"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fit":
+        return import_module("brainq_torch.fit")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public are {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ Exit codes: 0 trained, 1 the loss became no number, 2 wrong input, 130 or 143 in
 """
 
 import argparse
+import os
 import shlex
 import shutil
 import signal
@@ -11,12 +12,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -27,7 +31,7 @@ from brainq_torch.finish import finish
 from brainq_torch.models import ModelOptions
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.resume import claim, is_first_process
-from brainq_torch.run import RunError, read_yaml
+from brainq_torch.run import Run, RunError, load_run, read_yaml
 from brainq_torch.run_files import CONFIG, LOG
 from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, TrainingDivergedError
@@ -38,7 +42,8 @@ from brainq_torch.training.mixstyle import MixStyle
 from brainq_torch.training.qat import Qat, start_ptq
 from brainq_torch.training.stages import Stage
 
-DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+DEFAULT_CONFIG = "quickstart"
 DEFAULT_OUT = "runs/quickstart"
 USER_ERRORS = (MisconfigurationException, OSError, ValueError)
 """What a user can cause: reported in a line, without a traceback."""
@@ -59,7 +64,7 @@ def make_parser() -> ArgumentParser:
         import_path_denylist=["*"], import_path_allowlist=list(IMPORTS), instantiate_subclass_spec_in_any=False
     )
     parser = ArgumentParser(prog="python -m brainq_torch.fit", description=__doc__)
-    parser.add_argument("--config", action="config", help="a YAML from configs/")
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of one of configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --out")
@@ -101,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(config.out)
     try:
         with _sigterm_raises():
-            fit(parser, config)
+            train(parser, config)
     except (*USER_ERRORS, TrainingDivergedError) as error:
         print(f"error: {_explain(error, out)}", file=sys.stderr)
         return DIVERGED if isinstance(error, TrainingDivergedError) else WRONG_INPUT
@@ -152,14 +157,70 @@ def _with_config(words: list[str]) -> list[str]:
     early.add_argument("--resume", action="store_true")
     known, others = early.parse_known_args(words)
     own = Path(known.out or DEFAULT_OUT) / CONFIG
-    configs = known.config or [own if known.resume and own.is_file() else DEFAULT_CONFIG]
+    given = known.config or [own if known.resume and own.is_file() else DEFAULT_CONFIG]
+    configs = [find_config(word) for word in given]
     for path in configs:
-        read_yaml(Path(path))  # names the file, which the parser does not
+        read_yaml(path)  # names the file, which the parser does not
     out = [] if known.out is None else [f"--out={known.out}"]
     return [*(f"--config={path}" for path in configs), *others, *out, *["--resume"] * known.resume]
 
 
-def fit(parser: ArgumentParser, config: Namespace) -> None:
+def fit(config: str | PathLike[str] = DEFAULT_CONFIG, **overrides: Any) -> Run:
+    """Train, as ``python -m brainq_torch.fit`` does; what it prints is printed.
+
+    Args:
+        config: A YAML file, or the name of one of ours such as ``mobilenetv2``.
+        overrides: Its keys with other values: ``out="runs/mine", data={"root": "DIR", "batch_size": 16}``; a group's
+            keys that are not named stay. ``resume=True`` continues a killed run in ``out``.
+
+    Returns:
+        The finished run: its folder, network in eval mode, classes, pixels and resolved configuration.
+
+    Raises:
+        ValueError: A key, a value or the data cannot be used, and what to do. TrainingDivergedError: The loss became no
+            number.
+    """
+    words = [f"--config={os.fspath(config)}", *(["--resume"] if overrides.pop("resume", False) else [])]
+    for name, value in overrides.items():
+        group = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+        words += [f"--{key}={_as_word(each)}" for key, each in group.items()]
+    parser = make_parser()
+    parser.exit_on_error = False
+    silence_training()
+    try:
+        chosen = parser.parse_args(_with_config(words))
+    except ArgumentError as error:
+        raise RunError(" ".join(str(error).split())) from error
+    with _sigterm_raises():
+        train(parser, chosen)
+    return load_run(chosen.out)
+
+
+def _as_word(value: Any) -> str:
+    """Return a value as the command line has it: text as it is, anything else as YAML in a line."""
+    if isinstance(value, str | PathLike):
+        return os.fspath(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
+
+
+class _Callable(ModuleType):
+    """This module is ``brainq_torch.fit`` as soon as it is imported, which must not hide the function of that name."""
+
+    def __call__(self, config: str | PathLike[str] = DEFAULT_CONFIG, **overrides: Any) -> Run:
+        return fit(config, **overrides)
+
+
+_Callable.__call__.__doc__ = fit.__doc__
+sys.modules[__name__].__class__ = _Callable
+
+
+def find_config(word: str | Path) -> Path:
+    """Return the configuration of that path or, where there is none, of that name among ours."""
+    ours = CONFIGS / f"{word}.yaml"
+    return ours if not Path(word).exists() and ours.is_file() else Path(word)
+
+
+def train(parser: ArgumentParser, config: Namespace) -> None:
     """Train one run folder from start, or from where it was killed, to end."""
     out = Path(config.out)
     if not 0 <= config.threads <= MOST_THREADS:

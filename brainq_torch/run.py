@@ -1,6 +1,7 @@
 """The run folder: what one training leaves behind, and how everything after it reads that back."""
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ class Run:
     config: dict[str, Any]
     quantization: dict[str, Any] | None
     abstention: Abstention | None
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @property
     def data_root(self) -> Path:
@@ -114,7 +118,7 @@ def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> 
         )
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | PathLike[str]) -> Run:
     """Load a run folder for evaluation or export. Raises RunError where it is no finished run."""
     folder = Path(folder)
     if not folder.is_dir():

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.run import Run
+from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
 from export.context import ExportContext, ExportOptions, RecipeError
 from export.folder import check_target, say_note, write_as_a_whole
-from export.recipes import RECIPES, describe_run, find_float_model, resolve_recipes, versions
+from export.recipes import RECIPES, default_recipes, describe_run, find_float_model, resolve_recipes, versions
 from export.run.metadata import write_metadata
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
@@ -22,6 +23,31 @@ from export.verify.parity import FLOAT_MODEL, LogitTable, add_shifted, climb
 from export.verify.report import ArtefactReport, ParityReport
 
 THREADS = 1
+
+
+def export(
+    run: str | PathLike[str],
+    recipes: Sequence[str] = (),
+    out: str | PathLike[str] | None = None,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+) -> ParityReport:
+    """Turn a run into files that run without PyTorch, and check each, as ``python -m export`` does.
+
+    Args:
+        run: A run folder, or what ``fit`` returned.
+        recipes: Names such as fp32, fp16, int8, w4a8; those that they need are made too. By default as the run needs.
+        out: Folder to make, by default ``export`` in the run folder.
+        options: How the files are made and compared; ``ExportOptions(replace=True)`` replaces an earlier export.
+
+    Returns:
+        What parity.json holds; ``passed`` says whether every file may be used.
+
+    Raises:
+        BrainqError: The run, a recipe or the folder cannot be used, and what to do.
+    """
+    trained = load_run(run)
+    folder = Path(out) if out else trained.folder / "export"
+    return export_run(trained, recipes or default_recipes(trained), folder, options)
 
 
 def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptions) -> ParityReport:

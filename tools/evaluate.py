@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import Interval, Metrics, compute_metrics, plot_confusion
 from brainq_torch.evaluation.sources import SourceMetrics, measure_sources, source_lines
 from brainq_torch.run_files import write_json
+from export.run.model import Model, load
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, add_data, add_json, add_table, add_threads, as_main, check_targets, format_table
 from tools.images import check_folders, choose_images, decode_images, labels_of
@@ -85,15 +88,12 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"{options.compare} tells {', '.join(other.classes)} apart, {options.model} {', '.join(runner.classes)}; "
             "compare models of the same classes, or ask both a coarser question with --label-map"
         )
-    if options.manifest is None and not options.table:
-        check_folders(options.model, runner.classes, Path(options.data), question.labels)
-    table = locate_table(Path(options.data), options.table)
-    split, folder = choose_images(Path(options.data), options.split, options.manifest, question.labels, table)
-    first = evaluate(options.model, runner, split, folder, question)
+    images = _find_images(options.model, runner, question, options)
+    first = measure(options.model, runner, *images, question)
     print(format_evaluation(first, options.threads))
     report = first.to_json() | {"threads": options.threads}
     if other is not None:
-        second = evaluate(options.compare, other, split, folder, question)
+        second = measure(options.compare, other, *images, question)
         names = first.metrics.classes
         comparison = compare_predictions(first.logits, second.logits, labels_of(first.folder), names)
         print("\n" + format_evaluation(second, options.threads, problems=False))
@@ -106,7 +106,46 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(name: str, runner: Runner, split: str, folder: ImageFolder, question: Question) -> Evaluation:
+def _find_images(name: str, runner: Runner, question: Question, options: argparse.Namespace) -> tuple[str, ImageFolder]:
+    """Return the split and its images that the words data, split, manifest and table mean."""
+    if options.manifest is None and not options.table:
+        check_folders(name, runner.classes, Path(options.data), question.labels)
+    table = locate_table(Path(options.data), options.table)
+    return choose_images(Path(options.data), options.split, options.manifest, question.labels, table)
+
+
+def evaluate(
+    model: Model | str | PathLike[str],
+    data: str | PathLike[str],
+    split: str | None = None,
+    label_map: Mapping[str, str] | None = None,
+    manifest: str | PathLike[str] | None = None,
+    threads: int = 1,
+) -> Evaluation:
+    """Measure a model on a folder of images, as ``python -m tools.evaluate`` does.
+
+    Args:
+        model: What ``load`` returned, or a run folder, .onnx or .tflite file.
+        data: Class folders, or Training/Testing above them.
+        split: Training, val, Testing, or all; by default Testing if there, else val, else all.
+        label_map: {folder: ``class`` or ``class+class``}, a coarser question than the model's own classes.
+        manifest: A run's manifest.csv, whose split counts instead of the folder's; hashes are checked.
+        threads: Processor threads of a model that is loaded here.
+
+    Returns:
+        Metrics with intervals, logits, and what could not be read.
+
+    Raises:
+        BrainqError: The model or the images cannot be used, and what to do.
+    """
+    loaded = model if isinstance(model, Model) else load(model, threads)
+    name, runner = str(loaded.path), loaded.runners[0]
+    question = ask(name, runner, [f"{folder}={meaning}" for folder, meaning in (label_map or {}).items()])
+    words = argparse.Namespace(data=data, split=split, manifest=manifest, table=None)
+    return measure(name, runner, *_find_images(name, runner, question, words), question)
+
+
+def measure(name: str, runner: Runner, split: str, folder: ImageFolder, question: Question) -> Evaluation:
     """Measure a loaded model on the folder's images.
 
     Args:

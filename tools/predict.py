@@ -2,14 +2,11 @@
 
 import argparse
 import sys
-from functools import partial
-from pathlib import Path
 
 from brainq_torch.abstention.policy import UNCERTAIN
-from brainq_torch.series.answer import Answerer
 from brainq_torch.series.show import answer_command
 from export.bundle.predict import add_series_options
-from export.run.runners import Runner, load_runner, run_named
+from export.run.model import load
 from tools.command import add_threads, as_main
 
 NO_ABSTENTION = "it carries no abstention and names a class for any picture; train it or export it again"
@@ -34,20 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def as_answerer(runner: Runner) -> Answerer:
-    """Return a runner as what answers images and series."""
-    abstention = getattr(runner, "abstention", None)  # a runner of one's own need not have it
-    return Answerer(runner.pixels, runner.classes, abstention, partial(run_named, runner))
-
-
 def _predict(options: argparse.Namespace) -> int:
-    # Side by side two interpreters are faster than one with as many threads.
-    count = 2 if options.threads > 1 and Path(options.model).suffix == ".tflite" else 1
-    runners = [load_runner(options.model, options.threads // count) for _ in range(count)]
-    models = [as_answerer(runner) for runner in runners]
-    if models[0].abstention is None:
+    model = load(options.model, options.threads)
+    if model.abstention is None:
         print(f"{options.model} cannot say {UNCERTAIN}: {NO_ABSTENTION}", file=sys.stderr)
-    return answer_command(models, options)
+    return answer_command(model.answerers, options)
 
 
 main = as_main(make_parser, _predict)

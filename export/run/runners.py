@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,7 +71,7 @@ class Runner(Protocol):
 
 
 def load_runner(
-    path: str | Path,
+    path: str | PathLike[str],
     threads: int = 1,
     pixels: PixelSpec | None = None,
     classes: tuple[str, ...] | None = None,

@@ -39,7 +39,7 @@ class GreyRunner:
 @pytest.fixture
 def runner(monkeypatch):
     fake = GreyRunner()
-    monkeypatch.setattr(predict, "load_runner", lambda model, threads: fake)
+    monkeypatch.setattr("export.run.model.load_runner", lambda model, threads: fake)
     return fake
 
 

@@ -25,8 +25,8 @@ from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import find_sources, make_bundle
 from export.bundle.predict import OLDEST_PYTHON, SUMS, check_files, main
 from export.folder import ExportFolderError
+from export.run.model import Model
 from export.run.runners import load_runner
-from tools.predict import as_answerer
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,8 @@ def test_it_answers_alone_without_pytorch_and_as_the_runner_does(bundle, tmp_pat
     pixels = np.stack([runner.pixels.apply(read_grey(answer["path"]).pixels) for answer in answers[:4]])
     assert np.array_equal(np.float32([answer["logits"] for answer in answers[:4]]), runner(pixels))
     paths = [answer["path"] for answer in answers[:4]]
-    for answer, expected in zip(answers, answer_series([as_answerer(runner)], find_series(paths)), strict=False):
+    again = answer_series(Model(tiny_export, [runner]).answerers, find_series(paths))
+    for answer, expected in zip(answers, again, strict=False):
         wanted = expected.row
         assert {key: answer[key] for key in ("class", "best", "abstained", "notes")} == {
             key: wanted[key] for key in ("class", "best", "abstained", "notes")

@@ -1,0 +1,179 @@
+"""A model as Python sees it: one class for a run folder, an .onnx and a .tflite file; predictions as typed values."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainq_torch.abstention.policy import Abstention
+from brainq_torch.data.head_crop import BLANK, is_blank
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.series.answer import Answerer, answer_series, judge
+from brainq_torch.series.find import Unread, find_series
+from export.run.runners import Runner, load_runner, run_named
+
+type Images = str | os.PathLike[str] | NDArray[np.uint8] | Sequence[str | os.PathLike[str]]
+"""Names of files, folders or patterns, or grey pictures, (h, w) or (N, h, w) uint8 of any size."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture, or for one slice of a series.
+
+    Attributes:
+        path: Its file; ``image 0`` and so on of an array.
+        label: The class, or ``uncertain``.
+        best: The likeliest class, answered or not; None of a slice above or below the head.
+        probability: Its probability, calibrated where the model says how.
+        probabilities: The same of every class.
+        uncertain: Whether the model does not answer.
+        reason: Why, "" where it does.
+        notes: What was converted.
+        series: Of a volume or DICOM series, its name.
+        slice: Its place there, from 1.
+        position_mm: Along the series' axis, where the file says it.
+    """
+
+    path: str
+    label: str
+    uncertain: bool
+    reason: str
+    best: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    series: str = ""
+    slice: int | None = None
+    position_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class SeriesPrediction:
+    """The answer for a series of several slices, behind those of its slices.
+
+    Attributes:
+        path: Its file or folder.
+        series: Its name.
+        title: What its header calls it.
+        slices: How many it has.
+        label: The class, or ``uncertain``.
+        best: The likeliest class, answered or not.
+        uncertain: Whether there is no answer.
+        reason: Why, "" where there is one.
+        tumour: Probability of any class but notumor, averaged over neighbours, where it is largest.
+        counts: {class or ``uncertain``: slices}.
+        notes: What was left out.
+    """
+
+    path: str
+    series: str
+    title: str
+    slices: int
+    label: str
+    best: str | None
+    uncertain: bool
+    reason: str
+    tumour: float | None
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+
+class Model:
+    """A trained network, ready to answer. Make it with ``load``.
+
+    Attributes:
+        path: Where it is from.
+        classes: In the order of its logits.
+        pixels: Size and fit of the pictures that it takes.
+        abstention: When it does not answer; None where it always does.
+    """
+
+    def __init__(self, path: Path, runners: Sequence[Runner]) -> None:
+        self.path, self.runners = path, tuple(runners)
+        self.classes: tuple[str, ...] = runners[0].classes
+        self.pixels: PixelSpec = runners[0].pixels
+        self.abstention: Abstention | None = getattr(runners[0], "abstention", None)  # one's own need not have it
+
+    @property
+    def answerers(self) -> list[Answerer]:
+        """The same for ``brainq_torch.series``, one for each thread."""
+        return [Answerer(self.pixels, self.classes, self.abstention, partial(run_named, each)) for each in self.runners]
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run it.
+
+        Args:
+            images: (N, size, size) uint8 grey, as ``pixels.apply`` makes them of (h, w) pictures.
+
+        Returns:
+            (N, C) float32 logits in the order of ``classes``, before temperature and softmax.
+
+        Raises:
+            RunnerError: The images are of another shape; NotFiniteError, its kind: the logits are no numbers.
+        """
+        return self.runners[0](images)
+
+    def predict(self, images: Images, slices: str = "all") -> list[Prediction | SeriesPrediction | Unread]:
+        """Name the classes of pictures and of series, as ``python -m tools.predict`` does.
+
+        Args:
+            images: File, folder (searched), or glob pattern, or several of them; or an array of (h, w) or (N, h, w)
+                uint8 grey pictures of any size, which are fitted first.
+            slices: Which of a series: all, middle, a number, or every=K.
+
+        Returns:
+            One answer for each picture and slice in order, one more behind each series of several slices; ``Unread``
+            says of a file why it could not be read.
+
+        Raises:
+            SliceChoiceError: ``slices`` is none of these.
+            ValueError: The array is not uint8, or of another shape.
+        """
+        if isinstance(images, np.ndarray):
+            return list(self._answer(images[None] if images.ndim == 2 else images))
+        words = [images] if isinstance(images, str | os.PathLike) else images
+        found = find_series([os.fspath(word) for word in words])
+        return [_typed(answer.row) for answer in answer_series(self.answerers, found, slices)]
+
+    def _answer(self, pictures: NDArray[np.uint8]) -> Iterator[Prediction | SeriesPrediction | Unread]:
+        if pictures.ndim != 3 or pictures.dtype != np.uint8:
+            raise ValueError(f"images are {pictures.shape} {pictures.dtype}; give (h, w) or (N, h, w) uint8 grey ones")
+        for number, picture in enumerate(pictures):
+            name = f"image {number}"
+            if is_blank(picture):
+                yield Unread(name, BLANK)
+                continue
+            fitted, notes = self.pixels.apply_with_notes(picture)
+            logits = run_named(self.runners[0], fitted[None], [name])
+            (row,) = judge(logits, fitted[None], self.classes, self.abstention)
+            yield _typed(row | {"level": "slice", "path": name, "notes": notes})
+
+
+def load(path: str | os.PathLike[str], threads: int = 1) -> Model:
+    """Load a run folder, an .onnx or a .tflite file; a file is run without PyTorch.
+
+    Args:
+        path: The model. Where a file carries a checksum, it must hold.
+        threads: Processor threads; of a .tflite file two interpreters share them, which are faster than one.
+
+    Raises:
+        RunnerError, MetadataError or RunError, each with what to do.
+    """
+    count = 2 if threads > 1 and Path(path).suffix == ".tflite" else 1
+    return Model(Path(path), [load_runner(path, threads // count) for _ in range(count)])
+
+
+def _typed(row: dict[str, Any]) -> Prediction | SeriesPrediction | Unread:
+    """Return a row of ``brainq_torch.series`` as the value that it is."""
+    if "error" in row:
+        return Unread(row["path"], row["error"])
+    kind: type[Prediction | SeriesPrediction] = SeriesPrediction if row["level"] == "series" else Prediction
+    known = {each.name for each in fields(kind)}
+    values = {name: value for name, value in row.items() if name in known and value is not None}
+    needed = {"best": None, "tumour": None} if kind is SeriesPrediction else {}
+    return kind(**needed | values | {"notes": tuple(row["notes"])})

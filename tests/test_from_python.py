@@ -1,0 +1,137 @@
+"""``import brainq_torch as bq``: the README's lines run, and say what the commands say."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import brainq_torch as bq
+from brainq_torch.run import RunError
+from brainq_torch.run_files import BrainqError
+from brainq_torch.series.find import Unread
+from export.run.runners import load_runner
+from tools import evaluate, predict
+
+TINY = {
+    "stages": [{"name": "head", "train": "head", "epochs": 1, "rate": 0.01}],
+    "model": {"arguments": {"width_mult": 0.35}},
+    "trainer": {"enable_progress_bar": False, "accelerator": "cpu"},
+}
+PAGES = ("README.md", "configs/README.md")
+
+
+def lines_of(page):
+    return "\n".join(re.findall(r"```python\n(.*?)```", Path(page).read_text(), re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def png(phantoms):
+    return next(phantoms.glob("Testing/*/*.png"))
+
+
+@pytest.fixture(params=["run folder", "model_int8.onnx", "model_int8.tflite"])
+def path(request, tiny_run, tiny_int8_export):
+    return tiny_run if request.param == "run folder" else tiny_int8_export / request.param
+
+
+def test_the_lines_of_the_readmes_run(phantoms, png, tmp_path, monkeypatch, capsys):
+    code, fit = "\n".join(map(lines_of, PAGES)), bq.fit
+    data = {"root": str(phantoms), "size": 32, "batch_size": 8}
+    monkeypatch.setattr(bq, "fit", lambda config, **more: fit(config, data=data, **TINY, **more))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR").symlink_to(phantoms)
+    shutil.copy(png, "scan.png")
+    namespace = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert namespace["report"].passed
+    assert namespace["run"].config["model"]["arguments"] == {"width_mult": 0.35}
+    assert namespace["run"].config["data"]["classes"] == list(namespace["model"].classes)
+    assert re.search(r"^(glioma|meningioma|notumor|pituitary|uncertain) 0\.\d+", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_model_gives_its_runner_s_logits(path, phantoms):
+    model, runner = bq.load(path), load_runner(path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    np.testing.assert_array_equal(model.logits(images), runner(images))
+    assert (model.classes, model.pixels, model.abstention) == (runner.classes, runner.pixels, runner.abstention)
+
+
+def test_a_prediction_is_the_command_s(path, png, capsys):
+    assert predict.main([str(path), str(png), "--json", "--threads", "1"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    (answer,) = bq.load(path).predict(png)
+    assert isinstance(answer, bq.Prediction)
+    assert {name: row[name] for name in ("path", "label", "best", "probability", "probabilities", "reason")} == {
+        name: getattr(answer, name) for name in ("path", "label", "best", "probability", "probabilities", "reason")
+    }
+    assert answer.uncertain == (answer.label == "uncertain") == bool(answer.reason)
+
+
+def test_an_array_is_answered_as_its_file(path, png):
+    model, grey = bq.load(path), np.asarray(Image.open(png))
+    (of_file,) = model.predict([png])
+    for array in (grey, grey[None]):
+        (answer,) = model.predict(array)
+        assert (answer.path, answer.probabilities) == ("image 0", of_file.probabilities)
+
+
+def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
+    (tmp_path / "broken.png").write_bytes(png.read_bytes()[:200])
+    blank, missing = np.zeros((40, 40), np.uint8), tmp_path / "missing.png"
+    model = bq.load(path)
+    answers = [*model.predict([missing, tmp_path]), *model.predict(blank)]
+    assert [type(answer) for answer in answers] == [Unread] * 3
+    with pytest.raises(ValueError, match=r"\(40, 40\) float64; give .* uint8"):
+        model.predict(blank.astype(float))
+
+
+def test_an_evaluation_is_the_command_s(tiny_int8_export, phantoms, tmp_path, capsys):
+    model, report = tiny_int8_export / "model_int8.tflite", tmp_path / "report.json"
+    words = ["--label-map", "notumor=notumor", "glioma=glioma+pituitary+meningioma", "--split", "Testing"]
+    assert evaluate.main([str(model), "--data", str(phantoms), *words, "--json", str(report)]) == 0
+    meaning = {"notumor": "notumor", "glioma": "glioma+pituitary+meningioma"}
+    found = bq.evaluate(bq.load(model), phantoms, "Testing", meaning)
+    expected = json.loads(report.read_text())
+    del expected["threads"]
+    assert json.loads(json.dumps(found.to_json())) == expected
+
+
+def test_an_export_returns_what_parity_json_holds(tiny_run, tmp_path):
+    report = bq.export(tiny_run, ["fp32"], tmp_path / "export")
+    assert json.loads(json.dumps(report.to_json())) == json.loads((tmp_path / "export" / "parity.json").read_text())
+    with pytest.raises(BrainqError, match="exists"):
+        bq.export(tiny_run, ["fp32"], tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data": {"rot": "x"}}, "rot"),
+        ({"seed": "many"}, "seed"),
+        ({"config": "no such"}, "no such"),
+        ({"threads": -1}, "-1"),
+    ],
+)
+def test_a_wrong_override_is_refused(overrides, message, tmp_path):
+    with pytest.raises((RunError, OSError), match=message):
+        bq.fit(**{"config": "quickstart", "out": str(tmp_path / "run"), **overrides})
+    assert not (tmp_path / "run" / "model.ckpt").exists()
+
+
+def test_public_names_are_there_and_described():
+    assert all(getattr(bq, name).__doc__ for name in bq.__all__)
+    assert set(bq.__all__) <= set(dir(bq))
+    with pytest.raises(AttributeError, match=r"'lod'; public are .*load"):
+        bq.lod  # noqa: B018
+
+
+def test_importing_it_loads_none_of_it():
+    heavy = "torch", "numpy", "export", "tools"
+    code = f"import brainq_torch, sys; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE).stdout == "[]\n"
