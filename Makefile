@@ -7,6 +7,9 @@
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+EVERYTHING := .venv/.everything
+INSTALL = $(UV) venv --quiet --allow-existing --python 3.12 .venv && \
+	$(UV) pip install --quiet --compile-bytecode --python .venv -c constraints.txt
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,14 +21,14 @@ demo: $(INSTALLED)  ## train on synthetic phantoms, export to ONNX and TFLite, v
 		--models.mobilenetv2.run runs/quickstart --models.mobilenetv2.export runs/quickstart/export \
 		--only mobilenetv2 mobilenetv2_fp16 mobilenetv2_int8_ptq --gradcam=
 
-test: $(INSTALLED)  ## lint, types and every test (under 10 minutes on 2 cores)
+test: $(EVERYTHING)  ## lint, types and every test (under 10 minutes on 2 cores)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	.venv/bin/lint-imports
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
-check: $(INSTALLED)  ## format, lint, types and the fast tests
+check: $(EVERYTHING)  ## format, lint, types and the fast tests
 	$(PYTHON) -m ruff format
 	$(PYTHON) -m ruff check --fix
 	.venv/bin/lint-imports
@@ -44,6 +47,9 @@ clean:  ## remove what was installed and cached; runs/ stays
 	.uv/bin/pip install --quiet uv
 
 $(INSTALLED): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
-	$(UV) venv --quiet --allow-existing --python 3.12 .venv
-	$(UV) pip install --quiet --compile-bytecode --python .venv -e ".[export,timm,medical]" --group dev -c constraints.txt
+	$(INSTALL) -e ".[export]"
 	touch $@
+
+$(EVERYTHING): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+	$(INSTALL) -e ".[export,tensorflow,timm,medical]" --group dev
+	touch $@ $(INSTALLED)

@@ -20,9 +20,10 @@ _OLDEST_GLIBC = (2, 35)  # knows hugetlb
 
 
 def restart_to_keep_memory() -> None:
-    """Start ``python -m brainq_torch.fit`` anew with the settings, before PyTorch is loaded; else do nothing."""
+    """Start ``brainq fit`` or its ``python -m`` form anew with the settings, before PyTorch is loaded; no other."""
     words = sys.orig_argv
-    starts = sys.argv[:1] == ["-m"] and COMMAND in words
+    script = os.path.basename(sys.argv[0]) == "brainq" and sys.argv[1:2] == ["fit"]
+    starts = script or (sys.argv[:1] == ["-m"] and COMMAND in words)
     off = f"{SWITCH}=false" in words or (SWITCH, "false") in itertools.pairwise(words)
     if starts and not off and "GLIBC_TUNABLES" not in os.environ and _glibc() >= _OLDEST_GLIBC:
         os.execve(sys.executable, [sys.executable, *words[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})

@@ -1,4 +1,4 @@
-"""The optional packages behind `brainq_torch[export]`, imported where they are used and named when absent."""
+"""The packages behind the extras `export` and `tensorflow`, imported where they are used and named when absent."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ def require_extra(name: str) -> None:
 
 
 def import_extra(name: str) -> Any:
-    """Import a package of the `export` extra by its dotted name.
+    """Import a package of an extra by its dotted name.
 
     Raises MissingExtraError with the install command when it is absent. An ImportError from within the package is
     left as it is: that is a broken installation, not a missing one.
@@ -28,6 +28,7 @@ def import_extra(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
             raise
+        extra = "tensorflow" if error.name == "tensorflow" else "export"
         raise MissingExtraError(
-            f"{error.name} is not installed; exported files need it: in the checkout, pip install -e '.[export]'"
+            f"{error.name} is not installed; it is of the extra {extra!r}: in the checkout, pip install '.[{extra}]'"
         ) from error

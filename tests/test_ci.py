@@ -72,7 +72,7 @@ def test_ci_says_what_it_could_not_install_and_goes_on(checkout, program, lacks)
     assert called[-1] == "make test --durations=15 "
 
 
-@pytest.mark.parametrize("target", ["test", ".venv/.installed"])
+@pytest.mark.parametrize("target", ["test", ".venv/.everything"])
 def test_ci_fails_where_make_fails(checkout, target):
     spoil(checkout / "bin" / "make", f'echo "make $*" >> called; [ "$*" != {target} ]')
     code, _, called = run(checkout)

@@ -51,7 +51,7 @@ def test_the_lines_of_the_readmes_run(phantoms, png, tmp_path, monkeypatch, caps
     exec(compile(code, "README.md", "exec"), namespace)
     assert namespace["report"].passed
     assert namespace["run"].config["model"]["arguments"] == {"width_mult": 0.35}
-    assert namespace["run"].config["data"]["classes"] == list(namespace["model"].classes)
+    assert namespace["run"].classes == namespace["model"].classes
     assert re.search(r"^(glioma|meningioma|notumor|pituitary|uncertain) 0\.\d+", capsys.readouterr().out, re.MULTILINE)
 
 

@@ -73,3 +73,8 @@ def test_its_commands_run_without_a_checkout(python, phantoms, tmp_path):
     assert "out: runs/quickstart" in printed["brainq_torch.fit"]
     assert "model_int8.tflite" in printed["export"]
     assert image.name in printed["tools.predict"]
+    brainq = [python.parent / "brainq"]
+    said = run(*brainq, "predict", MODEL, image.resolve(), cwd=tmp_path, env=environment).stdout
+    assert said == printed["tools.predict"]
+    said = run(*brainq, "fit", "--config", "mobilenetv2", "--print_config", cwd=tmp_path, env=environment).stdout
+    assert "out: runs/mobilenetv2" in said

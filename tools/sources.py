@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from brainq_torch import fit
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, number_groups, read_manifest, write_manifest
+from brainq_torch.fit import make_parser as make_fit_parser
+from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_path, hash_file, write_json
 from tools.command import CommandError, format_table, natural, positive, run_command
@@ -72,10 +73,10 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
     if taken:
         raise CommandError(f"{taken[0]} is this command's own; say --seeds for seeds, and leave the others out")
     read_yaml(Path(options.config))  # names the file, which the parser does not
-    out, parser, words = Path(options.out), fit.make_parser(), ["--config", options.config, *others]
+    out, parser, words = Path(options.out), make_fit_parser(), ["--config", options.config, *others]
     try:
         config = parser.parse_args(words)
-        text = fit.resolve(parser, config)
+        text = resolve(parser, config)
         if config.data.root == "phantom":
             raise CommandError("phantoms have no sources; name data.sources, or --data.root with --pseudo K")
         _check_folder(out, text)

@@ -60,8 +60,8 @@ def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray
     Raises:
         ConversionError: The converter failed.
     """
-    require_extra("onnx2tf")
     require_extra("tensorflow")
+    require_extra("onnx2tf")
     with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
         fixed, representative = Path(folder, "model.onnx"), Path(folder, "images.npy").resolve()
         write_single_batch(onnx_path, fixed)

@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 
-from export.extra import MissingExtraError, require_extra
+from export.extra import MissingExtraError, import_extra, require_extra
 
 
 def test_a_package_is_looked_for_without_importing_it(tmp_path, monkeypatch):
@@ -9,3 +11,10 @@ def test_a_package_is_looked_for_without_importing_it(tmp_path, monkeypatch):
     require_extra("slow_and_talkative")
     with pytest.raises(MissingExtraError, match=r"never_heard_of is not installed.*pip install"):
         require_extra("never_heard_of")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("tensorflow", "tensorflow"), ("onnx2tf", "export")])
+def test_the_extra_that_a_package_comes_with_is_named(package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package} is not installed; .*pip install '\.\[{extra}\]'"):
+        import_extra(package)

@@ -290,7 +290,7 @@ def _guarded(path: FilePath) -> Iterator[None]:
     except UnreadableImageError:
         raise
     except ModuleNotFoundError as error:
-        remedy = f"python -m pip install {error.name}, or in the checkout all readers: pip install -e '.[medical]'"
+        remedy = f"python -m pip install {error.name}, or in the checkout all readers: pip install '.[medical]'"
         raise UnreadableImageError(path, f"needs the package {error.name}", remedy) from error
     except MemoryError:
         raise UnreadableImageError(path, "does not fit into memory", shrink_remedy()) from None

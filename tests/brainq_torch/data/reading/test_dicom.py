@@ -447,5 +447,5 @@ def test_without_pydicom_the_remedy_is_the_extra(tmp_path, monkeypatch):
     path = write_dicom(tmp_path / "a.dcm")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     monkeypatch.delitem(__import__("sys").modules, "brainq_torch.data.reading.dicom")
-    with pytest.raises(UnreadableImageError, match=r"needs the package pydicom; .*pip install -e '\.\[medical\]'"):
+    with pytest.raises(UnreadableImageError, match=r"needs the package pydicom; .*pip install '\.\[medical\]'"):
         read_grey(path)

@@ -1,0 +1,33 @@
+"""``brainq COMMAND``: every command by its name."""
+
+from importlib import import_module
+
+import pytest
+
+from brainq_torch import __version__
+from tools import predict
+from tools.__main__ import list_commands, main
+
+
+def test_every_command_is_there_and_runs_its_module(monkeypatch):
+    commands = list_commands()
+    assert {"fit", "export", "evaluate", "predict", "doctor", "study", "low-bits", "bench-training"} < commands.keys()
+    for name, module in commands.items():
+        spec = import_module(module)
+        command = import_module(f"{module}.__main__") if hasattr(spec, "__path__") else spec
+        monkeypatch.setattr(command, "main", lambda words, name=name: print(name, *words) or 7)
+        assert main([name, "--help", "x"]) == 7
+
+
+def test_words_pass_as_they_are(monkeypatch, capsys):
+    monkeypatch.setattr(predict, "main", lambda words: print(words) or 0)
+    assert main(["predict", "--help", "a b", "--json"]) == 0
+    assert capsys.readouterr().out == "['--help', 'a b', '--json']\n"
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [(["--version"], 0, __version__), (["predct"], 2, "'predict'")])
+def test_it_says_its_version_and_its_commands(words, code, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == code
+    assert said in "".join(capsys.readouterr())
