@@ -86,7 +86,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--channels_last", type=bool, default=True, help="NHWC memory layout in training")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--fast_malloc", type=bool, default=True, help="keep freed memory: starts anew once (glibc)")
-    managed = {"callbacks", "logger", "max_epochs", "min_epochs", "default_root_dir", "use_distributed_sampler",
+    managed = {"max_epochs", "min_epochs", "default_root_dir", "use_distributed_sampler",
                "num_sanity_val_steps", "enable_checkpointing", "plugins", "barebones", "model_registry"}  # fmt: skip
     parser.add_class_arguments(L.Trainer, "trainer", skip=managed, instantiate=False)
     parser.set_defaults({"trainer.devices": 1, "trainer.log_every_n_steps": 1})

@@ -129,7 +129,7 @@ def _check_same(out: Path, text: str) -> None:
     """Refuse to resume with another configuration than the run began with; run and images may have moved."""
     before, now = _flatten(read_config(out)), _flatten(yaml.safe_load(text))
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
-    names = sorted(changed - _MACHINES)
+    names = sorted(name for name in changed - _MACHINES if not name.startswith("trainer.logger"))
     if names:
         changes = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names[:5])
         raise RunError(

@@ -2,12 +2,13 @@
 
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.figure import Figure
 
 from brainq_torch.run_files import atomic_path
@@ -19,6 +20,66 @@ COLUMNS = (
 """seconds: training part of the epoch; data_seconds: of these, fetching, scaling and augmenting batches."""
 
 Row = dict[str, Any]
+
+
+class StageLogger(Logger):
+    """A logger that serves all stages of a run, each of which has a Trainer of its own: the stage leads the names.
+
+    Args:
+        logger: Of any kind.
+        stage: Such as ``1-head``; ``val_loss`` is logged as ``1-head/val_loss``.
+    """
+
+    def __init__(self, logger: Logger, stage: str) -> None:
+        super().__init__()
+        self.logger, self.stage = logger, stage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["logger"], name)
+
+    @property
+    def name(self) -> str | None:
+        """The logger's own."""
+        return self.logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        """The logger's own."""
+        return self.logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        """The logger's own."""
+        return self.logger.save_dir
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log values under the stage. Steps are counted within it."""
+        self.logger.log_metrics({f"{self.stage}/{name}": value for name, value in metrics.items()}, step)
+
+    def log_hyperparams(self, params: Any, *more: Any, **named: Any) -> None:
+        """Log them as they are: they are those of the run."""
+        self.logger.log_hyperparams(params, *more, **named)
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Pass it on."""
+        self.logger.after_save_checkpoint(checkpoint_callback)
+
+    def save(self) -> None:
+        """Pass it on."""
+        self.logger.save()
+
+    def finalize(self, status: str) -> None:
+        """Pass it on."""
+        self.logger.finalize(status)
+
+
+def make_loggers(chosen: Logger | Iterable[Logger] | bool | None, out: Path, stage: str) -> list[Logger]:
+    """Return a stage's loggers: those chosen, TensorBoard's in the run folder by default, none for False."""
+    if chosen is None or chosen is True:
+        return [TensorBoardLogger(out, name="tensorboard", version=stage, default_hp_metric=False)]
+    if chosen is False:
+        return []
+    return [StageLogger(each, stage) for each in ([chosen] if isinstance(chosen, Logger) else chosen)]
 
 
 class EpochLog(Callback):

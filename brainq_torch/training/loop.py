@@ -1,5 +1,6 @@
 """A run's training: the network that it starts from, and one Lightning Trainer for each of its stages."""
 
+import copy
 import sys
 import warnings
 from pathlib import Path
@@ -8,17 +9,16 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.pretrained import load_pretrained
-from brainq_torch.run import RunError, load_run
+from brainq_torch.run import RunError, load_run, read_config
 from brainq_torch.run_files import LOG
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier
-from brainq_torch.training.log import EpochLog, read_log
+from brainq_torch.training.log import EpochLog, make_loggers, read_log
 from brainq_torch.training.mixstyle import MixStyleSchedule
 from brainq_torch.training.qat import QatSchedule
 from brainq_torch.training.stages import FreezeBackbone, Stage
@@ -123,22 +123,28 @@ def _make_trainer(out: Path, config: Namespace, index: int, folder: Path) -> L.T
     logged, done = out / LOG, {before.name for before in config.stages[:index]}
     earlier = [row for row in read_log(logged) if row["stage"] in done] if logged.exists() else []
     options = vars(config.trainer).copy()
+    loggers = make_loggers(options.pop("logger"), out, folder.name)
+    own = copy.deepcopy(options.pop("callbacks") or [])  # each stage begins with them as they were made
+    own = [own] if isinstance(own, Callback) else own
     if options["enable_progress_bar"] is None:
         options["enable_progress_bar"] = sys.stdout.isatty()
     options["enable_model_summary"] = bool(options["enable_model_summary"])  # it counts no FLOPs without an example
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **options,
             max_epochs=stage.epochs,
-            callbacks=_callbacks(config, index, folder, EpochLog(logged, stage.name, earlier)),
+            callbacks=[*_callbacks(config, index, folder, EpochLog(logged, stage.name, earlier)), *own],
             plugins=[StageCheckpoints()],
-            logger=TensorBoardLogger(out, name="tensorboard", version=folder.name),
+            logger=loggers,
             use_distributed_sampler=False,  # the data module's sampler is reproducible already
             num_sanity_val_steps=0,
             default_root_dir=folder,
         )
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_hyperparams(read_config(out))
     except Exception as error:  # Lightning refuses options by exceptions of every kind
         raise RunError(f"these trainer options cannot be had: {error}") from error
+    return trainer
 
 
 def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> list[Callback]:
