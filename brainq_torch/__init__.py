@@ -6,17 +6,10 @@ is first asked for: a file is run without PyTorch.
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from brainq_torch.allocator import restart_to_keep_memory
 from brainq_torch.openmp import limit_spinning
-
-if TYPE_CHECKING:
-    from brainq_torch.fit import fit
-    from export.context import ExportOptions
-    from export.pipeline import export
-    from export.run.model import Model, Prediction, SeriesPrediction, load
-    from tools.evaluate import evaluate
 
 __all__ = [
     "ExportOptions", "Model", "Prediction", "SeriesPrediction", "__version__", "evaluate", "export", "fit", "load",
@@ -31,7 +24,7 @@ _HOMES = {
     "export": "export.pipeline",
     "load": "export.run.model",
 }
-"""Public name -> the module that is loaded for it. ``fit`` is a module, which may be called."""
+"""Public name -> the module that is loaded for it, as ``__init__.pyi`` tells type checkers; ``fit`` is one itself."""
 
 limit_spinning()
 restart_to_keep_memory()

@@ -1,5 +1,6 @@
 """``import brainq_torch as bq``: the README's lines run, and say what the commands say."""
 
+import ast
 import json
 import re
 import shutil
@@ -87,15 +88,16 @@ def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
     model = bq.load(path)
     answers = [*model.predict([missing, tmp_path]), *model.predict(blank)]
     assert [type(answer) for answer in answers] == [Unread] * 3
-    with pytest.raises(ValueError, match=r"\(40, 40\) float64; give .* uint8"):
+    with pytest.raises(ValueError, match=r"40, 40\) float64; give .* uint8"):
         model.predict(blank.astype(float))
 
 
 def test_an_evaluation_is_the_command_s(tiny_int8_export, phantoms, tmp_path, capsys):
     model, report = tiny_int8_export / "model_int8.tflite", tmp_path / "report.json"
-    words = ["--label-map", "notumor=notumor", "glioma=glioma+pituitary+meningioma", "--split", "Testing"]
+    tumours = ("glioma", "meningioma", "pituitary")
+    meaning = {"notumor": "notumor", **dict.fromkeys(tumours, "+".join(tumours))}
+    words = ["--split", "Testing", "--label-map", *(f"{folder}={name}" for folder, name in meaning.items())]
     assert evaluate.main([str(model), "--data", str(phantoms), *words, "--json", str(report)]) == 0
-    meaning = {"notumor": "notumor", "glioma": "glioma+pituitary+meningioma"}
     found = bq.evaluate(bq.load(model), phantoms, "Testing", meaning)
     expected = json.loads(report.read_text())
     del expected["threads"]
@@ -127,6 +129,11 @@ def test_a_wrong_override_is_refused(overrides, message, tmp_path):
 def test_public_names_are_there_and_described():
     assert all(getattr(bq, name).__doc__ for name in bq.__all__)
     assert set(bq.__all__) <= set(dir(bq))
+    stub = ast.parse(Path(bq.__file__).with_suffix(".pyi").read_text())
+    homes = {
+        f"{node.module}.{one.name}" for node in stub.body if isinstance(node, ast.ImportFrom) for one in node.names
+    }
+    assert homes == {f"{home}.{name}" for name, home in {**bq._HOMES, "fit": "brainq_torch.fit"}.items()}
     with pytest.raises(AttributeError, match=r"'lod'; public are .*load"):
         bq.lod  # noqa: B018
 

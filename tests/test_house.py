@@ -16,7 +16,7 @@ FILES = {
 }
 TREES = {file: ast.parse(text) for file, text in FILES.items()}
 
-SOURCE_LINES, TEST_LINES = 28_053, 19_476
+SOURCE_LINES, TEST_LINES = 28_053, 19_482
 """Raising one is a visible line in a diff: new capabilities raise it by what they need."""
 
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6
@@ -82,7 +82,6 @@ def circles():
     """What is left once files that need none of the rest, or that none of the rest needs, are taken away."""
     modules = {file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in FILES}
     needs = {module: set(imported(TREES[file])) & modules.keys() - {module} for module, file in modules.items()}
-    needs["brainq_torch"] = set()  # the facade loads what it names when that is asked for
     while ends := {m for m in needs if not needs[m] & needs.keys() or not any(m in needs[o] for o in needs)}:
         for module in ends:
             del needs[module]

@@ -40,7 +40,7 @@ def test_a_training_keeps_its_memory_and_its_words(ask):
 
 @pytest.mark.skipif(NO_GLIBC, reason="another C library")
 def test_so_does_brainq_fit_and_no_other_command(ask, tmp_path):
-    (tmp_path / "brainq").write_text("import sys; sys.argv.pop(1); import brainq_torch.fit")
+    (tmp_path / "brainq").write_text("import sys, brainq_torch; sys.argv.pop(1); import brainq_torch.fit")
     assert ask("brainq", "fit", "--seed", "3") == (TUNABLES, ["--seed", "3"])
     assert ask("brainq", "export", "fit") == ("None", ["fit"])
 

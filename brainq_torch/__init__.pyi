@@ -1,0 +1,10 @@
+from brainq_torch.fit import fit
+from export.context import ExportOptions
+from export.pipeline import export
+from export.run.model import Model, Prediction, SeriesPrediction, load
+from tools.evaluate import evaluate
+
+__version__: str
+__all__ = [
+    "ExportOptions", "Model", "Prediction", "SeriesPrediction", "__version__", "evaluate", "export", "fit", "load",
+]  # fmt: skip
