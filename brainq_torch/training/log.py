@@ -3,11 +3,12 @@
 import csv
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.figure import Figure
 
@@ -22,64 +23,25 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
-class StageLogger(Logger):
-    """A logger that serves all stages of a run, each of which has a Trainer of its own: the stage leads the names.
-
-    Args:
-        logger: Of any kind.
-        stage: Such as ``1-head``; ``val_loss`` is logged as ``1-head/val_loss``.
-    """
-
-    def __init__(self, logger: Logger, stage: str) -> None:
-        super().__init__()
-        self.logger, self.stage = logger, stage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["logger"], name)
-
-    @property
-    def name(self) -> str | None:
-        """The logger's own."""
-        return self.logger.name
-
-    @property
-    def version(self) -> int | str | None:
-        """The logger's own."""
-        return self.logger.version
-
-    @property
-    def save_dir(self) -> str | None:
-        """The logger's own."""
-        return self.logger.save_dir
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log values under the stage. Steps are counted within it."""
-        self.logger.log_metrics({f"{self.stage}/{name}": value for name, value in metrics.items()}, step)
-
-    def log_hyperparams(self, params: Any, *more: Any, **named: Any) -> None:
-        """Log them as they are: they are those of the run."""
-        self.logger.log_hyperparams(params, *more, **named)
-
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Pass it on."""
-        self.logger.after_save_checkpoint(checkpoint_callback)
-
-    def save(self) -> None:
-        """Pass it on."""
-        self.logger.save()
-
-    def finalize(self, status: str) -> None:
-        """Pass it on."""
-        self.logger.finalize(status)
-
-
 def make_loggers(chosen: Logger | Iterable[Logger] | bool | None, out: Path, stage: str) -> list[Logger]:
-    """Return a stage's loggers: those chosen, TensorBoard's in the run folder by default, none for False."""
+    """Return a stage's loggers: those chosen, TensorBoard's in the run folder by default, none for False.
+
+    Those chosen serve all stages, each of which has a Trainer of its own: the stage, such as ``1-head``, leads their
+    names (``1-head/val_loss``). Steps are counted within it.
+    """
     if chosen is None or chosen is True:
         return [TensorBoardLogger(out, name="tensorboard", version=stage, default_hp_metric=False)]
     if chosen is False:
         return []
-    return [StageLogger(each, stage) for each in ([chosen] if isinstance(chosen, Logger) else chosen)]
+    loggers = [chosen] if isinstance(chosen, Logger) else list(chosen)
+    for logger in loggers:
+        vars(logger)["log_metrics"] = partial(_log_led, logger, stage)
+    return loggers
+
+
+def _log_led(logger: Logger, stage: str, metrics: dict[str, float], step: int | None = None) -> None:
+    """Log as the logger's class does, under names that the stage leads."""
+    type(logger).log_metrics(logger, {f"{stage}/{name}": value for name, value in metrics.items()}, step)
 
 
 class EpochLog(Callback):

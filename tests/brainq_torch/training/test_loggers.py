@@ -7,7 +7,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from brainq_torch.fit import main
-from brainq_torch.training.log import StageLogger, make_loggers
+from brainq_torch.training.log import make_loggers
 from tests.conftest import TINY
 
 STAGES = "[{name: head, epochs: 2, train: head}, {name: all, epochs: 1}]"
@@ -56,10 +56,8 @@ def test_tensorboard_in_the_run_folder_is_the_default(tiny_run):
 
 def test_what_is_chosen_is_made(tmp_path):
     one, other = (CSVLogger(tmp_path, name=name) for name in ("one", "other"))
-    (alone,) = make_loggers(one, tmp_path, "2-all")
-    assert isinstance(alone, StageLogger)
-    assert (alone.name, alone.version, alone.root_dir) == (one.name, one.version, one.root_dir)
-    assert [each.name for each in make_loggers([one, other], tmp_path, "2-all")] == ["one", "other"]
+    assert make_loggers(one, tmp_path, "2-all") == [one]
+    assert make_loggers([one, other], tmp_path, "2-all") == [one, other]
     assert [type(each) for each in make_loggers(True, tmp_path, "2-all")] == [TensorBoardLogger]
     assert make_loggers(False, tmp_path, "2-all") == []
 
