@@ -186,6 +186,8 @@ def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Ro
     counts = Counter(row["class"] for _, row in answered)
     unfit = Counter(one.unfit for one, _ in kept if one.unfit)
     notes = [f"{count} slices left out: each {why}" for why, count in unfit.items()]
+    unlike = sum(row.get("outlier", 0.0) > 1.0 for _, row in shown)
+    notes += [f"{unlike} slices do not count: unlike the images it was trained on"] * (unlike > 0)
     notes += [f"{len(kept) - len(answered)} slices could not be read"] * (len(kept) > len(answered))
     strongest = None
     if said.strongest is not None and said.best is not None:

@@ -16,6 +16,7 @@ pytest.importorskip("pydicom", reason="the optional extra 'medical' is not insta
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.series import answer, show
 from brainq_torch.series.answer import Answerer, BrokenModelError, answer_series
 from brainq_torch.series.find import find_series
 from brainq_torch.series.montage import MontageError
@@ -51,8 +52,8 @@ def write_volume(path, bright):
 
 
 def rows(words, slices="all", models=1, run=see_middle):
-    found = find_series([str(word) for word in words])
-    return [answer.row for answer in answer_series([answerer(run)] * models, found, slices, RULE)]
+    series = find_series([str(word) for word in words])
+    return [found.row for found in answer_series([answerer(run)] * models, series, slices, RULE)]
 
 
 @pytest.mark.parametrize("models", [1, 2])
@@ -105,6 +106,25 @@ def test_a_localizer_is_left_out_of_the_series_answer_with_a_note(tmp_path):
     assert [row["slice"] for row in slices] == [1, 2, 3]
     assert (series["label"], series["reason"]) == ("uncertain", "no slice counts")
     assert series["notes"] == ["3 slices left out: each is a localizer (ImageType LOCALIZER)"]
+
+
+def test_slices_unlike_the_training_images_do_not_count(tmp_path, monkeypatch):
+    path = write_volume(tmp_path / "a.nii", [False] * 5 + [True] * 4)
+    judged = answer.judge
+    monkeypatch.setattr(answer, "judge", lambda *given: [
+        row | {"outlier": 2.0 if row["best"] == "glioma" else 0.5} for row in judged(*given)
+    ])  # fmt: skip
+    *_, series = rows([path])
+    assert (series["label"], series["carried_by"]) == ("notumor", [1, 2, 3, 4, 5])
+    assert series["notes"] == ["4 slices do not count: unlike the images it was trained on"]
+
+
+def test_a_long_command_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(show, "_SAY_EVERY_S", 0.0)
+    path = write_volume(tmp_path / "a.nii", [False] * 3)
+    options = argparse.Namespace(images=[path], json=True, slices="all", plane=None, csv=None, montage=None)
+    assert answer_command([answerer()], options) == 0
+    assert "... 0 files looked at, 4 answers" in capsys.readouterr().err
 
 
 def test_a_slice_that_cannot_be_read_does_not_stop_the_rest(tmp_path):
