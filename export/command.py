@@ -9,7 +9,7 @@ from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import PARITY
 from export.bundle.build import make_bundle
-from export.bundle.web import DEFAULT_RUNTIME, INSTALL
+from export.bundle.web import INSTALL, find_runtime
 from export.context import ExportOptions, RecipeError
 from export.integer_files import read_bits
 from export.pipeline import export_run
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     """Make the bundle from the exported files."""
-    runtime = options.page or (DEFAULT_RUNTIME if DEFAULT_RUNTIME.is_dir() else None)
+    runtime = options.page or find_runtime()
     files = make_bundle(run, exported, options.bundle, options.bundle_file, options.force, runtime)
     print(f"bundle: {options.bundle}, {len(files)} files; python {options.bundle / 'predict.py'} --verify replays it")
     if runtime is None:

@@ -1,6 +1,7 @@
-"""Puts the browser page into a bundle: our own files, and ONNX Runtime's WebAssembly build from an npm package."""
+"""Puts the browser page into a bundle: our own files, and ONNX Runtime's WebAssembly build and dicomParser from npm."""
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from export.bundle.answers import BundleError
 
 PACKAGE = "onnxruntime-web"
 RUNTIME_VERSION = "1.26.0"  # of the same release as the onnxruntime that the parity ladder runs
-INSTALL = f"npm install --no-save --no-package-lock {PACKAGE}@{RUNTIME_VERSION}"
+PARSER = "dicom-parser"
+PARSER_VERSION = "1.8.21"
+INSTALL = f"npm install --no-save --no-package-lock {PACKAGE}@{RUNTIME_VERSION} {PARSER}@{PARSER_VERSION}"
 DEFAULT_RUNTIME = Path("node_modules") / PACKAGE
-"""Where ``INSTALL`` puts the package."""
+"""Where ``INSTALL`` puts the package; the other one lies beside it."""
 
-_RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+_RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
+_PARSER_FILES = ("dist/dicomParser.min.js", "LICENSE")
 _SOURCES = Path(__file__).parent / "page"
 _INDEX = "index.html"
 _LICENCE = "ONNXRUNTIME_LICENSE"
@@ -32,12 +36,17 @@ def find_twin(model: str, artefacts: dict[str, Any]) -> str:
     return twin if twin in artefacts else _FLOAT
 
 
+def find_runtime() -> Path | None:
+    """Return ``DEFAULT_RUNTIME`` where ``INSTALL`` was run here."""
+    return DEFAULT_RUNTIME if DEFAULT_RUNTIME.is_dir() and DEFAULT_RUNTIME.with_name(PARSER).is_dir() else None
+
+
 def write_page(folder: Path, runtime: Path) -> str:
     """Copy the page and the runtime into a bundle.
 
     Args:
         folder: The bundle.
-        runtime: Folder of the npm package.
+        runtime: Folder of ONNX Runtime's npm package, with that of the DICOM parser beside it.
 
     Returns:
         The runtime's name and version.
@@ -45,7 +54,9 @@ def write_page(folder: Path, runtime: Path) -> str:
     Raises:
         BundleError: It is another package, or an older Pillow is installed.
     """
-    found = _read_package(runtime)
+    parser = runtime.with_name(PARSER)
+    _require_package(runtime, PACKAGE, RUNTIME_VERSION, _RUNTIME_FILES)
+    _require_package(parser, PARSER, PARSER_VERSION, _PARSER_FILES)
     if int(version("pillow").split(".")[0]) < _OLDEST_PILLOW:
         raise BundleError(
             f"the browser page resizes as Pillow {_OLDEST_PILLOW} does, and this is Pillow {version('pillow')}, "
@@ -56,20 +67,20 @@ def write_page(folder: Path, runtime: Path) -> str:
     for source in sorted(_SOURCES.iterdir()):
         place = {_INDEX: folder / _INDEX, _LICENCE: target / "runtime" / "LICENSE"}
         place.get(source.name, target / source.name).write_bytes(source.read_bytes())
-    for name in _RUNTIME_FILES:
-        (target / "runtime" / name).write_bytes((runtime / "dist" / name).read_bytes())
-    return f"{PACKAGE} {found}"
+    for source in (*(runtime / name for name in _RUNTIME_FILES), parser / _PARSER_FILES[0]):
+        (target / "runtime" / source.name).write_bytes(source.read_bytes())
+    (target / "runtime" / f"{PARSER}.LICENSE").write_bytes((parser / _PARSER_FILES[1]).read_bytes())
+    return f"{PACKAGE} {RUNTIME_VERSION}"
 
 
-def _read_package(runtime: Path) -> str:
-    """Return the version of the package in a folder. Raises BundleError."""
+def _require_package(folder: Path, wanted: str, needed: str, files: Sequence[str]) -> None:
+    """Refuse a folder that is not that version of that package. Raises BundleError."""
     try:
-        package = json.loads((runtime / "package.json").read_text(encoding="utf-8"))
+        package = json.loads((folder / "package.json").read_text(encoding="utf-8"))
         name, found = package["name"], str(package["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{runtime} is no npm package ({error}); make it with {INSTALL}") from error
-    missing = [file for file in _RUNTIME_FILES if not (runtime / "dist" / file).is_file()]
-    if name != PACKAGE or found != RUNTIME_VERSION or missing:
+        raise BundleError(f"{folder} is no npm package ({error}); make it with {INSTALL}") from error
+    missing = [file for file in files if not (folder / file).is_file()]
+    if name != wanted or found != needed or missing:
         lacks = f", without {', '.join(missing)}" if missing else ""
-        raise BundleError(f"{runtime} is {name} {found}{lacks}; {PACKAGE} {RUNTIME_VERSION} is needed: {INSTALL}")
-    return found
+        raise BundleError(f"{folder} is {name} {found}{lacks}; {wanted} {needed} is needed: {INSTALL}")

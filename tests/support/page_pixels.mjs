@@ -1,25 +1,43 @@
 // Prints, for each picture of a job, what the browser page's own files make of it: node page_pixels.mjs JOB.json
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const job = JSON.parse(await readFile(process.argv[2], "utf8"));
 const load = (name) => import(pathToFileURL(`${job.page}/${name}`));
-const [{ readGrey }, { applySpec }, { judge }] = await Promise.all(["picture.js", "pixels.js", "abstention.js"].map(load));
+const [files, { applySpec }, { judge }, series] = await Promise.all(["files.js", "pixels.js", "abstention.js", "series.js"].map(load));
+if (job.parser) globalThis.dicomParser = createRequire(import.meta.url)(job.parser);
 const hash = (data) => createHash("sha256").update(data).digest("hex");
 
-const answers = {};
-for (const path of job.paths) {
+async function answer(slice) {
   try {
-    const grey = await readGrey(new Uint8Array(await readFile(path)));
+    const grey = await files.readSlice(slice);
     const specs = job.specs.map((spec) => {
       const { image, notes } = applySpec(grey.image, spec);
       const judged = job.abstention ? judge(job.logits, image, job.classes, job.abstention) : undefined;
       return { sha256: hash(image.data), notes, judged };
     });
-    answers[path] = { shape: [grey.image.height, grey.image.width], sha256: hash(grey.image.data), notes: grey.notes, specs };
+    return { shape: [grey.image.height, grey.image.width], sha256: hash(grey.image.data), notes: grey.notes, specs };
+  } catch (error) {
+    return { error: error.message };
+  }
+}
+
+const answers = {};
+const slices = [];
+for (const path of job.paths) {
+  try {
+    const found = await files.listSlices(path, await readFile(path), false);
+    if (job.series) slices.push(...found);
+    else answers[path] = await answer(found[0]);
   } catch (error) {
     answers[path] = { error: error.message };
   }
 }
+for (const { path, slices: found } of series.sortIntoSeries(slices)) {
+  answers[path] ??= []; // of volumes in one file
+  for (const slice of found) answers[path].push({ ...(await answer(slice)), position: slice.position, unfit: slice.unfit });
+}
+if (job.rule) answers.rule = job.rule.map(({ classes, probabilities, counts, rule }) => series.judgeSeries(classes, probabilities, counts, rule));
 console.log(JSON.stringify(answers));

@@ -2,15 +2,18 @@
 
 import { judge, UNCERTAIN } from "./abstention.js";
 import { BundleError, loadBundle } from "./bundle.js";
+import { draw, make } from "./elements.js";
+import { listSlices, readSlice } from "./files.js";
 import { replay } from "./golden.js";
 import { decodeJpeg } from "./jpeg.js";
 import { dequantize, loadNetwork } from "./network.js";
-import { readGrey } from "./picture.js";
 import { applySpec } from "./pixels.js";
-import { Unreadable } from "./unreadable.js";
+import { sortIntoSeries, sumUp } from "./series.js";
+import { showSeries } from "./strip.js";
+import { BLANK, Unreadable } from "./unreadable.js";
 
 const find = (id) => document.getElementById(id);
-let classify = null;
+let answering = null;
 
 /** Check everything; until that is done, and where anything is wrong, no image is answered. */
 async function verify() {
@@ -20,16 +23,16 @@ async function verify() {
       find("status-text").textContent = `${done} of ${all} files`;
     });
     const network = await loadNetwork(bundle.model, bundle.wasm, bundle.about.page.logit_scale);
-    const answer = (bytes) => answerImage(bundle, network, bytes);
+    const classify = (slice) => answerSlice(bundle, network, slice);
     describe(bundle);
     find("status-text").textContent = "Replaying the golden images ...";
-    const rows = await replay(bundle, answer);
+    const rows = await replay(bundle, async (bytes) => classify((await listSlices("golden", bytes, false, decodeJpeg))[0]));
     showGolden(bundle, rows);
     const wrong = rows.filter((row) => row.wrong).map((row) => `${row.name}: ${row.wrong}`);
     if (wrong.length) {
       throw new BundleError(`Golden images differ in this browser, so it must not be used:\n${wrong.join("\n")}`);
     }
-    classify = answer;
+    answering = { classify, classes: bundle.classes, rule: bundle.about.series_rule };
     const exact = rows.filter((row) => row.isExact).length;
     const text = `${bundle.count} files are as they were made; ${rows.length} golden images answered as in Python`;
     setState("ready", "Ready", `${text}, ${exact} of them equal to the last bit.`);
@@ -38,36 +41,91 @@ async function verify() {
   }
 }
 
-/** Read and classify one image. Throws Unreadable. */
-async function answerImage({ about, classes, spec }, network, bytes) {
+/** Read and classify one slice. Throws Unreadable. */
+async function answerSlice({ about, classes, spec }, network, slice) {
   const { metadata, logit_scale: logitScale } = about.page;
-  const grey = await readGrey(bytes, decodeJpeg);
+  const grey = await readSlice(slice);
   const { image, notes } = applySpec(grey.image, spec);
   const logits = await network(image);
   const judged = judge(dequantize(logits, logitScale), image, classes, metadata.abstention);
   return { ...judged, logits, image, notes: [...grey.notes, ...notes] };
 }
 
+/** Answer chosen files, {path, file, isOfFolder}: single images each, slices of a series together. */
 async function answerFiles(files) {
-  for (const file of files) {
-    const article = make("article");
-    find("answers").prepend(article);
-    article.append(make("h3", file.name), make("p", "...", "class"));
-    await new Promise((resolve) => setTimeout(resolve)); // lets the browser draw
+  const slices = [];
+  const progress = makeArticle("Reading");
+  for (const [place, { path, file, isOfFolder }] of files.entries()) {
+    await say(progress, `${place + 1} of ${files.length} files`);
     try {
-      show(article, file.name, await classify(new Uint8Array(await file.arrayBuffer())));
+      slices.push(...(await listSlices(path, file, isOfFolder, decodeJpeg)));
     } catch (error) {
-      const text = error instanceof Unreadable ? error.message : `cannot be read: ${error}`;
-      article.replaceChildren(make("h3", file.name), make("p", `This file ${text}.`, "class error"));
-      article.dataset.answer = JSON.stringify({ path: file.name, error: text });
+      showError(makeArticle(path), path, error);
     }
   }
+  progress.remove();
+  if (!slices.length && !find("answers").childElementCount) makeArticle("No image").querySelector("p").textContent = "in these files";
+  for (const series of sortIntoSeries(slices)) {
+    const article = makeArticle(series.title || series.path);
+    await (series.slices.length > 1 ? answerSeries(article, series) : answerImage(article, series.slices[0]));
+  }
+}
+
+async function answerImage(article, slice) {
+  await say(article, "...");
+  try {
+    show(article, slice.path, await answering.classify(slice));
+  } catch (error) {
+    showError(article, slice.path, error);
+  }
+}
+
+async function answerSeries(article, series) {
+  const answers = [];
+  for (const [place, slice] of series.slices.entries()) {
+    await say(article, `slice ${place + 1} of ${series.slices.length}`);
+    const row = { path: slice.path, slice: place + 1, position_mm: slice.position };
+    try {
+      const { image, ...answer } = await answering.classify(slice);
+      answers.push({ row: { ...row, ...answer }, image });
+    } catch (error) {
+      const text = explain(error);
+      const isBlank = error instanceof Unreadable && text.startsWith(BLANK); // above the head, or below it
+      answers.push({ row: { ...row, ...(isBlank ? { class: UNCERTAIN, abstained: BLANK } : { error: text }) }, image: null });
+    }
+  }
+  const rows = answers.map(({ row }) => row);
+  const said = sumUp(series, rows, answering.classes, answering.rule);
+  showSeries(article, said, answers, answering.classes);
+  article.dataset.answer = JSON.stringify({ ...said, rows });
+}
+
+function makeArticle(title) {
+  const article = make("article");
+  article.append(make("h3", title), make("p", "...", "class"));
+  find("answers").prepend(article);
+  return article;
+}
+
+async function say(article, text) {
+  article.querySelector(".class").textContent = text;
+  await new Promise((resolve) => setTimeout(resolve)); // lets the browser draw
+}
+
+function explain(error) {
+  return error instanceof Unreadable ? error.message : `cannot be read: ${error}`;
+}
+
+function showError(article, path, error) {
+  const text = explain(error);
+  article.replaceChildren(make("h3", path), make("p", `This file ${text}.`, "class error"));
+  article.dataset.answer = JSON.stringify({ path, error: text });
 }
 
 function show(article, name, answer) {
   const { image, ...plain } = answer;
   const figure = make("figure");
-  const canvas = Object.assign(make("canvas"), { width: image.width, height: image.height });
+  const canvas = make("canvas");
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `What the network saw of ${name}`);
   draw(canvas, image);
@@ -87,12 +145,6 @@ function show(article, name, answer) {
   article.replaceChildren(figure, make("h3", name), verdictLine, bars);
   if (answer.notes.length) article.append(make("p", answer.notes.join("; "), "notes"));
   article.dataset.answer = JSON.stringify({ path: name, ...plain });
-}
-
-function draw(canvas, { width, height, data }) {
-  const shown = new ImageData(width, height);
-  data.forEach((value, place) => shown.data.set([value, value, value, 255], 4 * place));
-  canvas.getContext("2d").putImageData(shown, 0, 0);
 }
 
 function showGolden(bundle, rows) {
@@ -128,30 +180,46 @@ function setState(state, line, text) {
   document.documentElement.dataset.state = state;
   find("status-line").textContent = line;
   find("status-text").textContent = text;
-  find("files").disabled = state !== "ready";
+  for (const input of document.querySelectorAll("#drop input")) input.disabled = state !== "ready";
   find("verify").hidden = state === "checking";
-  if (state !== "ready") classify = null;
-}
-
-function make(tag, text = "", name = "") {
-  return Object.assign(document.createElement(tag), { textContent: text, className: name });
+  if (state !== "ready") answering = null;
 }
 
 let queue = Promise.resolve();
 const answerLater = (files) => {
-  queue = queue.then(() => classify && answerFiles([...files]));
+  queue = queue.then(async () => answering && answerFiles(await files));
 };
-find("files").addEventListener("change", ({ target }) => {
-  answerLater([...target.files]);
-  target.value = ""; // the same file may be chosen again
-});
+for (const input of document.querySelectorAll("#drop input")) {
+  input.addEventListener("change", () => {
+    const isOfFolder = input.webkitdirectory;
+    answerLater([...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file, isOfFolder })));
+    input.value = ""; // the same file may be chosen again
+  });
+}
 find("verify").addEventListener("click", verify);
 const drop = find("drop");
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault(); // a missed drop would open the image in place of the page
     drop.classList.toggle("over", kind === "dragover");
-    if (kind === "drop") answerLater([...event.dataTransfer.files]);
+    if (kind === "drop") answerLater(listEntries([...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()), false));
   });
 }
+
+/** Return the files of what was dropped, {path, file, isOfFolder}, folders at any depth; hidden ones are left out. */
+async function listEntries(entries, isOfFolder) {
+  const found = [];
+  for (const entry of entries.filter((one) => one && !(isOfFolder && one.name.startsWith(".")))) {
+    if (entry.isFile) {
+      found.push({ path: entry.fullPath.slice(1), file: await new Promise((...done) => entry.file(...done)), isOfFolder });
+      continue;
+    }
+    const reader = entry.createReader();
+    for (let some = [null]; some.length; found.push(...(await listEntries(some, true)))) {
+      some = await new Promise((...done) => reader.readEntries(...done));
+    }
+  }
+  return found;
+}
+
 verify();

@@ -1,13 +1,11 @@
 /** Reads one PNG or JPEG file to 8-bit grey: brainq_torch/data/reading/raster.py in JavaScript. */
 
-import { isBlank } from "./head_crop.js";
+import { refuseGigantic, rescaleToUint8 } from "./grey.js";
 import { decodePng, isPng } from "./png.js";
-import { roundHalfEven } from "./resize.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
 export const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
 
-const MAX_PIXELS = 40_000_000;
 const COLOUR_SPREAD = 32;
 const COLOUR_FRACTION = 0.001;
 const SMALL_SIDE = 32;
@@ -15,28 +13,20 @@ const GREY = 0;
 const RGB = 2;
 const PALETTE = 3;
 
+export function isPicture(bytes) {
+  return isPng(bytes) || isJpeg(bytes);
+}
+
 /** Return {image, notes} of a file's bytes. decodeJpeg: maps bytes to {width, height, data: RGBA}. */
-export async function readGrey(bytes, decodeJpeg) {
-  if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
-  const isJpeg = bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;
-  if (!isPng(bytes) && !isJpeg) {
-    throw new Unreadable("is neither PNG nor JPEG", "use predict.py, which reads DICOM, NIfTI, TIFF and others as well");
-  }
-  const read = isJpeg ? await readJpeg(bytes, decodeJpeg) : pngToGrey(await decodePng(bytes, refuseGigantic));
-  if (isBlank(read.image)) {
-    const reason = "shows fewer than 16 grey levels, as an empty frame or a mask does";
-    throw new Unreadable(reason, "remove it, or export the scan again with all its grey levels");
-  }
+export async function readPicture(bytes, decodeJpeg) {
+  const read = isJpeg(bytes) ? await readJpeg(bytes, decodeJpeg) : pngToGrey(await decodePng(bytes, refuseGigantic));
   const { width, height } = read.image;
   const size = Math.min(width, height) < SMALL_SIDE ? [`only ${width} x ${height} pixels`] : [];
   return { image: read.image, notes: [...size, ...read.notes] };
 }
 
-function refuseGigantic(width, height) {
-  if (width * height > MAX_PIXELS) {
-    const reason = `has gigantic dimensions, ${width} x ${height} pixels`;
-    throw new Unreadable(reason, `resize it to at most ${MAX_PIXELS / 1e6} megapixels`);
-  }
+function isJpeg(bytes) {
+  return bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;
 }
 
 async function readJpeg(bytes, decodeJpeg) {
@@ -87,21 +77,14 @@ function pngToGrey(png) {
   return { image: grey, notes };
 }
 
-/** Rescale 16-bit grey or colours to 0..255: rescale_to_uint8 in brainq_torch/data/reading/grey.py, where its rule stands. */
+/** Rescale 16-bit grey or colours, by the one scale of all that their channels hold. */
 function rescale({ colour, channels, samples, transparency, ...png }) {
   const colours = colour >= 4 ? channels - 1 : channels;
-  const ordered = samples.filter((_, place) => place % channels < colours).sort();
-  const count = ordered.length;
-  const low = ordered[Math.floor(count / 1000)];
-  const bright = ordered[count - 1 - Math.floor(count / 200)];
-  const head = ordered.filter((value) => 10 * (value - low) > bright - low);
-  const high = head.length ? head[head.length - 1 - Math.floor(head.length / 500)] : low;
   const what = colour === GREY ? "16-bit or 32-bit pixels" : "16-bit colours";
-  const notes = [high > low ? `${what} rescaled from ${low}..${high} to 0..255` : `${what}, all equal to ${low}, shown as black`];
-  if (transparency) notes.push("transparency ignored");
-  const scale = (value) => (high > low ? roundHalfEven(Math.min(Math.max((value - low) / (high - low), 0), 1) * 255) : 0);
-  const scaled = Uint8Array.from(samples, (value, place) => (place % channels < colours ? scale(value) : value >> 8));
-  return { pixels: { ...png, channels, samples: scaled }, notes };
+  const isColour = samples.map((_, place) => place % channels < colours);
+  const { data, note } = rescaleToUint8(samples, png.width * channels, what, isColour);
+  const scaled = data.map((value, place) => (isColour[place] ? value : samples[place] >> 8));
+  return { pixels: { ...png, channels, samples: scaled }, notes: transparency ? [note, "transparency ignored"] : [note] };
 }
 
 /** Scale fewer bits up to 8, and look a palette's colours up. */

@@ -10,3 +10,6 @@ export class Unreadable extends Error {
 export function damaged(what) {
   return new Unreadable(`is a truncated or damaged ${what}`, "copy or download it again");
 }
+
+/** The reason of what shows nothing; in a series such a slice lies above the head, or below it. */
+export const BLANK = "shows fewer than 16 grey levels, as an empty frame or a mask does";

@@ -26,7 +26,7 @@ from export.__main__ import main as export_main
 from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
 from export.bundle.predict import SUMS, main
-from export.bundle.web import DEFAULT_RUNTIME, INSTALL, PACKAGE, RUNTIME_VERSION
+from export.bundle.web import INSTALL, PACKAGE, PARSER, PARSER_VERSION, RUNTIME_VERSION, find_runtime
 from tests.support.chromium import Chromium, serve
 
 PAGE = Path("export/bundle/page").resolve()
@@ -230,8 +230,12 @@ def test_the_page_abstains_as_python_does(pictures, tmp_path):
 @pytest.fixture
 def stub(tmp_path):
     """The npm package, with stubs in place of its large files."""
-    folder = tmp_path / "stub"
+    folder, parser = tmp_path / "stub", tmp_path / PARSER
     (folder / "dist").mkdir(parents=True)
+    (parser / "dist").mkdir(parents=True)
+    (parser / "package.json").write_text(json.dumps({"name": PARSER, "version": PARSER_VERSION}))
+    for name in ("LICENSE", "dist/dicomParser.min.js"):
+        (parser / name).write_text("")
     (folder / "package.json").write_text(json.dumps({"name": PACKAGE, "version": RUNTIME_VERSION}))
     (folder / "dist" / "ort.wasm.bundle.min.mjs").write_text("export {};")
     (folder / "dist" / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm")
@@ -251,6 +255,7 @@ def test_a_bundle_with_a_page_is_whole_and_made_twice_the_same(tiny_run, tiny_ex
     assert one == files(tmp_path / "two")
     ours = {path.name for path in PAGE.iterdir()} - {"index.html", "ONNXRUNTIME_LICENSE"}
     runtime = {"LICENSE", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"}
+    runtime |= {f"{PARSER}.LICENSE", "dicomParser.min.js"}
     wanted = {"index.html", "model_fp32.onnx"} | {f"page/{name}" for name in ours}
     wanted |= {f"page/runtime/{name}" for name in runtime}
     assert wanted == {name for name in one if name.startswith(("index", "page/")) or name.endswith(".onnx")}
@@ -271,7 +276,7 @@ def test_other_runtimes_and_files_that_failed_are_refused(tiny_run, tiny_export,
     with pytest.raises(BundleError, match=rf"is {PACKAGE} 1\.2\.3; .* is needed: npm install"):
         make_bundle(run, exported, tmp_path / "b", page_runtime=stub)
     (stub / "dist" / "ort.wasm.bundle.min.mjs").unlink()
-    with pytest.raises(BundleError, match=r"without ort\.wasm\.bundle\.min\.mjs"):
+    with pytest.raises(BundleError, match=r"without dist/ort\.wasm\.bundle\.min\.mjs"):
         make_bundle(run, exported, tmp_path / "b", page_runtime=stub)
     parity = json.loads((exported / PARITY).read_text())
     parity["artefacts"]["model_fp32.onnx"]["passed"] = False
@@ -297,9 +302,9 @@ def browser(tmp_path_factory):
 
 
 def with_page(run, exported, target):
-    if not DEFAULT_RUNTIME.is_dir():
-        pytest.skip(f"{DEFAULT_RUNTIME} is not there: {INSTALL}")
-    make_bundle(load_run(run), exported, target, page_runtime=DEFAULT_RUNTIME)
+    if find_runtime() is None:
+        pytest.skip(f"the page's packages are not there: {INSTALL}")
+    make_bundle(load_run(run), exported, target, page_runtime=find_runtime())
     return target
 
 

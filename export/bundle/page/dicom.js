@@ -1,0 +1,227 @@
+/**
+ * Lists the frames of a DICOM MR file: brainq_torch/data/reading/dicom.py and what stands beside it, in JavaScript,
+ * for pixels that are not compressed. The only file here that knows dicomParser, which is loaded by the page.
+ */
+
+import { general, makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
+import { roundHalfEven } from "./resize.js";
+import { damaged, Unreadable } from "./unreadable.js";
+
+const FEWEST_SHOWN = 0.01;
+const IMPLICIT = "1.2.840.10008.1.2";
+const [EXPLICIT, BIG_ENDIAN] = [`${IMPLICIT}.1`, `${IMPLICIT}.2`];
+const IMAGELESS = /^1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(88|11|104|66|9|481\.[358])(\.|$))/;
+const PER_FRAME = "x52009230";
+const SHARED = "x52009229";
+/** Pixel measures, VOI, pixel value transformation, plane position, plane orientation, frame type. */
+const GROUPS = ["x00289110", "x00289132", "x00289145", "x00209113", "x00209116", "x00189226"];
+const HEADS = /HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|IAC|TEMPORAL|CRANI|FACE/;
+const UNFIT = {
+  "a localizer": ["LOCALIZER", "SCOUT"],
+  "a phase map": ["P", "PHASE", "PHASE MAP", "PHASE MAP B0"],
+  "a projection": ["PROJECTION IMAGE", "MIP", "MAXIP", "MINIP", "MAX_IP", "MIN_IP", "MNIP"],
+};
+const NEEDED = {
+  Rows: "x00280010", Columns: "x00280011", BitsAllocated: "x00280100", BitsStored: "x00280101",
+  PixelRepresentation: "x00280103", PhotometricInterpretation: "x00280004",
+}; // prettier-ignore
+
+export function isDicom(bytes) {
+  return latin(bytes, 128, 132) === "DICM" || /^(?:[\x02\x08]\0.\0(?:[A-Z]{2}|.\0\0\0)|\0\x08\0.[A-Z]{2})/s.test(latin(bytes, 0, 8));
+}
+
+/** Return the slices, or null for a directory, a report or another file without an image. */
+export function listDicomSlices(path, bytes) {
+  const header = parse(bytes);
+  if (IMAGELESS.test(header.string("x00020002") ?? "")) return null;
+  const count = header.intString("x00280008") || 1;
+  const series = header.string("x0020000e") || path;
+  const title = header.string("x0008103e") ?? "";
+  const number = Number(header.string("x00200013") || 0);
+  return Array.from({ length: count }, (_, frame) => {
+    const { normal, position } = planeOf(header, frame);
+    const place = [...normal, position ?? 0, number, frame];
+    const unfit = whyUnfit((tag) => header.string(tag));
+    return { path, series, title, place, position, unfit, decode: () => decode(header, frame) };
+  });
+}
+
+function latin(bytes, start, end) {
+  return String.fromCharCode(...bytes.subarray(start, end));
+}
+
+function parse(bytes) {
+  let whole = bytes;
+  let TransferSyntaxUID;
+  if (latin(bytes, 128, 132) !== "DICM") {
+    if (bytes[0] === 2) {
+      whole = new Uint8Array(132 + bytes.length); // the preamble alone is missing
+      whole.set([..."DICM"].map((letter) => letter.charCodeAt(0)), 128);
+      whole.set(bytes, 132);
+    } else {
+      const isExplicit = /^[A-Z]{2}$/.test(latin(bytes, 4, 6));
+      TransferSyntaxUID = bytes[0] === 0 ? BIG_ENDIAN : isExplicit ? EXPLICIT : IMPLICIT;
+    }
+  }
+  try {
+    return globalThis.dicomParser.parseDicom(whole, { TransferSyntaxUID });
+  } catch (error) {
+    const text = String(error?.exception ?? error?.message ?? error);
+    if (text.includes("inflat")) throw new Unreadable("is a deflated DICOM file", "use predict.py");
+    throw damaged(`DICOM file (${text})`);
+  }
+}
+
+/** Return a function of a tag: the dataset that says it of a frame, its group first, then that of all frames. */
+function functionalGroups(header, frame) {
+  const groups = [header.elements[PER_FRAME]?.items?.[frame], header.elements[SHARED]?.items?.[0]];
+  const held = groups.flatMap((group) => GROUPS.map((name) => group?.dataSet?.elements[name]?.items?.[0]?.dataSet));
+  return (tag) => [...held, header].find((dataset) => dataset?.elements[tag]) ?? header;
+}
+
+function numbers(dataset, tag) {
+  const text = dataset.string(tag);
+  return text ? text.split("\\").map((part) => (part.trim() ? Number(part) : NaN)) : [];
+}
+
+function planeOf(header, frame) {
+  const find = functionalGroups(header, frame);
+  const corner = numbers(find("x00200032"), "x00200032");
+  const axes = numbers(find("x00200037"), "x00200037");
+  if (corner.length !== 3 || axes.length !== 6) return { normal: [0, 0, 0], position: null };
+  const [a, b, c, d, e, f] = axes;
+  const normal = [b * f - c * e, c * d - a * f, a * e - b * d];
+  const position = normal.reduce((sum, value, place) => sum + value * corner[place], 0);
+  if (!Number.isFinite(position)) return { normal: [0, 0, 0], position: null };
+  return { normal: normal.map((value) => roundHalfEven(value * 10) / 10), position: roundHalfEven(position * 1000) / 1000 };
+}
+
+function whyUnfit(text) {
+  const types = (text("x00089007") || text("x00080008") || "").split("\\");
+  const kinds = new Set([...types, text("x00089208") ?? ""].map((kind) => kind.trim().toUpperCase()));
+  for (const [what, values] of Object.entries(UNFIT)) {
+    const found = values.filter((value) => kinds.has(value)).sort();
+    if (found.length) return `is ${what} (ImageType ${found.join(", ")})`;
+  }
+  const part = (text("x00180015") ?? "").trim().toUpperCase();
+  return part && !HEADS.test(part) ? `shows ${part} (BodyPartExamined)` : "";
+}
+
+/** Decode one frame the way a viewer shows it: {image, notes}. */
+function decode(header, frame) {
+  requireMr(header);
+  const find = functionalGroups(header, frame);
+  const text = (tag) => find(tag).string(tag);
+  const unfit = whyUnfit(text);
+  const notes = unfit ? [`${unfit}, no slice through a head: do not rely on the answer`] : [];
+  const stored = readStored(header, frame);
+  const { rows, columns } = stored;
+  const isMeasured = findMeasured(header, stored);
+  const shown = show({ text, find, header, stored, isMeasured, width: columns });
+  const darkest = shown.data.reduce((least, value, place) => (isMeasured && !isMeasured[place] ? least : Math.min(least, value)), 255);
+  const data = isMeasured ? shown.data.map((value, place) => (isMeasured[place] ? value : darkest)) : shown.data;
+  const padding = isMeasured ? ["padding pixels shown as the darkest"] : [];
+  const spacing = numbers(find("x00280030"), "x00280030");
+  const [rowSpacing, columnSpacing] = spacing.length === 2 ? spacing : [1, 1];
+  const square = makeSquare({ width: columns, height: rows, data }, rowSpacing, columnSpacing);
+  return { image: square.image, notes: [...notes, ...shown.notes, ...padding, ...square.notes] };
+}
+
+function requireMr(header) {
+  const modality = header.string("x00080060");
+  if (modality !== "MR") {
+    const found = modality ? `has modality '${modality}'` : "names no modality (tag 0008,0060)";
+    throw new Unreadable(`${found}; only MR images are read`, "leave it out");
+  }
+  if ((header.string("x00080008") ?? "").split("\\").includes("MOSAIC")) {
+    throw new Unreadable("is a mosaic: many slices side by side in one picture", "convert its series to NIfTI, e.g. with dcm2niix");
+  }
+  const missing = Object.entries(NEEDED).filter(([, tag]) => !header.elements[tag]?.length).map(([name]) => name);
+  if (missing.length) throw new Unreadable(`has no ${missing.join(", ")}`, "export it again from the scanner or archive");
+}
+
+/** Return {rows, columns, values, isSigned, bits}: values as they are stored. */
+function readStored(header, frame) {
+  const syntax = header.string("x00020010") ?? IMPLICIT;
+  const kind = header.string("x00280004");
+  const [rows, columns, allocated, bits, signed] = ["Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"].map((name) => header.uint16(NEEDED[name]));
+  refuseGigantic(columns, rows);
+  const isPlain = syntax === IMPLICIT || syntax === EXPLICIT || (syntax === BIG_ENDIAN && allocated !== 8);
+  if (!isPlain || !["MONOCHROME1", "MONOCHROME2"].includes(kind) || ![8, 16, 32].includes(allocated)) {
+    throw new Unreadable(`has pixels that this page does not decode (${isPlain ? kind : syntax}, ${allocated} bits)`, "use predict.py");
+  }
+  const element = header.elements.x7fe00010;
+  if (!element) throw new Unreadable("has no pixels", "leave it out");
+  const step = allocated / 8;
+  const size = rows * columns * step;
+  const start = element.dataOffset + frame * size;
+  if (start + size > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
+  const view = new DataView(header.byteArray.buffer, header.byteArray.byteOffset);
+  const read = { 8: "getUint8", 16: "getUint16", 32: "getUint32" }[allocated];
+  const unused = 32 - bits;
+  const values = Float64Array.from({ length: rows * columns }, (_, place) => {
+    const value = view[read](start + step * place, syntax !== BIG_ENDIAN) << unused;
+    return signed ? value >> unused : value >>> unused;
+  });
+  return { rows, columns, values, isSigned: Boolean(signed), bits, allocated };
+}
+
+/** Tell which pixels are measured: null where none, or each, is padding. */
+function findMeasured(header, { values, isSigned, allocated }) {
+  const ends = ["x00280120", "x00280121"].filter((tag) => header.elements[tag]?.length >= 2).map((tag) => {
+    const unused = 32 - Math.min(allocated, 16); // its bits are those of the pixels, whatever type it claims to have
+    const value = header.uint16(tag) << unused;
+    return isSigned ? value >> unused : value >>> unused;
+  });
+  if (!header.elements.x00280120?.length) return null;
+  const isMeasured = Uint8Array.from(values, (value) => (value >= Math.min(...ends) && value <= Math.max(...ends) ? 0 : 1));
+  return isMeasured.includes(0) && isMeasured.includes(1) ? isMeasured : null;
+}
+
+/** Apply the modality and the VOI transform: {data, notes}. */
+function show({ text, find, stored, isMeasured, width }) {
+  for (const tag of ["x00283000", "x00283010"]) {
+    if (find(tag).elements[tag]?.items?.length) throw new Unreadable("has a look-up table", "use predict.py");
+  }
+  const [slopeText, interceptText] = [text("x00281053"), text("x00281052")];
+  if (slopeText && Number(slopeText) === 0) throw new Unreadable("has RescaleSlope 0, which erases the image", "copy it again");
+  const isScaled = Boolean(slopeText && interceptText);
+  const [slope, intercept] = isScaled ? [Number(slopeText), Number(interceptText)] : [1, 0];
+  const values = isScaled ? stored.values.map((value) => value * slope + intercept) : stored.values;
+  const isInverted = text("x00280004") === "MONOCHROME1";
+  const inverted = isInverted ? ["MONOCHROME1 (white is zero) inverted"] : [];
+  const [least, most] = stored.isSigned ? [-(2 ** (stored.bits - 1)), 2 ** (stored.bits - 1) - 1] : [0, 2 ** stored.bits - 1];
+  const { fractions, notes } = applyWindow({ text, find, values, dark: least * slope + intercept, bright: most * slope + intercept });
+  if (fractions) {
+    const grey = (value) => roundHalfEven(Math.min(Math.max(isInverted ? 1 - value : value, 0), 1) * 255);
+    return { data: Uint8Array.from(fractions, grey), notes: [...notes, ...inverted] };
+  }
+  const turned = isInverted ? values.map((value) => -value) : values;
+  const { data, note } = rescaleToUint8(turned, width, "DICOM values", isMeasured);
+  return { data, notes: [...notes, note, ...inverted] };
+}
+
+/** Return the first window's {fractions, notes}, fractions null where there is no useful one (PS3.3 C.11.2.1.2). */
+function applyWindow({ text, find, values, dark, bright }) {
+  const [centres, widths] = ["x00281050", "x00281051"].map((tag) => numbers(find(tag), tag));
+  if (text("x00281050") === undefined && text("x00281051") === undefined) return { fractions: null, notes: [] };
+  const [centre, width] = [centres[0], widths[0]];
+  if (centre === undefined || width === undefined || Number.isNaN(centre) || Number.isNaN(width)) {
+    return { fractions: null, notes: ["VOI window without centre or width ignored"] };
+  }
+  const kind = (text("x00281056") || "LINEAR").toUpperCase();
+  const name = `VOI window centre ${general(centre)} width ${general(width)}`;
+  if (width < (kind === "LINEAR" ? 1 : 0) || width <= 0) return { fractions: null, notes: [`${name} is impossible, ignored`] };
+  const notes = centres.length > 1 ? [`first of ${centres.length} VOI windows`] : [];
+  const range = bright - dark;
+  const [middle, span] = kind === "LINEAR" ? [centre - 0.5, width - 1] : [centre, width];
+  const linear = (value) => {
+    if (value <= middle - span / 2) return dark;
+    return value > middle + span / 2 ? bright : ((value - middle) / span + 0.5) * range + dark;
+  };
+  const sigmoid = (value) => range / (1 + Math.exp((-4 * (value - centre)) / width)) + dark;
+  const fractions = values.map((value) => ((kind === "SIGMOID" ? sigmoid : linear)(value) - dark) / range);
+  const shown = fractions.reduce((sum, value) => sum + (value > 0 && value < 1), 0);
+  if (shown / values.length < FEWEST_SHOWN) return { fractions: null, notes: [...notes, `${name} misses nearly all pixels, ignored`] };
+  return { fractions, notes: [...notes, `${name} applied`] };
+}

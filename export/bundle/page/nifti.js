@@ -1,0 +1,167 @@
+/** Lists the slices of a NIfTI-1 volume: brainq_torch/data/reading/nifti.py in JavaScript. */
+
+import { makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
+import { damaged, Unreadable } from "./unreadable.js";
+
+const MOST_BYTES = 512 * 1024 * 1024;
+const MOST_EXTENSION_BYTES = 1024 * 1024;
+const MOST_VOLUMES = 8;
+const READERS = {
+  2: ["getUint8", 1], 4: ["getInt16", 2], 8: ["getInt32", 4], 16: ["getFloat32", 4], 64: ["getFloat64", 8],
+  256: ["getInt8", 1], 512: ["getUint16", 2], 768: ["getUint32", 4],
+}; // prettier-ignore
+
+export function isGzip(bytes) {
+  return bytes[0] === 0x1f && bytes[1] === 0x8b;
+}
+
+export function isNifti(bytes) {
+  return String.fromCharCode(...bytes.subarray(344, 347)) === "n+1";
+}
+
+/** Inflate a gzip file to its end, where its checksum stands. */
+export async function gunzip(bytes) {
+  const parts = [];
+  let size = 0;
+  try {
+    const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).getReader();
+    for (let part = await reader.read(); !part.done && size <= MOST_BYTES; part = await reader.read()) {
+      parts.push(part.value);
+      size += part.value.length;
+    }
+  } catch {
+    throw damaged("gzip file");
+  }
+  if (size > MOST_BYTES) throw new Unreadable("inflates to more than is read", "use predict.py");
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
+/** Return the axial slices (of a single slice its own) of each volume: {series, title, place, position, decode}. */
+export function listNiftiSlices(path, bytes) {
+  const volume = readHeader(bytes);
+  const { shape, count, orientation, affine } = volume;
+  const single = [2, 1, 0].find((axis) => shape[axis] === 1);
+  const axis = single ?? orientation.findIndex(([world]) => world === 2);
+  const across = affine[orientation[axis][0]];
+  const slices = [];
+  for (let number = 0; number < (count <= MOST_VOLUMES ? count : 1); number++) {
+    for (let index = 0; index < shape[axis]; index++) {
+      const middle = shape.map((side, other) => (other === axis ? index : (side - 1) / 2));
+      const position = Math.round((across[3] + middle.reduce((sum, value, other) => sum + across[other] * value, 0)) * 1000) / 1000;
+      slices.push({
+        path, unfit: "", position,
+        series: count > 1 ? `${path}#${number + 1}` : path,
+        title: count > 1 ? `volume ${number + 1} of ${count}` : "",
+        place: [number, position, index],
+        decode: () => readSlice(volume, axis, index, number),
+      }); // prettier-ignore
+    }
+  }
+  return slices;
+}
+
+function readHeader(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const little = view.getInt32(0, true) === 348;
+  const short = (offset) => view.getInt16(offset, little);
+  const float = (offset) => view.getFloat32(offset, little);
+  const dimensions = short(40);
+  const sides = Array.from({ length: Math.max(0, Math.min(dimensions, 7)) }, (_, place) => short(42 + 2 * place));
+  if (dimensions > 7 || sides.length < 2 || Math.min(...sides) < 1) throw damaged("NIfTI file: its sides make no sense");
+  const [read, step] = READERS[short(70)] ?? [];
+  if (!read) throw new Unreadable(`has voxels of NIfTI type ${short(70)}`, "use predict.py, or save one channel of it");
+  const start = float(108);
+  const size = sides.reduce((product, side) => product * side, step);
+  if (!(start > 348 && start <= MOST_EXTENSION_BYTES) || size > MOST_BYTES) throw damaged("NIfTI file: its header makes no sense");
+  if (bytes.length < start + size) throw damaged(`NIfTI file: ${start + size - bytes.length} bytes are missing`);
+  const zooms = [0, 1, 2].map((place) => (place < sides.length ? float(80 + 4 * place) : 1));
+  const shape = [sides[0], sides[1], sides[2] ?? 1];
+  const { affine, isKnown } = bestAffine({ short, float, zooms, shape });
+  const slope = float(112);
+  const isScaled = Number.isFinite(slope) && slope !== 0;
+  const inter = isScaled ? float(116) : 0;
+  if (!Number.isFinite(inter)) throw damaged("NIfTI file: its scaling makes no sense");
+  return {
+    view, little, read, step, start, shape, zooms, affine, inter,
+    slope: isScaled ? slope : 1,
+    count: sides.slice(3).reduce((product, side) => product * side, 1),
+    orientation: orientationOf(affine),
+    notes: isKnown ? [] : ["no orientation in the file, taken as left, anterior, superior"],
+  }; // prettier-ignore
+}
+
+function bestAffine({ short, float, zooms, shape }) {
+  if (short(254) > 0) {
+    const affine = [0, 1, 2].map((row) => [0, 1, 2, 3].map((column) => float(280 + 16 * row + 4 * column)));
+    return { affine, isKnown: true };
+  }
+  if (short(252) > 0) {
+    const [b, c, d] = [256, 260, 264].map(float);
+    const a = Math.sqrt(Math.max(0, 1 - b * b - c * c - d * d));
+    const turn = [
+      [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+      [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+      [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ];
+    const steps = [zooms[0], zooms[1], float(76) < 0 ? -zooms[2] : zooms[2]];
+    const affine = turn.map((row, place) => [...row.map((value, column) => value * steps[column]), float(268 + 4 * place)]);
+    return { affine, isKnown: true };
+  }
+  const steps = [-zooms[0], zooms[1], zooms[2]];
+  const affine = steps.map((step, row) => [0, 1, 2].map((column) => (row === column ? step : 0)));
+  affine.forEach((row, place) => row.push((-steps[place] * (shape[place] - 1)) / 2));
+  return { affine, isKnown: Boolean(short(252) || short(254)) };
+}
+
+/** Return per array axis the world axis nearest to it and its direction, as nibabel's io_orientation does. */
+function orientationOf(affine) {
+  const lengths = [0, 1, 2].map((column) => Math.hypot(...affine.map((row) => row[column])) || 1);
+  let turn = affine.map((row) => [0, 1, 2].map((column) => row[column] / lengths[column]));
+  for (let round = 0; round < 100; round++) {
+    const inverse = cofactors(turn); // Newton's iteration to the nearest rotation (Higham 1986)
+    turn = turn.map((row, y) => row.map((value, x) => (value + inverse[y][x]) / 2));
+  }
+  if (!turn.flat().every(Number.isFinite)) {
+    throw new Unreadable("has an orientation that makes no sense (its affine is singular)", "copy or download it again");
+  }
+  const free = [true, true, true];
+  const found = [];
+  const strength = (column) => Math.max(...turn.map((row) => row[column] ** 2));
+  for (const column of [0, 1, 2].sort((one, other) => strength(other) - strength(one))) {
+    const sizes = turn.map((row, world) => (free[world] ? Math.abs(row[column]) : -1));
+    const world = sizes.indexOf(Math.max(...sizes));
+    free[world] = false;
+    found[column] = [world, turn[world][column] < 0 ? -1 : 1];
+  }
+  return found;
+}
+
+/** Return the inverse of a 3 x 3 matrix, transposed. */
+function cofactors(m) {
+  const minor = (y, x) => m[(y + 1) % 3][(x + 1) % 3] * m[(y + 2) % 3][(x + 2) % 3] - m[(y + 1) % 3][(x + 2) % 3] * m[(y + 2) % 3][(x + 1) % 3];
+  const determinant = [0, 1, 2].reduce((sum, x) => sum + m[0][x] * minor(0, x), 0);
+  return m.map((row, y) => row.map((_, x) => minor(y, x) / determinant));
+}
+
+/** Decode one slice upright: patient's right on the left, anterior or superior up. */
+function readSlice({ view, little, read, step, start, shape, zooms, slope, inter, orientation, notes }, axis, index, number) {
+  const sides = [0, 1, 2].filter((other) => other !== axis);
+  if (orientation[sides[0]][0] < orientation[sides[1]][0]) sides.reverse(); // the higher world axis goes up the picture
+  const [height, width] = sides.map((side) => shape[side]);
+  refuseGigantic(width, height);
+  const values = new Float64Array(width * height);
+  const strides = [1, shape[0], shape[0] * shape[1]];
+  const flips = sides.map((side) => orientation[side][1] > 0);
+  const first = number * shape[0] * shape[1] * shape[2] + index * strides[axis];
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const row = flips[0] ? height - 1 - y : y;
+      const column = flips[1] ? width - 1 - x : x;
+      const voxel = first + row * strides[sides[0]] + column * strides[sides[1]];
+      values[y * width + x] = view[read](start + step * voxel, little) * slope + inter;
+    }
+  }
+  const { data, note } = rescaleToUint8(values, width, "NIfTI values");
+  const square = makeSquare({ width, height, data }, zooms[sides[0]], zooms[sides[1]]);
+  return { image: square.image, notes: [...notes, note, ...square.notes] };
+}

@@ -1,0 +1,78 @@
+/** One answer from those of a series' slices: brainq_torch/series in JavaScript, where the reasons stand. */
+
+import { UNCERTAIN } from "./abstention.js";
+
+
+const HEALTHY = "notumor";
+
+/** Return files' slices as series: those of a volume stay together, DICOM files are joined by their series. */
+export function sortIntoSeries(slices) {
+  const series = new Map();
+  for (const slice of slices) {
+    const key = slice.series || slice; // a picture stands alone
+    if (!series.has(key)) series.set(key, []);
+    series.get(key).push(slice);
+  }
+  return [...series.values()].map((found) => ({
+    name: found[0].series,
+    title: found[0].title,
+    path: found.every(({ path }) => path === found[0].path) ? found[0].path : found[0].path.replace(/\/?[^/]*$/, "") || ".",
+    slices: found.toSorted((one, other) => compare(one.place, other.place)),
+  }));
+}
+
+function compare(one, other) {
+  const place = one.findIndex((value, index) => value !== other[index]);
+  return place < 0 ? 0 : one[place] - other[place];
+}
+
+/** Return a series' row. rows: those of its slices, {class, probabilities, outlier} or {error}, in their order. */
+export function sumUp(series, rows, classes, rule) {
+  const answered = rows.filter((row) => row.class);
+  const shown = answered.filter((row) => row.probabilities);
+  const fit = shown.map((row) => !series.slices[row.slice - 1].unfit && (row.outlier ?? 0) <= 1);
+  const said = judgeSeries(classes, shown.map((row) => Object.values(row.probabilities)), fit, rule);
+  const numbers = Object.fromEntries(
+    [...classes, UNCERTAIN].map((name) => [name, answered.filter((row) => row.class === name).map(({ slice }) => slice)]),
+  );
+  const strongest = said.strongest === null ? null : shown[said.strongest];
+  const reasons = series.slices.map(({ unfit }) => unfit).filter(Boolean);
+  const unfit = [...new Set(reasons)].map((why) => `${reasons.filter((one) => one === why).length} slices left out: each ${why}`);
+  const unread = rows.length - answered.length;
+  return {
+    level: "series", path: series.path, series: series.name, title: series.title,
+    slices: rows.length, answered: answered.length,
+    class: said.label ?? UNCERTAIN, best: said.best, reason: said.reason, tumour: said.probability,
+    counts: Object.fromEntries(Object.entries(numbers).map(([name, found]) => [name, found.length])),
+    carried_by: said.best ? numbers[said.best] : [],
+    strongest: strongest && { slice: strongest.slice, probability: strongest.probabilities[said.best] },
+    notes: unread ? [...unfit, `${unread} slices could not be read`] : unfit,
+  }; // prettier-ignore
+}
+
+/** Apply the rule: SeriesRule.judge of brainq_torch/series/rule.py. */
+export function judgeSeries(classes, probabilities, counts, rule) {
+  const none = (reason) => ({ label: null, best: null, reason, probability: null, strongest: null });
+  const healthy = classes.indexOf(HEALTHY);
+  if (healthy < 0) return none(`the model has no class ${HEALTHY}`);
+  const used = counts.map((_, place) => place).filter((place) => counts[place]);
+  if (!used.length) return none("no slice counts");
+  const kept = used.map((place) => probabilities[place]);
+  const smooth = kept.map((_, place) => {
+    const near = kept.slice(Math.max(0, place - rule.neighbours), place + rule.neighbours + 1);
+    return classes.map((_, label) => near.reduce((sum, values) => sum + values[label], 0) / near.length);
+  });
+  const top = argmax(smooth.map((values) => 1 - values[healthy]));
+  const tumour = 1 - smooth[top][healthy];
+  const likeliest = argmax(smooth[top].map((value, label) => (label === healthy ? -1 : value)));
+  const best = tumour <= rule.healthy_up_to ? healthy : likeliest;
+  const strongest = used[argmax(kept.map((values) => values[best]))];
+  let reason = "";
+  if (used.length < rule.fewest) reason = `${used.length} slices count, ${rule.fewest} are needed`;
+  else if (rule.healthy_up_to < tumour && tumour < rule.tumour_from) reason = "a tumour is neither likely nor unlikely enough";
+  return { label: reason ? null : classes[best], best: classes[best], reason, probability: tumour, strongest };
+}
+
+function argmax(values) {
+  return values.indexOf(Math.max(...values));
+}

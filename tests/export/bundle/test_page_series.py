@@ -1,0 +1,206 @@
+"""The browser page reads volumes and DICOM series as Python does, and answers them by the same rule."""
+# ruff: noqa: E402
+# (the imports below need packages that may be absent, and then the file is skipped)
+
+import json
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
+nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
+
+from pydicom.encaps import encapsulate
+from pydicom.uid import ImplicitVRLittleEndian, JPEGLosslessSV1
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import read_slice
+from brainq_torch.data.synthesis.phantom import render_phantom
+from brainq_torch.series.answer import answer_series
+from brainq_torch.series.find import find_series
+from brainq_torch.series.rule import SeriesRule
+from export.bundle.answers import BundledModel
+from export.bundle.web import INSTALL, find_runtime
+from tests.brainq_torch.data.reading.test_dicom import write_dicom
+from tests.export.bundle.test_web import SPECS, browser, hash_of, int8_bundle, read_in_node  # noqa: F401 - fixtures
+from tests.support.chromium import serve
+
+DEPTH = 8
+OBLIQUE = np.array([[-0.9, 0.1, 0.2, 90.0], [0.1, 0.05, 1.9, -120.0], [0.05, -1.1, 0.1, 60.5], [0, 0, 0, 1]])
+
+
+def head(depth=DEPTH):
+    """(depth, 80, 64) uint16: phantoms in 12 bits, the ends of which are empty."""
+    slices = [np.pad(render_phantom(place % 4, 64, seed=place, size=64), ((9, 7), (0, 0))) for place in range(depth)]
+    volume = np.stack(slices).astype(np.uint16) * 13
+    volume[0] = volume[-1] = 0
+    return volume
+
+
+def write_volumes(folder):
+    values = head()
+    plain = nibabel.Nifti1Image(values.T.astype(np.int16), np.diag([-1, -1.5, 3, 1]))
+    plain.header.set_slope_inter(0.37, -5)
+    nibabel.save(plain, folder / "plain.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), OBLIQUE), folder / "oblique.nii")
+    turned = nibabel.Nifti1Image(values.transpose(1, 0, 2).astype(np.uint8), None)
+    turned.set_qform(OBLIQUE)
+    turned.set_sform(None, code=0)
+    nibabel.save(turned, folder / "quaternion.nii")
+    hollow = values.astype(np.float64) / 7
+    hollow[:, :3] = np.nan
+    unknown = nibabel.Nifti1Image(hollow, np.eye(4))
+    unknown.set_sform(None, code=0)
+    unknown.set_qform(None, code=0)
+    nibabel.save(unknown, folder / "nowhere.nii")
+    nibabel.save(nibabel.Nifti1Image(np.stack([values, values[::-1]], -1), np.eye(4)), folder / "two.nii")
+
+
+def write_series(folder, name, **more):
+    (folder / name).mkdir()
+    for place, stored in enumerate(head()):
+        tags = {"SeriesInstanceUID": f"1.2.{len(name)}", "InstanceNumber": place, "SeriesDescription": name}
+        tags |= {"ImagePositionPatient": [0, 0, 40 - 5.1 * place], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        write_dicom(folder / name / f"IM{place}", stored, **tags | more)
+
+
+def write_all(folder):
+    write_volumes(folder)
+    write_series(folder, "plain")
+    window = {"WindowCenter": [900, 40], "WindowWidth": [1500, 80], "RescaleSlope": 0.5, "RescaleIntercept": -3}
+    write_series(folder, "window", **window)
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 0, "PixelSpacing": [1, 0.7]}
+    write_series(folder, "inverted", **inverted)
+    sigmoid = {"WindowCenter": 900, "WindowWidth": 900, "VOILUTFunction": "SIGMOID", "ImageType": ["A", "B", "P"]}
+    write_series(folder, "sigmoids", **sigmoid)
+    write_series(folder, "implicit1", syntax=ImplicitVRLittleEndian, BodyPartExamined="BRAIN", BitsStored=12)
+    frames = head(4)[1:3]
+    groups = []
+    for centre in (600, 700):
+        group, window, plane = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        window.WindowCenter, window.WindowWidth = centre, 1500
+        plane.ImagePositionPatient = [0, 0, centre]
+        group.FrameVOILUTSequence, group.PlanePositionSequence = [window], [plane]
+        groups.append(group)
+    tags = {"PerFrameFunctionalGroupsSequence": groups, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    write_dicom(folder / "enhanced.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.99", **tags)
+
+
+def in_python(folder):
+    found = {}
+    for series in find_series([str(folder)]):
+        rows = found.setdefault(series.path, [])
+        for one in series.slices:
+            row = {"position": one.position_mm, "unfit": one.unfit}
+            try:
+                grey = read_slice(one)
+                rows.append(
+                    row | {"sha256": hash_of(grey.pixels), "shape": [*grey.pixels.shape], "notes": [*grey.notes]}
+                )
+            except UnreadableImageError as error:
+                rows.append(row | {"error": f"{error.reason}; {error.remedy}"})
+    return found
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    write_all(folder)
+    return folder
+
+
+def require_parser():
+    if find_runtime() is None:
+        pytest.skip(f"the page's packages are not there: {INSTALL}")
+    return str((find_runtime().with_name("dicom-parser") / "dist/dicomParser.min.js").resolve())
+
+
+def test_the_page_reads_volumes_and_series_as_python_does(scans, tmp_path):
+    parser = require_parser()
+    paths = sorted(path for path in scans.rglob("*") if path.is_file())
+    found, expected = read_in_node(tmp_path, paths, series=True, parser=parser), in_python(scans)
+    assert found.keys() == expected.keys()
+    for path, rows in expected.items():
+        assert len(found[path]) == len(rows)
+        for number, (one, other) in enumerate(zip(found[path], rows, strict=True)):
+            assert one["position"] == pytest.approx(other["position"]), path
+            assert {key: one[key] for key in other if key != "position"} == {
+                key: value for key, value in other.items() if key != "position"
+            }, (path, number)
+
+
+def test_the_page_refuses_what_it_cannot_decode(tmp_path):
+    parser = require_parser()
+    stored = head()[2]
+    write_dicom(tmp_path / "ct", stored, Modality="CT")
+    write_dicom(tmp_path / "mosaic", stored, ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])
+    write_dicom(tmp_path / "compressed", stored, JPEGLosslessSV1, PixelData=encapsulate([b"\xff\xd8"]))
+    whole = write_dicom(tmp_path / "whole", stored).read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:3000])
+    nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), tmp_path / "a.nii")
+    (tmp_path / "cut.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:9000])
+    reasons = {
+        "ct": "modality 'CT'",
+        "mosaic": "a mosaic",
+        "compressed": "does not decode",
+        "cut": "truncated",
+        "cut.nii": "missing",
+    }
+    found = read_in_node(tmp_path, [tmp_path / name for name in reasons], parser=parser)
+    for name, reason in reasons.items():
+        assert reason in found[str(tmp_path / name)]["error"], name
+
+
+def test_the_rule_says_what_pythons_says(tmp_path):
+    random, jobs, expected = np.random.default_rng(0), [], []
+    for number in range(60):
+        values = random.dirichlet([0.3] * 4, number % 9)
+        counts = (random.random(len(values)) < 0.8).tolist()
+        classes = list(CLASSES) if number % 10 else ["a", "b", "c", "d"]
+        said = SeriesRule().judge(classes, values, counts)
+        jobs.append(
+            {"classes": classes, "probabilities": values.tolist(), "counts": counts, "rule": SeriesRule().to_json()}
+        )
+        expected.append(said)
+    for found, said in zip(read_in_node(tmp_path, [], rule=jobs)["rule"], expected, strict=True):
+        assert found["probability"] == pytest.approx(said.probability)
+        assert [found[key] for key in ("label", "best", "reason")] == [said.label, said.best, said.reason]
+        assert found["strongest"] == said.strongest
+    assert {said.label for said in expected} >= {None, "notumor"}
+
+
+ARTICLES = "[...document.querySelectorAll('article')]"
+
+
+def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bundle, scans, tmp_path):  # noqa: F811
+    files = [*sorted((scans / "plain").iterdir()), scans / "plain.nii.gz"]
+    answerer = BundledModel(int8_bundle).answerer()
+    rows = [one.row for one in answer_series([answerer], find_series(list(map(str, files))))]
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.choose("#files", files)
+        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 2")
+        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+        for name, dark, width in (("wide", False, 1000), ("phone", True, 390)):
+            browser.screenshot(tmp_path / f"{name}.png", width, 1400, dark, mobile=dark)
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        browser.evaluate("document.querySelector('.strip').focus()")
+        current = "Number(document.querySelector('article').dataset.slice)"
+        before = browser.evaluate(current)
+        browser.send("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft", code="ArrowLeft")
+        assert browser.evaluate(current) == before - 1
+        browser.send("Input.dispatchKeyEvent", type="keyDown", key="End", code="End")
+        caption = browser.evaluate("document.querySelector('article figcaption').textContent")
+        assert caption.startswith(f"slice {DEPTH} of {DEPTH}")
+    assert not browser.problems
+    for said in found:
+        names = {said["path"], str(scans / said["path"])} | ({str(scans / "plain")} if said["path"] == "." else set())
+        series = next(row for row in rows if row["level"] == "series" and row["path"] in names)
+        mine = [row for row in rows if row["level"] == "slice" and row["series"] == series["series"]]
+        assert [row["class"] for row in said["rows"]] == [row["class"] for row in mine]
+        for one, other in zip(said["rows"], mine, strict=True):
+            if other["probabilities"]:
+                assert one["probabilities"] == pytest.approx(other["probabilities"])
+        for key in ("class", "best", "reason", "counts", "carried_by"):
+            assert said[key] == series[key], (said["path"], key)
