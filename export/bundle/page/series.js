@@ -32,9 +32,7 @@ export function sumUp(series, rows, classes, rule) {
   const shown = answered.filter((row) => row.probabilities);
   const fit = shown.map((row) => !series.slices[row.slice - 1].unfit && (row.outlier ?? 0) <= 1);
   const said = judgeSeries(classes, shown.map((row) => Object.values(row.probabilities)), fit, rule);
-  const numbers = Object.fromEntries(
-    [...classes, UNCERTAIN].map((name) => [name, answered.filter((row) => row.class === name).map(({ slice }) => slice)]),
-  );
+  const counts = Object.fromEntries([...classes, UNCERTAIN].map((name) => [name, answered.filter((row) => row.class === name).length]));
   const strongest = said.strongest === null ? null : shown[said.strongest];
   const reasons = series.slices.map(({ unfit }) => unfit).filter(Boolean);
   const unfit = [...new Set(reasons)].map((why) => `${reasons.filter((one) => one === why).length} slices left out: each ${why}`);
@@ -43,8 +41,8 @@ export function sumUp(series, rows, classes, rule) {
     level: "series", path: series.path, series: series.name, title: series.title,
     slices: rows.length, answered: answered.length,
     class: said.label ?? UNCERTAIN, best: said.best, reason: said.reason, tumour: said.probability,
-    counts: Object.fromEntries(Object.entries(numbers).map(([name, found]) => [name, found.length])),
-    carried_by: said.best ? numbers[said.best] : [],
+    counts,
+    carried_by: shown.filter((row) => row.best === said.best).map(({ slice }) => slice),
     strongest: strongest && { slice: strongest.slice, probability: strongest.probabilities[said.best] },
     notes: unread ? [...unfit, `${unread} slices could not be read`] : unfit,
   }; // prettier-ignore
