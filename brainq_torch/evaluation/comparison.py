@@ -96,21 +96,20 @@ def _accuracies(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[s
 
 
 def _test_mcnemar(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
-    """Count the discordant pairs; p is McNemar's exact test, a binomial test at one half, and 1 without such pairs.
+    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
+    return {"only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": mcnemar_p(only_a, only_b)}
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Return McNemar's exact two-sided p of so many discordant pairs: a binomial test at one half, 1 without any.
 
     Source: McNemar 1947; exact form: Fagerland, Lydersen and Laake 2013, https://doi.org/10.1186/1471-2288-13-91.
     """
-    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
-    return {"only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": _sign_test(only_a, only_b)}
-
-
-def _sign_test(one: int, other: int) -> float:
-    """Return the two-sided p of so many heads and tails of a fair coin: twice the tail, in whole numbers."""
-    ways = tail = 1
-    for heads in range(min(one, other)):
-        ways = ways * (one + other - heads) // (heads + 1)
+    ways = tail = 1  # in whole numbers, and without SciPy, which takes longer to load than this to count
+    for place in range(min(lost, gained)):
+        ways = ways * (lost + gained - place) // (place + 1)
         tail += ways
-    return min(1.0, 2 * tail / (1 << (one + other)))
+    return min(1.0, 2 * tail / (1 << (lost + gained)))
 
 
 def _count_flips(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any], label: int) -> dict[str, int]:

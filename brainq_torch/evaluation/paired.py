@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
+
+from brainq_torch.evaluation.comparison import mcnemar_p
 
 LEVEL = 0.95
 MARGIN_OVERALL = 0.01
@@ -46,8 +48,7 @@ class PairedDifference:
     @property
     def mcnemar_p(self) -> float:
         """McNemar's exact two-sided p of the discordant pairs, 1 without any."""
-        discordant = self.lost + self.gained
-        return float(binomtest(self.lost, discordant).pvalue) if discordant else 1.0
+        return mcnemar_p(self.lost, self.gained)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
