@@ -41,6 +41,7 @@ COMMANDS = {
     "tools.restore": "{given} --config configs/quickstart.yaml --data.root {data} --out {new}",
     "tools.series_rule": "{given} --data {data}",
     "tools.shift": "{given} --data {data}",
+    "tools.sources": "--config {given} --out {new}",
     "tools.study": "--config {given}",
     "tools.teacher_logits": "{given} --data {data} --out {new}",
 }
@@ -57,7 +58,9 @@ def test_no_command_is_left_out():
         for path in (ROOT / folder).rglob("*.py")
         if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
-    assert found - WORKERS - {"export.bundle.predict"} == COMMANDS.keys()  # that one is the bundle's
+    assert (
+        found - WORKERS - {"export.bundle.predict", "tools"} == COMMANDS.keys()
+    )  # the bundle's; the others' caller
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +135,8 @@ def test_what_is_found_wrong_is_1_and_nothing_is_0(name, words, expected, places
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_flag_is_2(name, places, run):
-    given = "configs/study_quick.yaml" if name == "tools.study" else places["model"]
-    code, said = run(name, given, "--no-such-flag")
+    configured = {"tools.study": "configs/study_quick.yaml", "tools.sources": "configs/quickstart.yaml"}
+    code, said = run(name, configured.get(name, places["model"]), "--no-such-flag")
     assert code == 2
     assert "--no-such-flag" in said
 
