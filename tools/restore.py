@@ -6,7 +6,7 @@ files give float32 weights with float16 values.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.finish import predict
 from brainq_torch.fit import make_parser
 from brainq_torch.models import ModelOptions, build_model
+from brainq_torch.quant.wiring import fuse_list
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, write_json
 from export.graph.flatbuffer import constant, operator_name, read_model
@@ -94,8 +95,7 @@ def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> None:
 def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]]:
     """Return convolutions with the BatchNorm behind them, in the order in which they run."""
     modules = dict(model.named_modules())
-    fused: Callable[[], list[list[str]]] = model.fuse_list  # type: ignore[assignment]
-    behind = {modules[names[0]]: modules[names[1]] for names in fused()}
+    behind = {modules[names[0]]: modules[names[1]] for names in fuse_list(model)}
     for module in modules.values():
         batchnorm = behind.get(module)
         if isinstance(module, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d):

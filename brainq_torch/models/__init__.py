@@ -9,6 +9,9 @@ from torch import nn
 
 from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.models.mobilenetv2 import MobileNetV2
+from brainq_torch.models.network import Network, rewrite
+from brainq_torch.models.sources import ALLOWED, build_source
+from brainq_torch.quant.wiring import WiringError
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": MobileNetV2,
@@ -16,7 +19,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet101": partial(DenseNet, **DENSENET_101),
     "densenet32": partial(DenseNet, **DENSENET_32),
 }
-"""Name in a configuration or checkpoint -> constructor. Each has ``classifier`` (the head) and ``fuse_list()``."""
+"""Name in a configuration or checkpoint -> constructor; names with a colon are built by ``models.sources``."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class ModelOptions:
     """Which network, and what it starts from.
 
     Attributes:
-        name: of the network, see ``MODELS``.
-        pretrained: ``none``, ``imagenet`` (download), or the path of a torchvision-named .safetensors or .pth file.
+        name: mobilenetv2, densenet32, densenet101, densenet, or any convolutional network: ``torchvision:resnet18``,
+            ``timm:mobilenetv4_conv_small``, ``package.module:Class``.
+        pretrained: ``none``, ``imagenet`` (download), or the path of a .safetensors or .pth file with its authors' keys.
         arguments: the network's own, such as width_mult.
     """
 
@@ -36,9 +40,19 @@ class ModelOptions:
 
 def build_model(name: str, class_count: int = 4, /, **arguments: Any) -> nn.Module:
     """Build a network by name. Raises ValueError for an unknown name or arguments that it does not take."""
+    if ":" in name:
+        try:
+            return rewrite(build_source(name, class_count, arguments), class_count)
+        except WiringError as error:
+            raise ValueError(f"{name}: {error}") from error
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; allowed are {sorted(MODELS)}")
+        raise ValueError(f"unknown model {name!r}; allowed are {sorted(MODELS)}, {ALLOWED}")
     try:
         return MODELS[name](class_count=class_count, **arguments)
     except TypeError as error:
         raise ValueError(f"model {name!r} does not take {arguments}: {error}") from error
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the name of the module that makes the logits."""
+    return model.wiring.head if isinstance(model, Network) else "classifier"

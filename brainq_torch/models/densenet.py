@@ -118,7 +118,6 @@ class DenseNet(nn.Module):
         self.classifier = nn.Linear(channels, class_count)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
-        self.block_config = tuple(block_config)
         _initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -126,41 +125,6 @@ class DenseNet(nn.Module):
         pooled = self.avgpool(self.features(self.quant(image)))
         logits: Tensor = self.dequant(self.classifier(self.dropout(torch.flatten(pooled, 1))))
         return logits
-
-    def fuse_list(self) -> list[list[str]]:
-        """Name the modules to fuse; BatchNorms before a convolution once ``lower_batchnorms`` made them ones."""
-        groups = [["features.conv0", "features.norm0", "features.relu0"]]
-        for layer in self._layer_names():
-            groups.append([f"{layer}.norm1", f"{layer}.relu1"])
-            groups.append([f"{layer}.conv1", f"{layer}.norm2", f"{layer}.relu2"])
-        groups += [[f"{name}.norm", f"{name}.relu"] for name in self._transition_names()]
-        groups.append(["features.norm5", "features.relu5"])
-        return [group for group in groups if isinstance(self.get_submodule(group[0]), nn.Conv2d)]
-
-    def shared_activation_groups(self) -> list[list[str]]:
-        """Name, per group, the (fused) modules whose outputs must share one activation quantizer.
-
-        One group per dense block: what feeds it, the convolutions whose outputs are appended, the concatenations; one
-        for the head. With one scale CONCATENATION is a copy, and a pooling has the same scale on both sides, as TFLite
-        demands.
-        """
-        feeds = [["features.conv0", "features.pool0"]]
-        feeds += [[f"{name}.conv"] for name in self._transition_names()]
-        groups = []
-        for number, feed in enumerate(feeds, start=1):
-            layers = [name for name in self._layer_names() if name.startswith(f"features.denseblock{number}.")]
-            groups.append(feed + [f"{layer}.{part}" for layer in layers for part in ("conv2", "cat")])
-        return [*groups, ["features.norm5", "avgpool"]]
-
-    def _layer_names(self) -> list[str]:
-        return [
-            f"features.denseblock{number}.denselayer{layer}"
-            for number, layer_count in enumerate(self.block_config, start=1)
-            for layer in range(1, layer_count + 1)
-        ]
-
-    def _transition_names(self) -> list[str]:
-        return [f"features.transition{number}" for number in range(1, len(self.block_config))]
 
 
 def _check(

@@ -34,26 +34,3 @@ class MobileNetV2(QuantizableMobileNetV2):  # type: ignore[misc]  # torchvision 
 
     def _forward_impl(self, x: Tensor) -> Tensor:
         return self.classifier(torch.flatten(self.pool(self.features(x)), 1))  # type: ignore[no-any-return]
-
-    def fuse_list(self) -> list[list[str]]:
-        """Name the modules that become one integer operation: [conv, BatchNorm] or [conv, BatchNorm, ReLU]."""
-        groups = []
-        for name, module in self.named_modules():
-            if isinstance(module, Conv2dNormActivation):
-                groups.append([f"{name}.{part}" for part in range(3)])
-            elif isinstance(module, QuantizableInvertedResidual):
-                last = len(module.conv) - 2
-                groups.append([f"{name}.conv.{last}", f"{name}.conv.{last + 1}"])
-        return groups
-
-    def shared_activation_groups(self) -> list[list[str]]:
-        """Name the modules that share one scale: a chain of shortcuts, which adds integers; a pooling and its input."""
-        chains: list[list[str]] = []
-        for position, block in enumerate(self.features):
-            if isinstance(block, QuantizableInvertedResidual):
-                projection = f"features.{position}.conv.{len(block.conv) - 2}"
-                if block.use_res_connect:
-                    chains[-1] += [projection, f"features.{position}.skip_add"]
-                else:
-                    chains.append([projection])
-        return [*(chain for chain in chains if len(chain) > 1), [f"features.{len(self.features) - 1}.0", "pool"]]

@@ -1,69 +1,73 @@
 """Published weights into our networks: explicit keys, a shape check, the RGB normalisation folded into the stem."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights
+from torchvision.models import MobileNet_V2_Weights, get_model_weights
 
 from brainq_torch.files import load_tensors
-from brainq_torch.models.mobilenetv2 import MobileNetV2
+from brainq_torch.models import ModelOptions, head_name
+from brainq_torch.models.sources import import_timm
+from brainq_torch.quant.wiring import IMAGE, fuse_list, read_steps
 from brainq_torch.run_files import BrainqError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """torchvision's input normalisation, per RGB channel, of pixel / 255."""
 
-_STEM = "features.0.0.weight"
-_STEM_BATCHNORM_MEAN = "features.0.1.running_mean"
-_HEAD = frozenset({"classifier.1.weight", "classifier.1.bias"})
-
 
 class PretrainedError(BrainqError):
     """Published weights that cannot be read, fetched, or put into the network."""
 
 
-def load_pretrained(model: nn.Module, source: str) -> None:
-    """Put weights from a file or torchvision's ``imagenet`` into a network, but the head's. Raises PretrainedError."""
-    if source == "none":
+def load_pretrained(model: nn.Module, options: ModelOptions) -> None:
+    """Put weights from a file or its authors' into a network, but the head's. Raises PretrainedError."""
+    if options.pretrained == "none":
         return
-    if not isinstance(model, MobileNetV2):
-        raise PretrainedError(
-            f"there are no published weights for {type(model).__name__} here; use --model.pretrained none"
-        )
-    state = _download() if source == "imagenet" else read_weights(Path(source))
-    copy_mapped(model, fold_rgb_stem(state))
+    mean, std = _normalisation(options.name)
+    state = _download(options) if options.pretrained == "imagenet" else read_weights(Path(options.pretrained))
+    copy_mapped(model, fold_rgb_stem(model, state, mean, std))
 
 
-def fold_rgb_stem(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fold torchvision's RGB normalisation into a first convolution that takes one channel, (pixel - 128) / 128.
+def fold_rgb_stem(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> dict[str, Tensor]:
+    """Fold an RGB normalisation into first convolutions that take one channel, (pixel - 128) / 128.
 
     For a grey pixel p the RGB network sees (p / 255 - mean_c) / std_c in channel c. With u = (p - 128) / 128 that is u
     * 128 / (255 std_c) + (128 / 255 - mean_c) / std_c: a gain, summed over RGB into the weights, and an offset, which
-    the BatchNorm behind subtracts. Exact where the kernel touches no padding. Raises PretrainedError for other stems.
+    the BatchNorm behind subtracts, or the bias adds. Exact where the kernel touches no padding.
+    Raises PretrainedError for other stems.
     """
-    missing = {_STEM, _STEM_BATCHNORM_MEAN} - state.keys()
-    if missing:
-        raise PretrainedError(f"the weights have no {sorted(missing)}: they are not a torchvision MobileNetV2")
-    stem = state[_STEM].double()
-    if stem.ndim != 4 or stem.shape[1] != 3:
-        raise PretrainedError(f"{_STEM} has shape {tuple(stem.shape)}; expected (C, 3, 3, 3) for RGB input")
-    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
-    gain = 128 / (255 * std)
-    offset = (stem * ((128 / 255 - mean) / std)).sum(dim=(1, 2, 3))
     folded = dict(state)
-    folded[_STEM] = (stem * gain).sum(dim=1, keepdim=True).float()
-    folded[_STEM_BATCHNORM_MEAN] = (state[_STEM_BATCHNORM_MEAN].double() - offset).float()
+    for stem, batchnorm in _find_stems(model).items():
+        key, absorbing = f"{stem}.weight", f"{batchnorm}.running_mean" if batchnorm else f"{stem}.bias"
+        missing = {key, absorbing} - state.keys()
+        if missing:
+            raise PretrainedError(f"the weights have no {sorted(missing)}: they are not those of this network")
+        weight = state[key].double()
+        if weight.ndim != 4 or weight.shape[1] != 3:
+            raise PretrainedError(f"{key} has shape {tuple(weight.shape)}; expected (C, 3, k, k) for RGB input")
+        means, deviations = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (mean, std))
+        offset = (weight * ((128 / 255 - means) / deviations)).sum(dim=(1, 2, 3))
+        folded[key] = (weight * (128 / (255 * deviations))).sum(dim=1, keepdim=True).float()
+        folded[absorbing] = (state[absorbing].double() + (-offset if batchnorm else offset)).float()
     return folded
 
 
 def copy_mapped(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy every tensor but the head's by its name; PretrainedError names all that do not fit, before any copy."""
+    head = _head_keys(model)
     target = model.state_dict()
-    wanted = {name for name in target if name not in _HEAD and not name.endswith("num_batches_tracked")}
-    offered = {name for name in state if name not in _HEAD and not name.endswith("num_batches_tracked")}
+    wanted = {name for name in target if name not in head and not name.endswith("num_batches_tracked")}
+    offered = {name for name in state if name not in head and not name.endswith("num_batches_tracked")}
     faults = [f"missing {name}" for name in sorted(wanted - offered)]
     faults += [f"unexpected {name}" for name in sorted(offered - wanted)]
     faults += [
@@ -79,15 +83,54 @@ def copy_mapped(model: nn.Module, state: dict[str, Tensor]) -> None:
             target[name].copy_(state[name])
 
 
-def _download() -> dict[str, Tensor]:
+def _find_stems(model: nn.Module) -> dict[str, str]:
+    """Return {convolution that reads the image: BatchNorm behind it, or nothing where its bias takes the offset}."""
+    behind = {group[0]: group[1] for group in fuse_list(model)}
+    stems = [step.name for step in read_steps(model) if step.sources == (IMAGE,)]
+    found = {}
+    for stem in stems:
+        follower: Any = model.get_submodule(behind[stem]) if stem in behind else None
+        has_bias = getattr(model.get_submodule(stem), "bias", None) is not None
+        if not isinstance(follower, nn.BatchNorm2d) and not has_bias:
+            raise PretrainedError(f"{stem} reads the image and has neither bias nor BatchNorm behind it to fold into")
+        found[stem] = behind[stem] if isinstance(follower, nn.BatchNorm2d) else ""
+    return found
+
+
+def _head_keys(model: nn.Module) -> set[str]:
+    """Return the keys of what makes the logits, of a MobileNetV2's with its dropout."""
+    head = head_name(model)
+    return {name for name in model.state_dict() if name.startswith(f"{head}.")}
+
+
+def _normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation per channel of pixel / 255 that a network's published weights expect."""
+    if not name.startswith("timm:"):
+        return IMAGENET_MEAN, IMAGENET_STD
+    about = import_timm().get_pretrained_cfg(name.removeprefix("timm:"))
+    return (about.mean, about.std) if about else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _download(options: ModelOptions) -> dict[str, Tensor]:
+    source, _, name = options.name.partition(":")
     try:
-        weights: dict[str, Tensor] = MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        if source == "timm":
+            timm, arguments = import_timm(), dict(options.arguments)
+            merged = arguments.pop("reparameterize", False)
+            network = timm.create_model(name, pretrained=True, **arguments)
+            state: dict[str, Tensor] = (timm.utils.reparameterize_model(network) if merged else network).state_dict()
+            return state
+        if source not in ("torchvision", "mobilenetv2"):
+            raise PretrainedError(f"there are no published weights for {options.name}; use --model.pretrained none")
+        weights = get_model_weights(name).DEFAULT if name else MobileNet_V2_Weights.IMAGENET1K_V1
+        state = weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise PretrainedError(
             f"the ImageNet weights could not be downloaded ({error}). Without a network, give the path of a "
-            "torchvision-named .safetensors or .pth file, --model.pretrained FILE, or start from none"
+            ".safetensors or .pth file named as its authors name it (torchvision, timm), --model.pretrained FILE, "
+            "or start from none"
         ) from error
-    return weights
+    return state
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -20,6 +20,9 @@ from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run_files import BrainqError
 
 
+RELU6_CEILING = 6.0
+
+
 class PrepareError(BrainqError):
     """A network that cannot be quantized as it is."""
 
@@ -60,16 +63,45 @@ class FoldedConvBnReLU2d(FoldedConvBn2d):
     """The same with a ReLU behind it."""
 
     _FLOAT_MODULE = fused.ConvBnReLU2d  # type: ignore[assignment]  # torch.ao types it after the base class
+    ceiling: float | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (N, I, H, W) to (N, O, H', W')."""
-        return nn.functional.relu(self._forward(image))
+        return limit(self._forward(image), True, self.ceiling)
+
+
+class LimitedConvReLU2d(fused_qat.ConvReLU2d):
+    """torch.ao's, which may be a ReLU6."""
+
+    ceiling: float | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch.ao's name
+        """Map (N, I, H, W) to (N, O, H', W')."""
+        return limit(super().forward(input), True, self.ceiling)
+
+
+class LimitedLinearReLU(fused_qat.LinearReLU):
+    """torch.ao's, which may be a ReLU6."""
+
+    ceiling: float | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch.ao's name
+        """Map (N, I) to (N, O)."""
+        return limit(super().forward(input), True, self.ceiling)
+
+
+def limit(output: Tensor, relu: bool, ceiling: float | None) -> Tensor:
+    """Clip a layer's output as its ReLU or ReLU6 does; 6 is an integer on every scale that is a power of two below."""
+    if ceiling is not None:
+        return output.clamp(0.0, ceiling)
+    return nn.functional.relu(output) if relu else output
 
 
 @dataclass(frozen=True)
 class Layer:
     """One layer as the integer files hold it: weight (O, ...), BatchNorm folded in, not rounded; scale, bias (O,).
 
+    relu: negative outputs become 0; ceiling: those above it become it (ReLU6), None without.
     ``source`` names the activation that feeds it, a key of ``activation_quantizers``; its own output's is ``name``.
     """
 
@@ -81,6 +113,7 @@ class Layer:
     bias: Tensor
     relu: bool
     source: str
+    ceiling: float | None = None
 
 
 def is_fake_quantized(model: nn.Module) -> bool:
@@ -119,8 +152,11 @@ def running_order(model: nn.Module) -> list[str]:
 def _describe(name: str, module: Any, source: str) -> Layer:
     weight, bias = fold(module)
     quantizer = module.weight_fake_quant
-    relu = isinstance(module, FoldedConvBnReLU2d | fused_qat.ConvReLU2d)
-    return Layer(name, module, weight.detach(), quantizer.scale, quantizer.largest, bias.detach(), relu, source)
+    relu = isinstance(module, FoldedConvBnReLU2d | LimitedConvReLU2d | LimitedLinearReLU)
+    ceiling = module.ceiling if relu else None
+    return Layer(
+        name, module, weight.detach(), quantizer.scale, quantizer.largest, bias.detach(), relu, source, ceiling
+    )
 
 
 def fold(module: Any) -> tuple[Tensor, Tensor]:

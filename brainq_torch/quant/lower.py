@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainq_torch.quant.wiring import fuse_list
+
 PROBE_SIZE = 64
 """Side in pixels of the image that shows how a network is wired; any size that it takes will do."""
 
@@ -14,15 +16,13 @@ PROBE_SIZE = 64
 def lower_batchnorms(model: nn.Module) -> nn.Module:
     """Return a copy in which every BatchNorm that cannot be folded is a 1x1 depthwise convolution.
 
-    Foldable are those directly behind their convolution in ``model.fuse_list()``. A lowered one keeps its name and
+    Foldable are those directly behind their convolution (``fuse_list``). A lowered one keeps its name and
     computes gamma / sqrt(var + eps) * x + (beta - gamma * mean / sqrt(var + eps)), also in training mode. It has one
     weight per channel, so a per-channel INT8 weight is exact (+-127), and TFLite runs it with its ReLU as one op.
-    Raises ValueError.
+    Raises ValueError, and WiringError where it cannot be traced.
     """
-    if not hasattr(model, "fuse_list"):
-        raise TypeError(f"{type(model).__name__} has no fuse_list(), which says what can be folded; give it one")
     lowered: Any = copy.deepcopy(model)
-    foldable = {name for group in lowered.fuse_list() for name in group}
+    foldable = {name for group in fuse_list(lowered) for name in group}
     norms = [(name, part) for name, part in lowered.named_modules() if isinstance(part, nn.BatchNorm2d)]
     for name, norm in norms:
         if name not in foldable:

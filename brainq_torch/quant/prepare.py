@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as fused
-import torch.ao.nn.intrinsic.qat as fused_qat
 import torch.ao.nn.qat as qat
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed, which the QDQ export writes
 from torch import Tensor, nn
@@ -26,8 +25,11 @@ from torch.ao.quantization import prepare_qat as insert_quantizers
 from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
 from brainq_torch.quant.layers import (
+    RELU6_CEILING,
     FoldedConvBn2d,
     FoldedConvBnReLU2d,
+    LimitedConvReLU2d,
+    LimitedLinearReLU,
     Layer,
     PrepareError,
     activation_quantizers,
@@ -48,11 +50,13 @@ from brainq_torch.quant.scheme import (
     raise_for_bias,
 )
 from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers
+from brainq_torch.quant.wiring import fuse_list, raise_for_obstacles, shared_activation_groups
 
 _MODULES: dict[type[nn.Module], type[nn.Module]] = {
     fused.ConvBn2d: FoldedConvBn2d,
     fused.ConvBnReLU2d: FoldedConvBnReLU2d,
-    fused.ConvReLU2d: fused_qat.ConvReLU2d,
+    fused.ConvReLU2d: LimitedConvReLU2d,
+    fused.LinearReLU: LimitedLinearReLU,
     nn.Conv2d: qat.Conv2d,
     nn.Linear: qat.Linear,
 }
@@ -62,20 +66,22 @@ _MODULES: dict[type[nn.Module], type[nn.Module]] = {
 def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     """Return a fake-quantized copy of a float network, in training mode, ready for fine-tuning.
 
-    BatchNorms that cannot be folded and average poolings become depthwise convolutions, the modules of ``fuse_list()``
-    one; each of them, of ``shared_activation_groups()`` and FloatFunctional gets an activation quantizer, each weight
-    its own. The input's is fixed at scale 1/128, zero point 0. Raises PrepareError.
+    BatchNorms that cannot be folded and average poolings become depthwise convolutions, the modules of ``fuse_list``
+    one; each of them, of ``shared_activation_groups`` and FloatFunctional gets an activation quantizer, each weight
+    its own. The input's is fixed at scale 1/128, zero point 0. Raises PrepareError, and WiringError naming the layers
+    that integers cannot carry.
     """
-    _check_declared(model)
+    _check(model)
     prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
-    groups: list[list[str]] = prepared.shared_activation_groups()
+    groups, fusions = shared_activation_groups(prepared), fuse_list(prepared)
+    limited = _without_relu6(prepared, fusions)
     make_activation = partial(ActivationQuantizer, scheme.range_averaging, scheme.exact_scales)
 
     def make_weight(factory_kwargs: Any = None) -> WeightQuantizer:  # torch.ao's linear passes dtype and device
         return WeightQuantizer(scheme.largest_weight, scheme.exact_scales)
 
     with _answered_deprecation():
-        prepared = fuse_modules_qat(prepared, prepared.fuse_list())
+        prepared = fuse_modules_qat(prepared, fusions)
         prepared.qconfig = QConfig(activation=make_activation, weight=make_weight)
         for module in prepared.modules():
             if isinstance(module, QuantStub):
@@ -83,10 +89,12 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
         insert_quantizers(prepared, mapping=_MODULES, inplace=True)
     for name, module in prepared.named_modules():
         if isinstance(module, nn.BatchNorm2d) and not isinstance(_parent(prepared, name), FoldedConvBn2d):
-            raise PrepareError(f"BatchNorm {name} was not fused; name it behind its convolution in fuse_list()")
+            raise PrepareError(f"BatchNorm {name} was not fused")
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             quantizer.size_to(fold(module)[0])
+    for name in limited:
+        prepared.get_submodule(name).ceiling = RELU6_CEILING
     _share(prepared, groups, scheme)
     prepared.quantization_scheme = scheme
     _drop_idle(prepared)
@@ -248,13 +256,20 @@ def _parent(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def _check_declared(model: nn.Module) -> None:
+def _without_relu6(model: nn.Module, fusions: list[list[str]]) -> list[str]:
+    """Put ReLU, which torch.ao fuses, where ReLU6 ends a group, in place; return the groups' first modules."""
+    ending = [group for group in fusions if isinstance(model.get_submodule(group[-1]), nn.ReLU6)]
+    for group in ending:
+        model.set_submodule(group[-1], nn.ReLU())
+    return [group[0] for group in ending]
+
+
+def _check(model: nn.Module) -> None:
     if is_fake_quantized(model):
         raise PrepareError(f"{type(model).__name__} is fake-quantized already; prepare the float network it came from")
-    missing = [name for name in ("fuse_list", "shared_activation_groups") if not hasattr(model, name)]
-    if missing or not any(isinstance(module, QuantStub) for module in model.modules()):
-        lacks = " and ".join([f"{name}()" for name in missing] or ["a QuantStub"])
-        raise PrepareError(f"{type(model).__name__} has no {lacks}; mobilenetv2 and the densenets can be quantized")
+    if not any(isinstance(module, QuantStub) for module in model.modules()):
+        raise PrepareError(f"{type(model).__name__} has no QuantStub; name it as model.name, which puts it in")
+    raise_for_obstacles(model)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def start_model(config: Namespace) -> nn.Module:
     if sources:
         load_weights(model, options, classes, sources)
     else:
-        load_pretrained(model, options.pretrained)
+        load_pretrained(model, options)
     return model
 
 

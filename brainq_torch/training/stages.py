@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from brainq_torch.models import head_name
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -89,7 +91,7 @@ def make_schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int) ->
 
 
 class FreezeBackbone(Callback):
-    """Freeze everything but ``model.classifier`` while a stage trains the head, else the first blocks it names."""
+    """Freeze everything but the head while a stage trains the head, else the first blocks it names."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.head_only = stage, stage.train == "head"
@@ -98,12 +100,12 @@ class FreezeBackbone(Callback):
         """Mark what is trained before the optimizer is built."""
         model: Any = pl_module.model
         model.requires_grad_(not self.head_only)
-        model.classifier.requires_grad_(True)
+        model.get_submodule(head_name(model)).requires_grad_(True)
         for block in self._frozen_blocks(model):
             block.requires_grad_(False)
 
     def _frozen_blocks(self, model: Any) -> list[nn.Module]:
-        blocks = list(model.features.children()) if self.stage.frozen_blocks else []
+        blocks = list(getattr(model, "features", model).children()) if self.stage.frozen_blocks else []
         if self.stage.frozen_blocks > len(blocks):
             raise ValueError(
                 f"stage {self.stage.name!r} freezes {self.stage.frozen_blocks} blocks; the network has {len(blocks)}"

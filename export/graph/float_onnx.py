@@ -40,8 +40,7 @@ def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     if model.training:
         raise ValueError("the model is in training mode: BatchNorm and dropout would be exported as such; call .eval()")
     # A BatchNorm that nothing folds costs TFLite a MUL, an ADD and, in a DenseNet, a TRANSPOSE around many of them.
-    folded = lower_batchnorms(model) if hasattr(model, "fuse_list") else model
-    graph = trace_onnx(folded, pixels)
+    graph = trace_onnx(lower_batchnorms(model), pixels)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 

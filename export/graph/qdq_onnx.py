@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.quant.encoding import UINT8_SHIFT, Encoding
 from brainq_torch.quant.fake_quantize import TIE_BREAK, MeanQuantizer
-from brainq_torch.quant.layers import Layer, activation_quantizers, running_order, weighted_layers
+from brainq_torch.quant.layers import Layer, activation_quantizers, limit, running_order, weighted_layers
 from brainq_torch.quant.prepare import check_finalized
 from brainq_torch.quant.scheme import quantize_bias, quantize_weight
 from export.extra import import_extra
@@ -125,7 +125,7 @@ class _IntegerLayer(nn.Module):
         self.register_buffer("bias_scale", bias_scale)
         self.register_buffer("zero_point", torch.zeros(len(bias), dtype=torch.int8))
         self.register_buffer("bias_zero_point", torch.zeros(len(bias), dtype=torch.int32))
-        self.relu = layer.relu
+        self.relu, self.ceiling = layer.relu, layer.ceiling
         self.geometry = _geometry(layer.module)
         self.activation_post_process = _Rounded(output)
 
@@ -136,7 +136,7 @@ class _IntegerLayer(nn.Module):
             result = nn.functional.linear(activation, weight, bias)
         else:
             result = nn.functional.conv2d(activation, weight, bias, *self.geometry)
-        rounded: Tensor = self.activation_post_process(nn.functional.relu(result) if self.relu else result)
+        rounded: Tensor = self.activation_post_process(limit(result, self.relu, self.ceiling))
         return rounded
 
 

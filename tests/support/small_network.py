@@ -34,14 +34,6 @@ class SmallNetwork(nn.Module):
         pooled = self.pool(self.down(self.relu(self.norm(added))))
         return self.dequant(self.classifier(torch.flatten(pooled, 1)))
 
-    def fuse_list(self):
-        groups = [[f"{name}.{part}" for part in range(3)] for name in ("stem", "depth")]
-        groups.append(["point.0", "point.1"])
-        return groups + ([["norm", "relu"]] if isinstance(self.norm, nn.Conv2d) else [])
-
-    def shared_activation_groups(self):
-        return [["stem.0", "point.0", "add"], ["down", "pool"]]
-
 
 def small_network(seed=0):
     """Return a float network in eval mode made of integers: the same on every processor, each channel at work."""

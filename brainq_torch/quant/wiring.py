@@ -1,0 +1,231 @@
+"""How a network's modules feed each other, read from a trace: what fuses, what shares a scale, what integers lack."""
+
+# torch.ao has no types.
+# mypy: disable-error-code="no-untyped-call"
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub
+from torch.nn import functional
+
+from brainq_torch.run_files import BrainqError
+
+IMAGE, LOGITS = "the image", "the logits"
+"""What stands for the ends among the names of modules."""
+
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, QuantStub, DeQuantStub)
+"""Modules whose output is their input once the network is trained."""
+STOCHASTIC_DEPTH = frozenset({"DropPath", "StochasticDepth"})
+"""timm's and torchvision's names of the module that leaves out a branch while training, and passes afterwards."""
+_PASSING_FUNCTIONS = (torch.flatten, functional.pad)
+
+_KEEPING = (FloatFunctional, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+"""Operations on integers of one scale, which their output has, too."""
+_WEIGHTED = (nn.Conv2d, nn.Linear)
+_SHOWN = 4
+
+
+class WiringError(BrainqError):
+    """A network that cannot be followed from its image to its logits."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module at work, or a function that is none of a module's.
+
+    Attributes:
+        name: Of the module; of FloatFunctional's, not of the identity in it.
+        kind: Its type's name, or the function's.
+        sources: Names of the steps that feed it, or ``IMAGE``.
+    """
+
+    name: str
+    kind: str
+    sources: tuple[str, ...]
+
+
+class ModuleTracer(fx.Tracer):
+    """Follows a network down to torch's own modules, and those that stand for one."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Keep subclasses of convolutions and BatchNorms whole, and what leaves out a branch."""
+        whole = isinstance(m, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm | QuantStub | DeQuantStub)
+        return whole or _is_passing(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace_modules(model: nn.Module) -> fx.Graph:
+    """Trace a network in eval mode, optional inputs left at their defaults. Raises WiringError."""
+    training = model.training
+    try:
+        return ModuleTracer().trace(model.eval(), _defaults(model))
+    except Exception as error:  # the network's own code runs on stand-ins for tensors, and fails as it likes
+        raise WiringError(
+            f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}); its forward must be the same "
+            "for every image: take out what asks for the values or sizes of tensors (if, for, int, len)"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """Return forward's optional inputs with their defaults."""
+    code: Any = getattr(type(model).forward, "__defaults__", None) or ()
+    names = type(model).forward.__code__.co_varnames[: type(model).forward.__code__.co_argcount]
+    return dict(zip(names[len(names) - len(code) :], code, strict=True))
+
+
+def read_steps(model: nn.Module) -> list[Step]:
+    """Return what happens to tensors in a network, in running order, ``LOGITS`` last. Raises WiringError."""
+    modules, feeds, steps = dict(model.named_modules()), dict[fx.Node, tuple[str, ...]](), list[Step]()
+    for node in trace_modules(model).nodes:
+        sources = tuple(dict.fromkeys(source for fed in node.all_input_nodes for source in feeds[fed]))
+        step = _describe(node, modules, sources) if node.op == "output" or is_tensor(node) else None
+        if step is not None:
+            steps.append(step)
+        feeds[node] = sources if step is None else (step.name,)
+    return steps
+
+
+def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, ...]) -> Step | None:
+    """Return what a node does; None where its output is its input, or is not yet that of a FloatFunctional."""
+    if node.op == "placeholder":
+        return Step(IMAGE, node.op, ())
+    if node.op == "output":
+        return Step(LOGITS, node.op, sources)
+    if node.op == "call_module":
+        name = str(node.target)
+        owner = name.rpartition(".")[0]
+        if isinstance(modules[owner], FloatFunctional):
+            return Step(owner, FloatFunctional.__name__, sources)
+        return None if _is_passing(modules[name]) else Step(name, type(modules[name]).__name__, sources)
+    if node.op == "get_attr" or node.target in _PASSING_FUNCTIONS or _is_in_functional(node, modules):
+        return None
+    owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
+    return Step(owner or node.name, getattr(node.target, "__name__", str(node.target)), sources)
+
+
+def is_tensor(value: Any) -> bool:
+    """Tell a node of a trace that makes a tensor of the image from a number, a size, or a parameter."""
+    if not isinstance(value, fx.Node) or value.op == "get_attr" or value.target in (getattr, "size", "dim", "numel"):
+        return False
+    inputs = value.all_input_nodes
+    return not inputs or any(is_tensor(node) for node in inputs)
+
+
+def _is_passing(module: nn.Module) -> bool:
+    return type(module) in PASSING or type(module).__name__ in STOCHASTIC_DEPTH
+
+
+def _is_in_functional(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Tell whether a function is what a FloatFunctional does before it calls the identity in it."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.op == "call_module":
+            return isinstance(modules[str(node.target).rpartition(".")[0]], FloatFunctional)
+        if node.target is not functional.relu:
+            return False
+    return False
+
+
+def fuse_list(model: nn.Module) -> list[list[str]]:
+    """Name the modules that become one integer operation, each group in the order in which they run.
+
+    A convolution or linear layer, then BatchNorm, then ReLU or ReLU6, where nothing else reads what lies between.
+    Raises WiringError.
+    """
+    steps, groups = read_steps(model), []
+    readers = _readers(steps)
+    for step in steps:
+        if step.kind not in ("Conv2d", "Linear"):
+            continue
+        group = [step.name]
+        for kinds in (("BatchNorm2d",), ("ReLU", "ReLU6")):
+            after = readers[group[-1]]
+            if len(after) == 1 and after[0].kind in kinds and (step.kind == "Conv2d" or kinds != ("BatchNorm2d",)):
+                group.append(after[0].name)
+        if len(group) > 1:
+            groups.append(group)
+    return groups
+
+
+def shared_activation_groups(model: nn.Module) -> list[list[str]]:
+    """Name, per group, the modules whose outputs must share one activation quantizer, in running order.
+
+    With one scale an addition adds integers, a concatenation copies them, and a pooling or ReLU chooses among them; all
+    are exact, as TFLite demands of the last three. A fused group has the name of its first module.
+    Raises WiringError.
+    """
+    first = {name: group[0] for group in fuse_list(model) for name in group}
+    steps = [step for step in read_steps(model) if step.name not in first or first[step.name] == step.name]
+    keeping = {kind.__name__ for kind in _KEEPING}
+    group_of: dict[str, list[str]] = {}
+    for step in steps:
+        members = [step.name]
+        if step.kind in keeping:
+            for source in step.sources:
+                found = group_of[first.get(source, source)]
+                members = found + [name for name in members if name not in found]
+        for name in members:
+            group_of[name] = members
+    order = {step.name: position for position, step in enumerate(steps)}
+    unique = {id(group): sorted(group, key=order.__getitem__) for group in group_of.values() if len(group) > 1}
+    return sorted(unique.values(), key=lambda group: order[group[0]])
+
+
+def find_obstacles(model: nn.Module) -> list[str]:
+    """Name what integers cannot carry exactly, as ``layer (operation)``. Raises WiringError."""
+    modules, steps = dict(model.named_modules()), read_steps(model)
+    counts: dict[str, int] = defaultdict(int)
+    for step in steps:
+        counts[step.name] += 1
+    return [f"{step.name} ({why})" for step in steps for why in _obstacles(step, modules, counts[step.name])]
+
+
+def raise_for_obstacles(model: nn.Module) -> None:
+    """Raise WiringError with what ``find_obstacles`` found."""
+    found = find_obstacles(model)
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise WiringError(
+            f"integers cannot carry {', '.join(found[:_SHOWN])}{more} exactly; export the float files, "
+            "--recipes fp32 fp16, or choose a network of convolutions, BatchNorm, ReLU or ReLU6, additions, "
+            "concatenations and pooling"
+        )
+
+
+def _readers(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    readers: dict[str, list[Step]] = defaultdict(list)
+    for step in steps:
+        for source in step.sources:
+            readers[source].append(step)
+    return readers
+
+
+def _obstacles(step: Step, modules: dict[str, nn.Module], count: int) -> Iterator[str]:
+    module: Any = modules.get(step.name)
+    if step.name in (IMAGE, LOGITS):
+        return
+    if count > 1:
+        yield f"{step.kind} that runs {count} times"
+    elif isinstance(module, _KEEPING) and IMAGE in step.sources:
+        yield f"{step.kind} of {IMAGE}"
+    elif type(module) in (nn.ReLU, nn.ReLU6, nn.Linear, FloatFunctional):
+        return
+    elif type(module) is nn.Conv2d and module.padding_mode == "zeros":
+        return
+    elif type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
+        return
+    elif type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+        return
+    elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        padded = module.padding not in (0, (0, 0)) or module.ceil_mode
+        if padded or getattr(module, "dilation", 1) not in (1, (1, 1)):
+            yield f"{step.kind} with padding, ceil_mode or dilation, of what may be negative"
+    else:
+        yield step.kind
