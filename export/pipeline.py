@@ -14,7 +14,15 @@ from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
 from export.context import ExportContext, ExportOptions, RecipeError
 from export.folder import check_target, say_note, write_as_a_whole
-from export.recipes import RECIPES, default_recipes, describe_run, find_float_model, resolve_recipes, versions
+from export.recipes import (
+    RECIPES,
+    check_network,
+    default_recipes,
+    describe_run,
+    find_float_model,
+    resolve_recipes,
+    versions,
+)
 from export.run.metadata import write_metadata
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
@@ -62,6 +70,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
         options: How the files are made and compared.
     """
     names = resolve_recipes(recipes)
+    check_network(run, names)
     check_target(out, options.replace)
     clock = _Clock()
     with clock.step("images"):

@@ -1,5 +1,6 @@
 """The recipes: from what each makes its files, and what these must keep."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 from brainq_torch import __version__
 from brainq_torch.provenance import find_commit, find_versions
 from brainq_torch.quant.scheme import Scheme
+from brainq_torch.quant.wiring import WiringError, raise_for_obstacles
 from brainq_torch.run import Run, RunError, load_run
 from brainq_torch.run_files import CHECKPOINT, CONFIG, hash_file
 from export.catalogue import CATALOGUE, ONNX_FP32, TFLITE_DYNAMIC_INT8, TFLITE_FP16, TFLITE_FP32, TFLITE_INT8_TF
@@ -108,11 +110,25 @@ RECIPES: dict[str, Recipe] = {
 
 
 def default_recipes(run: Run) -> tuple[str, ...]:
-    """Return the recipes for a run when none are named: a run trained for integers has no float network."""
+    """Return the recipes for a run when none are named: a run trained for integers has no float network.
+
+    Without int8 where integers cannot carry the network; it says why on stderr.
+    """
     if run.quantization is None:
+        try:
+            check_network(run, ("int8",))
+        except WiringError as error:
+            print(f"int8 is left out: {error}", file=sys.stderr)
+            return ("fp32", "fp16")
         return ("fp32", "fp16", "int8")
     trained = Scheme.from_json(run.quantization)
     return ("w4a8",) if min(trained.weight_bits, *trained.exceptions.values(), 8) < 8 else ("int8",)
+
+
+def check_network(run: Run, names: Sequence[str]) -> None:
+    """Raise WiringError where recipes need integers that cannot carry the run's network, before anything is made."""
+    if run.quantization is None and {INT8_FILES.recipe, W4A8_FILES.recipe} & set(names):
+        raise_for_obstacles(run.model)
 
 
 def resolve_recipes(names: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ class ModelOptions:
     Attributes:
         name: mobilenetv2, densenet32, densenet101, densenet, or any convolutional network: ``torchvision:resnet18``,
             ``timm:mobilenetv4_conv_small``, ``package.module:Class``.
-        pretrained: ``none``, ``imagenet`` (download), or the path of a .safetensors or .pth file with its authors' keys.
+        pretrained: ``none``, ``imagenet`` (download), or the path of a .safetensors or .pth file, keys as its authors'.
         arguments: the network's own, such as width_mult.
     """
 

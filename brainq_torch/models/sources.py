@@ -54,7 +54,7 @@ def _from_timm(name: str) -> Callable[..., Any]:
 
     def build(reparameterize: bool = False, **arguments: Any) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-        return timm.utils.reparameterize_model(model) if reparameterize else model  # type: ignore[no-any-return]
+        return timm.utils.reparameterize_model(model) if reparameterize else model
 
     return build
 

@@ -19,7 +19,6 @@ from brainq_torch.quant.lower import PROBE_SIZE
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run_files import BrainqError
 
-
 RELU6_CEILING = 6.0
 
 
@@ -75,7 +74,7 @@ class LimitedConvReLU2d(fused_qat.ConvReLU2d):
 
     ceiling: float | None = None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch.ao's name
+    def forward(self, input: Tensor) -> Tensor:  # torch.ao's name
         """Map (N, I, H, W) to (N, O, H', W')."""
         return limit(super().forward(input), True, self.ceiling)
 
@@ -85,7 +84,7 @@ class LimitedLinearReLU(fused_qat.LinearReLU):
 
     ceiling: float | None = None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch.ao's name
+    def forward(self, input: Tensor) -> Tensor:  # torch.ao's name
         """Map (N, I) to (N, O)."""
         return limit(super().forward(input), True, self.ceiling)
 

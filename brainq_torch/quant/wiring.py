@@ -215,17 +215,20 @@ def _obstacles(step: Step, modules: dict[str, nn.Module], count: int) -> Iterato
         yield f"{step.kind} that runs {count} times"
     elif isinstance(module, _KEEPING) and IMAGE in step.sources:
         yield f"{step.kind} of {IMAGE}"
-    elif type(module) in (nn.ReLU, nn.ReLU6, nn.Linear, FloatFunctional):
-        return
-    elif type(module) is nn.Conv2d and module.padding_mode == "zeros":
-        return
-    elif type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
-        return
-    elif type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
-        return
     elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         padded = module.padding not in (0, (0, 0)) or module.ceil_mode
         if padded or getattr(module, "dilation", 1) not in (1, (1, 1)):
             yield f"{step.kind} with padding, ceil_mode or dilation, of what may be negative"
-    else:
+    elif not _is_carried(module):
         yield step.kind
+
+
+def _is_carried(module: Any) -> bool:
+    """Tell whether integers can carry what a module does exactly; subclasses may do something else."""
+    if type(module) is nn.Conv2d:
+        return bool(module.padding_mode == "zeros")
+    if type(module) is nn.BatchNorm2d:
+        return bool(module.affine and module.track_running_stats)
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return module.output_size in (1, (1, 1))
+    return type(module) in (nn.ReLU, nn.ReLU6, nn.Linear, FloatFunctional)

@@ -12,6 +12,7 @@ from brainq_torch.quant.lower import lower_batchnorms
 from brainq_torch.quant.prepare import finalize, prepare_qat
 from brainq_torch.quant.scheme import Scheme, quantize_weight
 from brainq_torch.quant.switches import set_fake_quant
+from brainq_torch.quant.wiring import fuse_list, shared_activation_groups
 
 TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
 
@@ -154,7 +155,7 @@ def test_unpadded_pooling_is_torchvisions_with_the_padding_taken_out():
 def test_every_activation_and_batchnorm_of_the_lowered_network_fuses():
     for model in (DenseNet(**TINY), DenseNet(**DENSENET_101)):
         lowered = lower_batchnorms(model)
-        fused = [name for group in lowered.fuse_list() for name in group]
+        fused = [name for group in fuse_list(lowered) for name in group]
         assert len(fused) == len(set(fused))
         for name, part in lowered.named_modules():
             if isinstance(part, nn.ReLU | nn.BatchNorm2d):
@@ -177,7 +178,8 @@ def test_one_scale_runs_through_each_block():
         prepared(images(seed=seed))
     finalize(prepared)
     quantizers = activation_quantizers(prepared)
-    encodings = [[quantizers[name].encoding for name in names] for names in DenseNet(**TINY).shared_activation_groups()]
+    lowered = lower_batchnorms(DenseNet(**TINY))
+    encodings = [[quantizers[name].encoding for name in names] for names in shared_activation_groups(lowered)]
     assert all(len(set(group)) == 1 for group in encodings)
     assert len({group[0] for group in encodings}) == 4  # three blocks and the head, each with its own
     # Seven dense layers of three (norm1 is one), two transitions of three (norm, pool, conv), stem, norm5, linear.
@@ -195,7 +197,7 @@ def test_one_scale_runs_through_each_block():
 
 def test_shared_groups_hold_every_concatenation_member_once():
     model = DenseNet(**TINY)
-    groups = model.shared_activation_groups()
+    groups = shared_activation_groups(lower_batchnorms(model))
     names = [name for group in groups for name in group]
     assert len(names) == len(set(names))
     assert all(model.get_submodule(name) is not None for name in names)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from brainq_torch.models import MODELS, build_model
+from brainq_torch.quant.wiring import fuse_list, shared_activation_groups
 
 
 def test_parameters_are_the_papers_less_two_input_channels_and_with_four_classes():
@@ -15,11 +16,11 @@ def test_no_relu6_is_left_and_every_convolution_is_fused_once():
     model = build_model("mobilenetv2", width_mult=0.35)
     modules = dict(model.named_modules())
     assert not any(isinstance(module, nn.ReLU6) for module in modules.values())
-    fused = [name for group in model.fuse_list() for name in group]
+    fused = [name for group in fuse_list(model) for name in group]
     assert len(fused) == len(set(fused))
     convolutions = {name for name, module in modules.items() if isinstance(module, nn.Conv2d)}
-    assert {group[0] for group in model.fuse_list()} == convolutions
-    for group in model.fuse_list():
+    assert {group[0] for group in fuse_list(model)} == convolutions
+    for group in fuse_list(model):
         kinds = [type(modules[name]) for name in group]
         assert kinds in ([nn.Conv2d, nn.BatchNorm2d], [nn.Conv2d, nn.BatchNorm2d, nn.ReLU])
 
@@ -33,7 +34,7 @@ def test_any_input_size_gives_four_logits():
 def test_pooling_shares_the_last_activations_scale():
     model = build_model("mobilenetv2", width_mult=0.35)
     modules = dict(model.named_modules())
-    *chains, (conv, pool) = model.shared_activation_groups()
+    *chains, (conv, pool) = shared_activation_groups(model)
     assert chains[0] == ["features.2.conv.2", "features.3.conv.2", "features.3.skip_add"]
     assert sum(name.endswith("skip_add") for chain in chains for name in chain) == 10
     assert isinstance(modules[conv], nn.Conv2d)

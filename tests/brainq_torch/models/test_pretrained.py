@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.quantization import mobilenet_v2
 
-from brainq_torch.models import build_model, pretrained
+from brainq_torch.models import ModelOptions, build_model, pretrained
 from brainq_torch.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PretrainedError, fold_rgb_stem, load_pretrained
 
 SHARED_WEIGHTS = Path(__file__).parents[4] / "shared" / "weights" / "mobilenet_v2_imagenet.safetensors"
@@ -27,7 +27,7 @@ def _load(tmp_path, state):
     file = tmp_path / "weights.safetensors"
     save_file({name: value.contiguous() for name, value in state.items()}, file)
     model = build_model("mobilenetv2")
-    load_pretrained(model, str(file))
+    load_pretrained(model, ModelOptions(pretrained=str(file)))
     return model.eval()
 
 
@@ -67,7 +67,7 @@ def test_none_loads_nothing():
     torch.manual_seed(0)
     model = build_model("mobilenetv2", width_mult=0.35)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    load_pretrained(model, "none")
+    load_pretrained(model, ModelOptions())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -79,10 +79,10 @@ def test_differing_weights_are_refused_by_name(tmp_path, rgb_network):
         _load(tmp_path, {**state, "extra": torch.zeros(1)})
     with pytest.raises(PretrainedError, match=r"has shape .*\(7,\)"):
         _load(tmp_path, {**state, "features.0.1.weight": torch.zeros(7)})
-    with pytest.raises(PretrainedError, match="not a torchvision MobileNetV2"):
+    with pytest.raises(PretrainedError, match="not those of this network"):
         _load(tmp_path, {"fc.weight": torch.zeros(3)})
     with pytest.raises(PretrainedError, match="for RGB input"):
-        fold_rgb_stem({**state, "features.0.0.weight": torch.zeros(32, 1, 3, 3)})
+        fold_rgb_stem(build_model("mobilenetv2"), {**state, "features.0.0.weight": torch.zeros(32, 1, 3, 3)})
 
 
 def test_a_refused_file_changes_nothing(tmp_path, rgb_network):
@@ -91,7 +91,7 @@ def test_a_refused_file_changes_nothing(tmp_path, rgb_network):
     file = tmp_path / "weights.safetensors"
     save_file({**rgb_network.state_dict(), "extra": torch.zeros(1)}, file)
     with pytest.raises(PretrainedError):
-        load_pretrained(model, str(file))
+        load_pretrained(model, ModelOptions(pretrained=str(file)))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -104,14 +104,14 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = build_model("mobilenetv2")
     with pytest.raises(PretrainedError, match="is no file"):
-        load_pretrained(model, "nowhere.pth")
+        load_pretrained(model, ModelOptions(pretrained="nowhere.pth"))
     for name in ("broken.safetensors", "broken.pth"):
         (tmp_path / name).write_bytes(b"\x00garbage")
         with pytest.raises(PretrainedError, match="could not be read"):
-            load_pretrained(model, name)
+            load_pretrained(model, ModelOptions(pretrained=name))
     torch.save({"features": _Intruder()}, "hostile.pth")
     with pytest.raises(PretrainedError, match="could not be read"):
-        load_pretrained(model, "hostile.pth")
+        load_pretrained(model, ModelOptions(pretrained="hostile.pth"))
     assert not Path("intruder_was_here").exists()
 
 
@@ -120,12 +120,12 @@ def test_no_network_says_what_to_do(monkeypatch):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(pretrained.MobileNet_V2_Weights, "get_state_dict", offline)
-    with pytest.raises(PretrainedError, match=r"give the path of a torchvision-named"):
-        load_pretrained(build_model("mobilenetv2"), "imagenet")
+    with pytest.raises(PretrainedError, match=r"give the path of a .safetensors"):
+        load_pretrained(build_model("mobilenetv2"), ModelOptions(pretrained="imagenet"))
 
 
 @pytest.mark.skipif(not SHARED_WEIGHTS.is_file(), reason="the published ImageNet weights are not beside this checkout")
 def test_the_published_file_loads():
     model = build_model("mobilenetv2")
-    load_pretrained(model, str(SHARED_WEIGHTS))
+    load_pretrained(model, ModelOptions(pretrained=str(SHARED_WEIGHTS)))
     assert model.eval()(torch.zeros(1, 1, 64, 64)).isfinite().all()

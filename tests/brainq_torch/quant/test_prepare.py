@@ -21,6 +21,7 @@ from brainq_torch.quant.layers import (
 from brainq_torch.quant.prepare import check_finalized, finalize, prepare_qat, rebuild, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, quantize_bias
 from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers, set_fake_quant, unfreeze
+from brainq_torch.quant.wiring import shared_activation_groups
 from tests.support.small_network import SmallNetwork, as_input, small_images, small_network
 
 FREE = Scheme(exact_scales=False)
@@ -130,7 +131,7 @@ def test_batchnorm_with_zero_gain_is_folded_without_dividing_by_it(float_model, 
 @torch.no_grad()
 def test_groups_share_one_encoding_that_spans_them_all(calibrated):
     quantizers = activation_quantizers(calibrated)
-    for names in SmallNetwork().shared_activation_groups()[:1]:
+    for names in shared_activation_groups(SmallNetwork())[:1]:
         members = [quantizers[name] for name in names]
         assert len({member.encoding for member in members}) == 1
         assert members[0].encoding.scale * 255 * 1.25 >= max(member.high for member in members)
@@ -214,7 +215,7 @@ def test_the_largest_weight_still_learns(calibrated, images):
 def test_refusals(float_model, calibrated):
     with pytest.raises(PrepareError, match="quantized already"):
         prepare_qat(calibrated, Scheme())
-    with pytest.raises(PrepareError, match=r"has no fuse_list\(\) and shared_activation_groups\(\)"):
+    with pytest.raises(PrepareError, match="has no QuantStub"):
         prepare_qat(nn.Linear(2, 2), Scheme())
     with pytest.raises(PrepareError, match="is a float network"):
         scheme_of(float_model)
@@ -232,15 +233,3 @@ def test_a_diverged_weight_is_named(calibrated):
         calibrated.classifier.weight[0, 0] = torch.nan
     with pytest.raises(PrepareError, match="layer classifier has weights or biases that are not finite"):
         finalize(calibrated)
-
-
-def test_an_unfused_batchnorm_is_named():
-    class Unfused(SmallNetwork):
-        def fuse_list(self):
-            return [group for group in super().fuse_list() if group[0] != "point.0"]
-
-        def lower(self):
-            return self
-
-    # Lowering takes care of a BatchNorm that no group names: nothing is left unfused.
-    assert isinstance(prepare_qat(Unfused(), Scheme()).point[1], nn.Conv2d)

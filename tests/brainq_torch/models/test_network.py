@@ -1,0 +1,134 @@
+"""Networks of others, rewritten: the same function, the same keys, one grey channel; refusals in one line."""
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.nn.quantized import FloatFunctional
+
+from brainq_torch.models import build_model, head_name
+from brainq_torch.models.network import Network, rewrite
+from brainq_torch.models.sources import build_source
+from brainq_torch.quant.wiring import find_obstacles, fuse_list, shared_activation_groups
+from tests.support.networks import README_CLASS, settle
+
+NAMES = [
+    "torchvision:resnet18",
+    "torchvision:squeezenet1_1",
+    "torchvision:densenet121",
+    "torchvision:shufflenet_v2_x0_5",
+]
+TIMM = ["timm:mobilenetv4_conv_small", "timm:regnetx_002", "timm:repvgg_a0", "timm:efficientnet_lite0"]
+
+
+def grey(count=2, size=64, seed=0):
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*NAMES, *TIMM])
+def test_the_rewritten_network_is_the_authors_own_on_grey_images(name):
+    if name in TIMM:
+        pytest.importorskip("timm", reason="timm is the optional extra `timm`")
+    torch.manual_seed(0)
+    original = settle(build_source(name, 3, {}), grey(8).expand(-1, 3, -1, -1))
+    keys, expected = list(original.state_dict()), original(grey().expand(-1, 3, -1, -1))
+    network = rewrite(original, 3)
+    assert sorted(network.state_dict()) == sorted(keys)
+    assert (network(grey()) - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert network.get_submodule(head_name(network)).weight.shape[0] == 3
+
+
+def test_operations_are_modules_and_each_runs_once():
+    network = build_model("torchvision:resnet18", 2)
+    assert find_obstacles(network) == []
+    assert sum(isinstance(part, FloatFunctional) for part in network.modules()) == 8
+    assert fuse_list(network)[:3] == [
+        ["conv1", "bn1", "relu"],
+        ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.relu"],
+        ["layer1.0.conv2", "layer1.0.bn2"],
+    ]
+    assert shared_activation_groups(network)[0] == [
+        "conv1", "maxpool", "layer1.0.conv2", "layer1.0.add", "layer1.1.conv2", "layer1.1.add",
+    ]  # fmt: skip
+    assert network.maxpool.padding == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("size", [64, 67])
+def test_padding_and_rounding_up_of_a_max_pooling_become_zeros(ceil_mode, size):
+    class Pooling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.relu = nn.ReLU(inplace=True)
+            self.pool = nn.MaxPool2d(3, 2, 1 - ceil_mode, ceil_mode=ceil_mode)
+
+        def forward(self, image):
+            return self.pool(self.relu(self.conv(image))).flatten(1)
+
+    torch.manual_seed(0)
+    original = Pooling().eval()
+    expected = original(grey(size=size))
+    network = rewrite(original, 4)
+    torch.testing.assert_close(network(grey(size=size)), expected, atol=0, rtol=0)
+    assert (network.pool.padding, network.pool.ceil_mode) == (0, False)
+
+
+def test_a_padded_max_pooling_of_what_may_be_negative_is_named():
+    network = rewrite(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
+    )
+    assert [name.split(" (")[0] for name in find_obstacles(network)] == ["1"]
+
+
+def test_what_integers_cannot_carry_is_named_with_its_layer():
+    obstacles = find_obstacles(build_model("tests.support.networks:Gated", 2))
+    assert obstacles == ["sigmoid (sigmoid)", "mul (mul)", "act (SiLU)"]
+
+
+@torch.no_grad()
+def test_the_readmes_own_class(tmp_path, monkeypatch):
+    (tmp_path / "my_network.py").write_text(README_CLASS)
+    monkeypatch.chdir(tmp_path)
+    network = build_model("my_network:MyNetwork", 2, width=8)
+    assert isinstance(network, Network)
+    assert network(grey()).shape == (2, 2)
+    assert find_obstacles(network) == []
+    assert head_name(network) == "head"
+    assert len(README_CLASS.strip().splitlines()) <= 36
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("torchvision:resnet19", {}, "torchvision:resnet19 is not built"),
+        ("timm:resnet19", {}, "timm has no network 'resnet19'; similar names: .*resnet"),
+        ("torchvision:resnet18", {"depth": 3}, r"is not built with .*depth"),
+        ("nowhere.at_all:Net", {}, r"no class nowhere.at_all:Net \(No module named 'nowhere'\)"),
+        ("tests.support.networks:Nothing", {}, "has no attribute 'Nothing'"),
+        ("pathlib:Path", {}, "no subclass of torch.nn.Module"),
+        ("tests.support.networks:README_CLASS", {}, "is a str, no subclass"),
+        ("tests.support.networks:Branching", {}, "Branching cannot be traced .*forward must be the same"),
+        ("tests.support.networks:ManyLogits", {}, "gives 7 logits, made by conv, for 4 classes"),
+        ("tests.support.networks:NoImage", {}, "only those can be made grey"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line_with_the_remedy(name, arguments, message):
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="timm is the optional extra `timm`")
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(name, 4, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(ValueError, match=r"timm is not installed: .*pip install -e '\.\[timm\]'"):
+        build_model("timm:resnet18")
+
+
+def test_branches_are_merged_when_asked():
+    pytest.importorskip("timm", reason="timm is the optional extra `timm`")
+    merged = build_model("timm:repvgg_a0", 4, reparameterize=True)
+    assert not any(isinstance(part, nn.BatchNorm2d | FloatFunctional) for part in merged.modules())

@@ -1,0 +1,100 @@
+"""Networks of others' kinds, small: the README's own class, a narrow VGG, and some that nothing can be made of."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.vgg import VGG, make_layers
+
+README_CLASS = re.search(
+    r"```python\n(import torch\n.*?class MyNetwork.*?)```", Path("configs/README.md").read_text(), re.S
+)[1]
+
+
+def settle(model, images):
+    """Let BatchNorms of a network with random weights see images, so that no activation dies out."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = None
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                nn.init.uniform_(part.bias, -0.2, 0.3)
+        model.train()(images)
+    return model.eval()
+
+
+class NarrowVgg(VGG):
+    """torchvision's VGG-11 with BatchNorm, an eighth as wide."""
+
+    def __init__(self, num_classes, width=8):
+        layers = [
+            width,
+            "M",
+            2 * width,
+            "M",
+            4 * width,
+            4 * width,
+            "M",
+            8 * width,
+            8 * width,
+            "M",
+            8 * width,
+            8 * width,
+            "M",
+        ]
+        super().__init__(make_layers(layers, batch_norm=True), num_classes=num_classes, init_weights=False)
+        self.classifier[0] = nn.Linear(8 * width * 49, 64)
+        self.classifier[3] = nn.Linear(64, 64)
+        self.classifier[6] = nn.Linear(64, num_classes)
+
+
+class Branching(nn.Module):
+    """Asks for values."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(1, num_classes, 3)
+
+    def forward(self, image):
+        return self.conv(image if image.mean() > 0 else -image).mean((2, 3))
+
+
+class Gated(nn.Module):
+    """A convolution whose channels are weighed (squeeze-and-excitation), then SiLU."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.act = nn.SiLU()
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, image):
+        made = self.conv(image)
+        made = self.act(made * torch.sigmoid(self.gate(functional.adaptive_avg_pool2d(made, 1))))
+        return self.head(torch.flatten(functional.adaptive_avg_pool2d(made, (1, 1)), start_dim=1))
+
+
+class ManyLogits(nn.Module):
+    """Takes no account of the classes."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 7, 3)
+
+    def forward(self, image):
+        return self.conv(image).mean((2, 3))
+
+
+class NoImage(nn.Module):
+    """Has no convolution that could be made grey."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, image):
+        return self.head(image.mean((2, 3)))

@@ -1,0 +1,198 @@
+"""Try networks by name, and print what each one's files keep: ``python -m tools.networks NAME... --data DIR``.
+
+NAME is what ``model.name`` takes: torchvision:resnet18, timm:mobilenetv4_conv_small, package.module:Class. Weights are
+random and BatchNorm's statistics those of the images, so that a row is about the files, not about accuracy.
+"""
+
+import argparse
+import ast
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.balanced import take_in_turn
+from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models import build_model, head_name
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.layer_samples import make_batches
+from brainq_torch.quant.wiring import raise_for_obstacles
+from brainq_torch.run_files import write_json
+from export.graph.float_onnx import export_float_onnx
+from export.graph.qdq_onnx import export_qdq_onnx
+from export.graph.quantize import cast_to_float16
+from export.graph.tflite import convert_float
+from export.integer_files import convert_int8
+from export.run.divergence import find_divergences
+from export.run.runners import TorchRunner, load_runner
+from tools.command import add_json, as_main, check_targets, format_table, positive
+
+_FIT = 64
+"""Images that BatchNorm settles on, and that ranges are chosen from."""
+_SPREAD = 2.0
+"""Standard deviation that random logits are scaled to: that of trained ones, so that differences mean something."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one network's files keep. None where a file was not made, ``note`` says why.
+
+    fp32_max_diff: of logits, the larger of PyTorch to ONNX Runtime and ONNX Runtime to LiteRT. fp16_top1: share of
+    images in the class of fp32. onnx_max_lsb, tflite_max_lsb: of PyTorch's fake-quantized network to the QDQ file, of
+    that to LiteRT, in steps of the logits. float_top1: of INT8 to float.
+    """
+
+    network: str
+    parameters: int = 0
+    fp32_max_diff: float | None = None
+    fp16_top1: float | None = None
+    onnx_max_lsb: int | None = None
+    tflite_max_lsb: int | None = None
+    float_top1: float | None = None
+    int8_bytes: int | None = None
+    seconds: float = 0.0
+    note: str = ""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.networks", description=__doc__)
+    parser.add_argument("names", metavar="NAME", nargs="+", help="as model.name, NAME{'key': value} with arguments")
+    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
+    parser.add_argument("--size", type=positive, default=64, help="side of the images in pixels (default: 64)")
+    parser.add_argument("--images", type=positive, default=256, help="to compare on (default: 256)")
+    add_json(parser)
+    return parser
+
+
+def _networks(options: argparse.Namespace) -> int:
+    check_targets(options.json)
+    pixels = PixelSpec(options.size)
+    images = load_pixels(_draw(scan_folder(options.data, verify=False), _FIT + options.images), pixels)
+    rows = [try_network(word, images, pixels) for word in options.names]
+    print(format_rows(rows))
+    if options.json:
+        write_json(options.json, [asdict(row) for row in rows])
+    return 0
+
+
+def _draw(folder: ImageFolder, count: int) -> ImageFolder:
+    """Take so many images, the classes in turn."""
+    shuffled = np.random.default_rng(0).permutation(len(folder.records)).tolist()
+    queues: list[list[ImageRecord]] = [[] for _ in folder.classes]
+    for place in shuffled:
+        queues[folder.records[place].label].append(folder.records[place])
+    return replace(folder, records=tuple(take_in_turn(queues, count)))
+
+
+def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec) -> Row:
+    """Make a network's files in a folder of their own and compare them. images: (N, size, size)."""
+    start = time.perf_counter()
+    name, brace, rest = word.partition("{")
+    found: dict[str, Any] = {"network": word}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.manual_seed(0)
+            model = build_model(name, len(CLASSES), **ast.literal_eval(brace + rest or "{}"))
+            found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            settle(model, images[:_FIT])
+            found |= _try_float(model, images[_FIT:], pixels, Path(folder))
+            raise_for_obstacles(model)
+            found |= _try_int8(model, images, pixels, Path(folder))
+        except Exception as error:  # whatever a network does to a converter is what its row is to say
+            found["note"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    row = Row(**found, seconds=round(time.perf_counter() - start, 1))
+    print(format_rows([row]).splitlines()[-1], file=sys.stderr, flush=True)
+    return row
+
+
+@torch.no_grad()
+def settle(model: nn.Module, images: NDArray[np.uint8]) -> None:
+    """Let BatchNorm's statistics be those of the images, and the logits spread as trained ones; in eval mode after."""
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    for part in norms:
+        part.reset_running_stats()
+        part.momentum = None  # the plain average
+    batches = make_batches(images, 32)
+    for _ in range(2):
+        for batch in batches:
+            model.train()(batch)
+    model.eval()
+    logits = torch.cat([model(batch) for batch in batches])
+    head: Any = model.get_submodule(head_name(model))
+    head = [part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d)][-1]
+    _rescale(head, logits)
+
+
+def _rescale(head: Any, logits: Tensor) -> None:
+    centre, spread = logits.mean(0), logits.std(0).clamp(min=1e-12)
+    head.weight.mul_((_SPREAD / spread).reshape(-1, *[1] * (head.weight.dim() - 1)))
+    if head.bias is not None:
+        head.bias.sub_(centre).mul_(_SPREAD / spread)
+
+
+def _try_float(model: nn.Module, images: NDArray[np.uint8], pixels: PixelSpec, folder: Path) -> dict[str, Any]:
+    onnx, tflite, half = folder / "fp32.onnx", folder / "fp32.tflite", folder / "fp16.tflite"
+    export_float_onnx(model, pixels, onnx)
+    convert_float(onnx, tflite)
+    cast_to_float16(tflite, half)
+    here = TorchRunner(model, pixels, CLASSES)(images)
+    logits = {path: load_runner(path, 1, pixels, CLASSES)(images) for path in (onnx, tflite, half)}
+    steps = (np.abs(here - logits[onnx]).max(), np.abs(logits[onnx] - logits[tflite]).max())
+    same = logits[half].argmax(1) == logits[tflite].argmax(1)
+    return {"fp32_max_diff": float(max(steps)), "fp16_top1": float(same.mean())}
+
+
+def _try_int8(model: nn.Module, images: NDArray[np.uint8], pixels: PixelSpec, folder: Path) -> dict[str, Any]:
+    onnx, tflite = folder / "int8.onnx", folder / "int8.tflite"
+    network = quantize_post_training(model, images[:_FIT])
+    export_qdq_onnx(network, pixels, onnx)
+    convert_int8(onnx, tflite, pixels)
+    compared = images[_FIT:]
+    here = TorchRunner(network, pixels, CLASSES)(compared)
+    there, device = load_runner(onnx, 1, pixels, CLASSES, accelerated=False), load_runner(tflite, 1, pixels, CLASSES)
+    step = device.logit_scale.scale if device.logit_scale else 1.0
+    logits, floats = (there(compared), device(compared)), TorchRunner(model, pixels, CLASSES)(compared)
+    lsb = [round(float(np.abs(a - b).max()) / step) for a, b in ((here, logits[0]), logits)]
+    parted = find_divergences(network, onnx, tflite, compared[:4]) if any(lsb) else []
+    return {
+        "onnx_max_lsb": lsb[0],
+        "tflite_max_lsb": lsb[1],
+        "float_top1": float((here.argmax(1) == floats.argmax(1)).mean()),
+        "int8_bytes": tflite.stat().st_size,
+        "note": "; ".join(map(str, parted)),
+    }
+
+
+def format_rows(rows: list[Row]) -> str:
+    """Return the readable table."""
+    heads = ["network", "parameters", "fp32", "fp16", "ONNX", "LiteRT", "float", "INT8", "s", "note"]
+
+    def show(value: Any, form: str) -> str:
+        return "-" if value is None else form.format(value)
+
+    cells = [
+        [
+            row.network, f"{row.parameters:,}", show(row.fp32_max_diff, "{:.1e}"), show(row.fp16_top1, "{:.1%}"),
+            show(row.onnx_max_lsb, "{} LSB"), show(row.tflite_max_lsb, "{} LSB"), show(row.float_top1, "{:.1%}"),
+            show(row.int8_bytes, "{:,}"), f"{row.seconds:.0f}", row.note,
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return format_table(heads, cells)
+
+
+main = as_main(make_parser, _networks)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
