@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from brainq_torch import __version__
+from brainq_torch.models.wiring import WiringError, raise_for_obstacles
 from brainq_torch.provenance import find_commit, find_versions
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.quant.wiring import WiringError, raise_for_obstacles
 from brainq_torch.run import Run, RunError, load_run
 from brainq_torch.run_files import CHECKPOINT, CONFIG, hash_file
 from export.catalogue import CATALOGUE, ONNX_FP32, TFLITE_DYNAMIC_INT8, TFLITE_FP16, TFLITE_FP32, TFLITE_INT8_TF

@@ -1,7 +1,7 @@
 """Try networks by name, and print what each one's files keep: ``python -m tools.networks NAME... --data DIR``.
 
-NAME is what ``model.name`` takes: torchvision:resnet18, timm:mobilenetv4_conv_small, package.module:Class. Weights are
-random and BatchNorm's statistics those of the images, so that a row is about the files, not about accuracy.
+NAME is what ``model.name`` takes: torchvision:resnet18, timm:mobilenetv4_conv_small, package.module:Class. Each is
+trained for a few steps only: a row is about its files, not about accuracy.
 """
 
 import argparse
@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.models import build_model, head_name
+from brainq_torch.models import build_model
+from brainq_torch.models.wiring import raise_for_obstacles
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.layer_samples import make_batches
-from brainq_torch.quant.wiring import raise_for_obstacles
 from brainq_torch.run_files import write_json
 from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
@@ -37,10 +38,8 @@ from export.run.divergence import find_divergences
 from export.run.runners import TorchRunner, load_runner
 from tools.command import add_json, as_main, check_targets, format_table, positive
 
-_FIT = 64
-"""Images that BatchNorm settles on, and that ranges are chosen from."""
-_SPREAD = 2.0
-"""Standard deviation that random logits are scaled to: that of trained ones, so that differences mean something."""
+_FIT, _BATCH, _RATE = 128, 16, 1e-3
+"""Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     parser.add_argument("--size", type=positive, default=64, help="side of the images in pixels (default: 64)")
     parser.add_argument("--images", type=positive, default=256, help="to compare on (default: 256)")
+    parser.add_argument("--steps", type=positive, default=40, help="of training (default: 40)")
     add_json(parser)
     return parser
 
@@ -79,7 +79,7 @@ def _networks(options: argparse.Namespace) -> int:
     check_targets(options.json)
     pixels = PixelSpec(options.size)
     images = load_pixels(_draw(scan_folder(options.data, verify=False), _FIT + options.images), pixels)
-    rows = [try_network(word, images, pixels) for word in options.names]
+    rows = [try_network(word, images, pixels, options.steps) for word in options.names]
     print(format_rows(rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])
@@ -95,8 +95,8 @@ def _draw(folder: ImageFolder, count: int) -> ImageFolder:
     return replace(folder, records=tuple(take_in_turn(queues, count)))
 
 
-def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec) -> Row:
-    """Make a network's files in a folder of their own and compare them. images: (N, size, size)."""
+def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec, steps: int) -> Row:
+    """Train a network on the first images, classes in turn, and compare its files on the others; (N, size, size)."""
     start = time.perf_counter()
     name, brace, rest = word.partition("{")
     found: dict[str, Any] = {"network": word}
@@ -105,7 +105,7 @@ def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec) -> Row:
             torch.manual_seed(0)
             model = build_model(name, len(CLASSES), **ast.literal_eval(brace + rest or "{}"))
             found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            settle(model, images[:_FIT])
+            train(model, images[:_FIT], steps)
             found |= _try_float(model, images[_FIT:], pixels, Path(folder))
             raise_for_obstacles(model)
             found |= _try_int8(model, images, pixels, Path(folder))
@@ -116,29 +116,25 @@ def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec) -> Row:
     return row
 
 
-@torch.no_grad()
-def settle(model: nn.Module, images: NDArray[np.uint8]) -> None:
-    """Let BatchNorm's statistics be those of the images, and the logits spread as trained ones; in eval mode after."""
-    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    for part in norms:
-        part.reset_running_stats()
-        part.momentum = None  # the plain average
-    batches = make_batches(images, 32)
-    for _ in range(2):
+def train(model: nn.Module, images: NDArray[np.uint8], steps: int) -> None:
+    """Train a network on images of ``CLASSES`` in turn; in eval mode after, BatchNorm settled on what was learned."""
+    batches = make_batches(images, _BATCH)
+    labels = torch.arange(_BATCH) % len(CLASSES)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
+    model.train()
+    for step in range(steps):
+        loss = functional.cross_entropy(model(batches[step % len(batches)]), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.reset_running_stats()
+            part.momentum = None  # the plain average
+    with torch.no_grad():
         for batch in batches:
-            model.train()(batch)
+            model(batch)
     model.eval()
-    logits = torch.cat([model(batch) for batch in batches])
-    head: Any = model.get_submodule(head_name(model))
-    head = [part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d)][-1]
-    _rescale(head, logits)
-
-
-def _rescale(head: Any, logits: Tensor) -> None:
-    centre, spread = logits.mean(0), logits.std(0).clamp(min=1e-12)
-    head.weight.mul_((_SPREAD / spread).reshape(-1, *[1] * (head.weight.dim() - 1)))
-    if head.bias is not None:
-        head.bias.sub_(centre).mul_(_SPREAD / spread)
 
 
 def _try_float(model: nn.Module, images: NDArray[np.uint8], pixels: PixelSpec, folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.finish import predict
 from brainq_torch.fit import make_parser
 from brainq_torch.models import ModelOptions, build_model
-from brainq_torch.quant.wiring import fuse_list
+from brainq_torch.models.wiring import fuse_list
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, write_json
 from export.graph.flatbuffer import constant, operator_name, read_model

@@ -11,7 +11,7 @@ from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.models.mobilenetv2 import MobileNetV2
 from brainq_torch.models.network import Network, rewrite
 from brainq_torch.models.sources import ALLOWED, build_source
-from brainq_torch.quant.wiring import WiringError
+from brainq_torch.models.wiring import WiringError
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": MobileNetV2,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from brainq_torch.models.rewriting import Rewriting
-from brainq_torch.quant.wiring import WiringError, trace_modules
+from brainq_torch.models.wiring import WiringError, trace_modules
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torchvision.models import MobileNet_V2_Weights, get_model_weights
 from brainq_torch.files import load_tensors
 from brainq_torch.models import ModelOptions, head_name
 from brainq_torch.models.sources import import_timm
-from brainq_torch.quant.wiring import IMAGE, fuse_list, read_steps
+from brainq_torch.models.wiring import IMAGE, fuse_list, read_steps
 from brainq_torch.run_files import BrainqError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -14,7 +14,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
-from brainq_torch.quant.wiring import PASSING, WiringError, is_tensor
+from brainq_torch.models.wiring import PASSING, WiringError, is_tensor
 
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _CAT = (torch.cat, torch.concat, torch.concatenate)

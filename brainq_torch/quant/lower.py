@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brainq_torch.quant.wiring import fuse_list
+from brainq_torch.models.wiring import fuse_list
 
 PROBE_SIZE = 64
 """Side in pixels of the image that shows how a network is wired; any size that it takes will do."""

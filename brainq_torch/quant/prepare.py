@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
+from brainq_torch.models.wiring import fuse_list, raise_for_obstacles, shared_activation_groups
 from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
 from brainq_torch.quant.layers import (
@@ -50,7 +51,6 @@ from brainq_torch.quant.scheme import (
     raise_for_bias,
 )
 from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers
-from brainq_torch.quant.wiring import fuse_list, raise_for_obstacles, shared_activation_groups
 
 _MODULES: dict[type[nn.Module], type[nn.Module]] = {
     fused.ConvBn2d: FoldedConvBn2d,

@@ -1,6 +1,7 @@
 """Reads and writes the TFLite flatbuffer as plain objects (the schema that ships with LiteRT)."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def add_buffer(model: Any, content: bytes) -> int:
     buffer.data = np.frombuffer(content, np.uint8)
     model.buffers.append(buffer)
     return len(model.buffers) - 1
+
+
+def remove_tensors(model: Any, indices: Sequence[int]) -> None:
+    """Take tensors that no operator reads or makes out of a `ModelT`; the others are numbered anew."""
+    graph, gone = model.subgraphs[0], set(indices)
+    kept = [index for index in range(len(graph.tensors)) if index not in gone]
+    place = {old: new for new, old in enumerate(kept)} | {-1: -1}  # an input that an operator does without
+    graph.tensors = [graph.tensors[index] for index in kept]
+    for part in (graph, *graph.operators):
+        part.inputs, part.outputs = ([place[int(index)] for index in ends] for ends in (part.inputs, part.outputs))
+    for signature in model.signatureDefs or []:
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.tensorIndex = place[entry.tensorIndex]
 
 
 def constant(model: Any, tensor: Any, dtype: Any) -> npt.NDArray[Any] | None:

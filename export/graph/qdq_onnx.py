@@ -18,7 +18,7 @@ from brainq_torch.quant.prepare import check_finalized
 from brainq_torch.quant.scheme import quantize_bias, quantize_weight
 from export.extra import import_extra
 from export.graph.float_onnx import OUTPUT, OnnxExportError, trace_onnx
-from export.graph.onnx_file import drop_unused_constants, read_constants, rename_values
+from export.graph.onnx_file import drop_unused_constants, insert_nodes, read_constants, rename_values
 
 STORED = "/uint8"
 """Ending of the name under which an activation is stored as integers."""
@@ -205,9 +205,7 @@ def _break_ties(graph: Any, model: nn.Module, pixels: PixelSpec) -> None:
             make_node("Add", [mean, step], [ending]),
         ]
         graph.node[position].input[0] = ending
-        following = list(graph.node[position:])
-        del graph.node[position:]
-        graph.node.extend(nodes + following)
+        insert_nodes(graph, position, nodes)
 
 
 @torch.no_grad()
@@ -238,7 +236,7 @@ def _add_tie_constants(graph: Any, name: str, encoding: Encoding) -> None:
 def _name_constants(graph: Any, model: nn.Module) -> None:
     """Give every layer constants of its own, called after it.
 
-    The exporter merges equal ones, zero points and all-zero biases of different layers, under one of their names;
+    The exporter merges equal ones, zero points and biases and weights of different layers, under one of their names;
     ONNX Runtime's ``session.x64quantprecision`` (exact sums on processors without VNNI) cannot load such a file.
     """
     layers = weighted_layers(model)
@@ -246,17 +244,22 @@ def _name_constants(graph: Any, model: nn.Module) -> None:
     nodes = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
     if len(nodes) != len(layers):
         raise OnnxExportError(f"the graph has {len(nodes)} convolutions and linear layers, the network {len(layers)}")
-    quantizers = activation_quantizers(model)
+    quantizers, taken, more = activation_quantizers(model), set[str](), []
     for layer, node in zip(layers, nodes, strict=True):
         bias, bias_scale = quantize_bias(layer.bias, quantizers[layer.source].encoding.scale, layer.weight_scale)
         weight = quantize_weight(layer.weight, layer.weight_scale, layer.largest)
         for part, value, scale, position in (("weight", weight, layer.weight_scale, 1), ("bias", bias, bias_scale, 2)):
             dequantize = producers[node.input[position]]
+            if node.input[position] in taken:
+                dequantize = copy.deepcopy(dequantize)
+                more.append(dequantize)
+            taken.add(node.input[position])
             names = [f"{layer.name}.{part}", f"{layer.name}.{part}_scale", f"{layer.name}.{part}_zero_point"]
             for name, content in zip(names, (value, scale, torch.zeros(len(scale), dtype=value.dtype)), strict=True):
                 _add_constant(graph, name, content.numpy())
             dequantize.input[:] = names
             node.input[position] = dequantize.output[0] = f"{layer.name}.{part}/real"
+    insert_nodes(graph, 0, more)
     drop_unused_constants(graph)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import numpy.typing as npt
 
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra, require_extra
-from export.graph.flatbuffer import constant, operator_name, read_model, schema, write_model
+from export.graph.flatbuffer import constant, operator_name, read_model, remove_tensors, schema, write_model
 from export.graph.float_onnx import INPUT
 
 TIME_LIMIT_S = 1800
 """Of one conversion: half a minute to two on a quiet machine, but machines may be shared."""
 _LOG_LINES_SHOWN = 25
 _FP16_PERMISSION = b"reduced_precision_support"
+
+
+_LAYOUT = ("TRANSPOSE", "RESHAPE")
+_FUSING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD")
+"""Operators that leave values as they are; that may have an activation."""
 
 
 class ConversionError(BrainqError):
@@ -44,6 +50,7 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
     _refuse_placeholders(model, onnx_path)
     _forbid_reduced_precision(model)
     _allow_any_batch(model)
+    _fuse_activations(model)
     write_model(model, out_path)
 
 
@@ -126,6 +133,32 @@ def _forbid_reduced_precision(model: Any) -> None:
     hold.
     """
     model.metadata = [entry for entry in model.metadata or [] if entry.name != _FP16_PERMISSION]
+
+
+def _fuse_activations(model: Any) -> None:
+    """Let a ReLU that changes of layout part from its layer be the layer's own, as where nothing parts them.
+
+    Around a mean whose pixels go on into a convolution the converter leaves TRANSPOSE and RESHAPE in between.
+    """
+    graph, kinds = model.subgraphs[0], schema().ActivationFunctionType
+    readers = Counter([*graph.outputs, *(index for operator in graph.operators for index in operator.inputs)])
+    producers = {index: operator for operator in graph.operators for index in operator.outputs}
+    gone = []
+    for operator in [one for one in graph.operators if operator_name(model, one) in ("RELU", "RELU6")]:
+        index = operator.inputs[0]
+        while readers[index] == 1 and index in producers and operator_name(model, producers[index]) in _LAYOUT:
+            index = producers[index].inputs[0]
+        layer = producers.get(index)
+        if layer is None or readers[index] != 1 or operator_name(model, layer) not in _FUSING:
+            continue
+        if layer.builtinOptions.fusedActivationFunction == kinds.NONE:
+            layer.builtinOptions.fusedActivationFunction = getattr(kinds, operator_name(model, operator))
+            producers[operator.inputs[0]].outputs = operator.outputs
+            producers[operator.outputs[0]] = producers[operator.inputs[0]]
+            graph.operators.remove(operator)
+            gone.append(operator.inputs[0])
+    if gone:
+        remove_tensors(model, gone)
 
 
 def _allow_any_batch(model: Any) -> None:

@@ -33,6 +33,7 @@ COMMANDS = {
     "tools.evaluate": "{given} --data {data}",
     "tools.gradcam": "{given} --data {data} --out {new}",
     "tools.low_bits": "{given} --data {data} --out {new}",
+    "tools.networks": "tests.support.networks:Branching --data {given} --images 4",
     "tools.pairs": "{given} --data {data} --manifest {manifest}",
     "tools.predict": "{given} {data}",
     "tools.predictions": "{given} --data {data} --run {data} --out {new}.npz",

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from brainq_torch.models import MODELS, build_model
-from brainq_torch.quant.wiring import fuse_list, shared_activation_groups
+from brainq_torch.models.wiring import fuse_list, shared_activation_groups
 
 
 def test_parameters_are_the_papers_less_two_input_channels_and_with_four_classes():

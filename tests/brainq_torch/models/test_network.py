@@ -8,7 +8,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from brainq_torch.models import build_model, head_name
 from brainq_torch.models.network import Network, rewrite
 from brainq_torch.models.sources import build_source
-from brainq_torch.quant.wiring import find_obstacles, fuse_list, shared_activation_groups
+from brainq_torch.models.wiring import find_obstacles, fuse_list, shared_activation_groups
 from tests.support.networks import README_CLASS, settle
 
 NAMES = [

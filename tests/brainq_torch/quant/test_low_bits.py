@@ -84,7 +84,9 @@ def test_a_run_with_8_bit_weights_makes_no_w4a8_files(network):
     run = SimpleNamespace(model=prepare_qat(network, Scheme()).eval(), quantization=eight)
     with pytest.raises(PrepareError, match="trained with 8-bit weights; export w4a8 of the float run"):
         make_w4a8(SimpleNamespace(run=run))
-    chosen = [default_recipes(SimpleNamespace(quantization=scheme)) for scheme in (None, eight, W4A8.to_json())]
+    chosen = [
+        default_recipes(SimpleNamespace(model=network, quantization=scheme)) for scheme in (None, eight, W4A8.to_json())
+    ]
     assert chosen == [("fp32", "fp16", "int8"), ("int8",), ("w4a8",)]
 
 

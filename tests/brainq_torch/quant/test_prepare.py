@@ -8,6 +8,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 
 from brainq_torch.models import MODELS, build_model
+from brainq_torch.models.wiring import shared_activation_groups
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, fake_quantize
 from brainq_torch.quant.layers import (
@@ -21,7 +22,6 @@ from brainq_torch.quant.layers import (
 from brainq_torch.quant.prepare import check_finalized, finalize, prepare_qat, rebuild, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, quantize_bias
 from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers, set_fake_quant, unfreeze
-from brainq_torch.quant.wiring import shared_activation_groups
 from tests.support.small_network import SmallNetwork, as_input, small_images, small_network
 
 FREE = Scheme(exact_scales=False)

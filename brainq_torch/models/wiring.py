@@ -36,7 +36,7 @@ class WiringError(BrainqError):
 
 
 @dataclass(frozen=True)
-class Step:
+class WiredStep:
     """A module at work, or a function that is none of a module's.
 
     Attributes:
@@ -80,9 +80,9 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return dict(zip(names[len(names) - len(code) :], code, strict=True))
 
 
-def read_steps(model: nn.Module) -> list[Step]:
+def read_steps(model: nn.Module) -> list[WiredStep]:
     """Return what happens to tensors in a network, in running order, ``LOGITS`` last. Raises WiringError."""
-    modules, feeds, steps = dict(model.named_modules()), dict[fx.Node, tuple[str, ...]](), list[Step]()
+    modules, feeds, steps = dict(model.named_modules()), dict[fx.Node, tuple[str, ...]](), list[WiredStep]()
     for node in trace_modules(model).nodes:
         sources = tuple(dict.fromkeys(source for fed in node.all_input_nodes for source in feeds[fed]))
         step = _describe(node, modules, sources) if node.op == "output" or is_tensor(node) else None
@@ -92,22 +92,22 @@ def read_steps(model: nn.Module) -> list[Step]:
     return steps
 
 
-def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, ...]) -> Step | None:
+def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, ...]) -> WiredStep | None:
     """Return what a node does; None where its output is its input, or is not yet that of a FloatFunctional."""
     if node.op == "placeholder":
-        return Step(IMAGE, node.op, ())
+        return WiredStep(IMAGE, node.op, ())
     if node.op == "output":
-        return Step(LOGITS, node.op, sources)
+        return WiredStep(LOGITS, node.op, sources)
     if node.op == "call_module":
         name = str(node.target)
         owner = name.rpartition(".")[0]
         if isinstance(modules[owner], FloatFunctional):
-            return Step(owner, FloatFunctional.__name__, sources)
-        return None if _is_passing(modules[name]) else Step(name, type(modules[name]).__name__, sources)
+            return WiredStep(owner, FloatFunctional.__name__, sources)
+        return None if _is_passing(modules[name]) else WiredStep(name, type(modules[name]).__name__, sources)
     if node.op == "get_attr" or node.target in _PASSING_FUNCTIONS or _is_in_functional(node, modules):
         return None
     owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
-    return Step(owner or node.name, getattr(node.target, "__name__", str(node.target)), sources)
+    return WiredStep(owner or node.name, getattr(node.target, "__name__", str(node.target)), sources)
 
 
 def is_tensor(value: Any) -> bool:
@@ -199,15 +199,15 @@ def raise_for_obstacles(model: nn.Module) -> None:
         )
 
 
-def _readers(steps: Sequence[Step]) -> dict[str, list[Step]]:
-    readers: dict[str, list[Step]] = defaultdict(list)
+def _readers(steps: Sequence[WiredStep]) -> dict[str, list[WiredStep]]:
+    readers: dict[str, list[WiredStep]] = defaultdict(list)
     for step in steps:
         for source in step.sources:
             readers[source].append(step)
     return readers
 
 
-def _obstacles(step: Step, modules: dict[str, nn.Module], count: int) -> Iterator[str]:
+def _obstacles(step: WiredStep, modules: dict[str, nn.Module], count: int) -> Iterator[str]:
     module: Any = modules.get(step.name)
     if step.name in (IMAGE, LOGITS):
         return

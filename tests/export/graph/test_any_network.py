@@ -1,0 +1,63 @@
+"""Networks of others in files: the same logits as PyTorch's, and the same integers in all three engines."""
+
+import numpy as np
+import pytest
+import torch
+
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models import build_model
+from brainq_torch.models.wiring import WiringError
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.layers import activation_quantizers, weighted_layers
+from export.graph.float_onnx import export_float_onnx
+from export.graph.qdq_onnx import export_qdq_onnx
+from export.graph.tflite import convert_float
+from export.integer_files import convert_int8
+from export.run.runners import TorchRunner, load_runner
+from tests.support.networks import README_CLASS, settle
+from tests.support.small_network import as_input, small_images
+
+PIXELS, CLASSES = PixelSpec(36), ("no", "yes")
+
+
+def build(name, tmp_path, monkeypatch):
+    (tmp_path / "my_network.py").write_text(README_CLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    return settle(build_model(name, 2), as_input(small_images()))
+
+
+@pytest.mark.parametrize("name", ["my_network:MyNetwork", "tests.support.networks:TwoPools"])
+def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkeypatch):
+    network, images = build(name, tmp_path, monkeypatch), small_images(seed=2)
+    integer = quantize_post_training(network, small_images())
+    export_float_onnx(network, PIXELS, tmp_path / "fp32.onnx")
+    convert_float(tmp_path / "fp32.onnx", tmp_path / "fp32.tflite")
+    export_qdq_onnx(integer, PIXELS, tmp_path / "int8.onnx")
+    convert_int8(tmp_path / "int8.onnx", tmp_path / "int8.tflite", PIXELS)
+    for model, kind in ((network, "fp32"), (integer, "int8")):
+        here = TorchRunner(model, PIXELS, CLASSES)(images)
+        assert np.ptp(here, axis=0).min() > 0
+        for file in (f"{kind}.onnx", f"{kind}.tflite"):
+            there = load_runner(tmp_path / file, 1, PIXELS, CLASSES, accelerated=file != "int8.onnx")(images)
+            np.testing.assert_allclose(there, here, rtol=0, atol=0 if kind == "int8" else 1e-4)
+
+
+def test_relu6_clips_at_six_which_is_an_integer(tmp_path, monkeypatch):
+    network = build("my_network:MyNetwork", tmp_path, monkeypatch)
+    with torch.no_grad():
+        network.blocks[0].norm1.bias.fill_(5.0)
+    integer = quantize_post_training(network, small_images(), method="min_max")
+    (layer,) = [layer for layer in weighted_layers(integer) if layer.name == "blocks.0.conv1"]
+    scale, zero_point = activation_quantizers(integer)["blocks.0.conv1"].encoding
+    assert (layer.ceiling, 6 / scale, zero_point) == (6.0, round(6 / scale), -128)
+    made = []
+    integer.blocks.get_submodule("0.conv1").register_forward_hook(lambda *call: made.append(call[-1].max().item()))
+    integer(as_input(small_images()))
+    assert made == [6.0]
+
+
+def test_what_integers_cannot_carry_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    network = build("tests.support.networks:Gated", tmp_path, monkeypatch)
+    with pytest.raises(WiringError, match=r"cannot carry sigmoid .*act \(SiLU\) exactly; export the float files"):
+        quantize_post_training(network, small_images())

@@ -1,0 +1,22 @@
+"""The command that tries networks: a row each, whatever becomes of it."""
+
+import json
+
+from tools.networks import main
+
+NAMES = [f"tests.support.networks:{name}" for name in ("TwoPools", "Gated", "Branching")]
+
+
+def test_each_network_has_a_row_that_says_what_its_files_keep(phantoms, tmp_path, capsys):
+    images = ["--data", str(phantoms), "--size", "36", "--images", "16", "--steps", "4"]
+    assert main([*NAMES, *images, "--json", str(tmp_path / "rows.json")]) == 0
+    whole, floats, none = json.loads((tmp_path / "rows.json").read_text())
+    assert (whole["onnx_max_lsb"], whole["tflite_max_lsb"], whole["note"]) == (0, 0, "")
+    assert whole["parameters"] == 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 16 + 16 + 16 * 12 + 12 + 12 * 4 + 4
+    assert 0 <= whole["fp32_max_diff"] <= 1e-4 < whole["int8_bytes"]
+    assert floats["fp32_max_diff"] <= 1e-4
+    assert floats["tflite_max_lsb"] is None
+    assert "act (SiLU)" in floats["note"]
+    assert none["fp32_max_diff"] is None
+    assert "cannot be traced" in none["note"]
+    assert capsys.readouterr().out.count("| tests.support.networks:") == 3
