@@ -35,7 +35,8 @@ from export.graph.quantize import cast_to_float16
 from export.graph.tflite import convert_float
 from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
-from export.run.runners import TorchRunner, load_runner
+from export.run.runners import load_runner
+from export.run.torch_runner import TorchRunner
 from tools.command import add_json, as_main, check_targets, format_table, positive
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3

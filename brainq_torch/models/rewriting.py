@@ -14,7 +14,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
-from brainq_torch.models.wiring import PASSING, WiringError, is_tensor
+from brainq_torch.models.wiring import PASSING, GridPool, WiringError, is_tensor
 
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _CAT = (torch.cat, torch.concat, torch.concatenate)
@@ -87,6 +87,8 @@ class Rewriting:
             self._make_plain(name, module)  # timm's, which casts under autocast
         elif isinstance(module, nn.ReLU | nn.ReLU6):
             self._replace(node, type(module)(), node.args[0], name)
+        elif type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
+            self._replace(node, GridPool(module.output_size), node.args[0], name)
         elif isinstance(module, nn.MaxPool2d):
             self._pool(node, module, name)
         elif name in self.used and not module.state_dict():

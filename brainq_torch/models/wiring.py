@@ -9,17 +9,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
 from brainq_torch.run_files import BrainqError
 
+GRID_SIDE = 224
+"""Side in pixels of the image that networks with a grid at their end are made for."""
 IMAGE, LOGITS = "the image", "the logits"
 """What stands for the ends among the names of modules."""
 
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, QuantStub, DeQuantStub)
+
+class WiringError(BrainqError):
+    """A network that cannot be followed from its image to its logits."""
+
+
+class GridPool(nn.AdaptiveAvgPool2d):
+    """A pooling to a grid, VGG's 7 x 7, that leaves a feature map of that very size as it is.
+
+    ``strict``: of another size it raises WiringError, as integers cannot carry the means.
+    """
+
+    strict = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, *output_size)."""
+        grid, found = self.output_size, tuple(input.shape[-2:])
+        if found == ((grid, grid) if isinstance(grid, int) else tuple(grid)):
+            return input
+        if self.strict:
+            raise WiringError(
+                f"a feature map of {found} pixels is pooled to {grid}, which integers cannot carry exactly; train at "
+                f"a data.size that gives {grid} (most such networks: {GRID_SIDE}), or export --recipes fp32 fp16"
+            )
+        return super().forward(input)
+
+
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, GridPool, QuantStub, DeQuantStub)
 """Modules whose output is their input once the network is trained."""
 STOCHASTIC_DEPTH = frozenset({"DropPath", "StochasticDepth"})
 """timm's and torchvision's names of the module that leaves out a branch while training, and passes afterwards."""
@@ -29,10 +57,6 @@ _KEEPING = (FloatFunctional, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AdaptiveAvgPool
 """Operations on integers of one scale, which their output has, too."""
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 _SHOWN = 4
-
-
-class WiringError(BrainqError):
-    """A network that cannot be followed from its image to its logits."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.ao.nn.intrinsic.qat as fused_qat
 from torch import Tensor, nn
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer
-from brainq_torch.quant.lower import PROBE_SIZE
+from brainq_torch.quant.lower import probe_image
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run_files import BrainqError
 
@@ -196,7 +196,7 @@ def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
     ]
     training = model.training
     try:
-        model.eval()(torch.zeros(1, 1, PROBE_SIZE, PROBE_SIZE, device=next(model.parameters()).device))
+        model.eval()(probe_image(model))
     finally:
         model.train(training)
         for hook in hooks:

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brainq_torch.models.wiring import fuse_list
+from brainq_torch.models.wiring import GRID_SIDE, GridPool, fuse_list
 
 PROBE_SIZE = 64
 """Side in pixels of the image that shows how a network is wired; any size that it takes will do."""
+
+
+def probe_image(model: nn.Module) -> Tensor:
+    """Return an image, (1, 1, s, s), that goes through a network, on its device."""
+    side = GRID_SIDE if any(isinstance(part, GridPool) for part in model.modules()) else PROBE_SIZE
+    return torch.zeros(1, 1, side, side, device=next(model.parameters()).device)
 
 
 def lower_batchnorms(model: nn.Module) -> nn.Module:
@@ -65,7 +71,7 @@ def _channels_at_pools(model: nn.Module) -> dict[str, int]:
     ]
     if hooks:
         training = model.training
-        model.eval()(torch.zeros(1, 1, PROBE_SIZE, PROBE_SIZE, device=next(model.parameters()).device))
+        model.eval()(probe_image(model))
         model.train(training)
     for hook in hooks:
         hook.remove()

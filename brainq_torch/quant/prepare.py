@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
-from brainq_torch.models.wiring import fuse_list, raise_for_obstacles, shared_activation_groups
+from brainq_torch.models.wiring import GridPool, fuse_list, raise_for_obstacles, shared_activation_groups
 from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
 from brainq_torch.quant.layers import (
@@ -93,6 +93,9 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             quantizer.size_to(fold(module)[0])
+    for module in prepared.modules():
+        if isinstance(module, GridPool):
+            module.strict = True
     for name in limited:
         prepared.get_submodule(name).ceiling = RELU6_CEILING
     _share(prepared, groups, scheme)

@@ -8,7 +8,9 @@ from torch.ao.nn.quantized import FloatFunctional
 from brainq_torch.models import build_model, head_name
 from brainq_torch.models.network import Network, rewrite
 from brainq_torch.models.sources import build_source
-from brainq_torch.models.wiring import find_obstacles, fuse_list, shared_activation_groups
+from brainq_torch.models.wiring import WiringError, find_obstacles, fuse_list, shared_activation_groups
+from brainq_torch.quant.prepare import prepare_qat
+from brainq_torch.quant.scheme import Scheme
 from tests.support.networks import README_CLASS, settle
 
 NAMES = [
@@ -80,6 +82,17 @@ def test_a_padded_max_pooling_of_what_may_be_negative_is_named():
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
     )
     assert [name.split(" (")[0] for name in find_obstacles(network)] == ["1"]
+
+
+@torch.no_grad()
+def test_a_pooling_to_a_grid_passes_at_its_own_size_and_says_so_at_others():
+    network = build_model("tests.support.networks:NarrowVgg", 2).eval()
+    assert find_obstacles(network) == []
+    assert network(grey(1, 64)).shape == (1, 2)
+    prepared = prepare_qat(network, Scheme())
+    with pytest.raises(WiringError, match=r"\(2, 2\) pixels is pooled to \(7, 7\).*data.size"):
+        prepared(grey(1, 64))
+    assert prepared.eval()(grey(1, 224)).shape == (1, 2)
 
 
 def test_what_integers_cannot_carry_is_named_with_its_layer():

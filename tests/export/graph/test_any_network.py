@@ -13,7 +13,8 @@ from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
 from export.graph.tflite import convert_float
 from export.integer_files import convert_int8
-from export.run.runners import TorchRunner, load_runner
+from export.run.runners import load_runner
+from export.run.torch_runner import TorchRunner
 from tests.support.networks import README_CLASS, settle
 from tests.support.small_network import as_input, small_images
 
