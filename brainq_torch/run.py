@@ -94,7 +94,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _build(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """Rebuild the network of ``read_checkpoint``'s data, in eval mode; RunError where the weights are another's."""
     name, arguments = checkpoint["model"]["name"], checkpoint["model"]["arguments"]
-    model = build_model(name, len(checkpoint["classes"]), **arguments)
+    try:
+        model = build_model(name, len(checkpoint["classes"]), **arguments)
+    except ValueError as error:
+        raise RunError(f"{path} is of a network that is not built here: {error}") from error
     if checkpoint["quantization"] is not None:
         model = rebuild(model, checkpoint["quantization"])
     check_weights_fit(model, checkpoint["state_dict"], f"{path} ({name})")

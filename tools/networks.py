@@ -80,7 +80,8 @@ def _networks(options: argparse.Namespace) -> int:
     check_targets(options.json)
     pixels = PixelSpec(options.size)
     images = load_pixels(_draw(scan_folder(options.data, verify=False), _FIT + options.images), pixels)
-    rows = [try_network(word, images, pixels, options.steps) for word in options.names]
+    parts = np.split(images, [min(_FIT, len(images) // 2)])
+    rows = [try_network(word, *parts, options.steps) for word in options.names]
     print(format_rows(rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])
@@ -96,7 +97,7 @@ def _draw(folder: ImageFolder, count: int) -> ImageFolder:
     return replace(folder, records=tuple(take_in_turn(queues, count)))
 
 
-def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec, steps: int) -> Row:
+def try_network(word: str, trained: NDArray[np.uint8], compared: NDArray[np.uint8], steps: int) -> Row:
     """Train a network on the first images, classes in turn, and compare its files on the others; (N, size, size)."""
     start = time.perf_counter()
     name, brace, rest = word.partition("{")
@@ -106,10 +107,10 @@ def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec, steps: 
             torch.manual_seed(0)
             model = build_model(name, len(CLASSES), **ast.literal_eval(brace + rest or "{}"))
             found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            train(model, images[:_FIT], steps)
-            found |= _try_float(model, images[_FIT:], pixels, Path(folder))
+            train(model, trained, steps)
+            found |= _try_float(model, compared, Path(folder))
             raise_for_obstacles(model)
-            found |= _try_int8(model, images, pixels, Path(folder))
+            found |= _try_int8(model, trained, compared, Path(folder))
         except Exception as error:  # whatever a network does to a converter is what its row is to say
             found["note"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     row = Row(**found, seconds=round(time.perf_counter() - start, 1))
@@ -120,11 +121,11 @@ def try_network(word: str, images: NDArray[np.uint8], pixels: PixelSpec, steps: 
 def train(model: nn.Module, images: NDArray[np.uint8], steps: int) -> None:
     """Train a network on images of ``CLASSES`` in turn; in eval mode after, BatchNorm settled on what was learned."""
     batches = make_batches(images, _BATCH)
-    labels = torch.arange(_BATCH) % len(CLASSES)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
     model.train()
     for step in range(steps):
-        loss = functional.cross_entropy(model(batches[step % len(batches)]), labels)
+        batch = batches[step % len(batches)]
+        loss = functional.cross_entropy(model(batch), torch.arange(len(batch)) % len(CLASSES))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -138,7 +139,8 @@ def train(model: nn.Module, images: NDArray[np.uint8], steps: int) -> None:
     model.eval()
 
 
-def _try_float(model: nn.Module, images: NDArray[np.uint8], pixels: PixelSpec, folder: Path) -> dict[str, Any]:
+def _try_float(model: nn.Module, images: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
+    pixels = PixelSpec(images.shape[-1])
     onnx, tflite, half = folder / "fp32.onnx", folder / "fp32.tflite", folder / "fp16.tflite"
     export_float_onnx(model, pixels, onnx)
     convert_float(onnx, tflite)
@@ -150,12 +152,14 @@ def _try_float(model: nn.Module, images: NDArray[np.uint8], pixels: PixelSpec, f
     return {"fp32_max_diff": float(max(steps)), "fp16_top1": float(same.mean())}
 
 
-def _try_int8(model: nn.Module, images: NDArray[np.uint8], pixels: PixelSpec, folder: Path) -> dict[str, Any]:
+def _try_int8(
+    model: nn.Module, trained: NDArray[np.uint8], compared: NDArray[np.uint8], folder: Path
+) -> dict[str, Any]:
+    pixels = PixelSpec(compared.shape[-1])
     onnx, tflite = folder / "int8.onnx", folder / "int8.tflite"
-    network = quantize_post_training(model, images[:_FIT])
+    network = quantize_post_training(model, trained)
     export_qdq_onnx(network, pixels, onnx)
     convert_int8(onnx, tflite, pixels)
-    compared = images[_FIT:]
     here = TorchRunner(network, pixels, CLASSES)(compared)
     there, device = load_runner(onnx, 1, pixels, CLASSES, accelerated=False), load_runner(tflite, 1, pixels, CLASSES)
     step = device.logit_scale.scale if device.logit_scale else 1.0

@@ -36,7 +36,8 @@ class GridPool(nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, *output_size)."""
-        grid, found = self.output_size, tuple(input.shape[-2:])
+        grid: Any = self.output_size
+        found = tuple(input.shape[-2:])
         if found == ((grid, grid) if isinstance(grid, int) else tuple(grid)):
             return input
         if self.strict:

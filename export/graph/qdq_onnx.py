@@ -252,6 +252,7 @@ def _name_constants(graph: Any, model: nn.Module) -> None:
             dequantize = producers[node.input[position]]
             if node.input[position] in taken:
                 dequantize = copy.deepcopy(dequantize)
+                dequantize.name = f"{layer.name}.{part}/dequantize"
                 more.append(dequantize)
             taken.add(node.input[position])
             names = [f"{layer.name}.{part}", f"{layer.name}.{part}_scale", f"{layer.name}.{part}_zero_point"]

@@ -47,13 +47,13 @@ def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkey
 def test_relu6_clips_at_six_which_is_an_integer(tmp_path, monkeypatch):
     network = build("my_network:MyNetwork", tmp_path, monkeypatch)
     with torch.no_grad():
-        network.blocks[0].norm1.bias.fill_(5.0)
+        network.get_submodule("blocks.0.norm1").bias.fill_(5.0)
     integer = quantize_post_training(network, small_images(), method="min_max")
     (layer,) = [layer for layer in weighted_layers(integer) if layer.name == "blocks.0.conv1"]
     scale, zero_point = activation_quantizers(integer)["blocks.0.conv1"].encoding
     assert (layer.ceiling, 6 / scale, zero_point) == (6.0, round(6 / scale), -128)
     made = []
-    integer.blocks.get_submodule("0.conv1").register_forward_hook(lambda *call: made.append(call[-1].max().item()))
+    integer.get_submodule("blocks.0.conv1").register_forward_hook(lambda *call: made.append(call[-1].max().item()))
     integer(as_input(small_images()))
     assert made == [6.0]
 
