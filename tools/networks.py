@@ -80,8 +80,8 @@ def _networks(options: argparse.Namespace) -> int:
     check_targets(options.json)
     pixels = PixelSpec(options.size)
     images = load_pixels(_draw(scan_folder(options.data, verify=False), _FIT + options.images), pixels)
-    parts = np.split(images, [min(_FIT, len(images) // 2)])
-    rows = [try_network(word, *parts, options.steps) for word in options.names]
+    trained, compared = np.split(images, [min(_FIT, len(images) // 2)])
+    rows = [try_network(word, trained, compared, options.steps) for word in options.names]
     print(format_rows(rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])

@@ -87,13 +87,10 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
             if isinstance(module, QuantStub):
                 module.qconfig = QConfig(activation=partial(make_activation, fixed=INPUT_ENCODING), weight=make_weight)
         insert_quantizers(prepared, mapping=_MODULES, inplace=True)
-    for name, module in prepared.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(_parent(prepared, name), FoldedConvBn2d):
-            raise PrepareError(f"BatchNorm {name} was not fused")
+    for module in prepared.modules():
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             quantizer.size_to(fold(module)[0])
-    for module in prepared.modules():
         if isinstance(module, GridPool):
             module.strict = True
     for name in limited:
@@ -253,10 +250,6 @@ def _share(model: nn.Module, groups: list[list[str]], scheme: Scheme) -> None:
 def _quantize_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
     result: Tensor = module.activation_post_process(output)
     return result
-
-
-def _parent(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
 
 
 def _without_relu6(model: nn.Module, fusions: list[list[str]]) -> list[str]:
