@@ -42,9 +42,13 @@ def build_model(name: str, class_count: int = 4, /, **arguments: Any) -> nn.Modu
     """Build a network by name. Raises ValueError for an unknown name or arguments that it does not take."""
     if ":" in name:
         try:
-            return rewrite(build_source(name, class_count, arguments), class_count)
+            network = rewrite(build_source(name, class_count, arguments), class_count)
         except WiringError as error:
             raise ValueError(f"{name}: {error}") from error
+        # Some authors draw the head for 1000 classes: with four, timm's EfficientNets begin with logits of 30.
+        head: Any = network.get_submodule(network.wiring.head)
+        head.reset_parameters()
+        return network
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; allowed are {sorted(MODELS)}, {ALLOWED}")
     try:
