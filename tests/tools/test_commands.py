@@ -59,9 +59,7 @@ def test_no_command_is_left_out():
         for path in (ROOT / folder).rglob("*.py")
         if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
-    assert (
-        found - WORKERS - {"export.bundle.predict", "tools"} == COMMANDS.keys()
-    )  # the bundle's; the others' caller
+    assert found - WORKERS - {"export.bundle.predict", "tools"} == COMMANDS.keys()  # the bundle's; the others' caller
 
 
 @pytest.fixture(scope="module")

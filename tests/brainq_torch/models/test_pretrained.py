@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import get_model
 from torchvision.models.quantization import mobilenet_v2
 
-from brainq_torch.models import ModelOptions, build_model, pretrained
+from brainq_torch.models import ModelOptions, build_model, head_name, pretrained
 from brainq_torch.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PretrainedError, fold_rgb_stem, load_pretrained
 
 SHARED_WEIGHTS = Path(__file__).parents[4] / "shared" / "weights" / "mobilenet_v2_imagenet.safetensors"
@@ -129,3 +130,26 @@ def test_the_published_file_loads():
     model = build_model("mobilenetv2")
     load_pretrained(model, ModelOptions(pretrained=str(SHARED_WEIGHTS)))
     assert model.eval()(torch.zeros(1, 1, 64, 64)).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])  # a stem with a bias, and one with a BatchNorm
+def test_any_network_s_stem_takes_the_normalisation(tmp_path, name):
+    torch.manual_seed(0)
+    published = get_model(name, weights=None, num_classes=7).eval()
+    if name == "resnet18":
+        torch.nn.init.normal_(published.bn1.running_mean, std=0.1)
+    save_file(published.state_dict(), tmp_path / "weights.safetensors")
+    options = ModelOptions(f"torchvision:{name}", str(tmp_path / "weights.safetensors"))
+    model = build_model(options.name, 4).eval()
+    load_pretrained(model, options)
+    pixels = torch.randint(0, 256, (2, 1, 96, 96), generator=torch.Generator().manual_seed(0)).float()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    rgb, grey = (pixels.expand(-1, 3, -1, -1) / 255 - mean) / std, (pixels - 128) / 128
+    for part in {"squeezenet1_1": ("features.0",), "resnet18": ("conv1", "bn1")}[name]:
+        theirs, ours = published.get_submodule(part), model.get_submodule(part)
+        if part == "conv1":
+            theirs.padding = ours.padding = (0, 0)  # the border means another grey to each
+        rgb, grey = theirs(rgb), ours(grey)
+    torch.testing.assert_close(grey, rgb, atol=2e-5, rtol=0)
+    assert model.get_submodule(head_name(model)).weight.shape[0] == 4
