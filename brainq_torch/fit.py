@@ -32,7 +32,7 @@ from brainq_torch.models import ModelOptions
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
-from brainq_torch.run_files import CONFIG, LOG
+from brainq_torch.run_files import CONFIG, LOG, find_config
 from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -42,7 +42,6 @@ from brainq_torch.training.mixstyle import MixStyle
 from brainq_torch.training.qat import Qat, start_ptq
 from brainq_torch.training.stages import Stage
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 DEFAULT_CONFIG = "quickstart"
 DEFAULT_OUT = "runs/quickstart"
 USER_ERRORS = (MisconfigurationException, OSError, ValueError)
@@ -212,12 +211,6 @@ class _Callable(ModuleType):
 
 _Callable.__call__.__doc__ = fit.__doc__
 sys.modules[__name__].__class__ = _Callable
-
-
-def find_config(word: str | Path) -> Path:
-    """Return the configuration of that path or, where there is none, of that name among ours."""
-    ours = CONFIGS / f"{word}.yaml"
-    return ours if not Path(word).exists() and ours.is_file() else Path(word)
 
 
 def train(parser: ArgumentParser, config: Namespace) -> None:

@@ -25,6 +25,15 @@ PARITY = "parity.json"
 """In an export folder: how every file compares with what it was made from. Written last."""
 
 
+_OURS = Path(__file__).parents[1]
+
+
+def find_config(word: str | Path) -> Path:
+    """Return the configuration that a path or, where there is no such file, a name among ours means."""
+    named = (Path(word), _OURS / "configs" / f"{word}.yaml", _OURS / word)
+    return next((path for path in named if path.is_file()), Path(word))
+
+
 class BrainqError(ValueError):
     """What a user can cause: a command ends with the message in one line and this exit code."""
 

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from brainq_torch.fit import main, make_parser
+from brainq_torch.run_files import find_config
 from tests.conftest import TINY
 from tools.study import config as study_config
 
@@ -30,6 +31,17 @@ def test_every_configuration_is_known():
         "densenet32_kd.yaml",
         "densenet32_kd_ensemble.yaml",
     }
+
+
+def test_a_configuration_is_found_by_its_name_and_from_elsewhere(tmp_path, monkeypatch):
+    ours = Path("configs/mobilenetv2.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert find_config("mobilenetv2") == find_config("configs/mobilenetv2.yaml") == ours
+    assert find_config("quickstart") == ours.with_name("quickstart.yaml")
+    assert find_config("lost") == Path("lost")
+    (tmp_path / "mobilenetv2").write_text("seed: 1")
+    assert find_config("mobilenetv2") == Path("mobilenetv2")
 
 
 def test_every_study_is_known():

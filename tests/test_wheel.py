@@ -78,3 +78,6 @@ def test_its_commands_run_without_a_checkout(python, phantoms, tmp_path):
     assert said == printed["tools.predict"]
     said = run(*brainq, "fit", "--config", "mobilenetv2", "--print_config", cwd=tmp_path, env=environment).stdout
     assert "out: runs/mobilenetv2" in said
+    words = ["--config", "configs/study_quick.yaml", "--only", "no such row"]
+    study = subprocess.run([*brainq, "study", *words], cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+    assert (study.returncode, "no such row" in study.stderr) == (2, True)

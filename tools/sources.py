@@ -21,7 +21,16 @@ from brainq_torch.data.dataset.manifest import ManifestRow, class_names, number_
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_path, hash_file, write_json
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    atomic_path,
+    find_config,
+    hash_file,
+    write_json,
+)
 from tools.command import CommandError, format_table, natural, positive, run_command
 from tools.pseudo_sources import name_looks
 from tools.study.runner import Step, StepFailed, StepRunner
@@ -72,8 +81,9 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
     taken = [word for word in others if word.partition("=")[0] in ("--seed", "--data.manifest", "--resume")]
     if taken:
         raise CommandError(f"{taken[0]} is this command's own; say --seeds for seeds, and leave the others out")
-    read_yaml(Path(options.config))  # names the file, which the parser does not
-    out, parser, words = Path(options.out), make_fit_parser(), ["--config", options.config, *others]
+    source = find_config(options.config)
+    read_yaml(source)  # names the file, which the parser does not
+    out, parser, words = Path(options.out), make_fit_parser(), ["--config", str(source), *others]
     try:
         config = parser.parse_args(words)
         text = resolve(parser, config)

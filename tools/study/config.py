@@ -1,13 +1,15 @@
 """What a study is to make, as its YAML says it: the models, and the rows of the table."""
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from brainq_torch.run_files import BrainqError
+from brainq_torch.run_files import BrainqError, find_config
 from export.catalogue import CATALOGUE
 
 FLOAT = "fp32"
@@ -154,7 +156,7 @@ def make_parser() -> ArgumentParser:
         description="Train, compress, compare and report, as one YAML says. What is there and unchanged is not made "
         "again; a killed study continues when it is given the same command. --models.NAME.run RUN uses a finished run.",
     )
-    parser.add_argument("--config", action="config", required=True, help="configs/study.yaml or one of your own")
+    parser.add_argument("--config", action="config", required=True, help="a YAML file, or the name of one of configs/")
     parser.add_class_arguments(StudyPlan, skip={"config", "only"})
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="make these rows; the others are left out")
     return parser
@@ -166,9 +168,10 @@ def read_plan(arguments: Sequence[str] | None = None) -> StudyPlan:
     Raises:
         StudyConfigError: It cannot, or names a class from elsewhere.
     """
-    parser = make_parser()
+    parser, given = make_parser(), sys.argv[1:] if arguments is None else arguments
+    words = [str(find_config(word)) if before == "--config" else word for before, word in pairwise(["", *given])]
     try:
-        config = parser.parse_args(arguments)
+        config = parser.parse_args(words)
     except ImportError as error:  # jsonargparse's ImportDenied, which not every argument of its turns into a message
         raise StudyConfigError(str(error)) from error
     made = parser.instantiate(config)
@@ -186,7 +189,7 @@ def _check_models(plan: StudyPlan) -> None:
             raise StudyConfigError(f"model {name!r} is no folder name; allowed are small letters, digits and '_'")
         if not (model.config or model.run):
             raise StudyConfigError(f"model {name} has neither config (to train it) nor run (a finished run); give one")
-        if model.config and not model.run and not Path(model.config).is_file():
+        if model.config and not model.run and not find_config(model.config).is_file():
             raise StudyConfigError(f"model {name}: {model.config} is no file; name a YAML of brainq_torch.fit")
         if model.export and not model.run:
             raise StudyConfigError(f"model {name} has export without run; name the run that {model.export} was made of")

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.provenance import find_commit, is_dirty
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, PHANTOMS, hash_file, write_json
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    PARITY,
+    PHANTOMS,
+    find_config,
+    hash_file,
+    write_json,
+)
 from export.catalogue import CATALOGUE
 from tools.study.config import RowPlan, StudyPlan
 from tools.study.runner import Step, StepFailed, StepRunner, format_command
@@ -129,7 +139,7 @@ class _Study:
                 raise StepFailed(f"{parent}, which it needs, is not there: {self.models[parent].reason}")
         arguments = [*self.plan.fit_arguments, *model.arguments]
         words = ["brainq_torch.fit", "--config", model.config, *arguments]
-        inputs = {"configuration": hash_file(Path(model.config)), "arguments": repr(arguments)}
+        inputs = {"configuration": hash_file(find_config(model.config)), "arguments": repr(arguments)}
         first = self._first_run()
         words += ["--data.root", str(self._root())]
         if first is None:
