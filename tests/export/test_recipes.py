@@ -1,10 +1,14 @@
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 
+from brainq_torch.models import build_model
+from brainq_torch.models.wiring import WiringError
 from brainq_torch.run import load_run
 from export.context import ExportContext, ExportOptions, RecipeError
-from export.recipes import RECIPES, default_recipes, describe_run, float_model, resolve_recipes
+from export.recipes import RECIPES, check_network, default_recipes, describe_run, float_model, resolve_recipes
 from export.run.metadata import read_metadata
 from export.run.sample import check_run_images
 
@@ -49,6 +53,18 @@ def test_a_float_run_is_exported_as_fp32_fp16_and_int8(tiny_run):
     run = load_run(tiny_run)
     assert default_recipes(run) == ("fp32", "fp16", "int8")
     assert float_model(run) is run.model
+
+
+def test_float_files_go_on_where_integers_cannot_carry_the_network(capsys):
+    run = SimpleNamespace(model=build_model("tests.support.networks:Gated", 2), quantization=None)
+    assert default_recipes(run) == ("fp32", "fp16")
+    assert re.fullmatch(
+        r"int8 is left out: integers cannot carry .*act \(SiLU\) exactly; .*\n", capsys.readouterr().err
+    )
+    for name in ("int8", "w4a8"):
+        with pytest.raises(WiringError, match=r"--recipes fp32 fp16"):
+            check_network(run, ["fp32", name])
+    check_network(run, ["fp32", "fp16", "dynamic_int8"])
 
 
 def test_provenance_has_no_path_and_no_time(tiny_run):
