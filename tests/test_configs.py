@@ -16,6 +16,7 @@ CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if path not 
 def test_every_configuration_is_known():
     assert {path.name for path in CONFIGS} == {
         "quickstart.yaml",
+        "adapt.yaml",
         "mobilenetv2.yaml",
         "mobilenetv2_qat.yaml",
         "mobilenetv2_w4_qat.yaml",

@@ -46,14 +46,20 @@ class ParsedError(BaseException):
     """The parser took the words. No ordinary exception: commands turn those into exit codes."""
 
 
-def parse(module, words, monkeypatch):
-    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+PASSES_ON = {"tools.adapt", "tools.restore", "tools.sources"}
+"""What these do not know is for ``brainq_torch.fit``."""
 
-        def stop(self, *arguments, original=parser.parse_args, **keywords):
+
+def parse(module, words, monkeypatch):
+    name = "parse_known_args" if module in PASSES_ON else "parse_args"
+    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+        method = getattr(parser, name)
+
+        def stop(self, *arguments, original=method, **keywords):
             original(self, *arguments, **keywords)
             raise ParsedError
 
-        monkeypatch.setattr(parser, "parse_args", stop)
+        monkeypatch.setattr(parser, name, stop)
     main = importlib.import_module(f"{module}.__main__" if Path(*module.split(".")).is_dir() else module).main
     with pytest.raises(ParsedError):
         main(words)

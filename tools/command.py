@@ -39,6 +39,19 @@ def run_command(command: Callable[[], int]) -> int:
         return WRONG_INPUT
 
 
+STOPPED = 130
+"""Exit code after Ctrl-C, as the shell's own."""
+
+
+def run_resumable(command: Callable[[], int]) -> int:
+    """Run the body of a command that goes on where it was stopped, and return its exit code."""
+    try:
+        return run_command(command)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+
+
 def as_main(
     make_parser: Callable[[], argparse.ArgumentParser], body: Callable[[argparse.Namespace], int]
 ) -> Callable[..., int]:

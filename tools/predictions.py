@@ -62,8 +62,8 @@ def answer(
     """Run a model on one split of a run, in manifest order; N is 0 where the run has no such split.
 
     Returns:
-        Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, paths (N,) str, unseen (N,) bool; and
-        of Testing the logits of shifted copies, of others none.
+        Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, paths (N,) str, unseen (N,) bool; of
+        Testing the logits of shifted copies, of others none; where images say where they come from, sources (N,) str.
     """
     if not all(row.group for row in rows):
         raise CommandError(
@@ -79,7 +79,7 @@ def answer(
     if len(folder.records) < len(listed):
         raise CommandError(f"{len(listed) - len(folder.records)} images cannot be read.\n{folder.report()}")
     fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
-    paths = [record.path for record in folder.records]
+    paths, sources = [record.path for record in folder.records], [record.source for record in folder.records]
     order = class_order(name, runner, names)
     shifted = shift_all(pixels, paths, runner.pixels) if split == "Testing" else pixels[:0]
     return {
@@ -88,6 +88,7 @@ def answer(
         "labels": labels_of(folder),
         "paths": np.array(paths),
         "unseen": np.array([fresh[path] for path in paths]),
+        **({"sources": np.array(sources)} if any(sources) else {}),
     }
 
 

@@ -1,10 +1,14 @@
-"""Get a run folder back from its float TFLite file: ``python -m tools.restore FILE --config YAML --out RUN``.
+"""Get a run folder back from its float TFLite file: ``python -m tools.restore FILE --data DIR --out RUN``.
+
+The file says its network, pixels and classes. FILE comes first; any key of a configuration is a flag, too.
 
 The file holds the weights with BatchNorm folded into them. BatchNorm comes back with the statistics of training images
 and the scale and offset that undo them, so that the network's answers are the file's, and training can go on. Float16
 files give float32 weights with float16 values.
 """
 
+import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,13 +25,14 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.finish import predict
-from brainq_torch.fit import make_parser
+from brainq_torch.fit import DEFAULT_CONFIG, resolve
+from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.wiring import fuse_list
-from brainq_torch.run import save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, write_json
+from brainq_torch.run import read_yaml, save_checkpoint
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, find_config, write_json
 from export.graph.flatbuffer import constant, operator_name, read_model
-from export.run.metadata import read_metadata
+from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.command import CommandError, run_command
 
@@ -133,32 +138,48 @@ def _copy(target: Any, values: Any) -> None:
         target.copy_(values)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line; what it does not know is for ``brainq_torch.fit``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.restore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("file", type=Path, help="a .tflite file with float32 or float16 weights")
+    parser.add_argument("--data", metavar="DIR", help="images to learn statistics from and to measure on (data.root)")
+    parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make; must not exist")
+    words = "how training would go on (default: configs/quickstart.yaml); any key of it is a flag, too"
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="YAML", help=words)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    parser = make_parser()
-    parser.prog, parser.description = "python -m tools.restore", __doc__
-    parser.add_argument("file", type=str, help="a .tflite file with float32 or float16 weights")
-
-    def restore() -> int:
-        config = parser.parse_args(arguments)
-        text = str(parser.dump(_without(config, "config", "file", "resume"), skip_validation=True))
-        return _restore(Path(config.file), text, parser.instantiate(config))
-
-    return run_command(restore)
+    options, others = make_parser().parse_known_args(arguments)
+    return run_command(lambda: _restore(options, others))
 
 
-def _without(config: Any, *names: str) -> Any:
-    kept = config.clone()
-    for name in names:
-        kept.pop(name, None)
-    return kept
+def describe_file(metadata: FileMetadata) -> list[str]:
+    """Return the flags of ``brainq_torch.fit`` that a file answers by itself: network, pixels and classes."""
+    made_of, pixels = metadata.provenance, metadata.pixels
+    words = [f"--data.size={pixels.size}", f"--data.fit={pixels.fit}", f"--data.classes={json.dumps(metadata.classes)}"]
+    if "model" in made_of:
+        words += [f"--model.name={made_of['model']}", f"--model.arguments={json.dumps(made_of['arguments'])}"]
+    return words
 
 
-def _restore(file: Path, text: str, config: Any) -> int:
-    out, data, options = Path(config.out), config.data, config.model
+def _restore(words: argparse.Namespace, others: list[str]) -> int:
+    config_file = find_config(words.config)
+    read_yaml(config_file)  # names the file, which the parser does not
+    file, out, parser = words.file, Path(words.out), make_fit_parser()
     if out.exists():
         raise CommandError(f"{out} exists; name another folder with --out")
     metadata = read_metadata(file)
+    root = [f"--data.root={words.data}"] if words.data else []
+    known = [f"--config={config_file}", *describe_file(metadata), *root, *others, f"--out={out}"]
+    chosen = parser.parse_args(known)
+    text = resolve(parser, chosen)
+    config = parser.instantiate(chosen)
+    data, options = config.data, config.model
     if metadata.pixels != data.pixels:
         raise CommandError(f"{file} is for {metadata.pixels}, the configuration says {data.pixels}")
     folded = read_folded(file)

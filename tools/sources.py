@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,20 +25,24 @@ from brainq_torch.run import read_yaml
 from brainq_torch.run_files import (
     CHECKPOINT,
     CONFIG,
+    LEAKAGE,
     MANIFEST,
     METRICS,
+    SEARCH,
     atomic_path,
     find_config,
     hash_file,
     write_json,
 )
-from tools.command import CommandError, format_table, natural, positive, run_command
+from tools.command import CommandError, format_table, natural, positive, run_resumable
 from tools.pseudo_sources import name_looks
 from tools.study.runner import Step, StepFailed, StepRunner
 
-FAILED, STOPPED = 1, 130
+FAILED = 1
 _IMAGES = "images"
 """Below the folder: where the images' groups are found, once for all folds."""
+
+_BEGUN = {_IMAGES, LEAKAGE, MANIFEST, SEARCH}
 
 
 @dataclass(frozen=True)
@@ -70,20 +75,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, 1 when a fold failed, 2 for a wrong input, or 130 when stopped."""
     options, others = make_parser().parse_known_args(arguments)
-    try:
-        return run_command(lambda: _run(options, others))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+    return run_resumable(lambda: _run(options, others))
 
 
 def _run(options: argparse.Namespace, others: list[str]) -> int:
     taken = [word for word in others if word.partition("=")[0] in ("--seed", "--data.manifest", "--resume")]
     if taken:
         raise CommandError(f"{taken[0]} is this command's own; say --seeds for seeds, and leave the others out")
-    source = find_config(options.config)
-    read_yaml(source)  # names the file, which the parser does not
-    out, parser, words = Path(options.out), make_fit_parser(), ["--config", str(source), *others]
+    config_file = find_config(options.config)
+    read_yaml(config_file)  # names the file, which the parser does not
+    out, parser, words = Path(options.out), make_fit_parser(), ["--config", str(config_file), *others]
     try:
         config = parser.parse_args(words)
         text = resolve(parser, config)
@@ -113,7 +114,7 @@ def _check_folder(out: Path, text: str) -> None:
     path = out / CONFIG
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise CommandError(f"{out} was begun with another configuration; name another folder with --out")
-    if out.exists() and not path.is_file() and {each.name for each in out.iterdir()} - {_IMAGES}:
+    if out.exists() and not path.is_file() and {each.name for each in out.rglob("*")} - _BEGUN:
         raise CommandError(f"{out} exists and holds something else; name another folder with --out")
 
 
@@ -124,10 +125,23 @@ def _list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str
     if not (out / CONFIG).is_file():  # written last: what is wrong with the images leaves the folder free
         data = parser.instantiate(config).data
         data.place(folder)
-        data.write_splits(folder / MANIFEST)
+        try:
+            data.write_splits(folder / MANIFEST)
+        except ValueError:
+            clear_images(out)
+            raise
         with atomic_path(out / CONFIG) as partial:
             partial.write_text(text, encoding="utf-8")
     return [row for row in read_manifest(folder / MANIFEST) if row.split != "Testing"]
+
+
+def clear_images(out: Path) -> None:
+    """Remove what was found of images that cannot be used."""
+    for name in _BEGUN - {_IMAGES}:
+        (out / _IMAGES / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in there
+        (out / _IMAGES).rmdir()
+        out.rmdir()
 
 
 def _name_sources(config: Namespace, rows: list[ManifestRow], options: argparse.Namespace) -> list[ManifestRow]:

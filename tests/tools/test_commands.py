@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "export": "{given} --out {new}",
     "tools.abstention": "{given} --data {data}",
+    "tools.adapt": "{given} --data {data} --config configs/quickstart.yaml --out {new}",
     "tools.audit": "{given}",
     "tools.bench": "{given}",
     "tools.bench_training": "--data {given}",
@@ -42,7 +43,7 @@ COMMANDS = {
     "tools.restore": "{given} --config configs/quickstart.yaml --data.root {data} --out {new}",
     "tools.series_rule": "{given} --data {data}",
     "tools.shift": "{given} --data {data}",
-    "tools.sources": "--config {given} --out {new}",
+    "tools.sources": "--config configs/quickstart.yaml --data.root {given} --out {new}",
     "tools.study": "--config {given}",
     "tools.teacher_logits": "{given} --data {data} --out {new}",
 }

@@ -10,7 +10,7 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest, write
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import hash_file
 from tools.command import CommandError
-from tools.pseudo_sources import describe_looks, find_sources, leave_out, main
+from tools.pseudo_sources import describe_looks, find_sources, leave_out, main, name_looks
 
 COUNT = 96
 
@@ -98,6 +98,10 @@ def test_command_writes_a_manifest_per_source(scans, tmp_path, capsys) -> None:
     assert main([*words, "--out", str(tmp_path / "sources")]) == 0
     printed = capsys.readouterr().out
     assert "without_0.csv leaves out" in printed
+    named = name_looks(tmp_path / "images", rows, 2)  # as tools.sources --pseudo tells them apart
+    assert {(row.source, int(each)) for row, each in zip(named, scanner, strict=True)} in (
+        {("look_0", 0), ("look_1", 1)}, {("look_0", 1), ("look_1", 0)},
+    )  # fmt: skip
     official = {row.path for row in rows if row.split == "Testing"}
     for source in range(2):
         written = read_manifest(tmp_path / "sources" / f"without_{source}.csv")

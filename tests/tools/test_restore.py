@@ -102,3 +102,12 @@ def test_what_is_no_tflite_file_is_refused(tiny_export, tmp_path, words, capsys)
     copy.write_bytes(b"nothing")
     assert main([str(copy), *words])
     assert "not a TFLite file" in capsys.readouterr().err
+
+
+def test_a_file_says_its_network_pixels_and_classes_itself(tiny_export, phantoms, tmp_path):
+    """No flag has to be guessed: the configuration by default is for another size and width."""
+    out = tmp_path / "back"
+    assert main([str(tiny_export / "model_fp32.tflite"), "--data", str(phantoms), "--out", str(out)]) == 0
+    run = load_run(out)
+    assert (run.pixels.size, run.model_arguments) == (32, {"width_mult": 0.35})
+    assert run.data_root == phantoms

@@ -18,6 +18,7 @@ from brainq_torch.evaluation.paired import (
     compare_answers,
     judge_all,
 )
+from brainq_torch.evaluation.sources import SourceMetrics, measure_sources
 from tools.report.stored_study import MeasuredRow, Predictions, Study
 
 OVERALL, SHIFTED = "all classes", "shifted copies"
@@ -82,6 +83,7 @@ class RowStatistics:
     run has no validation part. grouped: whether no validation image has a copy in training.
     temperature: stored in the artefact, or fitted here on the validation part (temperature_stored False); None without
     either. ece_after: with it. before, after: reliability curves. against: None for a float model, or without one.
+    sources: of ``testing`` and ``validation`` those whose images say where they come from.
     """
 
     testing: Metrics
@@ -94,6 +96,7 @@ class RowStatistics:
     before: Reliability
     after: Reliability | None
     against: Against | None
+    sources: dict[str, SourceMetrics]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, the curves left out."""
@@ -105,6 +108,7 @@ class RowStatistics:
             "temperature_stored": self.temperature_stored,
             "ece_after": self.ece_after,
             "against": None if self.against is None else self.against.to_json(),
+            **({"sources": {name: part.to_json() for name, part in self.sources.items()}} if self.sources else {}),
         }
 
 
@@ -188,7 +192,17 @@ def _compute_row(study: Study, row: MeasuredRow, resamples: int) -> RowStatistic
         before=bin_confidence(testing.logits, testing.labels),
         after=after,
         against=_compare(study, row, resamples),
+        sources=_measure_sources({"testing": testing, "validation": validation}, classes),
     )
+
+
+def _measure_sources(parts: dict[str, Predictions], classes: tuple[str, ...]) -> dict[str, SourceMetrics]:
+    found = {
+        name: measure_sources(part.logits, part.labels, part.sources.tolist(), classes)
+        for name, part in parts.items()
+        if part.sources is not None
+    }
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _measure(part: Predictions, classes: tuple[str, ...], resamples: int) -> Metrics:

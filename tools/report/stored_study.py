@@ -25,13 +25,14 @@ class Predictions:
     """A model's logits on one part of the data.
 
     logits: (N, C) float32, finite. labels: (N,) int64. paths: (N,) str. unseen: (N,) bool, no copy in training.
-    N may be 0 for a validation part.
+    sources: (N,) str, of a run that knows them. N may be 0 for a validation part.
     """
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     paths: NDArray[np.str_]
     unseen: NDArray[np.bool_]
+    sources: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -176,7 +177,8 @@ def _read_predictions(
     missing = {prefix + name for prefix in ("", _VALIDATION) for name in _ARRAYS} - arrays.keys()
     if missing:
         raise StudyError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run tools.study again")
-    testing, validation = (Predictions(*(arrays[prefix + name] for name in _ARRAYS)) for prefix in ("", _VALIDATION))
+    parts = {prefix: Predictions(*(arrays[prefix + name] for name in _ARRAYS)) for prefix in ("", _VALIDATION)}
+    testing, validation = (replace(part, sources=arrays.get(f"{prefix}sources")) for prefix, part in parts.items())
     for part, found in (("the split", testing), ("validation", validation)):
         _check_predictions(f"{path}, {part}", found, classes)
     shifted = arrays.get(_SHIFTED)

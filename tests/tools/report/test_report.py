@@ -3,6 +3,7 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from tests.support.handmade_study import (
@@ -292,3 +293,20 @@ def test_wrong_input_ends_with_a_message_and_leaves_nothing(tmp_path, capsys, ar
     assert main([str(folder), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(folder.glob("report.*"))
+
+
+def test_sources_are_told_apart_where_the_answers_name_them(tmp_path):
+    """An average hides a hospital: one source's answers are all right, the other's all wrong."""
+    folder = write_study(tmp_path / "study", images=120, unseen=40, names=("mobilenetv2_float",))
+    labels = np.load(folder / "predictions/mobilenetv2_float.npz")["labels"]
+    bad = np.arange(120) % 3 == 0
+    logits = np.eye(4, dtype=np.float32)[np.where(bad, (labels + 1) % 4, labels)]
+    change_arrays(folder, "mobilenetv2_float", logits=logits, sources=np.where(bad, "south", "north"))
+    assert main([str(folder), "--resamples", "10"]) == 0
+    found = json.loads((folder / "report.json").read_text())["rows"]["mobilenetv2_float"]["sources"]
+    assert list(found) == ["testing"]
+    assert found["testing"]["worst_source"]["name"] == "south"
+    rows = Page((folder / "report.html").read_text()).rows
+    head = next(row for row in rows if row[1:] == ["worst", "north", "south"])
+    (values,) = [row for row in rows[rows.index(head) + 1 :] if row[1:2] == ["south"]]
+    assert [value.split()[0] for value in values[2:]] == ["100.00", "0.00"]

@@ -1,0 +1,131 @@
+"""A network fitted to a new hospital: before and after on images that were not trained on, none forgotten, few told."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
+from brainq_torch.data.synthesis.phantom import write_phantoms
+from brainq_torch.fit import main as fit_main
+from tools import adapt, restore
+from tools.command import CommandError
+from tools.study import runner
+
+SMALL = ["--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
+    """20 images a class, each a group of its own."""
+    root = tmp_path_factory.mktemp("hospital")
+    write_phantoms(root / "all", 20, 1, seed=7, size=32)
+    (root / "all" / "Training").rename(root / "images")
+    lines = ["path,class,group"]
+    for number, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        lines.append(f"{path.relative_to(root / 'images').as_posix()},{path.parent.name},p{number}")
+    (root / "images" / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root / "images"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run the steps' commands in this process; return their words."""
+    done = []
+
+    def run(words, title, log, say):
+        done.append(list(words))
+        log.write_text(f"{title}\n")
+        return {"brainq_torch.fit": fit_main, "tools.restore": restore.main}[words[0]](list(words[1:]))
+
+    monkeypatch.setattr(runner, "run_logged", run)
+    return done
+
+
+def test_too_few_images_are_cross_validated_over_groups_and_a_file_is_restored(
+    hospital, tiny_export, tmp_path, in_process, capsys
+):
+    out = tmp_path / "out"
+    words = [
+        str(tiny_export / "model_fp32.tflite"),
+        "--data",
+        str(hospital),
+        "--out",
+        str(out),
+        "--train",
+        "head",
+        *SMALL,
+    ]
+    assert adapt.main(words) == 0
+    printed = capsys.readouterr().out
+    assert [each[0] for each in in_process] == ["tools.restore", *["brainq_torch.fit"] * 6]
+    found = json.loads((out / "adapt.json").read_text())
+    assert list(found) == ["all new ones", "new"]
+    assert found["all new ones"]["before"]["n"] == found["all new ones"]["after"]["n"] == 80
+    assert found["all new ones"]["how"] == "5-fold cross-validation over groups"
+    assert found["new"]["how"] == "val"
+    assert f"{found['new']['after']['n']} new images held out are too few to tell anything by" in printed
+    assert f"python -m export {out / 'run'}" in printed
+    tested = [row.path for n in range(5) for row in read_manifest(out / f"fold_{n}.csv") if row.split == "Testing"]
+    assert len(tested) == len(set(tested)) == 80
+    assert adapt.main(words) == 0  # nothing twice
+    assert len(in_process) == 7
+
+
+def test_old_images_mixed_in_are_measured_beside_the_new(
+    hospital, phantoms, tiny_run, tmp_path, in_process, monkeypatch
+):
+    monkeypatch.setattr(adapt, "FEWEST", 10)
+    out = tmp_path / "out"
+    words = [str(tiny_run), "--data", str(hospital), "--old", str(phantoms), "--out", str(out), *SMALL]
+    assert adapt.main([*words, "--stages=[{name: all, epochs: 1}]"]) == 0
+    assert len(in_process) == 1
+    found = json.loads((out / "adapt.json").read_text())
+    assert {name: each["how"] for name, each in found.items()} == {"new": "val", "old": "Testing"}
+    assert found["old"]["after"]["n"] == 12
+    assert {row.source for row in read_manifest(out / "run" / "manifest.csv")} == {"new", "old"}
+    assert (out / "adapt.md").read_text().startswith(f"{tiny_run} -> ")
+
+
+def rows_of(count):
+    return [
+        ManifestRow(f"{label}/{n}.png", label, "Training", f"{label}{n // 2}", "0", "new")
+        for label in ("glioma", "notumor")
+        for n in range(count)
+    ]
+
+
+def test_folds_divide_no_group_and_leave_old_testing_out():
+    old = [
+        ManifestRow("o1", "glioma", "Training", "x", "0", "old"),
+        ManifestRow("o2", "glioma", "Testing", "y", "0", "old"),
+    ]
+    old.append(ManifestRow("o3", "glioma", "Training", "glioma0", "0", "old"))  # a copy of a new one
+    folds = adapt.divide([*rows_of(20), *old])
+    assert len(folds) == 5
+    for fold in folds:
+        assert {row.path for row in fold if row.source == "old"} == {"o1"}
+        splits = {}
+        for row in fold:
+            splits.setdefault(row.group, set()).add(row.split)
+        assert all(len(each) == 1 for each in splits.values())
+        assert Counter(row.split for row in fold if row.source == "new") == {"Testing": 8, "val": 8, "Training": 24}
+    with pytest.raises(CommandError, match=r"needs 5 groups \(patients\) of each class, one has 4"):
+        adapt.divide(rows_of(8))
+
+
+def test_a_class_that_the_hospital_lacks_asks_for_the_old_images(hospital, tiny_run, tmp_path, capsys):
+    root = tmp_path / "three"
+    root.mkdir()
+    for name in ("glioma", "meningioma", "notumor"):
+        (root / name).symlink_to(hospital / name)
+    assert adapt.main([str(tiny_run), "--data", str(root), "--out", str(tmp_path / "out"), *SMALL]) == 2
+    assert "no training image of pituitary" in (error := capsys.readouterr().err)
+    assert "come with --old DIR" in error
+
+
+def test_help_is_short(capsys):
+    for command in (adapt, restore):
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        assert len(capsys.readouterr().out.splitlines()) < 40

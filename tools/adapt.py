@@ -1,0 +1,308 @@
+"""Fit a network to a new hospital: ``python -m tools.adapt MODEL --data DIR --out OUT``.
+
+Fine-tunes MODEL, a run folder or a float .tflite file, with the images of DIR, and says what it scored before and
+after, on images that it was not trained on. Where these are too few to tell anything, it is trained five times more,
+each time without a fifth of the groups (patients, or copies), and asked about those. OUT/run is the network,
+OUT/adapt.md the report; then: python -m export OUT/run --recipes fp32 fp16 int8 --bundle OUT/bundle
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import (
+    ManifestRow,
+    manifest_folder,
+    number_groups,
+    read_manifest,
+    write_manifest,
+)
+from brainq_torch.evaluation.comparison import Comparison, compare_predictions
+from brainq_torch.evaluation.metrics import Metrics, compute_metrics
+from brainq_torch.fit import make_parser as make_fit_parser
+from brainq_torch.fit import resolve
+from brainq_torch.run import load_run, read_yaml
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    atomic_path,
+    find_config,
+    hash_file,
+    write_json,
+)
+from export.run.metadata import FileMetadata, read_metadata
+from export.run.runners import load_runner
+from tools.command import CommandError, format_table, run_resumable
+from tools.restore import describe_file, read_folded
+from tools.sources import FAILED, clear_images
+from tools.study.runner import Step, StepFailed, StepRunner
+
+FEWEST = 100
+"""Images held out, with fewer of which no accuracy is told from another: its 95 % interval is 20 points wide."""
+
+FOLDS = 5
+NEW, OLD = "new", "old"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the same images scored before and after. how: where they come from. before, after: (N, classes) logits."""
+
+    how: str
+    labels: NDArray[np.int64]
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+    classes: tuple[str, ...]
+
+    def measure(self) -> tuple[Metrics, Metrics, Comparison]:
+        """Return the metrics before and after, and the paired comparison."""
+        both = [compute_metrics(logits, self.labels, self.classes) for logits in (self.before, self.after)]
+        return both[0], both[1], compare_predictions(self.before, self.after, self.labels, self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        before, after, paired = self.measure()
+        return {"how": self.how, "before": before.to_json(), "after": after.to_json(), "comparison": paired.to_json()}
+
+    def row(self, name: str) -> list[str]:
+        """Return the line of the table."""
+        before, after, paired = self.measure()
+        return [
+            name,
+            self.how,
+            str(before.n),
+            f"{100 * before.accuracy:.1f} -> {100 * after.accuracy:.1f}",
+            f"{before.macro_f1:.3f} -> {after.macro_f1:.3f}",
+            f"{paired.only_b_right} / {paired.only_a_right}",
+            f"{paired.mcnemar_p:.2g}",
+        ]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line; what it does not know is for ``brainq_torch.fit``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.adapt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", help="run folder, or .tflite file with float weights")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="the hospital's images: class folders, or a labels.csv"
+    )
+    parser.add_argument("--out", required=True, metavar="OUT", help="folder for the run and its report")
+    parser.add_argument(
+        "--old", metavar="DIR", help="images that it was trained on before, mixed in: nothing is forgotten"
+    )
+    parser.add_argument("--train", choices=("all", "head"), default="all", help="all layers, or the last alone")
+    parser.add_argument("--config", default="adapt", metavar="YAML", help="default: configs/adapt.yaml")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns 0, 1 when a training failed, or 2 for a wrong input, or 130 when stopped."""
+    options, others = make_parser().parse_known_args(arguments)
+    return run_resumable(lambda: _adapt(options, others))
+
+
+def _adapt(options: argparse.Namespace, others: list[str]) -> int:
+    options.config = find_config(options.config)
+    read_yaml(options.config)  # names the file, which the parser does not
+    out, start = Path(options.out), Path(options.model)
+    stages = make_fit_parser().parse_args([f"--config={options.config}", *others]).stages
+    known = _describe_file(start) if start.is_file() else _describe_run(start)
+    words = [*_training_words(options, known, stages), *others]
+    rows = _list_images(out, words)
+    held_out = [row for row in rows if row.source == NEW and row.split == _held_out(rows, NEW)]
+    folds = divide(rows) if len(held_out) < FEWEST else []
+    runner = StepRunner(out, 2 + len(folds) + start.is_file(), lambda line: print(line, flush=True))
+    with runner.locked():
+        try:
+            run = _restore(runner, start, words) if start.is_file() else start
+            trained = [
+                _train(runner, name, [*words, f"--init={run}"], parts)
+                for name, parts in [("run", rows), *((f"fold_{place}", each) for place, each in enumerate(folds))]
+            ]
+        except StepFailed as failure:
+            print(f"error: {failure}", file=sys.stderr)
+            return FAILED
+    _report(out, f"{start} -> {trained[0]}", measure_changes(run, trained, rows, folds), len(folds))
+    return 0
+
+
+def _describe_file(file: Path) -> FileMetadata:
+    """Return what a file says of itself. Raises CommandError, or another BrainqError, where it cannot be restored."""
+    load_runner(file)
+    read_folded(file)
+    return read_metadata(file)
+
+
+def _describe_run(folder: Path) -> FileMetadata:
+    run = load_run(folder)
+    return FileMetadata(run.classes, run.pixels, {"model": run.model_name, "arguments": run.model_arguments})
+
+
+def _training_words(options: argparse.Namespace, known: FileMetadata, stages: list[Any]) -> list[str]:
+    """Return the words of every training but for its start, its manifest and its folder."""
+    roots = [{"name": name, "root": root} for name, root in ((NEW, options.data), (OLD, options.old)) if root]
+    words = [
+        f"--config={options.config}",
+        *describe_file(known),
+        "--data.root=.",
+        f"--data.sources={json.dumps(roots)}",
+    ]
+    if options.train == "head":
+        heads = [vars(stage) | {"train": "head", "frozen_blocks": 0, "rate": 1e-3} for stage in stages]
+        words.append(f"--stages={json.dumps(heads)}")
+    return words
+
+
+def _list_images(out: Path, words: list[str]) -> list[ManifestRow]:
+    """Divide the images once for all trainings, and return them."""
+    folder, parser = out / "images", make_fit_parser()
+    record = out / CONFIG
+    config = parser.parse_args([*words, f"--out={folder}"])
+    text = resolve(parser, config)
+    if record.is_file() and record.read_text(encoding="utf-8") != text:
+        raise CommandError(f"{out} was begun with another configuration; name another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not record.is_file():
+        try:
+            parser.instantiate(config).data.write_splits(folder / MANIFEST)
+        except ValueError as error:
+            clear_images(out)
+            lacking = "no training image" in str(error) and "; classes that are not here come with --old DIR"
+            raise CommandError(f"{' '.join(str(error).split())}{lacking or ''}") from error
+        with atomic_path(record) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return read_manifest(folder / MANIFEST)
+
+
+def _held_out(rows: Sequence[ManifestRow], source: str) -> str:
+    """Return the split that a source is measured on: its own Testing, else the validation part."""
+    return "Testing" if any(row.source == source and row.split == "Testing" for row in rows) else "val"
+
+
+def divide(rows: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
+    """Return a manifest per fold: a fifth of the new groups as Testing, another validating; old Testing is left out.
+
+    Raises:
+        CommandError: There are fewer groups of a class than folds.
+    """
+    new = [row for row in rows if row.source == NEW]
+    groups, labels = number_groups(new), np.array([row.label for row in new])
+    fewest = min(len(set(groups[labels == label])) for label in set(labels.tolist()))
+    if fewest < FOLDS:
+        raise CommandError(
+            f"the new images are too few to say anything: cross-validation needs {FOLDS} groups (patients) of each "
+            f"class, one has {fewest}; add images"
+        )
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    fold_of = np.empty(len(new), int)
+    for place, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
+        fold_of[held_out] = place
+    known = {row.group for row in new}  # an old image that is a copy of a new one takes no part
+    old = [row for row in rows if row.source != NEW and row.split != "Testing" and row.group not in known]
+    parts = {0: "Testing", 1: "val"}
+    return [
+        [
+            replace(row, split=parts.get((fold - place) % FOLDS, "Training"))
+            for row, fold in zip(new, fold_of.tolist(), strict=True)
+        ]
+        + old
+        for place in range(FOLDS)
+    ]
+
+
+def _restore(runner: StepRunner, file: Path, words: list[str]) -> Path:
+    """Make a run folder of a file."""
+    run, manifest = runner.out / "start", runner.out / "images" / MANIFEST
+    runner.begin("restore")
+    own = ("tools.restore", str(file), *words, f"--data.manifest={manifest}", "--out", str(run))
+    inputs = {"file": hash_file(file), "splits": hash_file(manifest)}
+    runner.do(Step("restore", own, inputs, (run / CHECKPOINT, run / CONFIG)))
+    return run
+
+
+def _train(runner: StepRunner, name: str, words: list[str], rows: Sequence[ManifestRow]) -> Path:
+    """Train one network, or go on where it was killed."""
+    manifest, run = runner.out / f"{name}.csv", runner.out / name
+    with atomic_path(manifest) as partial:
+        write_manifest(partial, rows)
+    runner.begin(name)
+    own = (f"--data.manifest={manifest}", "--out", str(run), "--resume")
+    inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
+    outputs = tuple(run / each for each in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+    runner.do(Step(name, ("brainq_torch.fit", *words, *own), inputs, outputs))
+    return run
+
+
+def _answer(model: Path, rows: Sequence[ManifestRow]) -> NDArray[np.float32]:
+    """Return a run's logits, (N, classes), of images."""
+    runner = load_runner(model)
+    return runner(load_pixels(manifest_folder(Path(), rows), runner.pixels))
+
+
+def measure_changes(
+    start: Path, trained: Sequence[Path], rows: Sequence[ManifestRow], folds: Sequence[list[ManifestRow]]
+) -> dict[str, Change]:
+    """Measure before and after, by what the images are. trained: the network, then one for each fold."""
+    classes = load_run(start).classes
+
+    def change(how: str, parts: Sequence[tuple[Path, list[ManifestRow]]]) -> Change:
+        labels = [classes.index(row.label) for _, part in parts for row in part]
+        before = np.concatenate([_answer(start, part) for _, part in parts])
+        after = np.concatenate([_answer(run, part) for run, part in parts])
+        return Change(how, np.array(labels), before, after, classes)
+
+    found = {}
+    if folds:
+        parts = [[row for row in fold if row.split == "Testing"] for fold in folds]
+        how = f"{FOLDS}-fold cross-validation over groups"
+        found[f"all {NEW} ones"] = change(how, list(zip(trained[1:], parts, strict=True)))
+    for source in sorted({row.source for row in rows}):
+        split = _held_out(rows, source)
+        part = [row for row in rows if (row.source, row.split) == (source, split)]
+        if part:
+            found[source] = change(split, [(trained[0], part)])
+    return found
+
+
+def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None:
+    """Write and print what came out."""
+    count = len(found[NEW].labels) if NEW in found else 0
+    said = [
+        f"{count} new images held out are too few to tell anything by: fewer than {FEWEST}. So the network was trained "
+        f"{folds} times more, each time without a fifth of the groups, and asked about those.",
+        "",
+    ]
+    heads = ["images", "held out by", "n", "accuracy, %", "macro F1", "gained / lost", "McNemar p"]
+    table = format_table(heads, [each.row(name) for name, each in found.items()])
+    text = "\n".join([title, "", *(said if folds else []), table, *(_recalls(*each) for each in found.items()), ""])
+    write_json(out / "adapt.json", {name: each.to_json() for name, each in found.items()})
+    with atomic_path(out / "adapt.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(f"\n{text}\nnext: python -m export {out / 'run'} --recipes fp32 fp16 int8 --bundle {out / 'bundle'}")
+
+
+def _recalls(name: str, change: Change) -> str:
+    before, after, _ = change.measure()
+    each = ", ".join(
+        f"{label} {100 * row.recall:.1f} -> {100 * after.per_class[label].recall:.1f}"
+        for label, row in before.per_class.items()
+        if row.support
+    )
+    return f"recall, {name}: {each}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
