@@ -31,16 +31,7 @@ from brainq_torch.evaluation.metrics import Metrics, compute_metrics
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import load_run, read_yaml
-from brainq_torch.run_files import (
-    CHECKPOINT,
-    CONFIG,
-    MANIFEST,
-    METRICS,
-    atomic_path,
-    find_config,
-    hash_file,
-    write_json,
-)
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, atomic_path, find_config, hash_file, write_json
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.command import CommandError, format_table, run_resumable
@@ -241,7 +232,7 @@ def _train(runner: StepRunner, name: str, words: list[str], rows: Sequence[Manif
     runner.begin(name)
     own = (f"--data.manifest={manifest}", "--out", str(run), "--resume")
     inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
-    outputs = tuple(run / each for each in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+    outputs = tuple(run / each for each in (CHECKPOINT, CONFIG, MANIFEST))
     runner.do(Step(name, ("brainq_torch.fit", *words, *own), inputs, outputs))
     return run
 
