@@ -1,7 +1,7 @@
-"""Keeps the memory that a training step frees for the next one: a tenth to a quarter of a step were page faults.
+"""Keeps the memory that one step frees for the next: a tenth to a quarter of training and of export were page faults.
 
 glibc gives large blocks back to the system at once and asks for them again in the next step. Its settings are read
-when a process begins, so the command starts itself anew, once.
+when a process begins, so these commands start themselves anew, once.
 """
 
 import itertools
@@ -14,17 +14,17 @@ TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_thr
 Source: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html.
 """
 
-COMMAND = "brainq_torch.fit"
+COMMANDS = {"fit": "brainq_torch.fit", "export": "export"}
 SWITCH = "--fast_malloc"
 _OLDEST_GLIBC = (2, 35)  # knows hugetlb
 
 
 def restart_to_keep_memory() -> None:
-    """Start ``brainq fit`` or its ``python -m`` form anew with the settings, before PyTorch is loaded; no other."""
-    words = sys.orig_argv
-    script = os.path.basename(sys.argv[0]) == "brainq" and sys.argv[1:2] == ["fit"]
-    starts = script or (sys.argv[:1] == ["-m"] and COMMAND in words)
-    off = f"{SWITCH}=false" in words or (SWITCH, "false") in itertools.pairwise(words)
+    """Start ``brainq fit`` or ``export``, or its ``python -m`` form, anew with the settings, before PyTorch is loaded."""
+    words, pairs = sys.orig_argv, set(itertools.pairwise(sys.orig_argv))
+    script = os.path.basename(sys.argv[0]) == "brainq" and not COMMANDS.keys().isdisjoint(sys.argv[1:2])
+    starts = script or (sys.argv[:1] == ["-m"] and any(("-m", module) in pairs for module in COMMANDS.values()))
+    off = f"{SWITCH}=false" in words or (SWITCH, "false") in pairs
     if starts and not off and "GLIBC_TUNABLES" not in os.environ and _glibc() >= _OLDEST_GLIBC:
         os.execve(sys.executable, [sys.executable, *words[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})
 

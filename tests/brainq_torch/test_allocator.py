@@ -1,4 +1,4 @@
-"""Training starts itself anew once with glibc's settings; a user's own setting, a flag and importers are left."""
+"""Training and export start themselves anew once with glibc's settings; a user's own setting, a flag and importers are left."""
 
 import os
 import shutil
@@ -20,6 +20,9 @@ def ask(tmp_path):
     for name in ("__init__", "allocator", "openmp"):
         shutil.copy(f"brainq_torch/{name}.py", tmp_path / "brainq_torch")
     (tmp_path / "brainq_torch" / "fit.py").write_text(FIT)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").write_text("import brainq_torch")
+    (tmp_path / "export" / "__main__.py").write_text(FIT)
 
     def start(*words, **settings):
         kept = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | settings
@@ -34,8 +37,9 @@ def ask(tmp_path):
 
 
 @pytest.mark.skipif(NO_GLIBC, reason="another C library")
-def test_a_training_keeps_its_memory_and_its_words(ask):
-    assert ask("-m", "brainq_torch.fit", "--seed", "3") == (TUNABLES, ["--seed", "3"])
+@pytest.mark.parametrize("command", ["brainq_torch.fit", "export"])
+def test_a_command_keeps_its_memory_and_its_words(ask, command):
+    assert ask("-m", command, "--seed", "3") == (TUNABLES, ["--seed", "3"])
 
 
 @pytest.mark.skipif(NO_GLIBC, reason="another C library")
