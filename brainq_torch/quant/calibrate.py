@@ -4,8 +4,10 @@ And correct biases, where that is asked: rounding shifts the mean of what a laye
 (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with means measured on images).
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,9 @@ from brainq_torch.quant.switches import set_fake_quant
 _BINS = 2048
 _PERCENTILE = 99.99
 """Share of an activation's values, in percent, that the percentile method keeps between its two ends."""
+_TAIL = (100 - _PERCENTILE) / 200
+"""Share that may be lost at each end."""
+_ROW = 1024  # values that are passed over at once where none of them is among the kept
 _CANDIDATES = np.linspace(0.3, 1.0, 71)
 """Shares of the full range that the MSE method tries."""
 
@@ -50,6 +55,45 @@ class ValueHistogram:
         return middles
 
 
+@dataclass
+class _Tails:
+    """The smallest and the largest values of one activation, as many as the percentile method may clip and two more."""
+
+    lowest: Tensor = field(default_factory=lambda: torch.empty(0))  # negated
+    highest: Tensor = field(default_factory=lambda: torch.empty(0))
+    total: int = 0
+
+    def add(self, values: Tensor, images: int) -> None:
+        """Take in a batch's values, (B, ...) of ``images`` in all."""
+        whole = values[0].numel() * images
+        kept = max(1, min(int(_TAIL * whole) + 2, whole // 2))
+        self.lowest = _keep_largest(self.lowest, -values, kept)
+        self.highest = _keep_largest(self.highest, values, kept)
+        self.total += values.numel()
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return -self.lowest.max().item(), self.highest.max().item()
+
+    def counts(self) -> Tensor:
+        """Count both ends' values in the bins of a histogram; all between stand in one bin, where none is clipped."""
+        parts = (-self.lowest, self.highest, -self.lowest.min())
+        low, high, between = (torch.histc(part, _BINS, *self.ends).double() for part in parts)
+        return low + high + between * (self.total - len(self.lowest) - len(self.highest))
+
+
+def _keep_largest(kept: Tensor, values: Tensor, count: int) -> Tensor:
+    """Return the ``count`` largest of what was kept before and of a batch's values."""
+    values = values.float().reshape(-1, math.gcd(values.numel(), _ROW))
+    if len(kept) == count:
+        least = kept.min()
+        values = values[values.amax(1) > least]
+        values = values[values > least]
+    found = torch.cat([kept, values.flatten()])
+    return found.topk(min(count, len(found)), sorted=False).values
+
+
 def quantize_post_training(
     model: nn.Module,
     pixels: NDArray[Any],
@@ -63,7 +107,7 @@ def quantize_post_training(
 
 
 def calibrate(
-    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 32
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 8
 ) -> None:
     """Set every activation range from (N, H, W) uint8 images, then finalize the network. In place.
 
@@ -75,7 +119,7 @@ def calibrate(
 
 
 def choose_ranges(
-    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 32
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 8
 ) -> dict[str, tuple[float, float]]:
     """Return {activation: (smallest, largest)} as ``calibrate`` sets it. The bits of weights play no part."""
     if method not in _CHOOSERS:
@@ -83,7 +127,7 @@ def choose_ranges(
     if len(pixels) == 0:
         raise ValueError("no images to calibrate with; at least one is needed, a few hundred are usual")
     batches = make_batches(pixels, batch_size)
-    histograms = collect_histograms(prepared, batches)
+    histograms = collect_histograms(prepared, batches, tails=method != "mse")
     choose = _CHOOSERS[method]
     return {name: choose(histogram) for name, histogram in histograms.items()}
 
@@ -113,31 +157,37 @@ def correct_biases(network: nn.Module, model: nn.Module, pixels: NDArray[Any], s
 
 
 @torch.no_grad()
-def collect_histograms(prepared: nn.Module, batches: Sequence[Tensor]) -> dict[str, ValueHistogram]:
-    """Histogram every activation but the input of the un-rounded network in two passes: ends, then bins."""
-    ends: dict[str, tuple[float, float]] = {}
-    counts: dict[str, Tensor] = {}
+def collect_histograms(
+    prepared: nn.Module, batches: Sequence[Tensor], tails: bool = False
+) -> dict[str, ValueHistogram]:
+    """Histogram every activation but the input of the un-rounded network in two passes: ends, then bins.
 
-    def note_ends(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        low, high = (end.item() for end in torch.aminmax(inputs[0]))
-        before = ends.get(name, (low, high))
-        ends[name] = min(low, before[0]), max(high, before[1])
+    ``tails``: exact at both ends alone, as far as the percentile method clips, and half the time: one pass.
+    """
+    found: defaultdict[str, _Tails] = defaultdict(_Tails)
+    counts: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(_BINS, dtype=torch.float64))
+    images = sum(map(len, batches))
+
+    def note_tails(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found[name].add(inputs[0], images)
 
     def note_counts(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        found = torch.histc(inputs[0].float(), _BINS, *ends[name]).double()
-        counts[name] = counts[name] + found if name in counts else found
+        counts[name] += torch.histc(inputs[0].float(), _BINS, *found[name].ends).double()
 
     exact = scheme_of(prepared).exact_scales
     training = prepared.training
     prepared.eval()
     set_fake_quant(prepared, False)
     try:
-        for note in (note_ends, note_counts):
+        for note in (note_tails,) if tails else (note_tails, note_counts):
             _run_noting(prepared, batches, note)
     finally:
         set_fake_quant(prepared, True)
         prepared.train(training)
-    return {name: ValueHistogram(*ends[name], counts[name].numpy(), exact) for name in ends}
+    return {
+        name: ValueHistogram(*tail.ends, (tail.counts() if tails else counts[name]).numpy(), exact)
+        for name, tail in found.items()
+    }
 
 
 def _run_noting(prepared: nn.Module, batches: Sequence[Tensor], note: Callable[..., Any]) -> None:
@@ -154,10 +204,9 @@ def _run_noting(prepared: nn.Module, batches: Sequence[Tensor], note: Callable[.
 def _choose_percentile(histogram: ValueHistogram) -> tuple[float, float]:
     """Clip half of what may be lost at each end; an end that is zero (ReLU) stays."""
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
-    tail = (100 - _PERCENTILE) / 100
     edges = np.linspace(histogram.low, histogram.high, _BINS + 1)
-    low = edges[int(np.searchsorted(share, tail / 2, side="right"))] if histogram.low < 0 else histogram.low
-    high = edges[min(_BINS, int(np.searchsorted(share, 1 - tail / 2)) + 1)]
+    low = edges[int(np.searchsorted(share, _TAIL, side="right"))] if histogram.low < 0 else histogram.low
+    high = edges[min(_BINS, int(np.searchsorted(share, 1 - _TAIL)) + 1)]
     return float(low), float(high)
 
 

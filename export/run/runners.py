@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -151,17 +154,20 @@ class OnnxRunner:
 class TFLiteRunner:
     """A TFLite file in the LiteRT interpreter on the CPU, one image a call, as a device runs it.
 
+    Each thread has images and an interpreter of its own: twice as fast as one interpreter that uses two threads.
+
     xnnpack: False runs LiteRT's built-in kernels throughout, as a device without XNNPACK does.
     """
 
     def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, xnnpack: bool = True) -> None:
+        self._threads, self._open = threads, partial(open_tflite, path, 1, XNNPACK if xnnpack else BUILTIN_KERNELS)
         try:
-            self._interpreter = open_tflite(path, threads, XNNPACK if xnnpack else BUILTIN_KERNELS)
-            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+            first = self._open()
+            inputs, outputs = first.get_input_details(), first.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
-        self._name = str(path)
+        self._name, self._interpreters = str(path), [first]
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
         self._input, self._output = inputs[0], outputs[0]
@@ -187,16 +193,27 @@ class TFLiteRunner:
 
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Return the logits in the file's own type."""
-        rows = []
-        for image in batches(images, self.pixels, 1):
-            real = scale_pixels(image).transpose(0, 2, 3, 1)
-            self._interpreter.set_tensor(self._input["index"], feed(real, self._input))
-            try:
-                self._interpreter.invoke()
-            except RuntimeError as error:
-                raise RunnerError(f"{self._name} cannot be run by the LiteRT interpreter: {error}") from error
-            rows.append(self._interpreter.get_tensor(self._output["index"]))
+        used = max(1, min(self._threads, len(images)))
+        self._interpreters += [self._open() for _ in range(used - len(self._interpreters))]
+        free: SimpleQueue[Any] = SimpleQueue()
+        for interpreter in self._interpreters[:used]:
+            free.put(interpreter)
+        with ThreadPoolExecutor(used) as pool:
+            rows = list(pool.map(partial(self._run, free), batches(images, self.pixels, 1)))
         return join_logits(self._name, rows, self._output["dtype"], len(self.classes))
+
+    def _run(self, free: SimpleQueue[Any], image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        real = scale_pixels(image).transpose(0, 2, 3, 1)
+        interpreter = free.get()
+        try:
+            interpreter.set_tensor(self._input["index"], feed(real, self._input))
+            interpreter.invoke()
+            logits: npt.NDArray[Any] = interpreter.get_tensor(self._output["index"])
+        except RuntimeError as error:
+            raise RunnerError(f"{self._name} cannot be run by the LiteRT interpreter: {error}") from error
+        finally:
+            free.put(interpreter)
+        return logits
 
 
 def _describe(path: Path, pixels: PixelSpec | None, classes: tuple[str, ...] | None) -> FileMetadata:

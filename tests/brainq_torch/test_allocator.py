@@ -1,4 +1,4 @@
-"""Training and export start themselves anew once with glibc's settings; a user's own setting, a flag and importers are left."""
+"""Training and export start anew once with glibc's settings; a user's own setting, a flag and importers are left."""
 
 import os
 import shutil
@@ -43,10 +43,10 @@ def test_a_command_keeps_its_memory_and_its_words(ask, command):
 
 
 @pytest.mark.skipif(NO_GLIBC, reason="another C library")
-def test_so_does_brainq_fit_and_no_other_command(ask, tmp_path):
+def test_so_do_their_brainq_words_and_no_other(ask, tmp_path):
     (tmp_path / "brainq").write_text("import sys, brainq_torch; sys.argv.pop(1); import brainq_torch.fit")
-    assert ask("brainq", "fit", "--seed", "3") == (TUNABLES, ["--seed", "3"])
-    assert ask("brainq", "export", "fit") == ("None", ["fit"])
+    assert ask("brainq", "fit", "--seed", "3") == ask("brainq", "export", "--seed", "3") == (TUNABLES, ["--seed", "3"])
+    assert ask("brainq", "evaluate", "fit") == ("None", ["fit"])
 
 
 @pytest.mark.parametrize("words", [["--fast_malloc=false"], ["--fast_malloc", "false"]])

@@ -91,7 +91,7 @@ def test_each_tflite_file_is_also_run_without_xnnpack(report, tiny_export, tiny_
 @pytest.mark.parametrize("xnnpack", [True, False])
 def test_only_the_row_of_that_name_runs_without_xnnpack(tiny_int8_export, xnnpack):
     runner = Candidate(str(_int8(tiny_int8_export)[1]), xnnpack).load(1, as_written=True)
-    operators = {details["op_name"] for details in runner._interpreter._get_ops_details()}
+    operators = {details["op_name"] for details in runner._interpreters[0]._get_ops_details()}
     assert ("DELEGATE" in operators) == xnnpack
 
 

@@ -69,6 +69,17 @@ def test_histograms_count_every_value(float_model, pixels):
     assert prepared.training
 
 
+def test_the_tails_alone_give_the_percentile_methods_ranges(float_model, pixels):
+    prepared = prepare_qat(float_model, Scheme())
+    batches = [_scaled(pixels[i : i + 4]) for i in (0, 4, 8)]
+    whole, tails = (collect_histograms(prepared, batches, tails) for tails in (False, True))
+    choose = _CHOOSERS["percentile"]
+    assert {name: choose(one) for name, one in tails.items()} == {name: choose(one) for name, one in whole.items()}
+    assert all(one.counts.sum() == whole[name].counts.sum() for name, one in tails.items())
+    inside = [name for name, one in whole.items() if choose(one)[1] < one.high]
+    assert inside  # some are clipped
+
+
 @pytest.mark.parametrize("method", ["min_max", "percentile", "mse"])
 def test_calibrated_network_is_finalized_and_near_the_float_one(float_model, pixels, method):
     quantized = quantize_post_training(float_model, pixels, method=method)

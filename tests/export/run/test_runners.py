@@ -60,6 +60,15 @@ def test_any_number_of_images_gives_each_the_same_logits(tiny_run, tiny_export, 
     np.testing.assert_allclose(logits, runner(images)[:count], rtol=0, atol=1e-6)
 
 
+def test_threads_deal_out_the_images_of_a_tflite_file(tiny_export):
+    images = random_images(23)
+    alone, together = (load_runner(tiny_export / "model_fp32.tflite", threads) for threads in (1, 3))
+    expected = np.concatenate([alone(image[None]) for image in images])
+    np.testing.assert_array_equal(together(images), expected)
+    np.testing.assert_array_equal(together(images[:2]), expected[:2])
+    assert (len(alone._interpreters), len(together._interpreters)) == (1, 3)
+
+
 @pytest.mark.parametrize("name", ["", *FILES])
 def test_says_pixels_and_classes(tiny_run, tiny_export, name):
     runner = load_runner(tiny_export / name if name else tiny_run, threads=2)
