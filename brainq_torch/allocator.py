@@ -20,7 +20,7 @@ _OLDEST_GLIBC = (2, 35)  # knows hugetlb
 
 
 def restart_to_keep_memory() -> None:
-    """Start ``brainq fit``, ``export``, or their ``python -m`` form, anew with the settings, before PyTorch is loaded."""
+    """Start ``brainq fit``, ``export``, or their ``python -m`` form, anew with the settings, before PyTorch loads."""
     words, pairs = sys.orig_argv, set(itertools.pairwise(sys.orig_argv))
     script = os.path.basename(sys.argv[0]) == "brainq" and not COMMANDS.keys().isdisjoint(sys.argv[1:2])
     starts = script or (sys.argv[:1] == ["-m"] and any(("-m", module) in pairs for module in COMMANDS.values()))
