@@ -36,7 +36,13 @@ export function sumUp(series, rows, classes, rule) {
   const strongest = said.strongest === null ? null : shown[said.strongest];
   const reasons = series.slices.map(({ unfit }) => unfit).filter(Boolean);
   const unfit = [...new Set(reasons)].map((why) => `${reasons.filter((one) => one === why).length} slices left out: each ${why}`);
+  const unlike = shown.filter((row) => (row.outlier ?? 0) > 1).length;
   const unread = rows.length - answered.length;
+  const notes = [
+    ...unfit,
+    ...(unlike ? [`${unlike} slices do not count: unlike the images it was trained on`] : []),
+    ...(unread ? [`${unread} slices could not be read`] : []),
+  ];
   return {
     level: "series", path: series.path, series: series.name, title: series.title,
     slices: rows.length, answered: answered.length,
@@ -44,7 +50,7 @@ export function sumUp(series, rows, classes, rule) {
     counts,
     carried_by: shown.filter((row) => row.best === said.best).map(({ slice }) => slice),
     strongest: strongest && { slice: strongest.slice, probability: strongest.probabilities[said.best] },
-    notes: unread ? [...unfit, `${unread} slices could not be read`] : unfit,
+    notes,
   }; // prettier-ignore
 }
 

@@ -202,5 +202,5 @@ def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bund
         for one, other in zip(said["rows"], mine, strict=True):
             if other["probabilities"]:
                 assert one["probabilities"] == pytest.approx(other["probabilities"])
-        for key in ("class", "best", "reason", "counts", "carried_by"):
+        for key in ("class", "best", "reason", "counts", "carried_by", "notes"):
             assert said[key] == series[key], (said["path"], key)
