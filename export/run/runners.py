@@ -154,7 +154,7 @@ class OnnxRunner:
 class TFLiteRunner:
     """A TFLite file in the LiteRT interpreter on the CPU, one image a call, as a device runs it.
 
-    Each thread has images and an interpreter of its own: twice as fast as one interpreter that uses two threads.
+    Each thread has images and an interpreter of its own: 8 % faster on two cores than one interpreter with two threads.
 
     xnnpack: False runs LiteRT's built-in kernels throughout, as a device without XNNPACK does.
     """
