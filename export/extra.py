@@ -30,5 +30,5 @@ def import_extra(name: str) -> Any:
             raise
         extra = "tensorflow" if error.name == "tensorflow" else "export"
         raise MissingExtraError(
-            f"{error.name} is not installed; it is of the extra {extra!r}: in the checkout, pip install '.[{extra}]'"
+            f"{error.name} is not installed; it is of the extra {extra!r}: in the checkout, pip install -e '.[{extra}]'"
         ) from error
