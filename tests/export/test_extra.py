@@ -16,5 +16,5 @@ def test_a_package_is_looked_for_without_importing_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("package", "extra"), [("tensorflow", "tensorflow"), ("onnx2tf", "export")])
 def test_the_extra_that_a_package_comes_with_is_named(package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"{package} is not installed; .*pip install '\.\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"{package} is not installed; .*pip install -e '\.\[{extra}\]'"):
         import_extra(package)
