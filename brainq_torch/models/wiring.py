@@ -164,8 +164,11 @@ def fuse_list(model: nn.Module) -> list[list[str]]:
     A convolution or linear layer, then BatchNorm, then ReLU or ReLU6, where nothing else reads what lies between.
     Raises WiringError.
     """
-    steps, groups = read_steps(model), []
-    readers = _readers(steps)
+    return _fuse(read_steps(model))
+
+
+def _fuse(steps: Sequence[WiredStep]) -> list[list[str]]:
+    readers, groups = _readers(steps), []
     for step in steps:
         if step.kind not in ("Conv2d", "Linear"):
             continue
@@ -186,8 +189,9 @@ def shared_activation_groups(model: nn.Module) -> list[list[str]]:
     are exact, as TFLite demands of the last three. A fused group has the name of its first module.
     Raises WiringError.
     """
-    first = {name: group[0] for group in fuse_list(model) for name in group}
-    steps = [step for step in read_steps(model) if step.name not in first or first[step.name] == step.name]
+    wired = read_steps(model)
+    first = {name: group[0] for group in _fuse(wired) for name in group}
+    steps = [step for step in wired if step.name not in first or first[step.name] == step.name]
     keeping = {kind.__name__ for kind in _KEEPING}
     group_of: dict[str, list[str]] = {}
     for step in steps:
