@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.balanced import take_in_turn
@@ -129,13 +130,7 @@ def train(model: nn.Module, images: NDArray[np.uint8], steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    for part in model.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.reset_running_stats()
-            part.momentum = None  # the plain average
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
+    update_bn(batches, model)
     model.eval()
 
 
