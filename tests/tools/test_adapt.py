@@ -7,10 +7,8 @@ import pytest
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.synthesis.phantom import write_phantoms
-from brainq_torch.fit import main as fit_main
 from tools import adapt, restore
 from tools.command import CommandError
-from tools.study import runner
 
 SMALL = ["--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
@@ -26,20 +24,6 @@ def hospital(tmp_path_factory):
         lines.append(f"{path.relative_to(root / 'images').as_posix()},{path.parent.name},p{number}")
     (root / "images" / "labels.csv").write_text("\n".join(lines) + "\n")
     return root / "images"
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Run the steps' commands in this process; return their words."""
-    done = []
-
-    def run(words, title, log, say):
-        done.append(list(words))
-        log.write_text(f"{title}\n")
-        return {"brainq_torch.fit": fit_main, "tools.restore": restore.main}[words[0]](list(words[1:]))
-
-    monkeypatch.setattr(runner, "run_logged", run)
-    return done
 
 
 def test_too_few_images_are_cross_validated_over_groups_and_a_file_is_restored(

@@ -74,20 +74,6 @@ def test_folds_that_cannot_be_are_refused(rows, wanted, message):
         make_folds(rows, wanted)
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Run the steps' commands in this process; return their words."""
-    done = []
-
-    def run(words, title, log, say):
-        done.append(list(words))
-        log.write_text(f"{title}\n")
-        return fit_main(list(words[1:]))
-
-    monkeypatch.setattr(runner, "run_logged", run)
-    return done
-
-
 def test_one_command_trains_all_folds_and_none_twice(two_sources, tmp_path, in_process, capsys):
     root, words = two_sources
     out = tmp_path / "folds"
