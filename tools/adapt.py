@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from brainq_torch.data.dataset.manifest import (
     ManifestRow,
     manifest_folder,
     number_groups,
-    read_manifest,
     write_manifest,
 )
 from brainq_torch.evaluation.comparison import Comparison, compare_predictions
@@ -36,8 +36,8 @@ from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.command import CommandError, format_table, run_resumable
 from tools.restore import describe_file, read_folded
-from tools.sources import FAILED, clear_images
-from tools.study.runner import Step, StepFailed, StepRunner
+from tools.sources import FAILED, IMAGES, check_begun, list_images
+from tools.study.runner import Step, StepFailed, StepRunner, training_step
 
 FEWEST = 100
 """Images held out, with fewer of which no accuracy is told from another: its 95 % interval is 20 points wide."""
@@ -56,19 +56,20 @@ class Change:
     after: NDArray[np.float32]
     classes: tuple[str, ...]
 
-    def measure(self) -> tuple[Metrics, Metrics, Comparison]:
-        """Return the metrics before and after, and the paired comparison."""
+    @cached_property
+    def measured(self) -> tuple[Metrics, Metrics, Comparison]:
+        """The metrics before and after, and the paired comparison."""
         both = [compute_metrics(logits, self.labels, self.classes) for logits in (self.before, self.after)]
         return both[0], both[1], compare_predictions(self.before, self.after, self.labels, self.classes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        before, after, paired = self.measure()
+        before, after, paired = self.measured
         return {"how": self.how, "before": before.to_json(), "after": after.to_json(), "comparison": paired.to_json()}
 
     def row(self, name: str) -> list[str]:
         """Return the line of the table."""
-        before, after, paired = self.measure()
+        before, after, paired = self.measured
         return [
             name,
             self.how,
@@ -159,23 +160,15 @@ def _training_words(options: argparse.Namespace, known: FileMetadata, stages: li
 
 def _list_images(out: Path, words: list[str]) -> list[ManifestRow]:
     """Divide the images once for all trainings, and return them."""
-    folder, parser = out / "images", make_fit_parser()
-    record = out / CONFIG
-    config = parser.parse_args([*words, f"--out={folder}"])
+    parser = make_fit_parser()
+    config = parser.parse_args([*words, f"--out={out / IMAGES}"])
     text = resolve(parser, config)
-    if record.is_file() and record.read_text(encoding="utf-8") != text:
-        raise CommandError(f"{out} was begun with another configuration; name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not record.is_file():
-        try:
-            parser.instantiate(config).data.write_splits(folder / MANIFEST)
-        except ValueError as error:
-            clear_images(out)
-            lacking = "no training image" in str(error) and "; classes that are not here come with --old DIR"
-            raise CommandError(f"{' '.join(str(error).split())}{lacking or ''}") from error
-        with atomic_path(record) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return read_manifest(folder / MANIFEST)
+    check_begun(out, text)
+    try:
+        return list_images(out, parser, config, text)
+    except ValueError as error:
+        lacking = "no training image" in str(error) and "; classes that are not here come with --old DIR"
+        raise CommandError(f"{' '.join(str(error).split())}{lacking or ''}") from error
 
 
 def _held_out(rows: Sequence[ManifestRow], source: str) -> str:
@@ -216,7 +209,7 @@ def divide(rows: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
 
 def _restore(runner: StepRunner, file: Path, words: list[str]) -> Path:
     """Make a run folder of a file."""
-    run, manifest = runner.out / "start", runner.out / "images" / MANIFEST
+    run, manifest = runner.out / "start", runner.out / IMAGES / MANIFEST
     runner.begin("restore")
     own = ("tools.restore", str(file), *words, f"--data.manifest={manifest}", "--out", str(run))
     inputs = {"file": hash_file(file), "splits": hash_file(manifest)}
@@ -230,10 +223,7 @@ def _train(runner: StepRunner, name: str, words: list[str], rows: Sequence[Manif
     with atomic_path(manifest) as partial:
         write_manifest(partial, rows)
     runner.begin(name)
-    own = (f"--data.manifest={manifest}", "--out", str(run), "--resume")
-    inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
-    outputs = tuple(run / each for each in (CHECKPOINT, CONFIG, MANIFEST))
-    runner.do(Step(name, ("brainq_torch.fit", *words, *own), inputs, outputs))
+    runner.do(training_step(name, words, manifest, run))
     return run
 
 
@@ -286,7 +276,7 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
 
 
 def _recalls(name: str, change: Change) -> str:
-    before, after, _ = change.measure()
+    before, after, _ = change.measured
     each = ", ".join(
         f"{label} {100 * row.recall:.1f} -> {100 * after.per_class[label].recall:.1f}"
         for label, row in before.per_class.items()

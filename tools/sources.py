@@ -23,7 +23,6 @@ from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
 from brainq_torch.run_files import (
-    CHECKPOINT,
     CONFIG,
     LEAKAGE,
     MANIFEST,
@@ -31,18 +30,17 @@ from brainq_torch.run_files import (
     SEARCH,
     atomic_path,
     find_config,
-    hash_file,
     write_json,
 )
 from tools.command import CommandError, format_table, natural, positive, run_resumable
 from tools.pseudo_sources import name_looks
-from tools.study.runner import Step, StepFailed, StepRunner
+from tools.study.runner import StepFailed, StepRunner, training_step
 
 FAILED = 1
-_IMAGES = "images"
+IMAGES = "images"
 """Below the folder: where the images' groups are found, once for all folds."""
 
-_BEGUN = {_IMAGES, LEAKAGE, MANIFEST, SEARCH}
+_BEGUN = {IMAGES, LEAKAGE, MANIFEST, SEARCH}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         if config.data.root == "phantom":
             raise CommandError("phantoms have no sources; name data.sources, or --data.root with --pseudo K")
         _check_folder(out, text)
-        rows = _list_images(out, parser, config, text)
+        rows = [row for row in list_images(out, parser, config, text) if row.split != "Testing"]
         folds = make_folds(_name_sources(config, rows, options), options.leave_out)
     except CommandError:
         raise
@@ -109,18 +107,27 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
     return FAILED if failures else 0
 
 
-def _check_folder(out: Path, text: str) -> None:
-    """Refuse a folder of another configuration, or of something else."""
+def check_begun(out: Path, text: str) -> None:
+    """Refuse a folder that was begun with another configuration. text: of this one."""
     path = out / CONFIG
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise CommandError(f"{out} was begun with another configuration; name another folder with --out")
-    if out.exists() and not path.is_file() and {each.name for each in out.rglob("*")} - _BEGUN:
+
+
+def _check_folder(out: Path, text: str) -> None:
+    """Refuse a folder of another configuration, or of something else."""
+    check_begun(out, text)
+    if out.exists() and not (out / CONFIG).is_file() and {each.name for each in out.rglob("*")} - _BEGUN:
         raise CommandError(f"{out} exists and holds something else; name another folder with --out")
 
 
-def _list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str) -> list[ManifestRow]:
-    """Find the groups of all images, once, and return those that are not Testing. text: of the configuration."""
-    folder = out / _IMAGES
+def list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str) -> list[ManifestRow]:
+    """Find groups and splits of all images, once, and return them. text: of the configuration.
+
+    Raises:
+        ValueError: The images cannot be used; the folder is free again.
+    """
+    folder = out / IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     if not (out / CONFIG).is_file():  # written last: what is wrong with the images leaves the folder free
         data = parser.instantiate(config).data
@@ -128,19 +135,19 @@ def _list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str
         try:
             data.write_splits(folder / MANIFEST)
         except ValueError:
-            clear_images(out)
+            _clear_images(out)
             raise
         with atomic_path(out / CONFIG) as partial:
             partial.write_text(text, encoding="utf-8")
-    return [row for row in read_manifest(folder / MANIFEST) if row.split != "Testing"]
+    return read_manifest(folder / MANIFEST)
 
 
-def clear_images(out: Path) -> None:
+def _clear_images(out: Path) -> None:
     """Remove what was found of images that cannot be used."""
-    for name in _BEGUN - {_IMAGES}:
-        (out / _IMAGES / name).unlink(missing_ok=True)
+    for name in _BEGUN - {IMAGES}:
+        (out / IMAGES / name).unlink(missing_ok=True)
     with suppress(OSError):  # something else is in there
-        (out / _IMAGES).rmdir()
+        (out / IMAGES).rmdir()
         out.rmdir()
 
 
@@ -210,12 +217,9 @@ def _train(runner: StepRunner, folds: Sequence[Fold], words: list[str], seeds: S
         for seed in seeds:
             runner.begin(f"{fold.name}, seed {seed}")
             run = run_folder(runner.out, fold, seed)
-            own = ["--seed", str(seed), f"--data.manifest={manifest}", "--data.groups=", "--data.group_pattern="]
-            own += ["--out", str(run), "--resume"]
-            inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
-            outputs = tuple(run / name for name in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+            own = ("--seed", str(seed), "--data.groups=", "--data.group_pattern=")
             try:
-                runner.do(Step(f"{fold.name}_{seed}", ("brainq_torch.fit", *words, *own), inputs, outputs))
+                runner.do(training_step(f"{fold.name}_{seed}", words, manifest, run, own))
             except StepFailed as failure:
                 runner.say(f"not done: {failure}")
                 yield fold.name

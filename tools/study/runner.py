@@ -16,7 +16,7 @@ from typing import Any
 
 from brainq_torch.lock import LockedError, hold_lock
 from brainq_torch.provenance import CODE, find_commit, find_versions, is_dirty
-from brainq_torch.run_files import BrainqError, hash_file, write_json
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, BrainqError, hash_file, write_json
 from tools.command import CommandError
 from tools.study.process import describe_end, run_logged
 from tools.study_schema import StudyError
@@ -54,6 +54,22 @@ class Step:
     def command(self) -> str:
         """Return what a user would type."""
         return format_command(self.words)
+
+
+def training_step(name: str, words: list[str], manifest: Path, run: Path, own: Sequence[str] = ()) -> Step:
+    """Return the step that trains the images of a manifest into a run folder, or goes on there.
+
+    Args:
+        name: Of the step.
+        words: Of every training.
+        manifest: Images and splits; another content trains anew.
+        run: Folder to make.
+        own: More words, of this training.
+    """
+    place = (*own, f"--data.manifest={manifest}", "--out", str(run), "--resume")
+    inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
+    outputs = tuple(run / file for file in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+    return Step(name, ("brainq_torch.fit", *words, *place), inputs, outputs)
 
 
 class StepRunner:
