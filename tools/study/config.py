@@ -46,7 +46,7 @@ class ModelPlan:
         run: A finished run folder that is used instead; it is read only.
         export: A folder that ``python -m export`` made of that run; files that are not in it are made.
         init: The model, earlier in the list, that training starts from.
-        teacher: The model, earlier in the list, that it learns from.
+        teacher: The model, earlier in the list, that it learns from; several stand one after another with a space.
     """
 
     config: str = ""
@@ -59,7 +59,12 @@ class ModelPlan:
     @property
     def parents(self) -> tuple[str, ...]:
         """The models that its training starts or learns from; a finished run needs none."""
-        return () if self.run else tuple(filter(None, (self.init, self.teacher)))
+        return () if self.run else tuple(filter(None, (self.init, *self.teachers)))
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The models that it learns from."""
+        return tuple(self.teacher.split())
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,7 @@ def _check_models(plan: StudyPlan) -> None:
             raise StudyConfigError(f"model {name}: {model.config} is no file; name a YAML of brainq_torch.fit")
         if model.export and not model.run:
             raise StudyConfigError(f"model {name} has export without run; name the run that {model.export} was made of")
-        for role in ("init", "teacher"):
-            other = getattr(model, role)
+        for role, other in (("init", model.init), *(("teacher", teacher) for teacher in model.teachers)):
             if other and other not in above:
                 raise StudyConfigError(
                     f"model {name}: {role} is {other}; allowed are the models above it: {', '.join(above) or 'none'}"

@@ -151,10 +151,10 @@ class _Study:
             run = self.models[model.init].run
             inputs["init"] = hash_file(run / CHECKPOINT)
             words += ["--init", str(run)]
-        if model.teacher:
-            run = self.models[model.teacher].run
-            inputs["teacher"] = hash_file(run / CHECKPOINT)
-            words.append(f"--distillation.teacher.init_args.runs=[{run}]")
+        if model.teachers:
+            runs = [self.models[teacher].run for teacher in model.teachers]
+            inputs["teacher"] = " ".join(hash_file(run / CHECKPOINT) for run in runs)
+            words.append(f"--distillation.teacher.init_args.runs=[{','.join(map(str, runs))}]")
         return words, inputs
 
     def _trainings_behind(self, state: ModelState) -> list[str]:
