@@ -161,6 +161,17 @@ def test_all_models_train_on_the_first_ones_images_and_parts(made):
     assert f"--distillation.teacher.init_args.runs=[{made.out / 'runs' / 'teacher'}]" in student
 
 
+def test_a_student_may_have_several_teachers(bench, capsys):
+    bench.config["models"] = MODELS | {"student": MODELS["student"] | {"teacher": "teacher mobile"}}
+    assert bench.run() == 0
+    runs = ",".join(str(bench.out / "runs" / name) for name in ("teacher", "mobile"))
+    students = [call for call in bench.calls() if "configs/densenet32_kd.yaml" in call]
+    assert [f"--distillation.teacher.init_args.runs=[{runs}]" in call for call in students] == [True]
+    bench.config["models"]["student"]["teacher"] = "teacher nobody"
+    assert bench.run() == 2
+    assert "model student: teacher is nobody; allowed are the models above it" in capsys.readouterr().err
+
+
 def test_a_changed_configuration_trains_anew_under_a_new_name(bench, tmp_path, capsys):
     """The model's own steps and those that come from it are done again; the others, and the old run, are left alone."""
     own = Path(shutil.copy("configs/densenet32_kd.yaml", tmp_path / "own.yaml"))
