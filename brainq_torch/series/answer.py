@@ -88,7 +88,8 @@ def answer_series(
             list(pool.map(_answer, models, [items[start : start + step] for start in range(0, len(items), step)]))
             for item in chunk:
                 if isinstance(item, Unread):
-                    yield Answer({"path": item.path, "error": item.error})
+                    left_out = {"left_out": True} if item.left_out else {}
+                    yield Answer({"path": item.path, "error": item.error, **left_out})
                     continue
                 if not _was_said(item.row, kept):
                     yield Answer(item.row, item.grey)

@@ -5,17 +5,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
 from brainq_torch.data.reading.image import is_meant_as_image, list_named_files, list_slices
-from brainq_torch.data.reading.slices import FileSlice
+from brainq_torch.data.reading.slices import FileSlice, is_mask_by_name
+
+_MASK = "is a mask by its name; name it alone to have it answered"
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A name that gave no answer, and why."""
+    """A name that gave no answer, and why; left_out: it is sound, and of a kind that others are answered without."""
 
     path: str
     error: str
+    left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def find_series(
 ) -> Iterator[Series | Unread]:
     """Yield what the words mean: pictures and volumes in their order, then DICOM files by series, sorted by position.
 
+    A mask by its name, or another modality than MR, is left out, unless it is the only word.
+
     Args:
         words: As ``find_images`` takes them.
         plane: Of volumes, as ``list_slices`` takes it.
@@ -71,10 +76,14 @@ def find_series(
         if isinstance(path, Unread):
             yield path
             continue
+        is_alone = list(words) == [path]
+        if is_mask_by_name(path) and not is_alone:
+            yield Unread(path, _MASK, left_out=True)
+            continue
         try:
             found = list_slices(path, plane)
         except UnreadableImageError as error:
-            yield Unread(path, f"{error.reason}; {error.remedy}")
+            yield Unread(path, f"{error.reason}; {error.remedy}", isinstance(error, OtherKindError) and not is_alone)
             continue
         is_scattered = bool(found[0].series) and not found[0].series.startswith(path)
         for one in found if is_scattered else []:

@@ -22,6 +22,7 @@ SOME_UNREAD = 1
 """Exit code when one image or more could not be read; the others are still answered."""
 
 _SAY_EVERY_S = 10.0
+_NAMED = 3
 
 
 def answer_command(models: Sequence[Answerer], options: argparse.Namespace, **more: Any) -> int:
@@ -57,13 +58,12 @@ def _answer_all(
 ) -> int:
     if not options.json:
         print(NOTICE, file=sys.stderr)
-    progress, unread, counts = _Progress(), 0, {"series": Counter[str](), "slice": Counter[str]()}
+    progress, unread, counts = _Progress(), _Unread(), {"series": Counter[str](), "slice": Counter[str]()}
     found = find_series(options.images, options.plane, progress.looked_at)
     for answer in answer_series(models, found, options.slices):
         row = answer.row
         if "error" in row:
-            unread += 1
-            print(f"not read: {printable(row['path'])}: {printable(row['error'])}", file=sys.stderr)
+            unread.add(row)
         else:
             row |= more
             counts[row["level"]][row["class"]] += 1
@@ -74,12 +74,10 @@ def _answer_all(
         for keeper in keepers:
             keeper.add(answer)
         progress.answered()
-    total = unread + sum(counts["slice"].values())
-    if unread:
-        print(f"{unread} of {total} could not be read", file=sys.stderr)
+    faults = unread.sum_up(answered=counts["slice"].total())
     if counts["series"]:
         print(_sum_up(counts["series"]), file=sys.stderr)
-    return SOME_UNREAD if unread else 0
+    return SOME_UNREAD if faults else 0
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -108,6 +106,34 @@ def _format_series(row: dict[str, Any]) -> str:
 def _sum_up(counts: Counter[str]) -> str:
     named = ", ".join(f"{count} {label}" for label, count in sorted(counts.items(), key=lambda item: -item[1]))
     return f"{sum(counts.values())} series: {named}"
+
+
+class _Unread:
+    """Says on standard error what gave no answer: the first few of each reason, then how many more."""
+
+    def __init__(self) -> None:
+        self._faults, self._left_out, self._first = Counter[str](), Counter[str](), dict[str, str]()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take the row of a file or a slice."""
+        path, reason = printable(row["path"]), printable(row["error"])
+        self._first.setdefault(reason, path)
+        counts = self._left_out if "left_out" in row else self._faults
+        counts[reason] += 1
+        if self._faults[reason] in range(1, _NAMED + 1):
+            print(f"not read: {path}: {reason}", file=sys.stderr)
+
+    def sum_up(self, answered: int) -> int:
+        """Say what it comes to, where so many slices were answered; return the number of faults."""
+        for reason, count in self._faults.items():
+            if count > _NAMED:
+                print(f"not read: {count - _NAMED} more (--json and --csv name them): {reason}", file=sys.stderr)
+        for reason, count in self._left_out.items():
+            print(f"left out: {count}, the first {self._first[reason]}: {reason}", file=sys.stderr)
+        faults = (self._faults if answered else self._faults + self._left_out).total()
+        if faults:
+            print(f"{faults} of {faults + answered} could not be read", file=sys.stderr)
+        return faults
 
 
 class _Progress:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ are the same on every processor and in the browser, so that a clinic can see tha
 
 _PILLOW_OF_310 = "12.3.0"
 """The last Pillow for Python 3.10; it gives the pixels of later ones (``brainq_torch.data.pixels.resize``)."""
+
+_READERS = {"pydicom": "DICOM files", "nibabel": "NIfTI volumes"}
+"""A clinic's CD holds nothing else, and both are plain Python."""
 
 _ROOT = Path(brainq_torch.__file__).parents[1]
 _LICENCE = "LICENSE"
@@ -214,11 +217,21 @@ def _requirements() -> str:
     pins = {name: f"{name}=={version(name)}" for name in PACKAGES}
     pillow = pins.pop("pillow")
     lines = [
-        "# DICOM files need pydicom as well, NIfTI volumes nibabel.",
+        "# Compressed DICOM needs python-gdcm as well.",
         *pins.values(),
         f'{pillow} ; python_version >= "3.11"',
+        f'pillow=={_PILLOW_OF_310} ; python_version < "3.11"',
+        *(_pin_reader(name, what) for name, what in _READERS.items()),
     ]
-    return "\n".join([*lines, f'pillow=={_PILLOW_OF_310} ; python_version < "3.11"', ""])
+    return "\n".join([*lines, ""])
+
+
+def _pin_reader(name: str, what: str) -> str:
+    """Return the line of a package that a bundle reads some files with, a comment where it is not installed here."""
+    try:
+        return f"{name}=={version(name)}"
+    except PackageNotFoundError:
+        return f"# {name}: {what} need it."
 
 
 def _copy(source: Path, target: Path) -> None:

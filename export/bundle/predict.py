@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Name the class of brain-MRI images and series: python predict.py scan.png folder/ [--json]. For research only.
 
-Needs Python 3.10 and the three packages of requirements.txt (ai-edge-litert, numpy, Pillow), no PyTorch; DICOM files
-also need pydicom, NIfTI volumes nibabel. --verify replays the golden images of this folder. Before every run the folder
-is checked against SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find damage and careless
+Needs Python 3.10 and the packages of requirements.txt, no PyTorch: ai-edge-litert, numpy and Pillow, pydicom for DICOM
+files, nibabel for NIfTI volumes. --verify replays the golden images of this folder. Before every run the folder is
+checked against SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find damage and careless
 changes; whoever means harm could write new ones.
 """
 

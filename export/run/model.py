@@ -128,7 +128,7 @@ class Model:
 
         Returns:
             One answer for each picture and slice in order, one more behind each series of several slices; ``Unread``
-            says of a file why it could not be read.
+            says of a file why it could not be read, or was left out (a mask, another modality).
 
         Raises:
             SliceChoiceError: ``slices`` is none of these.
@@ -171,7 +171,7 @@ def load(path: str | os.PathLike[str], threads: int = 1) -> Model:
 def _typed(row: dict[str, Any]) -> Prediction | SeriesPrediction | Unread:
     """Return a row of ``brainq_torch.series`` as the value that it is."""
     if "error" in row:
-        return Unread(row["path"], row["error"])
+        return Unread(row["path"], row["error"], row.get("left_out", False))
     kind: type[Prediction | SeriesPrediction] = SeriesPrediction if row["level"] == "series" else Prediction
     known = {each.name for each in fields(kind)}
     values = {name: value for name, value in row.items() if name in known and value is not None}

@@ -153,6 +153,40 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, c
     assert "4 of 6 could not be read" in captured.err
 
 
+def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, images, capsys):
+    (images / "masks").mkdir()
+    masks = [images / "a b_mask.png", images / "masks" / "a b.png", images / "deeper" / "a-seg.tif"]
+    for path in masks:
+        Image.fromarray(np.diag(np.full(40, 255, np.uint8))).save(path)
+    scan = str(images / "a b.png")
+    for words, expected in (([images], 3), ([images / "*.png"], 1), ([scan, masks[0]], 1)):
+        assert predict.main(["model", *map(str, words), "--json"]) == 0
+        captured = capsys.readouterr()
+        rows = [json.loads(line) for line in captured.out.splitlines()]
+        left_out = [row for row in rows if "left_out" in row]
+        assert {row["path"] for row in left_out} <= set(map(str, masks))
+        assert len(left_out) == expected
+        assert scan in [row["path"] for row in rows if "class" in row]
+        said = f"left out: {expected}, the first {left_out[0]['path']}: is a mask by its name"
+        assert [line.startswith(said) for line in captured.err.splitlines()[-1:]] == [True]
+    assert predict.main(["model", str(masks[0])]) == 1  # alone it is no mask until it is looked at
+    assert "not read" in capsys.readouterr().err
+    assert predict.main(["model", str(images / "masks")]) == 1
+    assert "1 of 1 could not be read" in capsys.readouterr().err
+
+
+def test_of_many_files_with_one_fault_a_few_are_named_and_the_others_counted(runner, images, capsys):
+    for number in range(7):
+        (images / f"{number}.png").write_bytes(b"")
+    assert predict.main(["model", str(images), "--csv", str(images / "a.csv")]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert [line.split(":")[1].strip() for line in said[:3]] == [str(images / f"{number}.png") for number in range(3)]
+    assert said[3:] == [
+        "not read: 4 more (--json and --csv name them): has zero bytes; copy or download it again, or remove it"
+    ]
+    assert all(f"{number}.png" in (images / "a.csv").read_text() for number in range(7))
+
+
 def test_a_folder_without_images_is_an_error(runner, tmp_path, capsys):
     assert predict.main(["model", str(tmp_path), "--json"]) == 1
     assert lines(capsys) == [{"path": str(tmp_path), "error": "holds no images; check the folder"}]

@@ -13,11 +13,11 @@ from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, read_origin
 from brainq_torch.data.reading.raster import PICTURE_SUFFIXES
+from brainq_torch.data.reading.slices import MASK_FOLDERS
 
 _FIGSHARE_CLASSES = ("glioma", "meningioma", "pituitary")
 _FIGSHARE_INDEX = "cvind.mat"
 _SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
-_MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"})
 
 
 @dataclass
@@ -106,7 +106,7 @@ class FolderWalk:
     def class_of(self, folder: str) -> str | None:
         """Return the class that a folder's name means, by itself where classes are those that are there."""
         known = self.labels.of_folder(folder)
-        if known or not self.labels.auto or folder.lower() in _MASK_FOLDERS:
+        if known or not self.labels.auto or folder.lower() in MASK_FOLDERS:
             return known
         check_name(folder)
         return (Labels(tuple(self.found)).of_folder(folder) if self.found else None) or folder
@@ -285,7 +285,7 @@ class FolderWalk:
     def _means_something_else(self, name: str, class_name: str) -> bool:
         """Tell whether a nested folder's name is that of another class, of a split, or of masks."""
         meaning = self.labels.of_folder(name) or split_of_folder(name) or class_name
-        return meaning != class_name or name.lower() in _MASK_FOLDERS
+        return meaning != class_name or name.lower() in MASK_FOLDERS
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

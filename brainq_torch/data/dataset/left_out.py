@@ -1,14 +1,13 @@
 """Says which files in a class folder are no images of that class, by their names or first bytes."""
 
-import re
 from pathlib import Path
 
 from brainq_torch.data.dataset.sample import Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, holds_no_image, looks_like_image
+from brainq_torch.data.reading.slices import is_mask_by_name
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
-_MASK = re.compile(r".[_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+", re.IGNORECASE)
 
 
 def why_left_out(path: Path) -> tuple[str, str, Severity] | None:
@@ -16,7 +15,7 @@ def why_left_out(path: Path) -> tuple[str, str, Severity] | None:
     if path.name.lower() in _SYSTEM_FILES or path.name.startswith("._"):
         return "system file, ignored", "nothing to do", "note"
     has_name = path.suffix.lower() in IMAGE_SUFFIXES
-    if has_name and _MASK.search(path.name):
+    if has_name and is_mask_by_name(path.name):
         return "mask by its name, not read", "nothing to do, or rename it if it is a scan", "warning"
     try:
         if holds_no_image(path):

@@ -16,7 +16,13 @@ from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.pixels.utils import pixel_array
 
-from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, read_header, use_functional_groups, why_unfit
+from brainq_torch.data.reading.dicom_header import (
+    ONE_AT_A_TIME,
+    read_header,
+    require_mr,
+    use_functional_groups,
+    why_unfit,
+)
 from brainq_torch.data.reading.grey import (
     COPY_AGAIN,
     FilePath,
@@ -27,7 +33,6 @@ from brainq_torch.data.reading.grey import (
     rescale_to_uint8,
 )
 
-MODALITY = "MR"
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
@@ -58,7 +63,7 @@ def read_dicom(path: FilePath, frame: int | None = None) -> GreyImage:
 
 def _read(path: FilePath, frame: int | None) -> GreyImage:
     header = read_header(path)
-    _require_mr(path, header)
+    _require_slice(path, header)
     index, notes = _frame_index(path, header, frame)
     use_functional_groups(header, index)
     unfit = why_unfit(header)
@@ -78,12 +83,9 @@ def _read(path: FilePath, frame: int | None) -> GreyImage:
     return GreyImage(square, (*notes, *stretched))
 
 
-def _require_mr(path: FilePath, header: pydicom.Dataset) -> None:
-    """Refuse what is no MR image: the network knows nothing else."""
-    modality = header.get("Modality")
-    if modality != MODALITY:
-        found = f"has modality {modality!r}" if modality else "names no modality (tag 0008,0060)"
-        raise UnreadableImageError(path, f"{found}; only {MODALITY} images are read", "leave it out")
+def _require_slice(path: FilePath, header: pydicom.Dataset) -> None:
+    """Refuse what is no MR image of one slice with all that says how to show it."""
+    require_mr(path, header)
     if "MOSAIC" in np.atleast_1d(header.get("ImageType") or ""):
         remedy = "convert its series to NIfTI, e.g. with dcm2niix"
         raise UnreadableImageError(path, "is a mosaic: many slices side by side in one picture", remedy)
@@ -116,7 +118,7 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
             reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
             raise UnreadableImageError(path, reason, COPY_AGAIN) from error
         reason = f"is compressed ({syntax.name}), and no decoder of that is installed"
-        remedy = "pip install pylibjpeg[all], or save it uncompressed, e.g. with gdcmconv --raw"
+        remedy = "python -m pip install python-gdcm, or save it uncompressed, e.g. with gdcmconv --raw"
         raise UnreadableImageError(path, reason, remedy) from error
     except AttributeError as error:
         raise UnreadableImageError(path, f"has no pixels ({error})", "leave it out") from error

@@ -16,7 +16,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from brainq_torch.data.reading.grey import COPY_AGAIN, PLACEHOLDER, FilePath, UnreadableImageError
+from brainq_torch.data.reading.grey import COPY_AGAIN, PLACEHOLDER, FilePath, OtherKindError, UnreadableImageError
 
 _MAX_FILE_BYTES = 512 * 1024 * 1024
 _DEFER_BYTES = 64 * 1024
@@ -107,6 +107,15 @@ def _refuse_bomb(path: FilePath, start: int) -> None:
                 raise UnreadableImageError(path, reason, COPY_AGAIN)
             if inflater.eof:
                 return
+
+
+def require_mr(path: FilePath, header: pydicom.Dataset) -> None:
+    """Refuse another modality than MR: the network knows nothing else."""
+    modality = header.get("Modality")
+    if not modality:
+        raise UnreadableImageError(path, "names no modality (tag 0008,0060); only MR images are read", "leave it out")
+    if modality != "MR":
+        raise OtherKindError(path, f"has modality {modality!r}; only MR images are read", "leave it out")
 
 
 def why_unfit(header: pydicom.Dataset) -> str:

@@ -10,16 +10,21 @@ import numpy as np
 import pydicom
 
 from brainq_torch.data.reading.dicom import read_dicom
-from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, read_header, why_unfit
+from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, read_header, require_mr, why_unfit
 from brainq_torch.data.reading.grey import FilePath
 from brainq_torch.data.reading.slices import FileSlice
 
 
 def list_dicom_slices(path: FilePath) -> list[FileSlice]:
-    """Return a slice for each frame; place and position as PS3.3 C.7.6.2 and C.7.6.16 say them (no pixel is read)."""
+    """Return a slice for each frame; place and position as PS3.3 C.7.6.2 and C.7.6.16 say them (no pixel is read).
+
+    Raises:
+        UnreadableImageError: It is no MR image.
+    """
     with ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ``read_dicom`` notes them
         header = read_header(path)
+        require_mr(path, header)
         count, unfit = int(header.get("NumberOfFrames", 1) or 1), why_unfit(header)
         series = str(header.get("SeriesInstanceUID", "") or "") or os.fspath(path)
         title = str(header.get("SeriesDescription", "") or "").strip()

@@ -39,6 +39,10 @@ class UnreadableImageError(BrainqError):
         return f"{self.path}: {self.reason}; {self.remedy}"
 
 
+class OtherKindError(UnreadableImageError):
+    """A sound file of a kind that is not answered: beside others, on a CD, it is left out and no fault."""
+
+
 @dataclass(frozen=True)
 class GreyImage:
     """One decoded image.

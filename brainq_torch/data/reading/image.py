@@ -46,11 +46,11 @@ _BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.\0\0\0)|\0\x08\0.[A-Z]{2}"
 """DICOM without preamble: the first tag is of group 2 or 8, with a type of two letters or a length below 256."""
 
 _IMAGELESS = re.compile(
-    rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|481\.[358])[.\0])",
+    rb"DICM.*\x02\0\x02\0UI..1\."
+    rb"(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0])|3\.12\.2\.1107\.5\.9\.1\0)",
     re.DOTALL,
 )
-"""Storage classes (PS3.4 B.5) that hold no picture: DICOMDIR, reports, presentation states, documents, waveforms."""
-
+"""Storage classes (PS3.4 B.5, Siemens' CSA) without a picture: DICOMDIR, reports, presentation states, spectra."""
 _DICOMDIR = re.compile(rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.1\.3\.10[\0\x02]", re.DOTALL)
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -284,7 +284,7 @@ def _figshare_origin(path: FilePath) -> Origin:
 
 @contextmanager
 def _guarded(path: FilePath) -> Iterator[None]:
-    """Turn whatever a reader raises for one file into the one error that callers know."""
+    """Turn what a reader raises for one file into the one error that callers know."""
     try:
         yield
     except UnreadableImageError:

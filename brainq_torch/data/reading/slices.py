@@ -1,11 +1,15 @@
 """What a file of any kind holds: slices, each with its place in a series, decoded only when it is asked for."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from brainq_torch.data.reading.grey import FilePath, GreyImage
 from brainq_torch.run_files import BrainqError
+
+MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"})
+_MASK = re.compile(r".[_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+", re.IGNORECASE)
 
 PLANES = ("sagittal", "coronal", "axial")
 """By the world axis (x to the right, y forward, z up) across the slice."""
@@ -32,6 +36,12 @@ class FileSlice:
     place: tuple[float, ...] = ()
     position_mm: float | None = None
     unfit: str = ""
+
+
+def is_mask_by_name(path: FilePath) -> bool:
+    """Tell whether a file calls itself a mask, or its folder calls it one."""
+    folder, name = os.path.split(path)
+    return _MASK.search(name) is not None or os.path.basename(folder).lower() in MASK_FOLDERS
 
 
 class SliceChoiceError(BrainqError):

@@ -129,9 +129,9 @@ def test_a_long_command_says_how_far_it_is(tmp_path, monkeypatch, capsys):
 
 def test_a_slice_that_cannot_be_read_does_not_stop_the_rest(tmp_path):
     write_series(tmp_path / "a", "1.2.3", [1.0, 2.0, 3.0, 4.0])
-    write_series(tmp_path / "b", "1.2.3", [5.0], Modality="CT")
+    write_series(tmp_path / "b", "1.2.3", [5.0], ImageType=["ORIGINAL", "MOSAIC"])
     *slices, series = rows([tmp_path])
-    assert "modality 'CT'" in slices[4]["error"]
+    assert "is a mosaic" in slices[4]["error"]
     assert (series["answered"], series["notes"]) == (4, ["1 slices could not be read"])
 
 

@@ -72,6 +72,20 @@ def test_a_dicomdir_leads_to_its_images_and_a_cd_is_searched_without_a_word_abou
     assert len(left.slices) == 1
 
 
+def test_other_modalities_are_left_out_beside_others_and_refused_alone(tmp_path):
+    write_series(tmp_path / "a", "1.2.3", [1.0, 2.0])
+    scan = write_dicom(tmp_path / "a" / "ct.dcm", STORED, Modality="CT")
+    nameless = write_dicom(tmp_path / "a" / "nameless.dcm", STORED, Modality=None)
+    for words in ([str(tmp_path / "a")], sorted(map(str, (tmp_path / "a").iterdir()))):
+        *others, series = find_series(words)
+        assert len(series.slices) == 2
+        found = {one.path: (one.left_out, one.error) for one in others}
+        assert found[str(scan)] == (True, "has modality 'CT'; only MR images are read; leave it out")
+        assert found[str(nameless)][0] is False
+    (alone,) = find_series([str(scan)])
+    assert not alone.left_out
+
+
 def test_frames_of_an_enhanced_file_are_placed_by_their_functional_groups(tmp_path):
     def group(**values):
         item = pydicom.Dataset()

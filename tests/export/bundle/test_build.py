@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,16 @@ def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_pa
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert main([scan, "--json"], bundle) == 1
     assert "python -m pip install pydicom" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_the_readers_are_required_where_they_are_known(monkeypatch):
+    def version(name):
+        if name == "nibabel":
+            raise PackageNotFoundError
+        return "9"
+
+    monkeypatch.setattr(bundling, "version", version)
+    assert bundling._requirements().splitlines()[-2:] == ["pydicom==9", "# nibabel: NIfTI volumes need it."]
 
 
 def change_a_byte(path):
