@@ -57,10 +57,12 @@ def test_the_lines_of_the_readmes_run(phantoms, png, tmp_path, monkeypatch, caps
 
 
 def test_a_model_gives_its_runner_s_logits(path, phantoms):
-    model, runner = bq.load(path), load_runner(path)
+    model, runner = bq.load(path, threads=2), load_runner(path, threads=2)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
     np.testing.assert_array_equal(model.logits(images), runner(images))
     assert (model.classes, model.pixels, model.abstention) == (runner.classes, runner.pixels, runner.abstention)
+    if path.suffix == ".tflite":
+        assert len(model.runner._interpreters) == 2  # every thread is used, whoever asks
 
 
 def test_a_prediction_is_the_command_s(path, png, capsys):

@@ -139,7 +139,7 @@ def evaluate(
         BrainqError: The model or the images cannot be used, and what to do.
     """
     loaded = model if isinstance(model, Model) else load(model, threads)
-    name, runner = str(loaded.path), loaded.runners[0]
+    name, runner = str(loaded.path), loaded.runner
     question = ask(name, runner, [f"{folder}={meaning}" for folder, meaning in (label_map or {}).items()])
     words = argparse.Namespace(data=data, split=split, manifest=manifest, table=None)
     return measure(name, runner, *_find_images(name, runner, question, words), question)

@@ -35,7 +35,7 @@ def _predict(options: argparse.Namespace) -> int:
     model = load(options.model, options.threads)
     if model.abstention is None:
         print(f"{options.model} cannot say {UNCERTAIN}: {NO_ABSTENTION}", file=sys.stderr)
-    return answer_command(model.answerers, options)
+    return answer_command(model.answerer, options)
 
 
 main = as_main(make_parser, _predict)

@@ -1,9 +1,11 @@
 """Answers slices a few at a time and series when their last slice is answered, alike in the tools and in a bundle."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,6 +23,8 @@ from brainq_torch.series.rule import SeriesRule
 
 READ_AT_ONCE = 32
 """Images decoded before the model runs on them, which bounds memory."""
+
+_READERS = min(4, os.cpu_count() or 1)  # threads; each may hold one image of MAX_PIXELS
 
 _Row = dict[str, Any]
 
@@ -69,23 +73,23 @@ class _Asked:
 
 
 def answer_series(
-    models: Sequence[Answerer], found: Iterable[Series | Unread], slices: str = "all", rule: SeriesRule | None = None
+    model: Answerer, found: Iterable[Series | Unread], slices: str = "all", rule: SeriesRule | None = None
 ) -> Iterator[Answer]:
     """Yield an answer for each slice, and one for each series of several behind its last slice.
 
     Args:
-        models: One and the same, opened once for each thread that shall run.
+        model: What answers slices.
         found: As ``find_series`` yields it.
         slices: Which of a series, as ``choose_slices`` takes it.
         rule: The one of a series, the fitted one without it.
     """
     asked = _ask(found, slices)
     kept: list[tuple[FileSlice, _Row]] = []
-    with ThreadPoolExecutor(len(models)) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         while chunk := list(islice(asked, READ_AT_ONCE)):
             items = [item for item in chunk if isinstance(item, _Asked)]
-            step = -(-len(items) // len(models)) or 1
-            list(pool.map(_answer, models, [items[start : start + step] for start in range(0, len(items), step)]))
+            list(pool.map(partial(_read, model.pixels), items))
+            _answer(model, [item for item in items if item.pixels is not None])
             for item in chunk:
                 if isinstance(item, Unread):
                     left_out = {"left_out": True} if item.left_out else {}
@@ -96,7 +100,7 @@ def answer_series(
                 kept.append((item.slice, item.row))
                 if item.is_last:
                     if len(item.series.slices) > 1 and any("class" in row for _, row in kept):
-                        yield Answer(_sum_up(item.series, models[0], kept, rule or SeriesRule()))
+                        yield Answer(_sum_up(item.series, model, kept, rule or SeriesRule()))
                     kept = []
 
 
@@ -119,26 +123,27 @@ def _ask(found: Iterable[Series | Unread], word: str) -> Iterator[_Asked | Unrea
             yield Unread(series.path, f"has {len(series.slices)} slices, none of them is --slices {word}")
 
 
-def _answer(model: Answerer, items: Sequence[_Asked]) -> None:
-    """Read, run and judge some slices; fill in what became of them."""
-    for item in items:
-        item.row = {"level": "slice", "path": str(item.slice.path)}
-        if item.series.name:
-            place = {"slice": item.number, "position_mm": item.slice.position_mm}
-            item.row |= {"series": item.series.name, **place}
-        try:
-            image = read_slice(item.slice)
-        except UnreadableImageError as error:
-            if error.reason == BLANK and len(item.series.slices) > 1:  # above the head, or below it
-                nothing: _Row = {"probability": None, "probabilities": None, "notes": []}
-                item.row |= {"class": UNCERTAIN, "label": UNCERTAIN, "uncertain": True, "reason": BLANK, **nothing}
-            else:
-                item.row |= {"error": f"{error.reason}; {error.remedy}"}
-            continue
-        item.grey = image.pixels
-        item.pixels, notes = model.pixels.apply_with_notes(image.pixels)
-        item.notes = (*image.notes, *notes)
-    read = [item for item in items if item.pixels is not None]
+def _read(pixels: PixelSpec, item: _Asked) -> None:
+    """Decode a slice, or fill in why there is no picture of it."""
+    item.row = {"level": "slice", "path": str(item.slice.path)}
+    if item.series.name:
+        item.row |= {"series": item.series.name, "slice": item.number, "position_mm": item.slice.position_mm}
+    try:
+        image = read_slice(item.slice)
+    except UnreadableImageError as error:
+        if error.reason == BLANK and len(item.series.slices) > 1:  # above the head, or below it
+            nothing: _Row = {"probability": None, "probabilities": None, "notes": []}
+            item.row |= {"class": UNCERTAIN, "label": UNCERTAIN, "uncertain": True, "reason": BLANK, **nothing}
+        else:
+            item.row |= {"error": f"{error.reason}; {error.remedy}"}
+        return
+    item.grey = image.pixels
+    item.pixels, notes = pixels.apply_with_notes(image.pixels)
+    item.notes = (*image.notes, *notes)
+
+
+def _answer(model: Answerer, read: Sequence[_Asked]) -> None:
+    """Run and judge slices that were read; fill in what became of them."""
     if not read:
         return
     pixels = np.stack([item.pixels for item in read if item.pixels is not None])

@@ -25,11 +25,11 @@ _SAY_EVERY_S = 10.0
 _NAMED = 3
 
 
-def answer_command(models: Sequence[Answerer], options: argparse.Namespace, **more: Any) -> int:
+def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any) -> int:
     """Answer everything that a command names.
 
     Args:
-        models: As ``answer_series`` takes them.
+        answerer: What answers slices.
         options: Its words: images, json, slices, plane, csv, montage.
         more: What else each answered row says.
 
@@ -40,18 +40,18 @@ def answer_command(models: Sequence[Answerer], options: argparse.Namespace, **mo
         SliceChoiceError, MontageError, OSError: A word of the command is wrong; nothing is done before.
     """
     choose_slices(1, options.slices)
-    sheet = Montage(Path(options.montage), models[0].pixels, models[0].classes) if options.montage else None
-    table = AnswerTable(options.csv, models[0].classes) if options.csv else None
+    sheet = Montage(Path(options.montage), answerer.pixels, answerer.classes) if options.montage else None
+    table = AnswerTable(options.csv, answerer.classes) if options.csv else None
     keepers = [keeper for keeper in (table, sheet) if keeper]
     try:
-        return _answer_all(models, options, more, keepers)
+        return _answer_all(answerer, options, more, keepers)
     finally:
         for keeper in keepers:
             keeper.close()
 
 
 def _answer_all(
-    models: Sequence[Answerer],
+    answerer: Answerer,
     options: argparse.Namespace,
     more: dict[str, Any],
     keepers: Sequence[AnswerTable | Montage],
@@ -60,7 +60,7 @@ def _answer_all(
         print(NOTICE, file=sys.stderr)
     progress, unread, counts = _Progress(), _Unread(), {"series": Counter[str](), "slice": Counter[str]()}
     found = find_series(options.images, options.plane, progress.looked_at)
-    for answer in answer_series(models, found, options.slices):
+    for answer in answer_series(answerer, found, options.slices):
         row = answer.row
         if "error" in row:
             unread.add(row)

@@ -8,7 +8,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
-from brainq_torch.series.answer import Answerer, BrokenModelError, judge
+from brainq_torch.series.answer import READ_AT_ONCE, Answerer, BrokenModelError, judge
 from brainq_torch.series.show import answer_command
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
@@ -64,10 +66,13 @@ class BundledModel:
         self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
         abstention = models[self.file]["metadata"].get("abstention")
         self.abstention = Abstention.from_json(abstention) if abstention else None
-        with without_chatter():
-            self._interpreter = Interpreter(str(folder / self.file), num_threads=threads)
-            self._interpreter.allocate_tensors()
-        self._input, self._output = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        self._threads, self._free = min(threads, READ_AT_ONCE), SimpleQueue[Interpreter]()
+        for _ in range(self._threads):  # side by side they are faster than one with as many threads
+            with without_chatter():
+                interpreter = Interpreter(str(folder / self.file), num_threads=1)
+                interpreter.allocate_tensors()
+            self._free.put(interpreter)
+        self._input, self._output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
         if int(self._output["shape"][-1]) != len(self.classes):
             raise BundleError(f"the model gives {self._output['shape'][-1]} logits for {len(self.classes)} labels")
 
@@ -79,9 +84,13 @@ class BundledModel:
             scale, zero_point = self._input["quantization"]
             limits = np.iinfo(dtype)
             values = np.clip(np.rint(values / np.float32(scale)) + zero_point, limits.min, limits.max).astype(dtype)
-        self._interpreter.set_tensor(self._input["index"], values)
-        self._interpreter.invoke()
-        logits: NDArray[Any] = self._interpreter.get_tensor(self._output["index"])[0]
+        interpreter = self._free.get()
+        try:
+            interpreter.set_tensor(self._input["index"], values)
+            interpreter.invoke()
+            logits: NDArray[Any] = interpreter.get_tensor(self._output["index"])[0]
+        finally:
+            self._free.put(interpreter)
         return logits
 
     def logits(self, raw: NDArray[Any]) -> NDArray[np.float32]:
@@ -102,7 +111,8 @@ class BundledModel:
         return Answerer(self.pixels, self.classes, self.abstention, self._answer)
 
     def _answer(self, images: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.float32]:
-        return np.stack([self.logits(self.run(image)) for image in images])
+        with ThreadPoolExecutor(self._threads) as pool:
+            return np.stack([self.logits(raw) for raw in pool.map(self.run, images)])
 
 
 def golden_answer(model: BundledModel, path: Path) -> tuple[str, dict[str, Any]]:
@@ -190,10 +200,7 @@ def run(folder: Path, options: argparse.Namespace) -> int:
         if model.abstention is None:
             note = f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows"
             print(note, file=sys.stderr)
-        models = [model]
-        if options.threads > 1:  # side by side two interpreters are faster than one with as many threads
-            models = [_load(folder, options.model, options.threads // 2) for _ in range(2)]
-        return answer_command([one.answerer() for one in models], options, model=model.file)
+        return answer_command(model.answerer(), options, model=model.file)
     except (BrainqError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", UNUSABLE)

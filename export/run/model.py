@@ -93,16 +93,16 @@ class Model:
         abstention: When it does not answer; None where it always does.
     """
 
-    def __init__(self, path: Path, runners: Sequence[Runner]) -> None:
-        self.path, self.runners = path, tuple(runners)
-        self.classes: tuple[str, ...] = runners[0].classes
-        self.pixels: PixelSpec = runners[0].pixels
-        self.abstention: Abstention | None = getattr(runners[0], "abstention", None)  # one's own need not have it
+    def __init__(self, path: Path, runner: Runner) -> None:
+        self.path, self.runner = path, runner
+        self.classes: tuple[str, ...] = runner.classes
+        self.pixels: PixelSpec = runner.pixels
+        self.abstention: Abstention | None = getattr(runner, "abstention", None)  # one's own need not have it
 
     @property
-    def answerers(self) -> list[Answerer]:
-        """The same for ``brainq_torch.series``, one for each thread."""
-        return [Answerer(self.pixels, self.classes, self.abstention, partial(run_named, each)) for each in self.runners]
+    def answerer(self) -> Answerer:
+        """The same for ``brainq_torch.series``."""
+        return Answerer(self.pixels, self.classes, self.abstention, partial(run_named, self.runner))
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run it.
@@ -116,7 +116,7 @@ class Model:
         Raises:
             RunnerError: The images are of another shape; NotFiniteError, its kind: the logits are no numbers.
         """
-        return self.runners[0](images)
+        return self.runner(images)
 
     def predict(self, images: Images, slices: str = "all") -> list[Prediction | SeriesPrediction | Unread]:
         """Name the classes of pictures and of series, as ``python -m tools.predict`` does.
@@ -138,7 +138,7 @@ class Model:
             return list(self._answer(images[None] if images.ndim == 2 else images))
         words = [images] if isinstance(images, str | os.PathLike) else images
         found = find_series([os.fspath(word) for word in words])
-        return [_typed(answer.row) for answer in answer_series(self.answerers, found, slices)]
+        return [_typed(answer.row) for answer in answer_series(self.answerer, found, slices)]
 
     def _answer(self, pictures: NDArray[np.uint8]) -> Iterator[Prediction | SeriesPrediction | Unread]:
         if pictures.ndim != 3 or pictures.dtype != np.uint8:
@@ -149,7 +149,7 @@ class Model:
                 yield Unread(name, BLANK)
                 continue
             fitted, notes = self.pixels.apply_with_notes(picture)
-            logits = run_named(self.runners[0], fitted[None], [name])
+            logits = run_named(self.runner, fitted[None], [name])
             (row,) = judge(logits, fitted[None], self.classes, self.abstention)
             yield _typed(row | {"level": "slice", "path": name, "notes": notes})
 
@@ -159,13 +159,12 @@ def load(path: str | os.PathLike[str], threads: int = 1) -> Model:
 
     Args:
         path: The model. Where a file carries a checksum, it must hold.
-        threads: Processor threads; of a .tflite file two interpreters share them, which are faster than one.
+        threads: Processor threads of the network.
 
     Raises:
         RunnerError, MetadataError or RunError, each with what to do.
     """
-    count = 2 if threads > 1 and Path(path).suffix == ".tflite" else 1
-    return Model(Path(path), [load_runner(path, threads // count) for _ in range(count)])
+    return Model(Path(path), load_runner(path, threads))
 
 
 def _typed(row: dict[str, Any]) -> Prediction | SeriesPrediction | Unread:

@@ -91,7 +91,7 @@ def test_it_answers_alone_without_pytorch_and_as_the_runner_does(bundle, tmp_pat
     pixels = np.stack([runner.pixels.apply(read_grey(answer["path"]).pixels) for answer in answers[:4]])
     assert np.array_equal(np.float32([answer["logits"] for answer in answers[:4]]), runner(pixels))
     paths = [answer["path"] for answer in answers[:4]]
-    again = answer_series(Model(tiny_export, [runner]).answerers, find_series(paths))
+    again = answer_series(Model(tiny_export, runner).answerer, find_series(paths))
     for answer, expected in zip(answers, again, strict=False):
         wanted = expected.row
         assert {key: answer[key] for key in ("class", "best", "abstained", "notes")} == {

@@ -336,7 +336,7 @@ def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictu
         assert {request.split("/")[2] for request in browser.requests if "://" in request} == {address.split("/")[2]}
     assert not browser.problems
     files = [str(path) for path in [*paths, tmp_path / "scan.jpg"]]
-    python = {Path(one.row["path"]).name: one.row for one in answer_series([model.answerer()], find_series(files))}
+    python = {Path(one.row["path"]).name: one.row for one in answer_series(model.answerer(), find_series(files))}
     for path in paths:
         expected, found = python[path.name], answers[path.name]
         assert np.array_equal(model.logits(np.int8(found["logits"])), np.float32(expected["logits"])), path.name
