@@ -18,9 +18,9 @@ from brainq_torch.evaluation.metrics import Interval, Metrics, compute_metrics, 
 from brainq_torch.evaluation.sources import SourceMetrics, measure_sources, source_lines
 from brainq_torch.run_files import write_json
 from export.run.model import Model, load
-from export.run.runners import Runner, load_runner, run_named
+from export.run.runners import Runner, load_runner
 from tools.command import CommandError, add_data, add_json, add_table, add_threads, as_main, check_targets, format_table
-from tools.images import check_folders, choose_images, decode_images, labels_of
+from tools.images import answer_images, check_folders, choose_images, labels_of
 from tools.question import Question, ask
 
 
@@ -158,9 +158,9 @@ def measure(name: str, runner: Runner, split: str, folder: ImageFolder, question
     Raises:
         DataFolderError: a class has images, but no readable one.
     """
-    readable, pixels = decode_images(folder, runner.pixels)
-    print(f"{name}: running {len(pixels)} images", file=sys.stderr)
-    logits, labels = run_named(runner, pixels, [record.path for record in readable.records]), labels_of(readable)
+    print(f"{name}: running {len(folder.records)} images", file=sys.stderr)
+    readable, logits = answer_images(folder, runner)
+    labels = labels_of(readable)
     scores, sums = question.score(logits, runner.classes), question.probabilities(logits, runner.classes)
     metrics = compute_metrics(scores, labels, question.labels.names, probabilities=sums)
     binary = question.describe_two(metrics, labels, scores, sums)

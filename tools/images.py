@@ -1,8 +1,10 @@
 """The images that a model is measured on: chosen, decoded, and how its classes stand to theirs. Without PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +15,13 @@ from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, r
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
-from export.run.runners import Runner
+from export.run.runners import Runner, run_named
 from tools.command import CommandError
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
+
+_AT_ONCE = 32  # images
 
 
 def choose_images(
@@ -99,27 +103,48 @@ def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, 
         The folder without the images that cannot be read, each of them named in its problems, and
         (N, size, size) uint8.
     """
+    return _use_images(folder, pixels, lambda images, names: images)
+
+
+def answer_images(folder: ImageFolder, runner: Runner) -> tuple[ImageFolder, NDArray[np.float32]]:
+    """Run a model on every image while the next ones are decoded, which Python does in one thread at a time.
+
+    Returns:
+        The folder as ``decode_images`` does, and (N, C) float32 logits.
+    """
+    return _use_images(folder, runner.pixels, lambda images, names: run_named(runner, images, names))
+
+
+def _use_images(
+    folder: ImageFolder, pixels: PixelSpec, use: Callable[[NDArray[np.uint8], Sequence[str]], NDArray[Any]]
+) -> tuple[ImageFolder, NDArray[Any]]:
+    """Return the readable images' folder, and what ``use`` makes of them and their paths, joined."""
 
     def fit(grey: GreyImage) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         image, fitted = pixels.apply_with_notes(grey.pixels)
         return image, (*grey.notes, *fitted)
 
     kept: list[ImageRecord] = []
-    images: list[NDArray[np.uint8]] = []
     problems = list(folder.problems)
-    for record, outcome in zip(folder.records, read_images(folder.root, folder.records, fit), strict=True):
-        if isinstance(outcome, UnreadableImageError):
-            problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
-            continue
-        kept.append(record)
-        images.append(outcome[0])
-        problems += [Problem(record.path, note, "nothing to do if that is right", "note") for note in outcome[1]]
+
+    def read() -> Iterator[NDArray[np.uint8]]:
+        for record, outcome in zip(folder.records, read_images(folder.root, folder.records, fit), strict=True):
+            if isinstance(outcome, UnreadableImageError):
+                problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
+                continue
+            kept.append(record)
+            problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in outcome[1])
+            yield outcome[0]
+
+    images, results = read(), []
+    while chunk := list(islice(images, _AT_ONCE)):
+        results.append(use(np.stack(chunk), [record.path for record in kept[-len(chunk) :]]))
     readable = replace(folder, records=tuple(kept), problems=sort_problems(problems))
     empty = {record.label for record in folder.records} - {record.label for record in readable.records}
     if empty:
         names = ", ".join(folder.classes[label] for label in sorted(empty))
         raise DataFolderError(f"class {names} has no readable image.\n{readable.report()}")
-    return readable, np.stack(images)
+    return readable, np.concatenate(results)
 
 
 def take_evenly(folder: ImageFolder, count: int) -> ImageFolder:

@@ -24,6 +24,7 @@ _GRID_SIDE = 128  # cells; the head is found on what is left
 _SMALLEST_SIDE = 16  # pixels of the coarse copy: less shows no head
 
 _UNIFORM_SPREAD = 12  # grey levels: JPEG makes this much of a plain black border
+_LINES_AT_ONCE = 8  # are sorted: borders are seldom wide
 _STRAY_PARTS = 50  # of a plain line, this part may stand out at each end: a frame's corner, the tip of an ear
 _CORNER_PARTS = 10
 _FULL_CORNER = 0.5  # mean of a corner patch; a head leaves at least two of its box empty
@@ -56,13 +57,13 @@ def find_head(grey: NDArray[np.uint8]) -> Box | None:
     """
     frame = Image.fromarray(grey)
     factor = -(-max(frame.size) // _COARSE_SIDE)
-    coarse = np.asarray(frame.reduce(factor))
-    core = peel_plain_border(coarse)
-    inside = coarse[core.top : core.bottom, core.left : core.right]
-    if min(inside.shape) < _SMALLEST_SIDE:
+    coarse = frame.reduce(factor)
+    core = peel_plain_border(np.asarray(coarse))
+    sides = core.right - core.left, core.bottom - core.top
+    if min(sides) < _SMALLEST_SIDE:
         return None
-    cell = -(-max(inside.shape) // _GRID_SIDE)
-    grid = np.asarray(Image.fromarray(inside).reduce(cell))
+    cell = -(-max(sides) // _GRID_SIDE)
+    grid = np.asarray(coarse.reduce(cell, core))
     head = _find_cells(grid)
     height, width = grid.shape
     is_thin = min(head.right - head.left, head.bottom - head.top) * _THIN_PARTS < max(height, width)
@@ -105,21 +106,25 @@ def peel_plain_border(grey: NDArray[np.uint8]) -> Box:
     left, top, (bottom, right) = 0, 0, grey.shape
     while min(bottom - top, right - left) >= _SMALLEST_SIDE:
         core = grey[top:bottom, left:right]
-        rows, columns = _plain_lines(core), _plain_lines(core.T)
-        if rows.all() or columns.all():
+        above, before = _count_plain(core), _count_plain(core.T)
+        if above == bottom - top or before == right - left:
             return Box(left, top, left, top)
-        if not (rows[0] or rows[-1] or columns[0] or columns[-1]):
+        below, behind = _count_plain(core[::-1]), _count_plain(core.T[::-1])
+        if not (above or below or before or behind):
             break
-        top, bottom = top + int(rows.argmin()), bottom - int(rows[::-1].argmin())
-        left, right = left + int(columns.argmin()), right - int(columns[::-1].argmin())
+        left, top, right, bottom = left + before, top + above, right - behind, bottom - below
     return Box(left, top, right, bottom)
 
 
-def _plain_lines(grey: NDArray[np.uint8]) -> _Mask:
-    """Tell which rows have one grey level, but for a few stray pixels."""
+def _count_plain(grey: NDArray[np.uint8]) -> int:
+    """Count the first rows that each have one grey level, but for a few stray pixels."""
     stray = grey.shape[1] // _STRAY_PARTS
-    ordered: NDArray[np.uint8] = _sorted(grey)
-    return ordered[:, -1 - stray] - ordered[:, stray] <= _UNIFORM_SPREAD
+    for start in range(0, len(grey), _LINES_AT_ONCE):
+        ordered = _sorted(grey[start : start + _LINES_AT_ONCE])
+        is_plain = ordered[:, -1 - stray] - ordered[:, stray] <= _UNIFORM_SPREAD
+        if not is_plain.all():
+            return start + int(is_plain.argmin())
+    return len(grey)
 
 
 def _find_cells(grid: NDArray[np.uint8]) -> Box:
@@ -161,13 +166,15 @@ def _foreground(grid: NDArray[np.uint8]) -> _Mask:
         corner for corner, level in zip(corners, levels, strict=True) if abs(level - background) <= _UNIFORM_SPREAD
     ]
     spreads = [_sorted(np.abs(corner - background))[corner.size * 3 // 4] for corner in quiet]
-    noise = _NOISE_FLOOR + _NOISE_FACTOR * int(min(spreads))
+    noise = min(_NOISE_FLOOR + _NOISE_FACTOR * int(min(spreads)), 255)
     contrast = np.abs(grid.astype(np.int16) - background).astype(np.uint8)
     threshold = noise
+    up_to = np.cumsum(np.bincount(contrast.ravel(), minlength=256))  # cells
     for _ in range(_ROUNDS):
-        bright = _sorted(contrast[contrast > threshold])
-        if bright.size:
-            threshold = max(noise, int(bright[bright.size // 2]) // _TISSUE_PARTS)
+        darker, bright = int(up_to[threshold]), int(up_to[-1] - up_to[threshold])
+        if bright:
+            median = int(np.searchsorted(up_to, darker + bright // 2, side="right"))
+            threshold = max(noise, median // _TISSUE_PARTS)
     return _without_thin_lines(contrast > threshold)
 
 
@@ -219,27 +226,26 @@ def label_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     padded = np.zeros((height, stride), np.int8)
     padded[:, :width] = mask
     steps = np.diff(padded.ravel(), prepend=np.int8(0))
-    starts, ends = np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist()
-    parents = list(range(len(starts)))
-
-    def root(run: int) -> int:
-        while parents[run] != run:
-            parents[run] = run = parents[parents[run]]
-        return run
-
-    first = 0  # the first run that can still touch this one from above
-    for run, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        while ends[first] + stride <= start:
-            first += 1
-        above = first
-        while above < run and starts[above] + stride < end:
-            one, other = sorted((root(above), root(run)))
-            parents[other] = one
-            above += 1
-    numbers = np.array([0, *(root(run) + 1 for run in range(len(starts)))], np.int64)
-    runs = np.cumsum(steps == 1).reshape(height, stride)[:, :width]
-    labels: _Ints = np.where(mask, numbers[runs], 0)
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    first = np.searchsorted(ends, starts - stride, side="right")
+    touching = np.searchsorted(starts, ends - stride) - first  # runs in the row above, for each run
+    lower = np.repeat(np.arange(len(starts)), touching)
+    upper = np.arange(len(lower)) + np.repeat(first - np.cumsum(touching) + touching, touching)
+    labels: _Ints = np.zeros(mask.shape, np.int64)
+    labels[mask] = np.repeat(_join(len(starts), upper, lower) + 1, ends - starts)
     return labels
+
+
+def _join(count: int, some: _Ints, others: _Ints) -> _Ints:
+    """Return the first of those that each one of ``count`` hangs together with, where some touch others."""
+    roots: _Ints = np.arange(count)
+    before: _Ints = np.empty(0, np.int64)
+    while not np.array_equal(roots, before):
+        before = roots.copy()
+        np.minimum.at(roots, np.maximum(before[some], before[others]), np.minimum(before[some], before[others]))
+        while (roots[roots] != roots).any():
+            roots = roots[roots]
+    return roots
 
 
 def _sorted(values: NDArray[Any]) -> NDArray[Any]:

@@ -21,8 +21,8 @@ from brainq_torch.data.reading.slices import FileSlice, choose_slices
 from brainq_torch.series.find import Series, Unread
 from brainq_torch.series.rule import SeriesRule
 
-READ_AT_ONCE = 32
-"""Images decoded before the model runs on them, which bounds memory."""
+READ_AT_ONCE = 16
+"""Images decoded before the model runs on them, as many as are decoded meanwhile: it bounds memory."""
 
 _READERS = min(4, os.cpu_count() or 1)  # threads; each may hold one image of MAX_PIXELS
 
@@ -86,10 +86,8 @@ def answer_series(
     asked = _ask(found, slices)
     kept: list[tuple[FileSlice, _Row]] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        while chunk := list(islice(asked, READ_AT_ONCE)):
-            items = [item for item in chunk if isinstance(item, _Asked)]
-            list(pool.map(partial(_read, model.pixels), items))
-            _answer(model, [item for item in items if item.pixels is not None])
+        for chunk in _read_ahead(asked, pool, model.pixels):
+            _answer(model, [item for item in chunk if isinstance(item, _Asked) and item.pixels is not None])
             for item in chunk:
                 if isinstance(item, Unread):
                     left_out = {"left_out": True} if item.left_out else {}
@@ -102,6 +100,23 @@ def answer_series(
                     if len(item.series.slices) > 1 and any("class" in row for _, row in kept):
                         yield Answer(_sum_up(item.series, model, kept, rule or SeriesRule()))
                     kept = []
+
+
+def _read_ahead(
+    asked: Iterator[_Asked | Unread], pool: ThreadPoolExecutor, pixels: PixelSpec
+) -> Iterator[list[_Asked | Unread]]:
+    """Yield some slices at a time, decoded, while the next ones are being decoded."""
+    chunk: list[_Asked | Unread] = []
+    reading: Iterator[None] = iter(())
+    while True:
+        coming = list(islice(asked, READ_AT_ONCE))
+        started = pool.map(partial(_read, pixels), [item for item in coming if isinstance(item, _Asked)])
+        list(reading)  # waits
+        if chunk:
+            yield chunk
+        if not coming:
+            return
+        chunk, reading = coming, started
 
 
 def _was_said(row: _Row, kept: Sequence[tuple[FileSlice, _Row]]) -> bool:

@@ -119,9 +119,9 @@ class FolderWalk:
     def _read_images(self, folder: Path, class_name: str, split: str) -> None:
         """Collect the images of a class folder and of the folders nested in it."""
         folders, files = self._list(folder)
-        for name in files:
-            if self._is_image(folder / name):
-                self.add(folder / name, class_name, split)
+        for path in (folder / name for name in files):
+            if self._is_image(path):
+                self.add(path, class_name, split)
         for name in folders:
             if self._means_something_else(name, class_name):
                 what = f"folder inside {class_name} whose name means something else, not read"
@@ -190,8 +190,8 @@ class FolderWalk:
 
     def _warn_of_nested(self, folder: Path, class_name: str, records: Sequence[ImageRecord]) -> None:
         """Name the images of a class that lie deeper than its folder, once for the class."""
-        parents = [record.path.rpartition("/")[0] for record in records]
-        nested = [parent for parent in parents if parent != self._relative(folder)]
+        parents, own = [record.path.rpartition("/")[0] for record in records], self._relative(folder)
+        nested = [parent for parent in parents if parent != own]
         if nested:
             count = len(set(nested))
             what = f"{len(nested)} images in {count} nested folders (the first: {nested[0]}) read as {class_name}"
@@ -207,9 +207,9 @@ class FolderWalk:
             what = f"folder cannot be listed ({error.strerror}), not read"
             self.name_problem(folder, what, "give permission to read it (chmod +rx)", "error")
             return [], []
-        kept = [name for name in names if self._is_readable_name(folder / name)]
-        folders = [name for name in kept if is_folder(folder / name)]
-        files = [name for name in kept if name not in set(folders)]
+        kept = [path for path in (folder / name for name in names) if self._is_readable_name(path)]
+        folders = [path.name for path in kept if is_folder(path)]
+        files = [path.name for path in kept if path.name not in set(folders)]
         return [name for name in folders if not self._is_hidden(folder / name)], files
 
     def _enter(self, folder: Path) -> bool:
@@ -288,4 +288,4 @@ class FolderWalk:
         return meaning != class_name or name.lower() in MASK_FOLDERS
 
     def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return os.path.relpath(path, self.root).replace(os.sep, "/")  # ten times as fast as pathlib's

@@ -229,6 +229,8 @@ def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
 def _colour_notes(image: Image.Image) -> list[str]:
     """Note an RGB image that is no grey scan: a photograph, or a scan with coloured marks."""
     red, green, blue = image.split()
+    if red == green == blue:  # the usual scan, told ten times as fast
+        return []
     brightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
     spread = ImageChops.subtract(brightest, darkest).histogram()
