@@ -12,6 +12,7 @@ from typing import Any
 
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
+from export.catalogue import ONNX_FP32
 from export.context import ExportContext, ExportOptions, RecipeError
 from export.folder import check_target, say_note, write_as_a_whole
 from export.recipes import (
@@ -24,6 +25,7 @@ from export.recipes import (
     versions,
 )
 from export.run.metadata import write_metadata
+from export.run.runners import Runner, load_runner
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
 from export.verify.abstention import ValidationPart
@@ -131,11 +133,12 @@ def _make(name: str, context: ExportContext, clock: _Clock, validation: Validati
     with clock.step(name):
         recipe.make(context)
         metadata = describe_run(context.run, name, context.provenance.get(name))
-        for file in recipe.files:
-            path = context.path(file)
-            write_metadata(path, metadata)  # else what the file it was made from said of itself is still in it
-            write_metadata(path, replace_fields(metadata, abstention=validation.fit(path)))
-    made = ", ".join(f"{context.path(file).stat().st_size:,} bytes" for file in recipe.files)
+        paths = [context.path(file) for file in recipe.files]
+        write_metadata(paths[-1], metadata)  # else what the file it was made from said of itself is still in it
+        abstention = validation.fit(paths[-1], name if recipe.is_integer else "float")
+        for path in paths:
+            write_metadata(path, replace_fields(metadata, abstention=abstention))
+    made = ", ".join(f"{path.stat().st_size:,} bytes" for path in paths)
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
 
 
@@ -147,9 +150,13 @@ def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) ->
     if run.quantization is not None:  # training was free to leave the float model: measured, not limited
         free = [replace_fields(rung.limits, float_agreement=None, float_noise=None) for rung in rungs]
         rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
-    models = {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
+    models: dict[str, Runner] = {
+        name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()
+    }
     reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
     shifted = sample.shifted(run.pixels)
+    if ONNX_FP32 in reports and reports[ONNX_FP32].passed:  # the network's answers, in a third of PyTorch's time
+        models[FLOAT_MODEL] = load_runner(context.path(ONNX_FP32), THREADS)
     reports = add_shifted(reports, LogitTable(context.folder, shifted, models, THREADS), shifted.labels)
     for recipe in (RECIPES[name] for name in names):
         if recipe.explain is None or all(reports[file].passed for file in recipe.files):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from brainq_torch.abstention.outlier import Typicality, fit_typicality
@@ -22,11 +22,17 @@ _TYPICAL = 500
 
 @dataclass(frozen=True)
 class ValidationPart:
-    """What files are fitted to. sample: None where too few of the run's validation images are there."""
+    """What files are fitted to.
+
+    Attributes:
+        sample: None where too few of the run's validation images are there.
+        fitted: {kind of file: what was fitted to the first of the kind}.
+    """
 
     run: Run
     sample: ImageSample | None
     typicality: Typicality | None
+    fitted: dict[str, Abstention | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, images: RunImages) -> ValidationPart:
@@ -42,8 +48,18 @@ class ValidationPart:
         trained_on = images.sample(min(_TYPICAL, counts["Training"]), ("Training",))
         return cls(run, sample, fit_typicality(trained_on.pixels))
 
-    def fit(self, path: Path) -> Abstention | None:
-        """Fit to a file's own answers; where that cannot be, return the network's. path: .onnx or .tflite."""
+    def fit(self, path: Path, kind: str) -> Abstention | None:
+        """Fit to a file's own answers; where that cannot be, return the network's.
+
+        Args:
+            path: .onnx or .tflite.
+            kind: Files of one kind answer alike, as the parity ladder checks: they are fitted together, to the first.
+        """
+        if kind not in self.fitted:
+            self.fitted[kind] = self._fit(path)
+        return self.fitted[kind]
+
+    def _fit(self, path: Path) -> Abstention | None:
         if self.sample is None or self.typicality is None:
             return self.run.abstention
         try:

@@ -7,6 +7,7 @@ from brainq_torch.run import load_run
 from export.run.metadata import MetadataError, read_metadata, read_onnx, write_metadata
 from export.run.runners import load_runner
 from export.run.sample import check_run_images
+from export.verify import abstention
 from export.verify.abstention import ValidationPart, _leave_out_seen
 
 
@@ -31,7 +32,7 @@ def test_every_exported_file_says_when_it_does_not_answer(run, tiny_export):
 def test_without_validation_images_the_networks_own_is_taken(run, tmp_path):
     part = ValidationPart.of(run, check_run_images(run, tmp_path))
     assert part.sample is None
-    assert part.fit(tmp_path / "model.tflite") is run.abstention
+    assert part.fit(tmp_path / "model.tflite", "float") is run.abstention
 
 
 def test_a_file_that_cannot_run_is_left_to_the_parity_ladder(run, tmp_path, tiny_export):
@@ -39,7 +40,20 @@ def test_a_file_that_cannot_run_is_left_to_the_parity_ladder(run, tmp_path, tiny
     broken.write_bytes((tiny_export / "model_fp32.onnx").read_bytes()[:2000])
     with pytest.raises(MetadataError):
         read_onnx(broken)
-    assert ValidationPart.of(run, check_run_images(run)).fit(broken) is run.abstention
+    assert ValidationPart.of(run, check_run_images(run)).fit(broken, "float") is run.abstention
+
+
+def test_files_that_answer_alike_are_fitted_once(run, tiny_export, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        abstention, "load_runner", lambda path, **said: opened.append(path) or load_runner(path, **said)
+    )
+    part = ValidationPart.of(run, check_run_images(run))
+    paths = sorted(tiny_export.glob("model_*"))
+    fits = [part.fit(path, kind) for kind in ("float", "int8") for path in paths]
+    assert opened == [paths[0], paths[0]]
+    assert all(fit is fits[0] for fit in fits[:3])
+    assert fits[3] == fits[0]
 
 
 def test_a_run_of_an_earlier_version_learns_from_its_images(run):
