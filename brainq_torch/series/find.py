@@ -83,7 +83,8 @@ def find_series(
         try:
             found = list_slices(path, plane)
         except UnreadableImageError as error:
-            yield Unread(path, f"{error.reason}; {error.remedy}", isinstance(error, OtherKindError) and not is_alone)
+            left_out = isinstance(error, OtherKindError) and not is_alone
+            yield Unread(path, error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
             continue
         is_scattered = bool(found[0].series) and not found[0].series.startswith(path)
         for one in found if is_scattered else []:

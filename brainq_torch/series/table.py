@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from brainq_torch.series.answer import Answer
 
 _FIRST = ("level", "path", "series", "title", "slice", "position_mm", "label", "best", "probability")
-_LAST = ("uncertain", "reason", "slices", "counts", "carried_by", "notes", "error")
+_LAST = ("uncertain", "reason", "slices", "counts", "carried_by", "notes", "error", "left_out")
 
 
 class AnswerTable:

@@ -139,6 +139,12 @@ class Chromium:
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve()) for path in paths])
 
+    def drop(self, paths: list[Path]) -> None:
+        """Drop files and folders on the page, as a user does from a file manager."""
+        data = {"items": [], "files": [str(path.resolve()) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.send("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
+
     def screenshot(self, path: Path, width: int, height: int, dark: bool = False, mobile: bool = False) -> None:
         """Write a PNG of the page at a width, as high as it is."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

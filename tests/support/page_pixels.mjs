@@ -28,7 +28,7 @@ const answers = {};
 const slices = [];
 for (const path of job.paths) {
   try {
-    const found = await files.listSlices(path, await readFile(path), false);
+    const found = await files.listSlices({ path, file: await readFile(path), isAlone: true });
     if (job.series) slices.push(...found);
     else answers[path] = await answer(found[0]);
   } catch (error) {

@@ -10,7 +10,7 @@ import { dequantize, loadNetwork } from "./network.js";
 import { applySpec } from "./pixels.js";
 import { sortIntoSeries, sumUp } from "./series.js";
 import { showSeries } from "./strip.js";
-import { BLANK, Unreadable } from "./unreadable.js";
+import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
 const find = (id) => document.getElementById(id);
 let answering = null;
@@ -26,7 +26,7 @@ async function verify() {
     const classify = (slice) => answerSlice(bundle, network, slice);
     describe(bundle);
     find("status-text").textContent = "Replaying the golden images ...";
-    const rows = await replay(bundle, async (bytes) => classify((await listSlices("golden", bytes, false, decodeJpeg))[0]));
+    const rows = await replay(bundle, async (bytes) => classify((await listSlices({ path: "golden", file: bytes }, decodeJpeg))[0]));
     showGolden(bundle, rows);
     const wrong = rows.filter((row) => row.wrong).map((row) => `${row.name}: ${row.wrong}`);
     if (wrong.length) {
@@ -54,17 +54,22 @@ async function answerSlice({ about, classes, spec }, network, slice) {
 /** Answer chosen files, {path, file, isOfFolder}: single images each, slices of a series together. */
 async function answerFiles(files) {
   const slices = [];
+  const refused = new Map();
+  const isAlone = files.length === 1;
   const progress = makeArticle("Reading");
-  for (const [place, { path, file, isOfFolder }] of files.entries()) {
+  for (const [place, file] of files.entries()) {
     await say(progress, `${place + 1} of ${files.length} files`);
     try {
-      slices.push(...(await listSlices(path, file, isOfFolder, decodeJpeg)));
+      slices.push(...(await listSlices({ ...file, isAlone }, decodeJpeg)));
     } catch (error) {
-      showError(makeArticle(path), path, error);
+      const text = explain(error);
+      if (!refused.has(text)) refused.set(text, { paths: [], error });
+      refused.get(text).paths.push(file.path);
     }
   }
   progress.remove();
-  if (!slices.length && !find("answers").childElementCount) makeArticle("No image").querySelector("p").textContent = "in these files";
+  for (const { paths, error } of refused.values()) showError(makeArticle(paths[0]), paths, error, isAlone);
+  if (!slices.length && !refused.size) makeArticle("No image").querySelector("p").textContent = "in these files";
   for (const series of sortIntoSeries(slices)) {
     const article = makeArticle(series.title || series.path);
     await (series.slices.length > 1 ? answerSeries(article, series) : answerImage(article, series.slices[0]));
@@ -76,12 +81,13 @@ async function answerImage(article, slice) {
   try {
     show(article, slice.path, await answering.classify(slice));
   } catch (error) {
-    showError(article, slice.path, error);
+    showError(article, [slice.path], error);
   }
 }
 
 async function answerSeries(article, series) {
   const answers = [];
+  let failed;
   for (const [place, slice] of series.slices.entries()) {
     await say(article, `slice ${place + 1} of ${series.slices.length}`);
     const row = { path: slice.path, slice: place + 1, position_mm: slice.position };
@@ -90,11 +96,16 @@ async function answerSeries(article, series) {
       answers.push({ row: { ...row, ...answer }, image });
     } catch (error) {
       const text = explain(error);
+      failed ??= error;
       const isBlank = error instanceof Unreadable && text.startsWith(BLANK); // above the head, or below it
       answers.push({ row: { ...row, ...(isBlank ? { class: UNCERTAIN, abstained: BLANK } : { error: text }) }, image: null });
     }
   }
   const rows = answers.map(({ row }) => row);
+  if (!rows.some((row) => row.class)) {
+    showError(article, rows.map(({ path }) => path), failed);
+    return;
+  }
   const said = sumUp(series, rows, answering.classes, answering.rule);
   showSeries(article, said, answers, answering.classes);
   article.dataset.answer = JSON.stringify({ ...said, rows });
@@ -116,10 +127,15 @@ function explain(error) {
   return error instanceof Unreadable ? error.message : `cannot be read: ${error}`;
 }
 
-function showError(article, path, error) {
+/** Show what is wrong with files, once for all of them. */
+function showError(article, paths, error, isAlone = true) {
   const text = explain(error);
-  article.replaceChildren(make("h3", path), make("p", `This file ${text}.`, "class error"));
-  article.dataset.answer = JSON.stringify({ path, error: text });
+  const isLeftOut = error instanceof LeftOut && !isAlone;
+  const title = paths.length > 1 ? `${paths[0]} and ${paths.length - 1} more` : paths[0];
+  const which = `${isLeftOut ? "Left out: " : ""}${paths.length > 1 ? "each" : "this file"}`;
+  const line = make("p", `${which} ${text}.`, isLeftOut ? "notes" : "class error");
+  article.replaceChildren(make("h3", title), line);
+  article.dataset.answer = JSON.stringify({ path: paths[0], files: paths.length, error: text, left_out: isLeftOut });
 }
 
 function show(article, name, answer) {
@@ -187,7 +203,8 @@ function setState(state, line, text) {
 
 let queue = Promise.resolve();
 const answerLater = (files) => {
-  queue = queue.then(async () => answering && answerFiles(await files));
+  const answer = async () => answering && answerFiles(await files);
+  queue = queue.then(answer).catch((error) => showError(makeArticle(""), ["What was chosen"], error)); // the next is answered
 };
 for (const input of document.querySelectorAll("#drop input")) {
   input.addEventListener("change", () => {
@@ -206,12 +223,13 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-/** Return the files of what was dropped, {path, file, isOfFolder}, folders at any depth; hidden ones are left out. */
+/** Return the files of what was dropped, {path, file, isOfFolder}, folders at any depth. */
 async function listEntries(entries, isOfFolder) {
   const found = [];
-  for (const entry of entries.filter((one) => one && !(isOfFolder && one.name.startsWith(".")))) {
+  for (const entry of entries.filter(Boolean)) {
     if (entry.isFile) {
-      found.push({ path: entry.fullPath.slice(1), file: await new Promise((...done) => entry.file(...done)), isOfFolder });
+      const open = () => new Promise((...done) => entry.file(...done));
+      found.push({ path: entry.fullPath.slice(1), file: { open }, isOfFolder });
       continue;
     }
     const reader = entry.createReader();
@@ -219,7 +237,7 @@ async function listEntries(entries, isOfFolder) {
       some = await new Promise((...done) => reader.readEntries(...done));
     }
   }
-  return found;
+  return found.sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
 verify();

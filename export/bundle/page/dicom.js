@@ -5,12 +5,17 @@
 
 import { general, makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
 import { roundHalfEven } from "./resize.js";
-import { damaged, Unreadable } from "./unreadable.js";
+import { damaged, LeftOut, Unreadable } from "./unreadable.js";
 
 const FEWEST_SHOWN = 0.01;
 const IMPLICIT = "1.2.840.10008.1.2";
 const [EXPLICIT, BIG_ENDIAN] = [`${IMPLICIT}.1`, `${IMPLICIT}.2`];
-const IMAGELESS = /^1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(88|11|104|66|9|481\.[358])(\.|$))/;
+const IMAGELESS =
+  /^1\.(2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358]))|3\.12\.2\.1107\.5\.9\.1)(\.|$)/;
+const COMPRESSIONS = {
+  4.5: "JPEG", 4.51: "JPEG", 4.57: "JPEG Lossless", 4.7: "JPEG Lossless", 4.8: "JPEG-LS", 4.81: "JPEG-LS",
+  4.9: "JPEG 2000", 4.91: "JPEG 2000", 5: "RLE",
+}; // prettier-ignore
 const PER_FRAME = "x52009230";
 const SHARED = "x52009229";
 /** Pixel measures, VOI, pixel value transformation, plane position, plane orientation, frame type. */
@@ -34,6 +39,7 @@ export function isDicom(bytes) {
 export function listDicomSlices(path, bytes) {
   const header = parse(bytes);
   if (IMAGELESS.test(header.string("x00020002") ?? "")) return null;
+  requireMr(header);
   const count = header.intString("x00280008") || 1;
   const series = header.string("x0020000e") || path;
   const title = header.string("x0008103e") ?? "";
@@ -109,7 +115,7 @@ function whyUnfit(text) {
 
 /** Decode one frame the way a viewer shows it: {image, notes}. */
 function decode(header, frame) {
-  requireMr(header);
+  requireSlice(header);
   const find = functionalGroups(header, frame);
   const text = (tag) => find(tag).string(tag);
   const unfit = whyUnfit(text);
@@ -129,10 +135,11 @@ function decode(header, frame) {
 
 function requireMr(header) {
   const modality = header.string("x00080060");
-  if (modality !== "MR") {
-    const found = modality ? `has modality '${modality}'` : "names no modality (tag 0008,0060)";
-    throw new Unreadable(`${found}; only MR images are read`, "leave it out");
-  }
+  if (!modality) throw new Unreadable("names no modality (tag 0008,0060); only MR images are read", "leave it out");
+  if (modality !== "MR") throw new LeftOut(`has modality '${modality}'; only MR images are read`, "leave it out");
+}
+
+function requireSlice(header) {
   if ((header.string("x00080008") ?? "").split("\\").includes("MOSAIC")) {
     throw new Unreadable("is a mosaic: many slices side by side in one picture", "convert its series to NIfTI, e.g. with dcm2niix");
   }
@@ -146,6 +153,10 @@ function readStored(header, frame) {
   const kind = header.string("x00280004");
   const [rows, columns, allocated, bits, signed] = ["Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"].map((name) => header.uint16(NEEDED[name]));
   refuseGigantic(columns, rows);
+  const compression = COMPRESSIONS[Number(syntax.slice(IMPLICIT.length + 1))];
+  if (compression) {
+    throw new Unreadable(`is compressed (${compression}), which this page does not decode`, "use predict.py, or save it uncompressed");
+  }
   const isPlain = syntax === IMPLICIT || syntax === EXPLICIT || (syntax === BIG_ENDIAN && allocated !== 8);
   if (!isPlain || !["MONOCHROME1", "MONOCHROME2"].includes(kind) || ![8, 16, 32].includes(allocated)) {
     throw new Unreadable(`has pixels that this page does not decode (${isPlain ? kind : syntax}, ${allocated} bits)`, "use predict.py");

@@ -4,33 +4,50 @@ import { isDicom, listDicomSlices } from "./dicom.js";
 import { isBlank } from "./head_crop.js";
 import { gunzip, isGzip, isNifti, listNiftiSlices } from "./nifti.js";
 import { isPicture, readPicture } from "./picture.js";
-import { BLANK, Unreadable } from "./unreadable.js";
+import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
 const IMAGE_SUFFIX = /\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|ima|nii|gz|mat)$/i;
+const MASK = /[^/][_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+[^/]*$|(^|\/)(masks?|segmentations?|annotations?)\/[^/]*$/i;
+const HEAD_BYTES = 1024;
 
-/** Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder. */
-export async function listSlices(path, file, isOfFolder, decodeJpeg) {
-  const content = new Uint8Array(await (file.arrayBuffer?.() ?? file));
+/**
+ * Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder.
+ * file: a File, what opens one, or bytes. isAlone: it is all that was chosen.
+ */
+export async function listSlices({ path, file, isOfFolder, isAlone }, decodeJpeg) {
+  const isNamed = IMAGE_SUFFIX.test(path);
+  if (isOfFolder && (path.includes("/.") || !(isNamed || isImage(await read(file, HEAD_BYTES))))) return [];
+  if (MASK.test(path) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
+  const content = await read(file);
   if (!content.length) throw new Unreadable("has zero bytes", "copy or download it again");
   const bytes = isGzip(content) ? await gunzip(content) : content;
   if (isDicom(bytes)) {
     const slices = listDicomSlices(path, bytes);
     if (slices?.length === 1) return [{ ...slices[0], decode: () => decodeAgain(path, file) }];
     if (slices || isOfFolder) return slices ?? [];
-    throw new Unreadable("is a DICOM directory, report or other file without an image", "leave it out");
+    throw new Unreadable("is a DICOM directory, report or other file without an image", "choose the folder of the images");
   }
   if (isNifti(bytes)) return listNiftiSlices(path, bytes);
   if (isPicture(bytes)) {
     const decode = () => readPicture(bytes, decodeJpeg);
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
   }
-  if (isOfFolder && !IMAGE_SUFFIX.test(path)) return [];
   throw new Unreadable("is neither PNG, JPEG, DICOM nor NIfTI", "use predict.py, which reads TIFF and others as well");
+}
+
+function isImage(head) {
+  return isDicom(head) || isNifti(head) || isPicture(head) || isGzip(head);
+}
+
+/** Return a file's bytes, up to an end. */
+async function read(file, end) {
+  const opened = await (file.open?.() ?? file);
+  return new Uint8Array(await (opened.slice(0, end).arrayBuffer?.() ?? opened));
 }
 
 /** Read a DICOM file once more: a folder of them need not fit into memory. */
 async function decodeAgain(path, file) {
-  return listDicomSlices(path, new Uint8Array(await (file.arrayBuffer?.() ?? file)))[0].decode();
+  return listDicomSlices(path, await read(file))[0].decode();
 }
 
 /** Decode a slice: {image, notes}. Throws Unreadable. */

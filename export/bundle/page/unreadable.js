@@ -6,6 +6,9 @@ export class Unreadable extends Error {
   }
 }
 
+/** A sound file of a kind that is not answered: beside others it is left out, and no fault. */
+export class LeftOut extends Unreadable {}
+
 /** Return the error of a file that is cut short or broken. what: "JPEG", or "PNG: " and the fault. */
 export function damaged(what) {
   return new Unreadable(`is a truncated or damaged ${what}`, "copy or download it again");

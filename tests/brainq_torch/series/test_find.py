@@ -80,7 +80,7 @@ def test_other_modalities_are_left_out_beside_others_and_refused_alone(tmp_path)
         *others, series = find_series(words)
         assert len(series.slices) == 2
         found = {one.path: (one.left_out, one.error) for one in others}
-        assert found[str(scan)] == (True, "has modality 'CT'; only MR images are read; leave it out")
+        assert found[str(scan)] == (True, "has modality 'CT'; only MR images are read")
         assert found[str(nameless)][0] is False
     (alone,) = find_series([str(scan)])
     assert not alone.left_out

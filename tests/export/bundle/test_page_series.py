@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
 nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
@@ -143,7 +144,7 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     reasons = {
         "ct": "modality 'CT'",
         "mosaic": "a mosaic",
-        "compressed": "does not decode",
+        "compressed": "is compressed (JPEG Lossless)",
         "cut": "truncated",
         "cut.nii": "missing",
     }
@@ -204,3 +205,33 @@ def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bund
                 assert one["probabilities"] == pytest.approx(other["probabilities"])
         for key in ("class", "best", "reason", "counts", "carried_by", "notes"):
             assert said[key] == series[key], (said["path"], key)
+
+
+def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noqa: F811
+    folder = tmp_path / "CD"
+    (folder / "deep").mkdir(parents=True)
+    write_series(folder / "deep", "plain")
+    write_series(folder / "deep", "packed", syntax=JPEGLosslessSV1, PixelData=encapsulate([b"\xff\xd8"]))
+    for number in range(2):
+        write_dicom(folder / f"CT{number}", head()[2], Modality="CT")
+    directory = pydicom.dcmread(write_dicom(folder / "DICOMDIR", head()[2]))
+    directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    directory.save_as(folder / "DICOMDIR")
+    for name in (".hidden.png", "VIEWER.EXE", "deep/empty"):
+        (folder / name).write_bytes(b"")
+    Image.fromarray(np.diag(np.full(40, 255, np.uint8))).save(folder / "scan_mask.png")
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.drop([folder])
+        browser.wait_for(f"{ARTICLES}.length > 3 && {ARTICLES}.every((one) => one.dataset.answer)")
+        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+    by_path = {said["path"]: said for said in found}
+    assert len(found) == len(by_path) == 4
+    assert len(by_path["CD/deep/plain"]["rows"]) == DEPTH
+    left_out = {path: (said["files"], said["error"]) for path, said in by_path.items() if said.get("left_out")}
+    assert left_out.pop("CD/scan_mask.png")[1].startswith("is a mask by its name")
+    ((files, error),) = left_out.values()
+    assert (files, error.startswith("has modality 'CT'")) == (2, True)
+    (packed,) = (said for said in found if said.get("left_out") is False)
+    assert (packed["files"], "is compressed (JPEG Lossless)" in packed["error"]) == (DEPTH, True)
+    assert not browser.problems
