@@ -210,7 +210,7 @@ def test_many_images_go_through_in_batches(runner, tmp_path, capsys):
     (tmp_path / "05.png").write_bytes(b"")
     assert predict.main(["model", str(tmp_path), "--json"]) == 1
     rows = lines(capsys)
-    assert runner.batches == [31, 32, 6]
+    assert runner.batches == [15, 16, 16, 16, 6]
     # Every answer still belongs to its own image behind the gap.
     for index, row in enumerate(rows):
         if index != 5:
