@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from brainq_torch.quant.calibrate import correct_biases
+from brainq_torch.quant.calibrate import correct_biases, measure_means
+from brainq_torch.quant.layers import scheme_of
 from export.catalogue import ONNX_FP32
 from export.context import ExportContext
 from export.graph.qdq_onnx import refill_qdq_onnx
@@ -19,9 +20,6 @@ from export.run.torch_runner import TorchRunner
 
 HELD_OUT = 256
 """Images to decide on at most; each also as a shifted copy."""
-
-_TO_CORRECT = 64
-"""Images to take means over, at every position of each; 0.1 s of processor time apiece at 224 pixels."""
 
 
 def choose_biases(
@@ -43,7 +41,8 @@ def choose_biases(
     if asked == "off":
         return network, {"asked": asked, "kept": False, "images": 0}
     corrected = copy.deepcopy(network)
-    correct_biases(corrected, context.run.model, sample.pixels[:_TO_CORRECT])
+    means = context.float_means or measure_means(context.run.model, scheme_of(network), sample.pixels)
+    correct_biases(corrected, means, sample.pixels)
     held_out = context.images.held_out(HELD_OUT, sample.names) if asked == "auto" else None
     changes = {} if held_out is None else _measure(context, corrected, held_out, onnx)
     kept = asked == "on" or (bool(changes) and changes["corrected"] < changes["uncorrected"])

@@ -6,7 +6,8 @@ And correct biases, where that is asked: rounding shifts the mean of what a laye
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,7 +33,9 @@ _ROW = 1024  # values that are passed over at once where none of them is among t
 _CANDIDATES = np.linspace(0.3, 1.0, 71)
 """Shares of the full range that the MSE method tries."""
 
-_CORRECTION_BATCH = 8
+_BATCH = 8
+_TO_CORRECT = 64
+"""Images to take means over, at every position of each."""
 _SHARE = 0.5
 """Of the difference of two means that a bias takes back. On 200 validation images under 14 shifts a robust MobileNetV2
 changed 48 classes without correction, 24 with half of it, 33 with the whole; a plain one 61, 58 and 60."""
@@ -67,8 +70,9 @@ class _Tails:
         """Take in a batch's values, (B, ...) of ``images`` in all."""
         whole = values[0].numel() * images
         kept = max(1, min(int(_TAIL * whole) + 2, whole // 2))
-        self.lowest = _keep_largest(self.lowest, -values, kept)
-        self.highest = _keep_largest(self.highest, values, kept)
+        rows = values.float().reshape(-1, math.gcd(values.numel(), _ROW))
+        self.lowest = _keep_largest(self.lowest, rows, kept, -1)
+        self.highest = _keep_largest(self.highest, rows, kept, 1)
         self.total += values.numel()
 
     @property
@@ -83,14 +87,23 @@ class _Tails:
         return low + high + between * (self.total - len(self.lowest) - len(self.highest))
 
 
-def _keep_largest(kept: Tensor, values: Tensor, count: int) -> Tensor:
-    """Return the ``count`` largest of what was kept before and of a batch's values."""
-    values = values.float().reshape(-1, math.gcd(values.numel(), _ROW))
+def _keep_largest(kept: Tensor, rows: Tensor, count: int, sign: int) -> Tensor:
+    """Return the ``count`` largest of what was kept before and of a batch's values times ``sign``.
+
+    Most rows are passed over by their largest value alone: at least ``count`` values are as large as the rows' own.
+    """
+    largest = rows.amax(1) if sign > 0 else -rows.amin(1)
     if len(kept) == count:
         least = kept.min()
-        values = values[values.amax(1) > least]
-        values = values[values > least]
-    found = torch.cat([kept, values.flatten()])
+    elif len(largest) >= count:
+        least = largest.topk(count, sorted=False).values.min()
+        if least == largest.max():  # what a ReLU makes ends in as many zeros
+            return least.expand(count)
+        least = torch.nextafter(least, torch.tensor(-torch.inf))
+    else:
+        least = torch.tensor(-torch.inf)
+    values = sign * rows[~(largest <= least)]  # not >, so that what is no number stays and is refused
+    found = torch.cat([kept, values[~(values <= least)]])
     return found.topk(min(count, len(found)), sorted=False).values
 
 
@@ -99,15 +112,22 @@ def quantize_post_training(
     pixels: NDArray[Any],
     scheme: Scheme = Scheme(),  # noqa: B008  # frozen
     method: CalibrationMethod = "percentile",
+    means: dict[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Return a fake-quantized, calibrated, finalized copy of a float network; pixels are (N, H, W) uint8."""
+    """Return a fake-quantized, calibrated, finalized copy of a float network; pixels are (N, H, W) uint8.
+
+    means: is given the float layers' mean outputs over the first images, which are then on their way through anyway.
+    """
     prepared = prepare_qat(model, scheme).eval()
-    calibrate(prepared, pixels, method)
+    with nullcontext() if means is None else _noting_means(prepared, means):
+        ranges = choose_ranges(prepared, pixels, method)
+    set_activation_ranges(prepared, ranges)
+    finalize(prepared)
     return prepared
 
 
 def calibrate(
-    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 8
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = _BATCH
 ) -> None:
     """Set every activation range from (N, H, W) uint8 images, then finalize the network. In place.
 
@@ -119,7 +139,7 @@ def calibrate(
 
 
 def choose_ranges(
-    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = 8
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = _BATCH
 ) -> dict[str, tuple[float, float]]:
     """Return {activation: (smallest, largest)} as ``calibrate`` sets it. The bits of weights play no part."""
     if method not in _CHOOSERS:
@@ -133,27 +153,57 @@ def choose_ranges(
 
 
 @torch.no_grad()
-def correct_biases(network: nn.Module, model: nn.Module, pixels: NDArray[Any], share: float = _SHARE) -> None:
+def correct_biases(
+    network: nn.Module, means: Mapping[str, Tensor], pixels: NDArray[Any], share: float = _SHARE
+) -> None:
     """Move each bias, in running order and in place, so that the layer's mean output comes near the float network's.
 
     Args:
-        network: Made of ``model``, finalized; it stays so, on the int32 grid: a later layer sees what the corrected
-            ones make.
-        model: The float network.
-        pixels: (N, H, W) uint8 to take the means over.
+        network: Finalized; it stays so, on the int32 grid: a later layer sees what the corrected ones make.
+        means: ``measure_means`` of the float network.
+        pixels: (N, H, W) uint8; the first are taken, those of the means.
         share: Of the way; 1 makes the means equal.
     """
-    reference = prepare_qat(model, scheme_of(network)).eval()
-    set_fake_quant(reference, False)
-    batches = make_batches(pixels, _CORRECTION_BATCH)
-    layers, originals = weighted_layers(network), weighted_layers(reference)
-    names = [layer.name for layer in layers]
-    walk = walk_inputs(reference, names, batches, mean_of_positions)
-    wanted = [_mean_output(one, one.weight, rows) for one, (_, rows) in zip(originals, walk, strict=True)]
-    walk = walk_inputs(network, names, batches, mean_of_positions)
-    for layer, mean, (_, rows) in zip(layers, wanted, walk, strict=True):
+    batches, layers = _correction_batches(pixels), weighted_layers(network)
+    walk = walk_inputs(network, [layer.name for layer in layers], batches, mean_of_positions)
+    for layer, (name, rows) in zip(layers, walk, strict=True):
         weight = layer.module.weight_fake_quant(layer.weight)  # type: ignore[operator]  # a module of torch.ao
-        move_bias(network, layer, share * (mean - _mean_output(layer, weight, rows)))
+        move_bias(network, layer, share * (means[name] - _mean_output(layer, weight, rows)))
+
+
+@torch.no_grad()
+def measure_means(model: nn.Module, scheme: Scheme, pixels: NDArray[Any]) -> dict[str, Tensor]:
+    """Return {layer: mean output (O,)} of a float network, before the ReLU, over the first (N, H, W) images."""
+    reference = prepare_qat(model, scheme).eval()
+    set_fake_quant(reference, False)
+    means: dict[str, Tensor] = {}
+    with _noting_means(reference, means):
+        for batch in _correction_batches(pixels):
+            reference(batch)
+    return means
+
+
+@contextmanager
+def _noting_means(network: nn.Module, means: dict[str, Tensor]) -> Iterator[None]:
+    """Give ``means`` what ``measure_means`` returns, of the first batches that run through the network in the block."""
+    layers = weighted_layers(network)
+    rows: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    def note(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if len(rows[name]) < _TO_CORRECT // _BATCH:
+            rows[name].append(mean_of_positions(module, inputs[0], 0))
+
+    hooks = [layer.module.register_forward_pre_hook(partial(note, layer.name)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    means.update({layer.name: _mean_output(layer, layer.weight, torch.cat(rows[layer.name])) for layer in layers})
+
+
+def _correction_batches(pixels: NDArray[Any]) -> list[Tensor]:
+    return make_batches(pixels[:_TO_CORRECT], _BATCH)
 
 
 @torch.no_grad()

@@ -114,6 +114,14 @@ class Layer:
     source: str
     ceiling: float | None = None
 
+    @property
+    def geometry(self) -> tuple[Any, ...] | None:
+        """Stride, padding, dilation and groups of a convolution, None for a linear layer."""
+        module = self.module
+        return (
+            (module.stride, module.padding, module.dilation, module.groups) if isinstance(module, nn.Conv2d) else None
+        )
+
 
 def is_fake_quantized(model: nn.Module) -> bool:
     """Tell whether ``prepare_qat`` or ``rebuild`` made this network."""

@@ -126,7 +126,7 @@ class _IntegerLayer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(len(bias), dtype=torch.int8))
         self.register_buffer("bias_zero_point", torch.zeros(len(bias), dtype=torch.int32))
         self.relu, self.ceiling = layer.relu, layer.ceiling
-        self.geometry = _geometry(layer.module)
+        self.geometry = layer.geometry
         self.activation_post_process = _Rounded(output)
 
     def forward(self, activation: Tensor) -> Tensor:
@@ -138,13 +138,6 @@ class _IntegerLayer(nn.Module):
             result = nn.functional.conv2d(activation, weight, bias, *self.geometry)
         rounded: Tensor = self.activation_post_process(limit(result, self.relu, self.ceiling))
         return rounded
-
-
-def _geometry(module: nn.Module) -> tuple[Any, ...] | None:
-    """Return stride, padding, dilation and groups of a convolution, None for a linear layer."""
-    if not isinstance(module, nn.Conv2d):
-        return None
-    return module.stride, module.padding, module.dilation, module.groups
 
 
 def _dequantize(steps: Any, scale: Any, zero_point: Any) -> Tensor:

@@ -4,15 +4,19 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.quant.encoding import Encoding
+from brainq_torch.quant.fake_quantize import HIGHEST, LOWEST, ActivationQuantizer
+from brainq_torch.quant.layers import Layer, activation_quantizers, is_fake_quantized, weighted_layers
 from brainq_torch.run import load_run
 from export.run.runners import batches
 from export.run.sessions import RunnerError, join_logits
@@ -35,7 +39,7 @@ class TorchRunner:
         if model.training:
             raise RunnerError("the model is in training mode: BatchNorm and dropout would answer as such; call .eval()")
         # A copy, because channels last (a third faster) is a layout that must not reach the exporter.
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        self.model = _settled(copy.deepcopy(model)).to(memory_format=torch.channels_last)
         self.pixels, self.classes, self.abstention = pixels, classes, abstention
         self._threads, self._name = threads, name
 
@@ -55,6 +59,37 @@ def run_folder(folder: Path, threads: int = 1) -> TorchRunner:
     """Load a run folder's network. Raises RunError where it is no finished run."""
     run = load_run(folder)
     return TorchRunner(run.model, run.pixels, run.classes, threads, run.abstention, str(folder))
+
+
+class _SettledLayer(nn.Module):
+    """A layer of a fake-quantized network with weight and bias rounded once, its ReLU a part of rounding, in place."""
+
+    def __init__(self, layer: Layer, output: ActivationQuantizer) -> None:
+        super().__init__()
+        quantizer: Any = layer.module.weight_fake_quant
+        self.weight, self.bias = nn.Buffer(quantizer(layer.weight)), nn.Buffer(quantizer.round_bias(layer.bias))
+        self.geometry, (self.scale, zero_point) = layer.geometry, output.encoding
+        self.lowest = 0 if layer.relu else LOWEST - zero_point
+        self.highest = HIGHEST - zero_point
+        if layer.ceiling is not None:
+            self.highest = min(self.highest, round(layer.ceiling / self.scale))
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if self.geometry is None:
+            result = functional.linear(activation, self.weight, self.bias)
+        else:
+            result = functional.conv2d(activation, self.weight, self.bias, *self.geometry)
+        return result.div_(self.scale).round_().clamp_(self.lowest, self.highest).mul_(self.scale)
+
+
+@torch.inference_mode()
+def _settled(network: nn.Module) -> nn.Module:
+    """Let a fake-quantized network compute the same numbers in half the time, for good. In place."""
+    if is_fake_quantized(network):
+        quantizers = activation_quantizers(network)
+        for layer in weighted_layers(network):
+            network.set_submodule(layer.name, _SettledLayer(layer, quantizers[layer.name]))
+    return network
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from brainq_torch.quant.calibrate import calibrate, correct_biases
-from brainq_torch.quant.layers import activation_quantizers, weighted_layers
+from brainq_torch.quant.calibrate import calibrate, correct_biases, measure_means, quantize_post_training
+from brainq_torch.quant.layers import activation_quantizers, scheme_of, weighted_layers
 from brainq_torch.quant.prepare import check_finalized, move_bias, prepare_qat
 from brainq_torch.quant.scheme import Scheme, quantize_bias, quantize_weight
 from tests.support.small_network import as_input, small_images, small_network
@@ -55,7 +55,7 @@ def mean_error(network, name, images):
 def test_mean_outputs_are_the_float_networks(name):
     images, network = small_images(), coarse_network()
     before = mean_error(network, name, as_input(images))
-    correct_biases(network, small_network(), images, share=1)
+    correct_biases(network, measure_means(small_network(), scheme_of(network), images), images, share=1)
     step = network.get_submodule(name).weight_fake_quant.bias_scale.max().item()
     assert mean_error(network, name, as_input(images)) <= step / 2 + 1e-5 < before
     check_finalized(network)
@@ -64,7 +64,7 @@ def test_mean_outputs_are_the_float_networks(name):
 def test_half_of_the_way_is_half_of_the_first_error():
     images, network = small_images(), coarse_network()
     before = mean_error(network, "stem.0", as_input(images))
-    correct_biases(network, small_network(), images)
+    correct_biases(network, measure_means(small_network(), scheme_of(network), images), images)
     step = network.get_submodule("stem.0").weight_fake_quant.bias_scale.max().item()
     assert mean_error(network, "stem.0", as_input(images)) == pytest.approx(before / 2, abs=step / 2 + 1e-5)
 
@@ -81,3 +81,11 @@ def test_a_moved_bias_is_on_the_grid_and_moved_once():
         steps = quantizer.round_bias(moved.bias) / quantizer.bias_scale
         assert torch.equal(steps, steps.round())
         assert (integers_of(network, moved)[1] - before - 0.5).abs().max() <= quantizer.bias_scale.max()
+
+
+def test_calibration_measures_the_means_on_its_way():
+    images, means = small_images(), {}
+    quantize_post_training(small_network(), images, means=means)
+    alone = measure_means(small_network(), Scheme(), images)
+    assert means.keys() == alone.keys() == {layer.name for layer in weighted_layers(coarse_network())}
+    assert all(torch.equal(means[name], alone[name]) for name in alone)

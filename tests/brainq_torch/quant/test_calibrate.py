@@ -8,6 +8,7 @@ from brainq_torch.models import build_model
 from brainq_torch.quant.calibrate import (
     _CHOOSERS,
     ValueHistogram,
+    _keep_largest,
     calibrate,
     collect_histograms,
     quantize_post_training,
@@ -78,6 +79,20 @@ def test_the_tails_alone_give_the_percentile_methods_ranges(float_model, pixels)
     assert all(one.counts.sum() == whole[name].counts.sum() for name, one in tails.items())
     inside = [name for name, one in whole.items() if choose(one)[1] < one.high]
     assert inside  # some are clipped
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_the_largest_of_several_batches_are_kept(sign, relu, count):
+    batches = torch.randn(5, 30, 16, generator=torch.Generator().manual_seed(0))
+    batches = batches.relu() if relu else batches
+    kept = torch.empty(0)
+    for rows in batches:
+        kept = _keep_largest(kept, rows, count, sign)
+    assert torch.equal(kept.sort().values, (sign * batches).flatten().sort().values[-count:])
+    batches[3, 0, 5] = torch.nan
+    assert _keep_largest(kept, batches[3], count, sign).isnan().any()
 
 
 @pytest.mark.parametrize("method", ["min_max", "percentile", "mse"])

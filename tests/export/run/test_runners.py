@@ -3,11 +3,14 @@ import onnx
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
+from torch import nn
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.encoding import Encoding
+from brainq_torch.quant.fake_quantize import WeightQuantizer
 from brainq_torch.run import RunError
 from export.run.metadata import FileMetadata, MetadataError, write_metadata
 from export.run.runners import OnnxRunner, load_runner
@@ -20,6 +23,7 @@ from tests.support.handmade_models import (
     write_float_tflite,
     write_int8_tflite,
 )
+from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 SPEC = PixelSpec(32)
 FILES = ("model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite")
@@ -258,3 +262,13 @@ def test_a_torch_runner_leaves_model_and_threads_as_they_were(tiny_run):
     assert torch.equal(model[0].weight, weights)
     with pytest.raises(RunnerError, match="training mode"):
         TorchRunner(model.train(), SPEC, CLASSES)
+
+
+def test_a_fake_quantized_network_rounds_its_weights_once(monkeypatch):
+    network = quantize_post_training(small_network(), small_images())
+    with torch.no_grad():
+        expected = network(as_input(small_images())).numpy()
+    runner = TorchRunner(network, PixelSpec(SIDE), CLASSES)
+    monkeypatch.setattr(WeightQuantizer, "forward", None)
+    np.testing.assert_array_equal(runner(small_images()), expected)
+    assert isinstance(network.get_submodule("classifier"), nn.Linear)
