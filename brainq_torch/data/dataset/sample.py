@@ -12,7 +12,7 @@ from typing import Literal
 from brainq_torch.data.classes import CLASSES, split_of_folder
 from brainq_torch.run_files import BrainqError
 
-_NOTES_SHOWN = 3
+_SHOWN = 3
 _NUMBER = re.compile(r"(?<!\w)-?\d[\d.e+-]*(?![\w-])")
 
 
@@ -99,7 +99,7 @@ class ImageFolder:
     def report(self) -> str:
         """Return the images per split and class, then one line per problem, worst first.
 
-        Of notes that say the same but for numbers, the first few files are named and the others counted.
+        Of notes or warnings that say the same but for numbers, the first few files are named and the others counted.
         """
         return "\n".join([str(self.root), *_count_lines(self), *_problem_lines(self.problems)])
 
@@ -122,18 +122,17 @@ def _count_lines(folder: ImageFolder) -> list[str]:
 def _problem_lines(problems: Sequence[Problem]) -> list[str]:
     totals = Counter(problem.severity for problem in problems)
     lines = [f"{totals['error']} errors, {totals['warning']} warnings, {totals['note']} notes"]
-    same_notes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    alike: defaultdict[tuple[Severity, str, str], list[str]] = defaultdict(list)
     for problem in problems:
-        if problem.severity == "note":
-            same = same_notes[_NUMBER.sub("...", problem.what), problem.remedy]
-            same.append(problem.what)
-            if len(same) > _NOTES_SHOWN:
-                continue
+        same = alike[problem.severity, _NUMBER.sub("...", problem.what), problem.remedy]
+        same.append(problem.what)
+        if len(same) > _SHOWN and problem.severity != "error":
+            continue
         lines.append(f"  {problem.severity}: {_on_one_line(problem.path)}: {problem.what}; {problem.remedy}")
-    for (what, remedy), same in same_notes.items():
-        if len(same) > _NOTES_SHOWN:
+    for (severity, what, remedy), same in alike.items():
+        if len(same) > _SHOWN and severity != "error":
             said = same[0] if len(set(same)) == 1 else what
-            lines.append(f"  note: {len(same) - _NOTES_SHOWN} more files: {said}; {remedy}")
+            lines.append(f"  {severity}: {len(same) - _SHOWN} more files: {said}; {remedy}")
     return lines
 
 

@@ -347,16 +347,19 @@ def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
         scan_folder(tmp_path)
 
 
-def test_notes_that_say_the_same_are_counted_in_the_report(tmp_path):
+def test_notes_and_warnings_that_say_the_same_are_counted_in_the_report(tmp_path):
     write_classes(tmp_path, 1)
     for index in range(10):
         Image.linear_gradient("L").convert("CMYK").save(tmp_path / f"glioma/colours{index}.tif")
         wide = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint16) * (20 + index)
         Image.fromarray(wide).save(tmp_path / f"glioma/wide{index}.png")
+        (tmp_path / f"glioma/wide{index}_mask.png").touch()
     folder = scan_folder(tmp_path)
-    assert len(folder.problems) == 20
+    assert len(folder.problems) == 30
     lines = folder.report().splitlines()
     assert sum("CMYK" in line for line in lines) == 4
+    assert sum("mask by its name" in line for line in lines) == 4
+    assert lines[-3].startswith("  warning: 7 more files: mask by its name, not read; nothing to do")
     assert lines[-2].startswith("  note: 7 more files: CMYK converted to grey")
     assert lines[-1].startswith("  note: 7 more files: 16-bit or 32-bit pixels rescaled from ... to ...; nothing")
 
