@@ -1,16 +1,43 @@
-"""What a command writes to the terminal: always printable, and not what libraries chat about."""
+"""How a command ends, and what it writes to the terminal: always printable, and not what libraries chat about."""
 
 import io
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
+from brainq_torch.run_files import BrainqError
+
+WRONG_INPUT, STOPPED = 2, 130
+"""Exit codes of an error that a user can cause, as argparse's own, and after Ctrl-C, as the shell's own."""
+
 _CHATTER = b"INFO: "
 _ADVERTISEMENTS = ("TPU available: False", "💡 Tip", "Loading `train_dataloader`")
+
+
+def run_command(command: Callable[[], int], advice: str = "") -> int:
+    """Run a command's body, its arguments parsed in it or before, and return its exit code.
+
+    advice: what to do after Ctrl-C.
+    """
+    escape_unprintable()
+    try:
+        return command()
+    except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except UnicodeDecodeError as error:
+        print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
+        return WRONG_INPUT
+    except (BrainqError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", WRONG_INPUT)
+    except KeyboardInterrupt:
+        print(f"stopped{advice}", file=sys.stderr)
+        return STOPPED
 
 
 def escape_unprintable() -> None:

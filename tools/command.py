@@ -5,16 +5,12 @@ Nothing here loads PyTorch: a command that runs a TFLite file starts in a second
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from brainq_torch.console import escape_unprintable
+from brainq_torch.console import run_command
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
-
-WRONG_INPUT = 2
-"""Exit code of an error that a user can cause, as argparse's own."""
 
 _WIDEST_COLUMN = 60
 
@@ -23,33 +19,9 @@ class CommandError(BrainqError):
     """A wrong argument of a command, or arguments that do not fit together."""
 
 
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command's body, its arguments parsed in it or before, and return its exit code."""
-    escape_unprintable()
-    try:
-        return command()
-    except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except UnicodeDecodeError as error:
-        print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
-        return WRONG_INPUT
-    except (BrainqError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
-
-
-STOPPED = 130
-"""Exit code after Ctrl-C, as the shell's own."""
-
-
 def run_resumable(command: Callable[[], int]) -> int:
     """Run the body of a command that goes on where it was stopped, and return its exit code."""
-    try:
-        return run_command(command)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+    return run_command(command, "; the same command goes on from here")
 
 
 def as_main(

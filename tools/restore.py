@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brainq_torch.console import run_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import scale_pixels
@@ -34,7 +35,7 @@ from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
-from tools.command import CommandError, run_command
+from tools.command import CommandError
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IMAGES = 128

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.abstention.policy import UNCERTAIN, Abstention
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import without_chatter
+from brainq_torch.console import run_command, without_chatter
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.openmp import MOST_THREADS
@@ -28,7 +28,6 @@ from brainq_torch.series.answer import READ_AT_ONCE, Answerer, BrokenModelError,
 from brainq_torch.series.show import answer_command
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
-ANSWERED, CHECK_FAILED, UNUSABLE = 0, 1, 2
 FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
 
@@ -42,7 +41,7 @@ class BundleError(BrainqError):
 class GoldenError(BundleError):
     """Golden images are answered otherwise than where the bundle was made."""
 
-    exit_code = CHECK_FAILED
+    exit_code = 1
 
 
 class BundledModel:
@@ -189,21 +188,21 @@ def run(folder: Path, options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    try:
-        model = _load(folder, options.model, options.threads)
-        if options.verify:
-            files = [options.model] if options.model else [entry["file"] for entry in read_about(folder)["models"]]
-            wrong = [line for file in files for line in verify(_load(folder, file, options.threads), folder)]
-            if wrong:
-                raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
-            return ANSWERED
-        if model.abstention is None:
-            note = f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows"
-            print(note, file=sys.stderr)
-        return answer_command(model.answerer(), options, model=model.file)
-    except (BrainqError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", UNUSABLE)
+    return run_command(lambda: _run(folder, options))
+
+
+def _run(folder: Path, options: argparse.Namespace) -> int:
+    model = _load(folder, options.model, options.threads)
+    if options.verify:
+        files = [options.model] if options.model else [entry["file"] for entry in read_about(folder)["models"]]
+        wrong = [line for file in files for line in verify(_load(folder, file, options.threads), folder)]
+        if wrong:
+            raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
+        return 0
+    if model.abstention is None:
+        note = f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows"
+        print(note, file=sys.stderr)
+    return answer_command(model.answerer(), options, model=model.file)
 
 
 def _load(folder: Path, file: str | None, threads: int) -> BundledModel:

@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:
     """Run the command.
 
     Returns:
-        0; 1 when an image could not be read or a golden image differs; 2 when the folder or Python cannot be used.
+        0; 1 when an image could not be read or a golden image differs; 2 when the folder or Python cannot be used; 130
+        after Ctrl-C.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, NIfTI volumes, a DICOMDIR")
@@ -140,4 +141,7 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = True  # this folder stays as it was made
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this console has no letters for stops nothing
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from brainq_torch.console import escape_unprintable, without_chatter
+from brainq_torch.console import escape_unprintable, run_command, without_chatter
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
-from tools.command import run_command
 
 ROOT = Path(__file__).parents[2]
 

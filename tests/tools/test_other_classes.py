@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
+from brainq_torch.console import WRONG_INPUT
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.fit import main as fit
 from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError
 from tests.conftest import TINY
 from tools import compare, gradcam, pairs, predictions, teacher_logits
 from tools.abstention.__main__ import main as abstention
-from tools.command import WRONG_INPUT
 from tools.low_bits.__main__ import main as low_bits
 from tools.shift.__main__ import main as shift
 

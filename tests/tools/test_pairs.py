@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from brainq_torch.console import WRONG_INPUT
 from brainq_torch.data.classes import GLIOMA, MENINGIOMA, NOTUMOR
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.run_files import hash_file
 from tests.brainq_torch.data.synthesis.test_midline import draw_head
-from tools.command import WRONG_INPUT, CommandError
+from tools.command import CommandError
 from tools.pairs import interval, main, make_pairs, measure
 
 ORDER = range(4)

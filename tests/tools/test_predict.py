@@ -12,12 +12,12 @@ from PIL import Image
 
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import fit_abstention
-from brainq_torch.console import printable
+from brainq_torch.console import printable, run_command
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from tools import predict
-from tools.command import CommandError, run_command
+from tools.command import CommandError
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,12 +233,12 @@ def test_only_the_projects_own_errors_become_messages(capsys):
     assert capsys.readouterr().err == "error: wrong word\nerror: [Errno 13] Permission denied: 'x'\n"
     with pytest.raises(ValueError, match="a bug"):
         run_command(lambda: fail(ValueError("a bug")))
+    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_a_closed_pipe_is_no_traceback():
-    code = (
-        "from tools.command import run_command; run_command(lambda: [print(i, flush=True) for i in range(99999)] and 0)"
-    )
+    code = "from brainq_torch.console import run_command; run_command(lambda: [print(i, flush=True) for i in range(99999)] and 0)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

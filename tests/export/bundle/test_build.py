@@ -202,6 +202,16 @@ def test_a_missing_package_is_named(bundle, monkeypatch, capsys):
     assert "is not installed: python -m pip install -r requirements.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
+def test_who_stops_it_sees_no_traceback(bundle, monkeypatch, stop, code):
+    def answer(*words, **more):
+        raise stop
+
+    monkeypatch.setattr("export.bundle.answers.answer_command", answer)
+    monkeypatch.setattr("os.dup2", lambda *ends: None)
+    assert main(["scan.png"], bundle) == code
+
+
 def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_path, monkeypatch, capsys):
     pytest.importorskip("pydicom", reason="pydicom is not installed")
     from tests.brainq_torch.data.reading.test_dicom import write_dicom
