@@ -238,7 +238,8 @@ def test_only_the_projects_own_errors_become_messages(capsys):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    code = "from brainq_torch.console import run_command; run_command(lambda: [print(i, flush=True) for i in range(99999)] and 0)"
+    code = """from brainq_torch.console import run_command
+run_command(lambda: [print(i, flush=True) for i in range(99999)] and 0)"""
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
