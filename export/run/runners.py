@@ -87,7 +87,7 @@ def load_runner(
         threads: Processor threads of one call.
         pixels: For a file that does not say them itself, with ``classes``; refused where they contradict it.
         classes: Likewise, in logit order.
-        accelerated: False runs the graph as it is written: ONNX Runtime without its optimisations, LiteRT without
+        accelerated: False runs the graph as it is written: ONNX Runtime without integer kernels, LiteRT without
             XNNPACK.
 
     Raises:
@@ -111,13 +111,13 @@ def load_runner(
 class OnnxRunner:
     """An ONNX file in ONNX Runtime on the CPU.
 
-    optimised: False runs the graph as it is written, which the comparison of a QDQ file with its source needs:
-    ONNX Runtime otherwise fuses Q and DQ into integer kernels of its own.
+    optimised: False computes in float between Q and DQ, as the graph is written and as the comparison of a QDQ file
+    with its source needs: ONNX Runtime otherwise fuses them into integer kernels of its own.
     """
 
     def __init__(self, path: Path, metadata: FileMetadata, threads: int = 1, optimised: bool = True) -> None:
         try:
-            self._session = open_onnx(path, threads, optimised)
+            self._session = open_onnx(path, threads, fused=optimised)
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise RunnerError(f"{path} cannot be run by ONNX Runtime: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
@@ -126,7 +126,7 @@ class OnnxRunner:
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
         self._input = inputs[0].name
-        self._batch = 1 if inputs[0].shape[0] == 1 else BATCH
+        self._batch = 1 if inputs[0].shape[0] == 1 or not optimised else BATCH
         _check_shapes(path, tuple(inputs[0].shape[1:]), (1, size, size), outputs[0].shape[-1], self.classes)
         self.logit_scale = onnx_logit_encoding(path)
 

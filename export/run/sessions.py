@@ -36,14 +36,15 @@ class NotFiniteError(RunnerError):
         self.model, self.image = model, image
 
 
-def open_onnx(model: Path | bytes, threads: int = 1, optimised: bool = True) -> Any:
+def open_onnx(model: Path | bytes, threads: int = 1, optimised: bool = True, fused: bool = True) -> Any:
     """Return an ONNX Runtime session on the CPU.
 
     Args:
         model: A file, or what it holds.
         threads: Processor threads of one call.
-        optimised: False runs the graph as it is written: ONNX Runtime otherwise fuses Q and DQ into integer kernels of
-            its own.
+        optimised: False runs the graph as it is written, node by node.
+        fused: False computes in float between DQ and Q, as the graph is written: ONNX Runtime otherwise fuses them into
+            integer kernels of its own. Constants are still dequantized once, and convolutions run in its fast layout.
 
     Raises:
         Exception: The model cannot be loaded; ONNX Runtime's exceptions have no other common base.
@@ -54,6 +55,8 @@ def open_onnx(model: Path | bytes, threads: int = 1, optimised: bool = True) -> 
     options.log_severity_level = 3  # errors: warnings of a healthy file would land in a command's output
     if not optimised:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not fused:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     source = model if isinstance(model, bytes) else str(model)
     # Without a fallback, which would print to standard output before it fails in the same way.
     return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)

@@ -41,7 +41,7 @@ class Rung:
         artefact: File name.
         reference: Another file's name, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
         limits: What it must keep.
-        optimised: False runs ONNX files of this pair without ONNX Runtime's optimisations.
+        optimised: False runs ONNX files of this pair without ONNX Runtime's integer kernels.
     """
 
     artefact: str

@@ -13,7 +13,7 @@ from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.prepare import move_bias
 from brainq_torch.run import load_run
 from export import bias_choice
-from export.bias_choice import choose_biases, measure_change
+from export.bias_choice import _STEP, choose_biases, measure_change, measure_nearest
 from export.context import ExportContext, ExportOptions
 from export.graph.qdq_onnx import export_qdq_onnx
 from export.run.sample import RunImages
@@ -81,3 +81,30 @@ def test_what_quantization_changed_by_hand():
     flips, lead = measure_change(wanted, logits)
     assert flips == 2
     assert lead == pytest.approx((1.0 + 1.5 + 0.0) / 3)  # the third is still over the float network's second
+
+
+def answer(leads, changes):
+    """Return the logits of a float network with these leads, (N,), and runners that change them, each counting."""
+    wanted = np.stack([leads, 0 * leads], 1).astype(np.float32)
+    asked = {name: [] for name in changes}
+
+    def run(name):
+        return lambda images: asked[name].append(len(images)) or wanted[images] - np.float32([[changes[name], 0]])
+
+    return wanted, {name: run(name) for name in changes}, asked
+
+
+def test_images_that_are_sure_of_their_class_are_not_run():
+    wanted, runners, asked = answer(np.linspace(5, 0, 8 * _STEP), {"uncorrected": 0.5, "corrected": 0.25})
+    found, run = measure_nearest(wanted, runners, np.arange(8 * _STEP))
+    assert asked == {"uncorrected": [_STEP] * 2, "corrected": [_STEP] * 2}
+    assert run == 2 * _STEP
+    assert found["uncorrected"] == (52, pytest.approx(0.5))  # leads of less than 0.5, the others have 9.8e-3 apiece
+    assert found["corrected"] == (26, pytest.approx(0.25))
+
+
+def test_where_as_many_classes_change_every_image_is_asked():
+    wanted, runners, _ = answer(np.linspace(5, 1, 8 * _STEP), {"uncorrected": 0.5, "corrected": 0.25})
+    found, run = measure_nearest(wanted, runners, np.arange(8 * _STEP))
+    assert run == 8 * _STEP
+    assert found == {"uncorrected": (0, pytest.approx(0.5)), "corrected": (0, pytest.approx(0.25))}
