@@ -136,7 +136,7 @@ function decode(header, frame) {
 function requireMr(header) {
   const modality = header.string("x00080060");
   if (!modality) throw new Unreadable("names no modality (tag 0008,0060); only MR images are read", "leave it out");
-  if (modality !== "MR") throw new LeftOut(`has modality '${modality}'; only MR images are read`, "leave it out");
+  if (modality !== "MR") throw new LeftOut(`has modality '${modality}'; only MR images are read`, "choose an MR series");
 }
 
 function requireSlice(header) {
