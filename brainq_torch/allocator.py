@@ -14,13 +14,13 @@ TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_thr
 Source: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html.
 """
 
-COMMANDS = {"fit": "brainq_torch.fit", "export": "export"}
+COMMANDS = {"fit": "brainq_torch.fit", "export": "export", "restore": "tools.restore"}
 SWITCH = "--fast_malloc"
 _OLDEST_GLIBC = (2, 35)  # knows hugetlb
 
 
 def restart_to_keep_memory() -> None:
-    """Start ``brainq fit``, ``export``, or their ``python -m`` form, anew with the settings, before PyTorch loads."""
+    """Start one of ``COMMANDS``, as ``brainq`` or ``python -m``, anew with the settings, before PyTorch loads."""
     words, pairs = sys.orig_argv, set(itertools.pairwise(sys.orig_argv))
     script = os.path.basename(sys.argv[0]) == "brainq" and not COMMANDS.keys().isdisjoint(sys.argv[1:2])
     starts = script or (sys.argv[:1] == ["-m"] and any(("-m", module) in pairs for module in COMMANDS.values()))

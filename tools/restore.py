@@ -38,6 +38,9 @@ from export.run.runners import load_runner
 from tools.command import CommandError
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_AT_ONCE = 16
+"""Images a call of the network: more outgrow the caches, and fewer give other last bits."""
+
 _IMAGES = 128
 """Training images whose statistics BatchNorm gets, and on which the network must answer as the file does."""
 
@@ -116,7 +119,9 @@ def _learn_statistics(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert batchnorm.num_batches_tracked is not None
     if batchnorm.num_batches_tracked.item():
         return
-    variance, mean = torch.var_mean(inputs[0].double(), dim=(0, 2, 3), correction=0)
+    few = inputs[0].split(8, dim=1)  # channels: of all at once the copy in float64 takes a gigabyte
+    parts = [torch.var_mean(part.double(), dim=(0, 2, 3), correction=0) for part in few]
+    variance, mean = (torch.cat(each) for each in zip(*parts, strict=True))
     _copy(batchnorm.running_mean, mean)
     _copy(batchnorm.running_var, variance)
     _copy(batchnorm.weight, torch.sqrt(batchnorm.running_var.double() + batchnorm.eps))
@@ -198,10 +203,11 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
     training = data.datasets["Training"]
     pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
     model = build_model(options.name, len(data.classes), **options.arguments)
-    unfold(model, folded, torch.from_numpy(scale_pixels(pixels)))
+    images = torch.from_numpy(scale_pixels(pixels))
+    unfold(model, folded, images)
     runner = load_runner(file)
     with torch.no_grad():
-        answers = model(torch.from_numpy(scale_pixels(pixels))).numpy()
+        answers = torch.cat([model(part) for part in images.split(_AT_ONCE)]).numpy()
     difference = float(np.abs(answers - runner(pixels)).max())
     print(f"largest difference of a logit between network and file on {len(pixels)} images: {difference:.2g}")
     if not difference <= _MOST_DIFFERENCE:
@@ -210,7 +216,7 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
         )
     save_checkpoint(partial / CHECKPOINT, model, options, data.pixels, runner.classes, runner.abstention)
     predicted = {
-        split: predict(model, data.datasets[split], data.batch_size)
+        split: predict(model, data.datasets[split], _AT_ONCE)
         for split in ("val", "Testing")
         if len(data.datasets[split])
     }

@@ -27,7 +27,7 @@ from brainq_torch.data.dataset.manifest import (
 from brainq_torch.data.dataset.sources import ImageSet, Source, data_root
 from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, make_sampler, to_input
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
-from brainq_torch.data.leakage.groups import EACH_ITS_OWN
+from brainq_torch.data.leakage.groups import EACH_ITS_OWN, SEARCH_PIXELS
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
@@ -163,7 +163,7 @@ class ImageDataModule(L.LightningDataModule):
             GroupError: The groups asked for do not fit it.
             ManifestError: A resumed run's images have changed, or do not fit the manifest asked for.
         """
-        manifest = self.out / MANIFEST
+        manifest, pixels = self.out / MANIFEST, None
         if self.root == "phantom" and not self.folder.exists():
             count = self.phantoms_per_class
             write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
@@ -172,10 +172,11 @@ class ImageDataModule(L.LightningDataModule):
             if not self._leakage.exists():  # a finished run that is measured anew
                 self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
         else:
-            self.write_splits(manifest)
+            pixels = self.write_splits(manifest)
         if not self.cache.exists():
             rows = read_manifest(manifest)
-            pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
+            if pixels is None or self.pixels != SEARCH_PIXELS:
+                pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
             if self.counterfactual.share:
                 pixels = self._add_made(pixels, rows)
             with atomic_path(self.cache) as partial, partial.open("wb") as file:
@@ -201,8 +202,12 @@ class ImageDataModule(L.LightningDataModule):
         np.save(self._made_labels, made.labels)
         return np.concatenate([pixels, made.pixels])
 
-    def write_splits(self, manifest: Path) -> None:
-        """Write the leak check, then the manifest: where that is, the other is, and is its own."""
+    def write_splits(self, manifest: Path) -> NDArray[np.uint8]:
+        """Write the leak check, then the manifest: where that is, the other is, and is its own.
+
+        Returns:
+            The manifest's images as ``SEARCH_PIXELS``, (N, size, size) uint8.
+        """
         try:
             splits = self._split_images()
         except Exception:  # a kill keeps what was found; what the user must correct leaves nothing in the way
@@ -211,6 +216,7 @@ class ImageDataModule(L.LightningDataModule):
         self._write_leakage(splits)
         with atomic_path(manifest) as partial:
             write_manifest(partial, splits.rows)
+        return splits.pixels
 
     def _write_leakage(self, splits: RunSplits) -> None:
         write_json(self._leakage, {split: check.to_json() for split, check in splits.leakage.items()})

@@ -23,6 +23,9 @@ def ask(tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "__init__.py").write_text("import brainq_torch")
     (tmp_path / "export" / "__main__.py").write_text(FIT)
+    (tmp_path / "tools").mkdir()
+    shutil.copy("tools/__init__.py", tmp_path / "tools")
+    (tmp_path / "tools" / "restore.py").write_text(FIT)
 
     def start(*words, **settings):
         kept = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | settings
@@ -37,7 +40,7 @@ def ask(tmp_path):
 
 
 @pytest.mark.skipif(NO_GLIBC, reason="another C library")
-@pytest.mark.parametrize("command", ["brainq_torch.fit", "export"])
+@pytest.mark.parametrize("command", ["brainq_torch.fit", "export", "tools.restore"])
 def test_a_command_keeps_its_memory_and_its_words(ask, command):
     assert ask("-m", command, "--seed", "3") == (TUNABLES, ["--seed", "3"])
 

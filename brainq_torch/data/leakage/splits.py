@@ -30,10 +30,11 @@ SPLITS = ("Training", "val", "Testing")
 
 @dataclass(frozen=True)
 class RunSplits:
-    """The manifest of a run, and per held-out split how far it leaks."""
+    """The manifest of a run, per held-out split how far it leaks, and the images as ``SEARCH_PIXELS``, in its order."""
 
     rows: list[ManifestRow]
     leakage: dict[str, LeakCheck]
+    pixels: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class SplitPlan:
         records = [replace(record, group=group) for record, group in zip(records, found.groups, strict=True)]
         records = assign_splits(records, self._choose(records, folder.classes))
         _check_each_class(folder, records)
-        return RunSplits(make_manifest(folder.root, records, folder.classes), _report_leaks(pixels, records, found))
+        rows = make_manifest(folder.root, records, folder.classes)
+        return RunSplits(rows, _report_leaks(pixels, records, found), pixels)
 
     def _choose(self, records: Sequence[ImageRecord], classes: Sequence[str]) -> NDArray[np.bool_] | None:
         """Return the validation images among the records other than Testing, None where every source has its own."""
@@ -110,7 +112,7 @@ def check_rows(root: Path, rows: Sequence[ManifestRow], kept: Path | None = None
     listed = manifest_folder(root, rows)
     pixels, found = _find_groups(listed, listed.records, kept)
     rows = [replace(row, group=group) for row, group in zip(rows, found.groups, strict=True)]
-    return RunSplits(rows, _report_leaks(pixels, listed.records, found))
+    return RunSplits(rows, _report_leaks(pixels, listed.records, found), pixels)
 
 
 def _check_splits(manifest: Path, rows: Sequence[ManifestRow], classes: Sequence[str]) -> None:
