@@ -28,7 +28,12 @@ def import_extra(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
             raise
-        extra = "tensorflow" if error.name == "tensorflow" else "export"
+        extra = error.name if error.name in ("tensorflow", "openvino") else "export"
         raise MissingExtraError(
-            f"{error.name} is not installed; it is of the extra {extra!r}: in the checkout, pip install -e '.[{extra}]'"
+            f"{error.name} is not installed; it is of the extra {extra!r}: in the checkout, {install_command(extra)}"
         ) from error
+
+
+def install_command(extra: str) -> str:
+    """Return what installs an extra in the checkout."""
+    return f"pip install -e '.[{extra}]'"

@@ -35,7 +35,9 @@ def files(tmp_path_factory):
 def report(files, tmp_path_factory):
     """One bench of all files from the command line."""
     target = tmp_path_factory.mktemp("out") / "bench.json"
-    assert bench.main([*map(str, files), "--rounds", "3", "--calls", "4", "--json", str(target)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "find_spec", lambda name: None)  # OpenVINO has a test of its own
+        assert bench.main([*map(str, files), "--rounds", "3", "--calls", "4", "--json", str(target)]) == 0
     return json.loads(target.read_text())
 
 
@@ -47,6 +49,38 @@ def test_every_model_has_size_latency_and_memory(files, report):
         assert 0 < model["latency_median_ms"] <= model["latency_p90_ms"]
         assert 0 < model["memory_before_model_bytes"] < model["peak_memory_bytes"]
         assert ("ONNX Runtime" if path.suffix == ".onnx" else "LiteRT") in model["engine"]
+
+
+def test_start_up_and_equal_logits(files, report):
+    first, *others = report["models"]
+    assert all(0 < model["start_up_s"] < 60 for model in report["models"])
+    assert first["equal_logits"] == 1.0
+    assert all(model["equal_logits"] is None or model["equal_logits"] <= 1.0 for model in others)
+
+
+def test_an_onnx_file_has_a_row_of_openvino_s(tmp_path, capsys):
+    pytest.importorskip("openvino", reason="the optional extra 'openvino' is not installed")
+    path = write_float_onnx(tmp_path / "float.onnx")
+    assert bench.main([str(path), "--rounds", "1", "--calls", "1", "--json", str(tmp_path / "bench.json")]) == 0
+    here, there = json.loads((tmp_path / "bench.json").read_text())["models"]
+    assert ("ONNX Runtime" in here["engine"], "OpenVINO" in there["engine"]) == (True, True)
+    assert here["size_bytes"] == there["size_bytes"]
+    assert there["equal_logits"] is not None
+    assert "not installed" not in capsys.readouterr().out
+
+
+def test_without_openvino_nothing_changes_but_a_line(files, report, tmp_path, capsys, monkeypatch):
+    assert len(report["models"]) == len(files)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert bench.main([str(files[3]), "--rounds", "1", "--calls", "1"]) == 0
+    assert "OpenVINO is not installed; with it an .onnx file has a second row: pip install -e '.[openvino]'" in (
+        capsys.readouterr().out
+    )
+    (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError('gone', name='openvino')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(bench, "find_spec", lambda name: True)
+    assert bench.main([str(files[3])]) == 2
+    assert "openvino is not installed; it is of the extra 'openvino'" in capsys.readouterr().err
 
 
 def test_ratios_are_to_the_first_model(report):
@@ -69,8 +103,9 @@ def test_latency_ratio_survives_a_machine_that_slows_down(monkeypatch, files):
     speeds = {str(files[0]): 10.0, str(files[1]): 5.0}
 
     class Worker:
-        def __init__(self, model, threads):
+        def __init__(self, model, threads, engine):
             self.model, self.engine, self.turn = model, "fake", 0
+            self.start_up_s, self.logits = 0.1, np.zeros((1, 4))
 
         def __enter__(self):
             return self
@@ -93,10 +128,12 @@ def test_latency_ratio_survives_a_machine_that_slows_down(monkeypatch, files):
 
 
 def test_table_states_the_threads_and_every_figure(monkeypatch):
-    model = bench.Measurement("a.tflite", "LiteRT 2", 2_500_000, 4.25, 5.5, 70_000_000, 40_000_000, 1.0, 1.0, 1.0)
+    model = bench.Measurement(
+        "a.tflite", "LiteRT 2", 2_500_000, 4.25, 5.5, 70_000_000, 40_000_000, 1.0, 1.0, 1.0, 0.21, 0.5
+    )
     text = bench.format_bench(bench.Bench(2, 3, 4, "a CPU", 8, 0.5, (model,)))
     assert "threads: 2; 3 rounds of 4 single images" in text
-    for figure in ("2.500 MB", "4.25 ms", "5.50 ms", "70.0 MB", "40.0 MB"):
+    for figure in ("2.500 MB", "4.25 ms", "5.50 ms", "70.0 MB", "40.0 MB", "0.21 s", "50.0%"):
         assert figure in text
     assert "busy" not in text
     assert "busy" in bench.format_bench(bench.Bench(2, 3, 4, "a CPU", 8, 7.9, (model,)))
@@ -110,7 +147,8 @@ def test_a_run_folder_runs_in_pytorch(tmp_path):
     save_checkpoint(tmp_path / RUN_CHECKPOINT, model, options, PixelSpec(32), CLASSES)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
     engine = torch_engine(tmp_path, 1)
-    assert engine.load()().shape == (1, 4)
+    call, images = engine.load()
+    assert call(images[:1]).shape == (1, 4)
     assert engine.name.startswith("PyTorch")
     assert bench.size_bytes(tmp_path) == (tmp_path / "model.ckpt").stat().st_size
 
@@ -119,7 +157,8 @@ def test_a_run_folder_runs_in_pytorch(tmp_path):
     ("dtype", "low", "high"), [(np.int8, -128, 127), (np.uint8, 0, 255), (np.float32, -1, 0.9921875)]
 )
 def test_input_covers_the_types_range(dtype, low, high):
-    image = bench_worker._typed(bench_worker.scaled_noise((1, 64, 64, 1)), dtype)
+    image = bench_worker._typed(bench_worker.grey_squares((64, 64, 1)), dtype)
+    assert image.shape == (bench_worker.COMPARED_IMAGES, 64, 64, 1)
     assert image.dtype == dtype
     assert (image.min(), image.max()) == (low, high)
 

@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import CHECKPOINT, write_json
+from export.extra import install_command
 from tools.bench.worker import SUFFIXES
 from tools.command import CommandError, add_json, add_threads, as_main, check_targets, format_table, positive
 
@@ -33,7 +36,9 @@ class Measurement:
     engine, without decoding or resizing, over all rounds. latency_p90_ms: the 90 % quantile of the same.
     peak_memory_bytes: resident memory of a process that does nothing else, engine and Python included.
     memory_before_model_bytes: of that, what was there before the model was opened. size_ratio: over the first model's,
-    as the other ratios. latency_ratio: the median over the rounds of both models' medians in that round.
+    as the other ratios. latency_ratio: the median over the rounds of both models' medians in that round. start_up_s:
+    from before the engine is imported to the first answer. equal_logits: share of those on random squares that are the
+    first model's to the last bit; None where it has other classes.
     """
 
     model: str
@@ -46,6 +51,8 @@ class Measurement:
     size_ratio: float
     latency_ratio: float
     peak_memory_ratio: float
+    start_up_s: float
+    equal_logits: float | None
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, calls: int = 10) -> Bench:
     """Measure the models, taking turns, so that what slows the machine for a while slows them all."""
-    sizes = [size_bytes(Path(model)) for model in models]
+    places = {model: size_bytes(Path(model)) for model in models}
+    rows = [(model, engine) for model in models for engine in engines_of(Path(model))]
+    sizes = [places[model] for model, _ in rows]
     load = os.getloadavg()[0]
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(model, threads)) for model in models]
+        workers = [stack.enter_context(_Worker(model, threads, engine)) for model, engine in rows]
         turns = [[worker.measure(calls) for worker in workers] for _ in range(rounds)]
         memory = [worker.finish() for worker in workers]
     latency = np.array(turns)  # (rounds, models, calls), ms
@@ -102,10 +111,23 @@ def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, call
             size_ratio=sizes[index] / sizes[0],
             latency_ratio=float(np.median(medians[:, index] / medians[:, 0])),
             peak_memory_ratio=memory[index]["peak_memory_bytes"] / memory[0]["peak_memory_bytes"],
+            start_up_s=workers[index].start_up_s,
+            equal_logits=_share_equal(workers[0].logits, workers[index].logits),
         )
-        for index, model in enumerate(models)
+        for index, (model, _) in enumerate(rows)
     )
     return Bench(threads, rounds, calls, _cpu(), os.cpu_count(), load, measurements)
+
+
+def engines_of(model: Path) -> list[str]:
+    """Return the modules that serve a model: an .onnx file's rows are ONNX Runtime's and, where it is there, OpenVINO's."""
+    if model.is_dir():
+        return ["torch_worker"]
+    return ["worker", *(["openvino_worker"] if model.suffix == ".onnx" and find_spec("openvino") else [])]
+
+
+def _share_equal(first: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
+    return float((first == other).mean()) if first.shape == other.shape else None
 
 
 def size_bytes(model: Path) -> int:
@@ -129,13 +151,15 @@ def size_bytes(model: Path) -> int:
 
 def format_bench(result: Bench) -> str:
     """Return the readable table."""
-    heads = ["model", "size", "ratio", "median", "p90", "ratio", "peak memory", "ratio", "before the model", "engine"]
+    heads = ["model", "size", "ratio", "median", "p90", "ratio", "peak memory", "ratio", "before the model"]
+    heads += ["start-up", "equal logits", "engine"]
     rows = [
         [
             model.model, f"{model.size_bytes / 1e6:7.3f} MB", f"{model.size_ratio:.3f}",
             f"{model.latency_median_ms:7.2f} ms", f"{model.latency_p90_ms:7.2f} ms", f"{model.latency_ratio:.3f}",
             f"{model.peak_memory_bytes / 1e6:7.1f} MB", f"{model.peak_memory_ratio:.3f}",
-            f"{model.memory_before_model_bytes / 1e6:.1f} MB", model.engine,
+            f"{model.memory_before_model_bytes / 1e6:.1f} MB", f"{model.start_up_s:.2f} s",
+            "" if model.equal_logits is None else f"{model.equal_logits:.1%}", model.engine,
         ]
         for model in result.models
     ]  # fmt: skip
@@ -144,8 +168,12 @@ def format_bench(result: Bench) -> str:
         f"turns; {result.cpu}, {result.cpu_count} CPUs",
         "",
         format_table(heads, rows),
-        "ratios are to the first model; peak memory is the whole process's, engine included",
+        "ratios and equal logits are to the first model; peak memory is the whole process's, engine included",
     ]
+    if any(model.model.endswith(".onnx") for model in result.models) and not find_spec("openvino"):
+        lines.append(
+            f"OpenVINO is not installed; with it an .onnx file has a second row: {install_command('openvino')}"
+        )
     if result.load_average > 0.5 * (result.cpu_count or 1):
         busy = f"warning: the machine was busy (load average {result.load_average:.1f})"
         lines.append(f"{busy}; trust the ratios, not the latencies")
@@ -155,12 +183,11 @@ def format_bench(result: Bench) -> str:
 class _Worker:
     """A process for one model, as a context that ends it."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, engine: str) -> None:
         self.model = model
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
-        worker = "torch_worker" if os.path.isdir(model) else "worker"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"tools.bench.{worker}", os.path.abspath(model), str(threads)],
+            [sys.executable, "-m", f"tools.bench.{engine}", os.path.abspath(model), str(threads)],
             cwd=ROOT,
             # Libraries that read it at import start no more threads than are stated.
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
@@ -171,7 +198,9 @@ class _Worker:
         )
 
     def __enter__(self) -> _Worker:
-        self.engine = str(self._read()["ready"])
+        said = self._read()
+        self.engine, self.start_up_s = str(said["ready"]), float(said["start_up_s"])
+        self.logits = np.array(said["logits"])
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,22 +7,21 @@ from typing import Any
 import torch
 
 from brainq_torch.run import load_run
-from tools.bench.worker import Call, Engine, scaled_noise, serve
+from tools.bench.worker import Call, Engine, grey_squares, serve
 
 
 def torch_engine(folder: Path, threads: int) -> Engine:
     """Return what runs a run folder."""
     torch.set_num_threads(threads)
 
-    def load() -> Call:
+    def load() -> tuple[Call, Any]:
         run = load_run(folder)
-        image = torch.from_numpy(scaled_noise((1, 1, run.pixels.size, run.pixels.size)))
 
-        def call() -> Any:
+        def call(image: Any) -> Any:
             with torch.inference_mode():
                 return run.model(image)
 
-        return call
+        return call, torch.from_numpy(grey_squares((1, run.pixels.size, run.pixels.size)))
 
     return Engine(f"PyTorch {torch.__version__} eager", load)
 
