@@ -120,7 +120,7 @@ def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, call
 
 
 def engines_of(model: Path) -> list[str]:
-    """Return the modules that serve a model: an .onnx file's rows are ONNX Runtime's and, where it is there, OpenVINO's."""
+    """Return the modules that serve a model: of an .onnx file ONNX Runtime's and, where it is there, OpenVINO's."""
     if model.is_dir():
         return ["torch_worker"]
     return ["worker", *(["openvino_worker"] if model.suffix == ".onnx" and find_spec("openvino") else [])]
