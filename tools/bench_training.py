@@ -82,7 +82,7 @@ def time_plain(training: Path, steps: int, loop: PlainLoop) -> float:
     )
     loader = DataLoader(ImageFolder(str(training), prepare), BATCH, shuffle=True, num_workers=loop.workers)
     layout = torch.channels_last if loop.is_fast else torch.contiguous_format
-    model = loop.make().train().to(memory_format=layout)  # type: ignore[call-overload]
+    model = loop.make().train().to(memory_format=layout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loss_function = nn.CrossEntropyLoss()
     start = 0.0

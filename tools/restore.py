@@ -119,7 +119,7 @@ def _learn_statistics(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert batchnorm.num_batches_tracked is not None
     if batchnorm.num_batches_tracked.item():
         return
-    few = inputs[0].split(8, dim=1)  # channels: of all at once the copy in float64 takes a gigabyte
+    few = torch.split(inputs[0], 8, dim=1)  # channels: of all at once the copy in float64 takes a gigabyte
     parts = [torch.var_mean(part.double(), dim=(0, 2, 3), correction=0) for part in few]
     variance, mean = (torch.cat(each) for each in zip(*parts, strict=True))
     _copy(batchnorm.running_mean, mean)
@@ -207,7 +207,7 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
     unfold(model, folded, images)
     runner = load_runner(file)
     with torch.no_grad():
-        answers = torch.cat([model(part) for part in images.split(_AT_ONCE)]).numpy()
+        answers = torch.cat([model(part) for part in torch.split(images, _AT_ONCE)]).numpy()
     difference = float(np.abs(answers - runner(pixels)).max())
     print(f"largest difference of a logit between network and file on {len(pixels)} images: {difference:.2g}")
     if not difference <= _MOST_DIFFERENCE:
