@@ -81,6 +81,15 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images to compare the files on, {LEAST_PARITY_IMAGES} or more (default: {PARITY_IMAGES})",
     )
+    parser.add_argument(
+        "--shifted",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="images of another source, a folder or a table (may be repeated): every second patient (group) has "
+        "a part in what --bias-correction auto chooses, on the others the files are compared",
+    )
 
 
 def _add_integer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +123,8 @@ def _add_integer_arguments(parser: argparse.ArgumentParser) -> None:
         "--bias-correction",
         choices=get_args(BiasCorrection),
         default="auto",
-        help="whether int8's and w4a8's biases are corrected after calibration: auto keeps it where held-out images "
-        "and their shifted copies keep their class better (default: auto)",
+        help="whether int8's and w4a8's biases are corrected after calibration: auto keeps it where it "
+        "leaves less noise in the logits of held-out images in another look (default: auto)",
     )
 
 

@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
         W4A8 if options.bits_from is None else read_bits(options.bits_from),
         options.bias_correction,
         options.parity_images,
+        tuple(options.shifted),
     )
     report = export_run(trained, options.recipes or default_recipes(trained), exported, how)
     _show(report, exported)

@@ -15,6 +15,7 @@ from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import Run
 from brainq_torch.run_files import BrainqError
 from export.catalogue import PARITY_IMAGES
+from export.run.elsewhere import Elsewhere
 from export.run.sample import ImageSample, RunImages
 from export.verify.parity import Rung
 
@@ -37,6 +38,7 @@ class ExportOptions:
         low_bits: To how many bits it does.
         bias_correction: Whether calibrated networks' biases are corrected; ``auto`` asks held-out images.
         parity_images: Images to compare the files on.
+        shifted: Folders or tables of other sources' images; one half of each chooses, the other is compared on.
     """
 
     replace: bool = False
@@ -48,6 +50,7 @@ class ExportOptions:
     low_bits: Scheme = W4A8
     bias_correction: BiasCorrection = "auto"
     parity_images: int = PARITY_IMAGES
+    shifted: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class ExportContext:
         folder: Where a recipe's files go; those of the recipes it needs are already there.
         images: The run's own, verified.
         options: How the export is made.
+        elsewhere: Images of other sources.
         networks: PyTorch networks that rungs refer to, by name; recipes leave theirs.
         provenance: {recipe: what its files say of themselves besides}; left by recipes.
         float_means: ``measure_means`` of the float network; left by a recipe that ran it on the calibration images.
@@ -69,6 +73,7 @@ class ExportContext:
     folder: Path
     images: RunImages
     options: ExportOptions = ExportOptions()
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
     networks: dict[str, nn.Module] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     float_means: dict[str, Tensor] = field(default_factory=dict)

@@ -24,13 +24,15 @@ from export.recipes import (
     resolve_recipes,
     versions,
 )
+from export.run.elsewhere import read_elsewhere
 from export.run.metadata import write_metadata
 from export.run.runners import Runner, load_runner
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
 from export.verify.abstention import ValidationPart
-from export.verify.parity import FLOAT_MODEL, LogitTable, add_shifted, climb
-from export.verify.report import ArtefactReport, ParityReport
+from export.verify.parity import FLOAT_MODEL, LogitTable, climb
+from export.verify.report import SHIFTED_COPIES, ArtefactReport, ParityReport
+from export.verify.shifted import add_shifted
 
 THREADS = 1
 
@@ -79,11 +81,12 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
         images = check_run_images(run, options.data)
         sample = images.sample(options.parity_images, ("Testing", "val", "Training"))
         validation = ValidationPart.of(run, images)
+        elsewhere = read_elsewhere(options.shifted, run.pixels, run.classes)
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     _check_images(run, names, images, sample, options.calibration_images)
     with write_as_a_whole(out, options.replace, say_note) as folder:
-        context = ExportContext(run, folder, images, options)
+        context = ExportContext(run, folder, images, options, elsewhere)
         plain, origin = find_float_model(run)
         if plain is None:
             print(f"warning: float model to compare with: {origin}", file=sys.stderr)
@@ -154,10 +157,10 @@ def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) ->
         name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()
     }
     reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
-    shifted = sample.shifted(run.pixels)
     if ONNX_FP32 in reports and reports[ONNX_FP32].passed:  # the network's answers, in a third of PyTorch's time
         models[FLOAT_MODEL] = load_runner(context.path(ONNX_FP32), THREADS)
-    reports = add_shifted(reports, LogitTable(context.folder, shifted, models, THREADS), shifted.labels)
+    for source, images in {SHIFTED_COPIES: sample.shifted(run.pixels), **context.elsewhere.reporting}.items():
+        reports = add_shifted(reports, LogitTable(context.folder, images, models, THREADS), images.labels, source)
     for recipe in (RECIPES[name] for name in names):
         if recipe.explain is None or all(reports[file].passed for file in recipe.files):
             continue

@@ -18,12 +18,11 @@ from brainq_torch.evaluation.metrics import Metrics, compute_metrics
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, compare_paired, judge_all
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.run.runners import Runner, load_runner, run_named
-from export.verify.parity import Logits, judge, measure_shift
-from export.verify.report import Limits, describe_shift
+from export.verify.parity import Logits, judge
+from export.verify.report import SHIFTED_COPIES, Limits, describe_shift
+from export.verify.shifted import measure_shift
 from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
 from tools.images import choose_known, class_order, decode_images, labels_of
-
-SHIFTED_COPIES = "shifted copies"
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
-        help="images of another source to compare on, too (may be repeated); shifted copies of DIR's always are",
+        help="images of another source, a folder or a table, to compare on, too (may be repeated); shifted copies of "
+        "those of --data always are",
     )
     add_json(parser)
     add_threads(parser)

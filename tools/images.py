@@ -34,13 +34,15 @@ def choose_images(
     """List the images to measure.
 
     Args:
-        data: the data folder.
+        data: the data folder, or a table (.csv) of images beside it.
         split: None takes the first of ``SPLIT_ORDER`` that is there; ``all`` takes every image.
         manifest: a run's manifest.csv, whose split counts instead of the folder's; every chosen image's hash is
             checked.
         labels: what folders mean, where a class may lack images; default: each of the four classes must have some.
         table: of the images, in place of class folders.
     """
+    if data.suffix == ".csv" and data.is_file():
+        data, table = data.parent, data
     if manifest is None:
         # Images are decoded once, in decode_images.
         folder = scan_folder(data, False, labels or Labels(), labels is None, table)

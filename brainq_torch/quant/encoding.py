@@ -14,7 +14,7 @@ ROUNDING: RoundingMethod = "descent"
 
 
 BiasCorrection = Literal["auto", "off", "on"]
-"""Whether calibrated biases are corrected; ``auto``: where held-out images keep their class better."""
+"""Whether calibrated biases are corrected; ``auto``: where that leaves less noise in the logits of held-out images."""
 
 
 class Encoding(NamedTuple):

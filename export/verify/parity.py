@@ -1,7 +1,7 @@
 """The ladder of comparisons: each exported file against what it was made from, and the verdict."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.evaluation.comparison import compare_predictions
-from brainq_torch.evaluation.paired import compare_answers
 from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run_files import hash_file
 from export.run.metadata import MetadataError, read_metadata
@@ -102,34 +101,6 @@ def climb(
 ) -> dict[str, ArtefactReport]:
     """Compare every artefact of the table's folder with its reference. Returns a report per file name."""
     return {rung.artefact: _report(rung, table, sample, classes) for rung in rungs}
-
-
-def measure_shift(plain: npt.NDArray[Any], logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Return what compression changed on shifted images: flips, right answers lost and gained, McNemar's p, noise.
-
-    plain, logits: (N, C), of the float model and of the artefact. Raises ValueError without images.
-    """
-    flips = int((plain.argmax(1) != logits.argmax(1)).sum())
-    return {
-        "flips": flips,
-        "logit_noise": logit_noise(plain, logits),
-        **compare_answers(plain, logits, labels).to_json(),
-    }
-
-
-def add_shifted(
-    reports: Mapping[str, ArtefactReport], table: LogitTable, labels: npt.NDArray[np.int64]
-) -> dict[str, ArtefactReport]:
-    """Return the reports with what each quantized file does to shifted images. table: of these images."""
-    plain, result = table.of_float(), dict(reports)
-    for name, report in reports.items():
-        if plain is None or report.against_float is None or report.limits.max_abs_diff is not None:
-            continue
-        try:
-            result[name] = replace(report, shifted=measure_shift(plain.values, table.of(name).values, labels))
-        except RunnerError as error:
-            result[name] = replace(report, passed=False, error=f"on shifted copies: {error}")
-    return result
 
 
 def judge(reference: Logits, logits: Logits, limits: Limits) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+SHIFTED_COPIES = "shifted copies"
+"""What figures call a source."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,7 +53,8 @@ class ArtefactReport:
             as its answer).
         error: Why the artefact could not be measured or is refused, or None.
         against_float: The paired comparison with the float model, None where there is none to be had.
-        shifted: That on shifted copies of the images, in numbers alone; None also for a file that rounds nothing.
+        shifted: That on shifted copies of the images, in numbers alone, and under ``sources`` on other sources' images;
+            None also for a file that rounds nothing.
     """
 
     size_bytes: int
@@ -118,7 +122,8 @@ class ParityReport:
             ]
             remarks += [f"{name}: {tie['image']}: {_describe_tie(tie)}" for tie in report.ties]
             if report.shifted is not None:
-                remarks.append(f"{name}: {describe_shift('shifted copies', report.shifted)}")
+                found = {SHIFTED_COPIES: report.shifted, **report.shifted.get("sources", {})}
+                remarks += [f"{name}: {describe_shift(*one)}" for one in found.items()]
         return remarks
 
 

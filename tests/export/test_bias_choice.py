@@ -1,4 +1,4 @@
-"""Corrected biases are kept where held-out images keep their class better, and never without such images."""
+"""Corrected biases are kept where they leave less noise in logits of images not calibrated on, never without such."""
 
 import copy
 import shutil
@@ -13,10 +13,12 @@ from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.prepare import move_bias
 from brainq_torch.run import load_run
 from export import bias_choice
-from export.bias_choice import _STEP, choose_biases, measure_change, measure_nearest
+from export.bias_choice import SHARES, choose_biases, measure_change
 from export.context import ExportContext, ExportOptions
 from export.graph.qdq_onnx import export_qdq_onnx
+from export.run.elsewhere import Elsewhere
 from export.run.sample import RunImages
+from export.verify.parity import logit_noise
 from tests.support.small_network import SIDE, small_network
 
 PIXELS = PixelSpec(SIDE)
@@ -28,14 +30,14 @@ def spoil(network, *_):
     move_bias(network, layer, torch.tensor([50.0, 0.0, 0.0, 0.0]))
 
 
-def choose(monkeypatch, small_int8, tiny_run, folder, asked, spoilt, images=PHANTOMS):
+def choose(monkeypatch, small_int8, tiny_run, folder, asked, spoilt, images=PHANTOMS, elsewhere=None):
     """Return the network, its corrected twin, the answer and the file; one of the two is spoilt."""
     bad = copy.deepcopy(small_int8.network)
     spoil(bad)
     before, after = (bad, small_int8.network) if spoilt else (small_int8.network, bad)
     monkeypatch.setattr(bias_choice, "correct_biases", lambda network, *_: network.load_state_dict(after.state_dict()))
     run = replace(load_run(tiny_run), model=small_network(), pixels=PIXELS)
-    context = ExportContext(run, folder, images, ExportOptions(bias_correction=asked))
+    context = ExportContext(run, folder, images, ExportOptions(bias_correction=asked), elsewhere or Elsewhere())
     onnx = folder / "model_int8.onnx"
     shutil.copy(small_int8.onnx, onnx)
     if spoilt:
@@ -52,9 +54,9 @@ def holds(onnx, network, folder):
 def test_held_out_images_decide(monkeypatch, small_int8, tiny_run, tmp_path, spoilt):
     before, after, (chosen, about), onnx = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", spoilt)
     assert about["kept"] == spoilt
-    flips = [about[name]["flips"] for name in ("uncorrected", "corrected")]
-    assert (flips[0] > flips[1]) if spoilt else (flips[0] < flips[1])
-    assert about["images"] == 512
+    noise = [about[name]["logit_noise"] for name in ("uncorrected", "corrected")]
+    assert (noise[0] > noise[1]) if spoilt else (noise[0] < noise[1])
+    assert about["images"] == 256
     assert holds(onnx, after if spoilt else before, tmp_path)
     assert (chosen is before) != spoilt
     assert [file.name for file in tmp_path.glob("*corrected*")] == []
@@ -64,47 +66,63 @@ def test_held_out_images_decide(monkeypatch, small_int8, tiny_run, tmp_path, spo
 def test_asked_for_it_is_not_measured(monkeypatch, small_int8, tiny_run, tmp_path, asked, spoilt, kept):
     monkeypatch.setattr(bias_choice, "_measure", None)
     before, after, (_, about), onnx = choose(monkeypatch, small_int8, tiny_run, tmp_path, asked, spoilt)
-    assert about == {"asked": asked, "kept": kept, "images": 0}
+    assert about == {"asked": asked, "kept": kept, "images": 0, "share": 0.5 * kept}
     assert holds(onnx, after if kept else before, tmp_path)
 
 
 def test_without_held_out_images_nothing_is_corrected(monkeypatch, small_int8, tiny_run, tmp_path):
     gone = replace(PHANTOMS, synthetic=False)
     _, _, (_, about), _ = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", True, gone)
-    assert about == {"asked": "auto", "kept": False, "images": 0}
+    assert about == {"asked": "auto", "kept": False, "images": 0, "share": 0.0}
+
+
+def test_other_sources_images_decide_alone_where_nothing_is_held_out(monkeypatch, small_int8, tiny_run, tmp_path):
+    gone = replace(PHANTOMS, synthetic=False)
+    elsewhere = Elsewhere({"clinic": PHANTOMS.sample(40, ()), "ward": PHANTOMS.sample(8, (), seed=5)})
+    before, _, (chosen, about), _ = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", True, gone, elsewhere)
+    assert chosen is not before
+    assert (about["images"], about["kept"]) == (48, True)
+
+
+@pytest.mark.parametrize("asked", ["auto", "on"])
+@pytest.mark.parametrize("best", [0.0, *SHARES])
+def test_the_share_with_the_least_noise_is_taken(monkeypatch, small_int8, tiny_run, tmp_path, best, asked):
+    changes = {share: {"flips": 5, "logit_noise": abs(share - best)} for share in (0.0, *SHARES)}
+    monkeypatch.setattr(bias_choice, "_measure", lambda context, networks, *_: {one: changes[one] for one in networks})
+    elsewhere = Elsewhere({"clinic": PHANTOMS.sample(8, ())})
+    before, _, (chosen, about), _ = choose(
+        monkeypatch, small_int8, tiny_run, tmp_path, asked, False, elsewhere=elsewhere
+    )
+    if asked == "on":
+        assert about == {"asked": "on", "kept": True, "images": 0, "share": 0.5}
+        return
+    assert (about["share"], about["kept"], chosen is before) == (best, best > 0, best == 0)
+    assert about["shares"] == {f"{share:g}": found for share, found in changes.items()}
+    assert about["corrected"] == min((changes[share] for share in SHARES), key=lambda found: found["logit_noise"])
+
+
+def test_equal_noise_takes_the_least_correction(monkeypatch, small_int8, tiny_run, tmp_path):
+    same = {"flips": 3, "logit_noise": 0.1}
+    monkeypatch.setattr(bias_choice, "_measure", lambda context, networks, *_: dict.fromkeys(networks, same))
+    before, _, (chosen, about), _ = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", False)
+    assert chosen is before
+    assert not about["kept"]
+
+
+def test_held_out_images_get_another_look_and_air_stays_air():
+    heads = PHANTOMS.sample(8, ()).pixels
+    others = bias_choice._restyle(heads)
+    assert (others.shape, others.dtype) == (heads.shape, heads.dtype)
+    np.testing.assert_array_equal(others, bias_choice._restyle(heads))
+    changed = np.abs(others.astype(int) - heads).mean((1, 2))
+    assert (changed > 2).sum() >= 6  # each change is drawn or not
 
 
 def test_what_quantization_changed_by_hand():
     wanted = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [5.0, 0.0, 4.0]], np.float32)
     logits = np.array([[2.0, 1.0, 0.0], [0.0, 1.5, 2.0], [5.0, 9.0, 4.0]], np.float32)
-    assert measure_change(wanted, wanted) == (0, 0.0)
-    flips, lead = measure_change(wanted, logits)
-    assert flips == 2
-    assert lead == pytest.approx((1.0 + 1.5 + 0.0) / 3)  # the third is still over the float network's second
-
-
-def answer(leads, changes):
-    """Return the logits of a float network with these leads, (N,), and runners that change them, each counting."""
-    wanted = np.stack([leads, 0 * leads], 1).astype(np.float32)
-    asked = {name: [] for name in changes}
-
-    def run(name):
-        return lambda images: asked[name].append(len(images)) or wanted[images] - np.float32([[changes[name], 0]])
-
-    return wanted, {name: run(name) for name in changes}, asked
-
-
-def test_images_that_are_sure_of_their_class_are_not_run():
-    wanted, runners, asked = answer(np.linspace(5, 0, 8 * _STEP), {"uncorrected": 0.5, "corrected": 0.25})
-    found, run = measure_nearest(wanted, runners, np.arange(8 * _STEP))
-    assert asked == {"uncorrected": [_STEP] * 2, "corrected": [_STEP] * 2}
-    assert run == 2 * _STEP
-    assert found["uncorrected"] == (52, pytest.approx(0.5))  # leads of less than 0.5, the others have 9.8e-3 apiece
-    assert found["corrected"] == (26, pytest.approx(0.25))
-
-
-def test_where_as_many_classes_change_every_image_is_asked():
-    wanted, runners, _ = answer(np.linspace(5, 1, 8 * _STEP), {"uncorrected": 0.5, "corrected": 0.25})
-    found, run = measure_nearest(wanted, runners, np.arange(8 * _STEP))
-    assert run == 8 * _STEP
-    assert found == {"uncorrected": (0, pytest.approx(0.5)), "corrected": (0, pytest.approx(0.25))}
+    assert measure_change(wanted, wanted) == {"flips": 0, "lead_change": 0.0, "logit_noise": 0.0}
+    found = measure_change(wanted, logits)
+    assert found["flips"] == 2
+    assert found["lead_change"] == pytest.approx((1.0 + 1.5 + 0.0) / 3, abs=1e-5)
+    assert found["logit_noise"] == round(logit_noise(wanted, logits), 5)

@@ -25,9 +25,13 @@ def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
     saturate(damaged, "classifier.1")
     write_metadata(damaged, read_metadata(damaged))  # a fault of its making: its checksum holds
     words = [fp32, tiny_run, onnx, tflite, damaged, "--data", phantoms, "--json", folder / "compare.json"]
+    shutil.copy(next((phantoms / "Testing/glioma").iterdir()), folder / "scan.png")
+    (folder / "scans.csv").write_text("path,class\nscan.png,glioma\n")
     words += [
         "--shifted",
         phantoms,
+        "--shifted",
+        folder / "scans.csv",
         "--pair",
         onnx,
         tflite,
@@ -62,7 +66,9 @@ def test_every_model_is_measured_against_the_first(report, tiny_export, tiny_run
 def test_every_model_is_also_measured_on_shifted_copies_and_on_other_sources(report, phantoms):
     first, same, *others = report["models"]
     assert (first["shifted"], first["verdict"]) == ({}, None)
-    assert set(same["shifted"]) == {"shifted copies", str(phantoms)}
+    table = next(name for name in same["shifted"] if name.endswith("scans.csv"))
+    assert same["shifted"].keys() == {"shifted copies", str(phantoms), table}
+    assert same["shifted"][table]["n"] == 1
     assert [same["shifted"][name]["n"] for name in ("shifted copies", str(phantoms))] == [12, 44]
     assert all(found["flips"] == found["lost"] == 0 for found in same["shifted"].values())
     assert same["verdict"] == "inconclusive"  # 12 images prove nothing

@@ -21,13 +21,12 @@ from export.verify.parity import (
     Logits,
     LogitTable,
     Rung,
-    add_shifted,
     climb,
     judge,
     logit_noise,
-    measure_shift,
 )
 from export.verify.report import ArtefactReport, Limits, ParityReport
+from export.verify.shifted import add_shifted, measure_shift
 
 REFERENCE = np.array([[4.0, 1, 0, 0], [0, 2, 1.5, 0], [0, 0, 3, 0]], np.float32)
 
@@ -323,6 +322,9 @@ def test_rounded_files_are_also_held_against_the_float_model_on_shifted_images(c
     if float_model:
         assert (fp16.shifted["n"], fp16.shifted["flips"]) == (24, 24)
         assert "shifted copies: 24 flips of 24" in ParityReport(found).table()
+        twice = add_shifted(found, LogitTable(tiny_export, sample, models, 1), sample.labels, "clinic")
+        assert twice["model_fp16.tflite"].shifted == fp16.shifted | {"sources": {"clinic": fp16.shifted}}
+        assert "clinic: 24 flips of 24" in ParityReport(twice).table()
     else:
         assert fp16.shifted is None
 
@@ -332,3 +334,5 @@ def test_a_file_that_breaks_on_shifted_images_fails(check, tiny_export, sample):
     fp16 = add_shifted(check(), LogitTable(tiny_export, sample, models, 1), sample.labels)["model_fp16.tflite"]
     assert not fp16.passed
     assert "on shifted copies" in fp16.error
+    broken = {"model_fp16.tflite": fp16}
+    assert add_shifted(broken, LogitTable(tiny_export, sample, models, 1), sample.labels, "clinic") == broken

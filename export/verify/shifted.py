@@ -1,0 +1,53 @@
+"""What compression changes on images that are not like those of training: shifted copies, and other sources' images."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from brainq_torch.evaluation.paired import compare_answers
+from export.run.sessions import RunnerError
+from export.verify.parity import LogitTable, logit_noise
+from export.verify.report import SHIFTED_COPIES, ArtefactReport
+
+
+def measure_shift(plain: npt.NDArray[Any], logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what compression changed on shifted images: flips, right answers lost and gained, McNemar's p, noise.
+
+    plain, logits: (N, C), of the float model and of the artefact. Raises ValueError without images.
+    """
+    flips = int((plain.argmax(1) != logits.argmax(1)).sum())
+    return {
+        "flips": flips,
+        "logit_noise": logit_noise(plain, logits),
+        **compare_answers(plain, logits, labels).to_json(),
+    }
+
+
+def add_shifted(
+    reports: Mapping[str, ArtefactReport],
+    table: LogitTable,
+    labels: npt.NDArray[np.int64],
+    source: str = SHIFTED_COPIES,
+) -> dict[str, ArtefactReport]:
+    """Return the reports with what each quantized file does to shifted images.
+
+    table: of these images. source: where they come from; shifted copies come before other sources.
+    """
+    plain, result = table.of_float(), dict(reports)
+    for name, report in reports.items():
+        if plain is None or report.against_float is None or report.limits.max_abs_diff is not None:
+            continue
+        if source != SHIFTED_COPIES and report.shifted is None:  # it broke on the copies
+            continue
+        try:
+            found = measure_shift(plain.values, table.of(name).values, labels)
+        except RunnerError as error:
+            result[name] = replace(report, passed=False, error=f"on {source}: {error}")
+            continue
+        if report.shifted is not None and source != SHIFTED_COPIES:
+            found = report.shifted | {"sources": report.shifted.get("sources", {}) | {source: found}}
+        result[name] = replace(report, shifted=found)
+    return result
