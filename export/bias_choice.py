@@ -42,7 +42,7 @@ def choose_biases(
     images that look as if from elsewhere and in other sources' images that choose. Classes that change are too few to
     tell: on images of five other hospitals a plain MobileNetV2's INT8 file changed 195 of 1843 classes without and 75
     with half of the correction, on held-out images and their corrupted copies 5 and 7 of 512. Noise on these copies
-    ranked the shares as noise on the other hospitals did, for INT8 and W4A8 files of three networks.
+    is least for the share with which it is least on the other hospitals', for INT8 and W4A8 files of three networks.
 
     Args:
         context: Its run is the float network, its options say what is asked.
