@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
-from brainq_torch.console import escape_unprintable
+from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
 from brainq_torch.run_files import BrainqError
@@ -17,19 +17,18 @@ from export.catalogue import CATALOGUE, PARITY_IMAGES
 
 LEAST_PARITY_IMAGES = 200
 
-USER_ERRORS = (BrainqError, OSError)
-"""What can go wrong outside this program: reported in a line, without a traceback."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
         0 when every artefact passed, 1 when parity failed (the files stay, marked in parity.json), 2 when nothing could
-        be exported.
+        be exported, 130 after Ctrl-C.
     """
-    escape_unprintable()
-    options = _parse(arguments)
+    return run_command(lambda: _run(_parse(arguments)), "; nothing was kept")
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.list:
         _list_recipes()
         return 0
@@ -39,11 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except Exception as error:
         full = _find_full_disk(error)
-        if full is None and not isinstance(error, USER_ERRORS):
+        if full is None:
             raise
         advice = f"the disk is full ({full}); nothing was kept. Free some space and run the same command again"
-        print(f"error: {error if full is None else advice}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        raise BrainqError(advice) from error
 
 
 def _list_recipes() -> None:

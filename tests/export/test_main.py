@@ -150,6 +150,17 @@ def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, capsys,
     assert "export.partial" not in names(run)
 
 
+def test_ctrl_c_leaves_nothing_and_no_traceback(run, quick, monkeypatch, capsys):
+    def make(context):
+        context.path("model_fp16.tflite").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    break_recipe(monkeypatch, "fp16", make)
+    assert main([str(run), *FLOAT]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was kept"
+    assert not {"export", "export.partial"} & set(names(run))
+
+
 def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):
     def make(context):
         context.path("model_fp16.tflite").write_bytes(b"half")
