@@ -57,12 +57,37 @@ _FULL_DISK_BYTES = 16 << 20
 """Less than this and a failed write is put down to the disk."""
 
 
+_LISTS = ("stages", "data.sources", "distillation.terms", "trainer.logger", "trainer.callbacks")
+"""Keys whose value is a list of parts that have keys of their own."""
+
+
+class _Parser(ArgumentParser):
+    """A list given again is the whole list: jsonargparse alone fills its parts from an earlier one as long."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Namespace:
+        """Return the values of words, by default those of the command line."""
+        return super().parse_args(list(_clear_lists(sys.argv[1:] if args is None else args)), *others, **named)
+
+
+def _clear_lists(words: Sequence[str]) -> Iterator[str]:
+    """Empty each list before the flag or the configuration that gives it."""
+    for word in words:
+        flag, _, value = word.partition("=")
+        config = read_yaml(Path(value)) if flag == "--config" and value else {}
+        for key in _LISTS:
+            *group, name = key.split(".")
+            part = config.get(group[0]) if group else config
+            if flag == f"--{key}" or (isinstance(part, dict) and name in part):
+                yield f"--{key}=[]"
+        yield word
+
+
 def make_parser() -> ArgumentParser:
     """Build the command line: every key of a YAML is a flag; unknown keys are errors."""
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=list(IMPORTS), instantiate_subclass_spec_in_any=False
     )
-    parser = ArgumentParser(prog="python -m brainq_torch.fit", description=__doc__)
+    parser = _Parser(prog="python -m brainq_torch.fit", description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML file, or the name of one of configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")

@@ -1,6 +1,7 @@
 """What ``python -m export`` does once its words are read."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from brainq_torch.quant.encoding import ROUNDING
@@ -8,7 +9,7 @@ from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import PARITY
-from export.bundle.build import make_bundle
+from export.bundle.build import PREFERENCE, make_bundle
 from export.bundle.web import INSTALL, find_runtime
 from export.context import ExportOptions, RecipeError
 from export.integer_files import read_bits
@@ -19,6 +20,9 @@ from export.verify.report import ArtefactReport, ParityReport
 
 _TELLING = 1000
 """Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
+
+_NEAR_TIE = 0.05
+"""Margin of two logits of which the larger's probability is a twentieth above the other's."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     )
     report = export_run(trained, options.recipes or default_recipes(trained), exported, how)
     _show(report, exported)
+    if not report.passed:
+        print("\n".join(advise(report, options, exported)))
     if options.bundle and report.passed:
         return _bundle(trained, exported, options)
     return 0 if report.passed else 1
@@ -76,10 +82,36 @@ def _show(report: ParityReport, out: Path) -> None:
     else:
         failed = ", ".join(name for name, artefact in report.artefacts.items() if not artefact.passed)
         print(f"FAILED: {failed} in {out} must not be used; {PARITY} says why")
-        if images["count"] < _TELLING and any(_has_one_flip(artefact) for artefact in report.artefacts.values()):
-            print(f"one image in another class among {images['count']} may be chance: try --parity-images {_TELLING}")
 
 
-def _has_one_flip(artefact: ArtefactReport) -> bool:
-    """Tell whether an artefact failed with a single image in another class than what it was compared with."""
-    return not artefact.passed and len(artefact.flips) == 1
+def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list[str]:
+    """Return what can be done about a parity that failed, a line each. options: the command's words."""
+    lines, failed = [], {name: each for name, each in report.artefacts.items() if not each.passed}
+    flips = [flip for artefact in failed.values() for flip in artefact.flips]
+    count = report.about["images"]["count"]
+    if flips and all(flip["margin"] <= _NEAR_TIE for flip in flips):
+        more = f"; --parity-images {_TELLING} tells whether it is chance" if options.parity_images == count else ""
+        few = "" if count >= _TELLING else f", and one image of {count} is more than 0.1 %{more}"
+        lines.append(
+            f"what changes class are near-ties, two logits at most {_NEAR_TIE} apart{few}; longer training has fewer"
+        )
+    if any(map(_strays, failed.values())):
+        lines.append(
+            "the integers stray from the float model: a network hardly trained has logits too close together for 8 "
+            "bits, train longer; or try --calibration mse, or QAT (configs/mobilenetv2_qat.yaml)"
+        )
+    usable = [name for name in PREFERENCE if name in report.artefacts and name not in failed]
+    if usable:
+        elsewhere = ["--out", str(options.out)] if options.out else []
+        target = str(options.bundle or "DIR")
+        words = shlex.join(["python", "-m", "export", str(options.run), *elsewhere, "--bundle", target])
+        lines.append(f"{usable[0]} passed; a bundle of it: {words}")
+    return lines
+
+
+def _strays(artefact: ArtefactReport) -> bool:
+    """Tell whether an artefact broke a limit against the float model."""
+    found, limits = artefact.against_float, artefact.limits
+    if found is None or limits.float_noise is None or limits.float_agreement is None:
+        return False
+    return found["agreement"] < limits.float_agreement or found["logit_noise"] > limits.float_noise

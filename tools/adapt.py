@@ -167,8 +167,10 @@ def _list_images(out: Path, words: list[str]) -> list[ManifestRow]:
     try:
         return list_images(out, parser, config, text)
     except ValueError as error:
-        lacking = "no training image" in str(error) and "; classes that are not here come with --old DIR"
-        raise CommandError(f"{' '.join(str(error).split())}{lacking or ''}") from error
+        text = " ".join(str(error).split())
+        if "no training image" in text:  # of the working directory, which all sources are below, and not for a new list
+            text = text.partition(";")[0].replace(". has", "the images have") + "; classes not here come with --old DIR"
+        raise CommandError(text) from error
 
 
 def _held_out(rows: Sequence[ManifestRow], source: str) -> str:

@@ -61,16 +61,15 @@ def natural(word: str, least: int = 0) -> int:
     return number
 
 
-def add_data(parser: argparse.ArgumentParser, manifest: bool = True) -> None:
+def add_data(parser: argparse.ArgumentParser) -> None:
     """Add what names the images that a model is measured on, as ``tools.images.choose_images`` takes it."""
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     parser.add_argument(
         "--split",
         help="Training, val, Testing, or all for every image (default: Testing if there, else val, else all)",
     )
-    if manifest:
-        words = "take the split from a run's manifest.csv, hashes checked"
-        parser.add_argument("--manifest", metavar="CSV", help=words)
+    words = "take classes and split from a run's manifest.csv, hashes checked"
+    parser.add_argument("--manifest", metavar="CSV", help=words)
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +109,10 @@ def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Its columns are aligned; a long sentence does not widen its column.
     """
     cells = [[cell.replace("|", "/") for cell in row] for row in (heads, *rows)]
-    widths = [max(len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN) for column in zip(*cells, strict=True)]
+    widths = [
+        max((len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN), default=0)
+        for column in zip(*cells, strict=True)
+    ]
     lines = [
         "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]

@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.gradcam", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
-    add_data(parser, manifest=False)
+    add_data(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
     parser.add_argument(
         "--images", type=int, default=IMAGES, metavar="K", help="show K, half of them wrong ones (default: %(default)s)"
@@ -77,7 +77,7 @@ def _gradcam(options: argparse.Namespace) -> int:
     if run.quantization is not None:
         raise CommandError(f"{options.run} is a quantized run; give the float run that it was made from")
     runner = load_runner(options.run, options.threads)
-    _, folder = choose_known(options.run, runner, Path(options.data), options.split)
+    _, folder = choose_known(options.run, runner, Path(options.data), options.split, options.manifest)
     order = class_order(options.run, runner, folder.classes)
     readable, pixels = decode_images(folder, runner.pixels)
     labels = labels_of(readable)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels, split_of_folder
 from brainq_torch.data.dataset.load import read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
@@ -79,8 +80,9 @@ def check_folders(name: str, classes: Sequence[str], data: Path, labels: Labels)
     strange = sorted({path.name for path in folders if labels.of_folder(path.name) is None})
     if strange and (splits or len(strange) < len(folders) or labels.folders):
         raise CommandError(
-            f"{name} tells {', '.join(classes)} apart, {data} holds {', '.join(strange)}; say what that means with "
-            f"--label-map FOLDER=CLASS[+CLASS] (all of them), move it out, or measure a model trained for these classes"
+            f"{name} tells {name_first(classes)} apart, {data} holds {name_first(strange)}; say what that means with "
+            "--label-map FOLDER=CLASS[+CLASS] (all of them; tools.evaluate), or by the --manifest of a run that was "
+            "trained on it, move it out, or measure a model trained for these classes"
         )
 
 
@@ -92,7 +94,7 @@ def class_order(name: str, runner: Runner, classes: Sequence[str]) -> list[int]:
     """Return where each of the images' classes stands among the model's logits."""
     if sorted(runner.classes) != sorted(classes):
         raise CommandError(
-            f"{name} tells {', '.join(runner.classes)} apart, the images are {', '.join(classes)}; "
+            f"{name} tells {name_first(runner.classes)} apart, the images are {name_first(classes)}; "
             "measure a model that was trained for these classes"
         )
     return [runner.classes.index(label) for label in classes]

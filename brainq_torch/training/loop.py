@@ -53,6 +53,7 @@ def start_model(config: Namespace) -> nn.Module:
     options: ModelOptions = config.model
     classes = config.data.classes
     model = build_model(options.name, len(classes), **options.arguments)
+    check_size(model, options.name, config.data.pixels.size)
     sources = [config.init] if config.init else config.average
     if config.init and config.average:
         raise RunError("init and average both name weights to start from; leave one out")
@@ -61,6 +62,21 @@ def start_model(config: Namespace) -> nn.Module:
     else:
         load_pretrained(model, options)
     return model
+
+
+def check_size(model: nn.Module, name: str, size: int) -> None:
+    """Run an empty image. Raises RunError where a network, such as one that embeds positions, takes no such size."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 1, size, size))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"{name} does not run on images of {size} pixels ({error}); give another data.size, or the size in "
+            "model.arguments where it takes one (timm: img_size)"
+        ) from error
+    finally:
+        model.train(training)
 
 
 def load_weights(model: nn.Module, options: ModelOptions, classes: tuple[str, ...], folders: list[str]) -> None:

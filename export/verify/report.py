@@ -3,8 +3,13 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from brainq_torch.run_files import PARITY
+
 SHIFTED_COPIES = "shifted copies"
 """What figures call a source."""
+
+_SHOWN = 8
+"""Ties of a file that are printed: networks hardly trained, of many classes, have hundreds."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,9 @@ class ParityReport:
                 f"{name}: {flip['image']}: {flip['before']} became {flip['after']} (margin {flip['margin']:.2g})"
                 for flip in report.flips
             ]
-            remarks += [f"{name}: {tie['image']}: {_describe_tie(tie)}" for tie in report.ties]
+            remarks += [f"{name}: {tie['image']}: {_describe_tie(tie)}" for tie in report.ties[:_SHOWN]]
+            if len(report.ties) > _SHOWN:
+                remarks.append(f"{name}: {len(report.ties) - _SHOWN} more ties, named in {PARITY}")
             if report.shifted is not None:
                 found = {SHIFTED_COPIES: report.shifted, **report.shifted.get("sources", {})}
                 remarks += [f"{name}: {describe_shift(*one)}" for one in found.items()]

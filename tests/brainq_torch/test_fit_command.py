@@ -46,6 +46,27 @@ def test_a_flag_beats_the_file_wherever_it_stands(form):
         assert (config.out, config.data.batch_size, config.data.size) == ("MINE", 4, 96)
 
 
+FIRST = "{data: {sources: [{name: a, root: a, class_map: {HGG: glioma}}]}, stages: [{name: x, epochs: 1, rate: 0.5}]}"
+SECOND = "{data: {sources: [{name: b, root: b}]}, stages: [{name: y, epochs: 2}]}"
+
+
+@pytest.mark.parametrize("form", ["file", "joined", "apart"])
+def test_a_list_given_again_inherits_nothing(form, tmp_path):
+    for name, text in (("one", FIRST), ("two", SECOND)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    parts = {"--data.sources": "[{name: b, root: b}]", "--stages": "[{name: y, epochs: 2}]"}
+    words = {
+        "file": [f"--config={tmp_path / 'two.yaml'}"],
+        "joined": [f"{flag}={value}" for flag, value in parts.items()],
+        "apart": [word for pair in parts.items() for word in pair],
+    }[form]
+    words = [f"--config={tmp_path / 'one.yaml'}", *words, "--stages.epochs=3"]
+    config = make_parser().parse_args(fit._with_config(words))
+    (source,), (stage,) = config.data.sources, config.stages
+    assert (source.root, source.class_map) == ("b", {})
+    assert (stage.name, stage.epochs, stage.rate) == ("y", 3, Stage(name="y", epochs=1).rate)
+
+
 @pytest.mark.parametrize("out", [["--out", "RUN"], ["--out=RUN"]])
 def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
     words = [word.replace("RUN", str(tiny_run)) for word in out]

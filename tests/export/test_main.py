@@ -127,8 +127,9 @@ def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, ca
         "model_fp32.onnx": True, "model_fp32.tflite": True, "model_fp16.tflite": False,
     }  # fmt: skip
     assert report["artefacts"]["model_fp16.tflite"]["flips"]
-    output = capsys.readouterr().out
-    assert "FAILED: model_fp16.tflite" in output.splitlines()[-1]
+    *_, verdict, advice = capsys.readouterr().out.splitlines()
+    assert "FAILED: model_fp16.tflite" in verdict
+    assert advice == f"model_fp32.tflite passed; a bundle of it: python -m export {run} --bundle DIR"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,9 @@ def test_a_class_that_the_hospital_lacks_asks_for_the_old_images(hospital, tiny_
         (root / name).symlink_to(hospital / name)
     assert adapt.main([str(tiny_run), "--data", str(root), "--out", str(tmp_path / "out"), *SMALL]) == 2
     assert "no training image of pituitary" in (error := capsys.readouterr().err)
+    assert "the images have no" in error
     assert "come with --old DIR" in error
+    assert "leave it out" not in error  # the network's classes stay
 
 
 def test_help_is_short(capsys):

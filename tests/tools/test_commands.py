@@ -17,6 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
+from tools.command import format_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,6 +227,11 @@ def test_loading_a_model_says_nothing(places):
     load = f"from export.run.runners import load_runner; load_runner({str(places['model'])!r})"
     result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, check=True)
     assert result.stderr == b""
+
+
+def test_a_table_may_have_a_column_of_sentences_alone():
+    lines = format_table(["n", "recall of " + "forty-four classes " * 4], [["1", "0.5 / " * 44]]).splitlines()
+    assert lines[2].startswith("| 1 | 0.5 / 0.5")
 
 
 @pytest.mark.parametrize("missing", [(sys, "stderr"), (tempfile, "tempdir")])

@@ -68,6 +68,21 @@ def test_gradcam_shows_the_models_classes(run, data, tmp_path, capsys):
     assert {line.split("label ")[1].split(",")[0] for line in shown} <= set(CLASSES)
 
 
+def test_folders_that_a_run_was_told_the_meaning_of_are_known_by_its_manifest(data, tmp_path, capsys):
+    out, picture = tmp_path / "run", tmp_path / "cases.png"
+    stages = "--stages=[{name: all, epochs: 1}]"
+    assert fit([*TINY, f"--data.root={data}", f"--out={out}", stages, "--data.class_map={astrocytoma: pituitary}"]) == 0
+    for tool, more in ((compare.main, ["--json", tmp_path / "compare.json"]), (gradcam.main, ["--out", picture])):
+        capsys.readouterr()
+        assert tool(words(out, "--data", data, *more)) == WRONG_INPUT
+        assert "by the --manifest of a run that was trained on it" in capsys.readouterr().err
+        assert tool(words(out, "--data", data, "--manifest", out / "manifest.csv", *more)) == 0
+    (model,) = json.loads((tmp_path / "compare.json").read_text())["models"]
+    assert {name: row["support"] for name, row in model["metrics"]["per_class"].items()} == {
+        "meningioma": 3, "pituitary": 6,
+    }  # fmt: skip
+
+
 def test_predictions_hold_a_logit_a_class(run, data, tmp_path):
     assert predictions.main(words(run, "--run", run, "--data", data, "--out", tmp_path / "p.npz")) == 0
     with np.load(tmp_path / "p.npz") as found:

@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.low_bits", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
-    add_data(parser, manifest=False)
+    add_data(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")
     parser.add_argument(
         "--bits", nargs="+", type=int, default=list(WEIGHT_BITS), choices=WEIGHT_BITS,
@@ -71,7 +71,7 @@ def _low_bits(options: argparse.Namespace) -> int:
     if run.quantization is not None:
         raise CommandError(f"{options.run} is quantized already; name the float run that it was started from")
     out.mkdir(parents=True, exist_ok=True)
-    split, folder = choose_images(Path(options.data), options.split, labels=Labels(tuple(run.classes)))
+    split, folder = choose_images(Path(options.data), options.split, options.manifest, Labels(tuple(run.classes)))
     if options.images is not None:
         folder = take_evenly(folder, options.images)
     folder, pixels = decode_images(folder, run.pixels)

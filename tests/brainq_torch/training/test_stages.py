@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from brainq_torch.models import build_model
+from brainq_torch.run import RunError
+from brainq_torch.training.loop import check_size
 from brainq_torch.training.stages import FreezeBackbone, Stage, make_optimizer, make_schedule
 
 
@@ -111,3 +113,14 @@ def test_first_blocks_stay_as_they_are_and_statistics_where_that_is_asked(module
         FreezeBackbone(Stage("all", 1, frozen_blocks=99)).setup(None, module, "fit")
     with pytest.raises(ValueError, match="frozen_blocks 2; allowed are"):
         Stage("head", 1, train="head", frozen_blocks=2)
+
+
+def test_a_network_made_for_another_size_is_refused_before_training():
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 8 * 8, 3)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    check_size(network, "mine:Network", 8)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with pytest.raises(RunError, match=r"mine:Network does not run on images of 9 pixels .*give another data.size"):
+        check_size(network, "mine:Network", 9)
+    assert network.training
