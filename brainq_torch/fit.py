@@ -64,7 +64,9 @@ _LISTS = ("stages", "data.sources", "distillation.terms", "trainer.logger", "tra
 class _Parser(ArgumentParser):
     """A list given again is the whole list: jsonargparse alone fills its parts from an earlier one as long."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Namespace:
+    def parse_args(  # type: ignore[override]  # its other parameters are passed on
+        self, args: Sequence[str] | None = None, *others: Any, **named: Any
+    ) -> Namespace:
         """Return the values of words, by default those of the command line."""
         return super().parse_args(list(_clear_lists(sys.argv[1:] if args is None else args)), *others, **named)
 

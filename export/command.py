@@ -114,4 +114,4 @@ def _strays(artefact: ArtefactReport) -> bool:
     found, limits = artefact.against_float, artefact.limits
     if found is None or limits.float_noise is None or limits.float_agreement is None:
         return False
-    return found["agreement"] < limits.float_agreement or found["logit_noise"] > limits.float_noise
+    return bool(found["agreement"] < limits.float_agreement or found["logit_noise"] > limits.float_noise)
