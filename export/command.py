@@ -24,6 +24,9 @@ _TELLING = 1000
 _NEAR_TIE = 0.05
 """Margin of two logits of which the larger's probability is a twentieth above the other's."""
 
+_FEW = 0.02
+"""Share of images: where more change class, it is another network and no rounding."""
+
 
 def run(options: argparse.Namespace) -> int:
     """Make files, a bundle, or both. Returns 0, or 1 when parity failed."""
@@ -87,9 +90,10 @@ def _show(report: ParityReport, out: Path) -> None:
 def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list[str]:
     """Return what can be done about a parity that failed, a line each. options: the command's words."""
     lines, failed = [], {name: each for name, each in report.artefacts.items() if not each.passed}
-    flips = [flip for artefact in failed.values() for flip in artefact.flips]
+    flips = [artefact.flips for artefact in failed.values() if artefact.flips]
     count = report.about["images"]["count"]
-    if flips and all(flip["margin"] <= _NEAR_TIE for flip in flips):
+    near = all(flip["margin"] <= _NEAR_TIE for each in flips for flip in each)
+    if flips and near and max(map(len, flips)) <= _FEW * count:
         more = f"; --parity-images {_TELLING} tells whether it is chance" if options.parity_images == count else ""
         few = "" if count >= _TELLING else f", and one image of {count} is more than 0.1 %{more}"
         lines.append(
