@@ -49,7 +49,10 @@ COMMANDS = {
 }
 """Module -> words; ``given`` is what is wrong."""
 
-WORKERS = {"tools.bench.torch_worker", "tools.bench.worker", "tools.doctor.probe", "tools.edge.tflm_worker"}
+WORKERS = {
+    "tools.bench.openvino_worker", "tools.bench.torch_worker", "tools.bench.worker", "tools.doctor.probe",
+    "tools.edge.tflm_worker",
+}  # fmt: skip
 """Started by commands, never by a user."""
 
 
