@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
@@ -80,9 +80,10 @@ def make_parser() -> argparse.ArgumentParser:
 def _networks(options: argparse.Namespace) -> int:
     check_targets(options.json)
     pixels = PixelSpec(options.size)
-    images = load_pixels(_draw(scan_folder(options.data, verify=False), _FIT + options.images), pixels)
+    folder = scan_folder(options.data, False, Labels(()))
+    images = load_pixels(_draw(folder, _FIT + options.images), pixels)
     trained, compared = np.split(images, [min(_FIT, len(images) // 2)])
-    rows = [try_network(word, trained, compared, options.steps) for word in options.names]
+    rows = [try_network(word, trained, compared, options.steps, folder.classes) for word in options.names]
     print(format_rows(rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])
@@ -98,7 +99,9 @@ def _draw(folder: ImageFolder, count: int) -> ImageFolder:
     return replace(folder, records=tuple(take_in_turn(queues, count)))
 
 
-def try_network(word: str, trained: NDArray[np.uint8], compared: NDArray[np.uint8], steps: int) -> Row:
+def try_network(
+    word: str, trained: NDArray[np.uint8], compared: NDArray[np.uint8], steps: int, classes: tuple[str, ...]
+) -> Row:
     """Train a network on the first images, classes in turn, and compare its files on the others; (N, size, size)."""
     start = time.perf_counter()
     name, brace, rest = word.partition("{")
@@ -106,12 +109,12 @@ def try_network(word: str, trained: NDArray[np.uint8], compared: NDArray[np.uint
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.manual_seed(0)
-            model = build_model(name, len(CLASSES), **ast.literal_eval(brace + rest or "{}"))
+            model = build_model(name, len(classes), **ast.literal_eval(brace + rest or "{}"))
             found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            train(model, trained, steps)
-            found |= _try_float(model, compared, Path(folder))
+            train(model, trained, steps, len(classes))
+            found |= _try_float(model, compared, Path(folder), classes)
             raise_for_obstacles(model)
-            found |= _try_int8(model, trained, compared, Path(folder))
+            found |= _try_int8(model, trained, compared, Path(folder), classes)
         except Exception as error:  # whatever a network does to a converter is what its row is to say
             found["note"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     row = Row(**found, seconds=round(time.perf_counter() - start, 1))
@@ -119,14 +122,15 @@ def try_network(word: str, trained: NDArray[np.uint8], compared: NDArray[np.uint
     return row
 
 
-def train(model: nn.Module, images: NDArray[np.uint8], steps: int) -> None:
-    """Train a network on images of ``CLASSES`` in turn; in eval mode after, BatchNorm settled on what was learned."""
+def train(model: nn.Module, images: NDArray[np.uint8], steps: int, classes: int) -> None:
+    """Train a network on images, classes in turn; in eval mode after, BatchNorm settled on what was learned."""
     batches = make_batches(images, _BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
     model.train()
     for step in range(steps):
-        batch = batches[step % len(batches)]
-        loss = functional.cross_entropy(model(batch), torch.arange(len(batch)) % len(CLASSES))
+        place = step % len(batches)
+        labels = (place * _BATCH + torch.arange(len(batches[place]))) % classes
+        loss = functional.cross_entropy(model(batches[place]), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -134,31 +138,35 @@ def train(model: nn.Module, images: NDArray[np.uint8], steps: int) -> None:
     model.eval()
 
 
-def _try_float(model: nn.Module, images: NDArray[np.uint8], folder: Path) -> dict[str, Any]:
+def _try_float(model: nn.Module, images: NDArray[np.uint8], folder: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     pixels = PixelSpec(images.shape[-1])
     onnx, tflite, half = folder / "fp32.onnx", folder / "fp32.tflite", folder / "fp16.tflite"
     export_float_onnx(model, pixels, onnx)
     convert_float(onnx, tflite)
     cast_to_float16(tflite, half)
-    here = TorchRunner(model, pixels, CLASSES)(images)
-    logits = {path: load_runner(path, 1, pixels, CLASSES)(images) for path in (onnx, tflite, half)}
+    here = TorchRunner(model, pixels, classes)(images)
+    logits = {path: load_runner(path, 1, pixels, classes)(images) for path in (onnx, tflite, half)}
     steps = (np.abs(here - logits[onnx]).max(), np.abs(logits[onnx] - logits[tflite]).max())
     same = logits[half].argmax(1) == logits[tflite].argmax(1)
     return {"fp32_max_diff": float(max(steps)), "fp16_top1": float(same.mean())}
 
 
 def _try_int8(
-    model: nn.Module, trained: NDArray[np.uint8], compared: NDArray[np.uint8], folder: Path
+    model: nn.Module,
+    trained: NDArray[np.uint8],
+    compared: NDArray[np.uint8],
+    folder: Path,
+    classes: tuple[str, ...],
 ) -> dict[str, Any]:
     pixels = PixelSpec(compared.shape[-1])
     onnx, tflite = folder / "int8.onnx", folder / "int8.tflite"
     network = quantize_post_training(model, trained)
     export_qdq_onnx(network, pixels, onnx)
     convert_int8(onnx, tflite, pixels)
-    here = TorchRunner(network, pixels, CLASSES)(compared)
-    there, device = load_runner(onnx, 1, pixels, CLASSES, accelerated=False), load_runner(tflite, 1, pixels, CLASSES)
+    here = TorchRunner(network, pixels, classes)(compared)
+    there, device = load_runner(onnx, 1, pixels, classes, accelerated=False), load_runner(tflite, 1, pixels, classes)
     step = device.logit_scale.scale if device.logit_scale else 1.0
-    logits, floats = (there(compared), device(compared)), TorchRunner(model, pixels, CLASSES)(compared)
+    logits, floats = (there(compared), device(compared)), TorchRunner(model, pixels, classes)(compared)
     lsb = [round(float(np.abs(a - b).max()) / step) for a, b in ((here, logits[0]), logits)]
     parted = find_divergences(network, onnx, tflite, compared[:4]) if any(lsb) else []
     return {

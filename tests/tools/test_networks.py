@@ -20,3 +20,25 @@ def test_each_network_has_a_row_that_says_what_its_files_keep(phantoms, tmp_path
     assert none["fp32_max_diff"] is None
     assert "cannot be traced" in none["note"]
     assert capsys.readouterr().out.count("| tests.support.networks:") == 3
+
+
+def test_it_tries_them_on_any_classes(phantoms, tmp_path):
+    data = tmp_path / "data"
+    for name in ("glioma", "notumor"):
+        (data / f"{name} of ours").parent.mkdir(exist_ok=True)
+        (data / f"{name} of ours").symlink_to(phantoms / "Training" / name)
+    words = [
+        "--data",
+        str(data),
+        "--size",
+        "36",
+        "--images",
+        "4",
+        "--steps",
+        "1",
+        "--json",
+        str(tmp_path / "rows.json"),
+    ]
+    assert main([NAMES[1], *words, "--json", str(tmp_path / "rows.json")]) == 0
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["fp32_max_diff"] <= 1e-4
