@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,29 @@ def lower_batchnorms(model: nn.Module) -> nn.Module:
             lowered.set_submodule(name, _as_depthwise(name, norm))
     result: nn.Module = lowered
     return result
+
+
+@torch.no_grad()
+def fold_batchnorms(model: nn.Module) -> nn.Module:
+    """Fold every BatchNorm directly behind its convolution (``fuse_list``) into it; for eval mode, in place.
+
+    The exporter folds them to the same bits, but takes two fifths of its time to trace them first. In NumPy, as there:
+    PyTorch's square root may be off in its last bit.
+    """
+    groups: list[Any] = [[(name, model.get_submodule(name)) for name in names[:2]] for names in fuse_list(model)]
+    for (_, convolution), (name, norm) in groups:
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+            continue
+        zeros = torch.zeros_like(norm.running_var)
+        bias, beta = (zeros if one is None else one for one in (convolution.bias, norm.bias))
+        gamma = torch.ones_like(zeros) if norm.weight is None else norm.weight
+        weight, mean, variance = convolution.weight.numpy(), norm.running_mean.numpy(), norm.running_var.numpy()
+        factor = gamma.numpy() / np.sqrt(variance + np.float32(norm.eps))
+        shift = (bias.numpy() - mean) * factor + beta.numpy()
+        convolution.weight = nn.Parameter(torch.from_numpy(weight * factor.reshape(-1, 1, 1, 1)))
+        convolution.bias = nn.Parameter(torch.from_numpy(shift))
+        model.set_submodule(name, nn.Identity())
+    return model
 
 
 def lower_average_pools(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.quant.lower import lower_batchnorms
+from brainq_torch.quant.lower import fold_batchnorms, lower_batchnorms
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 
@@ -40,7 +40,7 @@ def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     if model.training:
         raise ValueError("the model is in training mode: BatchNorm and dropout would be exported as such; call .eval()")
     # A BatchNorm that nothing folds costs TFLite a MUL, an ADD and, in a DenseNet, a TRANSPOSE around many of them.
-    graph = trace_onnx(lower_batchnorms(model), pixels)
+    graph = trace_onnx(fold_batchnorms(lower_batchnorms(model)), pixels)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 

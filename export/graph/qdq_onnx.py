@@ -51,7 +51,7 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
         OnnxExportError: The exporter failed, or left out a layer.
     """
     check_finalized(model)
-    graph = trace_onnx(integer_copy(model), pixels, custom_translation_table=_translations())
+    graph = trace_onnx(integer_copy(model), pixels)
     _pool_globally(graph.graph)
     _name_activations(graph.graph, model)
     _break_ties(graph.graph, model, pixels)
@@ -83,7 +83,7 @@ def refill_qdq_onnx(template: Path, model: nn.Module, path: Path) -> None:
 
 
 def integer_copy(model: nn.Module) -> nn.Module:
-    """Return a copy that holds integers and dequantizes them on every call: the QDQ file, but for ``_break_ties``."""
+    """Return a copy that computes with what the integers stand for: the QDQ file, but for ``_break_ties``."""
     result = copy.deepcopy(model).eval()
     quantizers = activation_quantizers(model)
     for name, quantizer in quantizers.items():
@@ -114,47 +114,24 @@ class _Rounded(nn.Module):
 
 
 class _IntegerLayer(nn.Module):
-    """A convolution or linear layer with its ReLU, whose weight and bias are dequantized from integers."""
+    """A convolution or linear layer with its ReLU, whose weight and bias are what integers stand for."""
 
     def __init__(self, layer: Layer, source: Encoding, output: Encoding) -> None:
         super().__init__()
         bias, bias_scale = quantize_bias(layer.bias, source.scale, layer.weight_scale)
-        self.register_buffer("weight", quantize_weight(layer.weight, layer.weight_scale, layer.largest))
-        self.register_buffer("weight_scale", layer.weight_scale.clone())
-        self.register_buffer("bias", bias)
-        self.register_buffer("bias_scale", bias_scale)
-        self.register_buffer("zero_point", torch.zeros(len(bias), dtype=torch.int8))
-        self.register_buffer("bias_zero_point", torch.zeros(len(bias), dtype=torch.int32))
-        self.relu, self.ceiling = layer.relu, layer.ceiling
-        self.geometry = layer.geometry
+        weight = quantize_weight(layer.weight, layer.weight_scale, layer.largest)
+        self.weight = nn.Buffer(weight * layer.weight_scale.reshape(-1, *[1] * (weight.dim() - 1)))
+        self.bias = nn.Buffer(bias * bias_scale)
+        self.relu, self.ceiling, self.geometry = layer.relu, layer.ceiling, layer.geometry
         self.activation_post_process = _Rounded(output)
 
     def forward(self, activation: Tensor) -> Tensor:
-        weight = _dequantize(self.weight, self.weight_scale, self.zero_point)
-        bias = _dequantize(self.bias, self.bias_scale, self.bias_zero_point)
         if self.geometry is None:
-            result = nn.functional.linear(activation, weight, bias)
+            result = nn.functional.linear(activation, self.weight, self.bias)
         else:
-            result = nn.functional.conv2d(activation, weight, bias, *self.geometry)
+            result = nn.functional.conv2d(activation, self.weight, self.bias, *self.geometry)
         rounded: Tensor = self.activation_post_process(limit(result, self.relu, self.ceiling))
         return rounded
-
-
-def _dequantize(steps: Any, scale: Any, zero_point: Any) -> Tensor:
-    limits = torch.iinfo(steps.dtype)
-    result: Tensor = _OPS.dequantize_per_channel(steps, scale, zero_point, 0, limits.min, limits.max, steps.dtype)
-    return result
-
-
-def _translations() -> dict[Any, Any]:
-    """Translate the one operation that torch's exporter does not know: DequantizeLinear with an axis."""
-    onnxscript = import_extra("onnxscript")
-    opset = onnxscript.opset18
-
-    def dequantize_per_channel(steps: Any, scale: Any, zero_point: Any, axis: int, *limits_and_types: Any) -> Any:
-        return opset.DequantizeLinear(steps, scale, zero_point, axis=axis)
-
-    return {_OPS.dequantize_per_channel.default: dequantize_per_channel}
 
 
 def _name_activations(graph: Any, model: nn.Module) -> None:
@@ -227,32 +204,32 @@ def _add_tie_constants(graph: Any, name: str, encoding: Encoding) -> None:
 
 
 def _name_constants(graph: Any, model: nn.Module) -> None:
-    """Give every layer constants of its own, called after it.
+    """Give every layer integers of its own, called after it, in place of the real constants that were traced.
 
-    The exporter merges equal ones, zero points and biases and weights of different layers, under one of their names;
-    ONNX Runtime's ``session.x64quantprecision`` (exact sums on processors without VNNI) cannot load such a file.
+    The exporter merges equal ones of different layers under one of their names; ONNX Runtime's
+    ``session.x64quantprecision`` (exact sums on processors without VNNI) cannot load such a file.
     """
     layers = weighted_layers(model)
-    producers = {output: node for node in graph.node for output in node.output}
     nodes = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
     if len(nodes) != len(layers):
         raise OnnxExportError(f"the graph has {len(nodes)} convolutions and linear layers, the network {len(layers)}")
-    quantizers, taken, more = activation_quantizers(model), set[str](), []
+    helper, quantizers, more = import_extra("onnx.helper"), activation_quantizers(model), []
+    made = {output for node in graph.node for output in node.output}
     for layer, node in zip(layers, nodes, strict=True):
         bias, bias_scale = quantize_bias(layer.bias, quantizers[layer.source].encoding.scale, layer.weight_scale)
         weight = quantize_weight(layer.weight, layer.weight_scale, layer.largest)
-        for part, value, scale, position in (("weight", weight, layer.weight_scale, 1), ("bias", bias, bias_scale, 2)):
-            dequantize = producers[node.input[position]]
-            if node.input[position] in taken:
-                dequantize = copy.deepcopy(dequantize)
-                dequantize.name = f"{layer.name}.{part}/dequantize"
-                more.append(dequantize)
-            taken.add(node.input[position])
-            names = [f"{layer.name}.{part}", f"{layer.name}.{part}_scale", f"{layer.name}.{part}_zero_point"]
-            for name, content in zip(names, (value, scale, torch.zeros(len(scale), dtype=value.dtype)), strict=True):
-                _add_constant(graph, name, content.numpy())
-            dequantize.input[:] = names
-            node.input[position] = dequantize.output[0] = f"{layer.name}.{part}/real"
+        del node.input[1:]  # a bias of zeros is not even there
+        for part, value, scale in (("weight", weight, layer.weight_scale), ("bias", bias, bias_scale)):
+            name = f"{layer.name}.{part}"
+            names, real = [name, f"{name}_scale", f"{name}_zero_point"], f"{name}/real"
+            for each, content in zip(names, (value, scale, torch.zeros(len(scale), dtype=value.dtype)), strict=True):
+                _add_constant(graph, each, content.numpy())
+            node.input.append(real)
+            if real not in made:
+                more.append(helper.make_node("DequantizeLinear", names, [real], f"{name}/dequantize", axis=0))
+        if node.op_type == "Gemm":  # with the weight as PyTorch keeps it, (O, I)
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("transB", 1))
     insert_nodes(graph, 0, more)
     drop_unused_constants(graph)
 

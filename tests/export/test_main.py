@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from export.bundle.card import write_card
 from export.catalogue import PARITY_IMAGES
 from export.recipes import RECIPES
 from export.run.metadata import read_metadata, write_metadata
+from export.run.runners import OnnxRunner, TFLiteRunner
+from export.run.torch_runner import TorchRunner
 from tests.support.handmade_models import write_float_tflite
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +98,25 @@ def test_goes_into_the_run_by_default_and_prints_a_table(run, quick, capsys):
     assert [line.split()[0] for line in lines] == ["model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite"]
     assert output.out.splitlines()[-1] == f"passed: {run / 'export'}"
     assert output.err == ""
+
+
+def test_every_network_is_run_once_on_what_it_is_asked_about(run, quick, monkeypatch):
+    asked = []
+
+    def note(answer, runner, images):
+        asked.append((Path(runner._name).name, len(images)))
+        return answer(runner, images)
+
+    for kind in (OnnxRunner, TFLiteRunner, TorchRunner):
+        monkeypatch.setattr(kind, "__call__", partialmethod(partial(note, kind.__call__)))
+    assert main([str(run), *FLOAT]) == 0
+    assert Counter(asked) == {
+        ("the network in PyTorch", PARITY_IMAGES): 1,
+        ("model_fp32.onnx", PARITY_IMAGES): 2,  # and on shifted copies, in place of PyTorch
+        ("model_fp32.tflite", 8): 1,  # when not to answer, for all float files
+        ("model_fp32.tflite", PARITY_IMAGES): 1,
+        ("model_fp16.tflite", PARITY_IMAGES): 2,
+    }
 
 
 def test_an_existing_export_is_replaced_only_with_force(run, quick, capsys):

@@ -3,11 +3,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.models import build_model
+from brainq_torch.quant.lower import fold_batchnorms, lower_batchnorms
 from brainq_torch.run import load_run
+from export.graph import float_onnx
 from export.graph.float_onnx import export_float_onnx, strip_traces
+from tests.brainq_torch.quant.test_lower import randomised
+from tests.support.small_network import SIDE, small_network
 
 SIZE = 32
 
@@ -47,6 +52,17 @@ def test_says_nothing_about_the_machine_that_made_it(tiny_export):
     content = (tiny_export / "model_fp32.onnx").read_bytes()
     for trace in (b"site-packages", b"stack_trace", b"brainq_torch/models", b".py"):
         assert trace not in content
+
+
+def test_batchnorms_are_folded_to_the_exporters_bits_before_it_traces_them(tmp_path, monkeypatch):
+    network, tensors = randomised(small_network()), []
+    for fold in (float_onnx.fold_batchnorms, lambda model: model):
+        monkeypatch.setattr(float_onnx, "fold_batchnorms", fold)
+        export_float_onnx(network, PixelSpec(SIDE), tmp_path / "model.onnx")
+        tensors.append(sorted(one.raw_data for one in onnx.load(tmp_path / "model.onnx").graph.initializer))
+    assert tensors[0] == tensors[1]
+    folded = fold_batchnorms(lower_batchnorms(network))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
 
 
 def test_refuses_a_model_in_training_mode(tmp_path):
