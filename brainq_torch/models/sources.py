@@ -77,5 +77,6 @@ def _from_class(module: str, name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"no class {module}:{name} ({error}); allowed are {ALLOWED}") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{module}:{name} is a {type(found).__name__}, no subclass of torch.nn.Module")
+        is_a = f"{module}:{name} is a {type(found).__name__}"
+        raise ValueError(f"{is_a}, no subclass of torch.nn.Module; allowed are {ALLOWED}")
     return found
