@@ -265,11 +265,11 @@ def test_too_few_images_to_compare_on_are_refused(run, capsys):
     assert "at least 200 are needed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flips", "hint"), [(1, True), (2, False)])
-def test_a_single_flip_among_few_images_may_be_chance(run, quick, monkeypatch, capsys, flips, hint):
+@pytest.mark.parametrize(("flips", "margin", "hint"), [(1, 0.01, True), (1, 0.2, False), (6, 0.01, False)])
+def test_a_few_near_ties_among_few_images_may_be_chance(run, quick, monkeypatch, capsys, flips, margin, hint):
     def climb_with_flips(*arguments):
         reports = climb(*arguments)
-        changed = {"passed": False, "flips": ({"image": "x"},) * flips}
+        changed = {"passed": False, "flips": ({"image": "x", "margin": margin},) * flips}
         return reports | {"model_fp16.tflite": dataclasses.replace(reports["model_fp16.tflite"], **changed)}
 
     climb = export.pipeline.climb
