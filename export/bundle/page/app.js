@@ -103,7 +103,7 @@ async function answerSeries(article, series) {
   }
   const rows = answers.map(({ row }) => row);
   if (!rows.some((row) => row.class)) {
-    showError(article, rows.map(({ path }) => path), failed);
+    showError(article, [...new Set(rows.map(({ path }) => path))], failed);
     return;
   }
   const said = sumUp(series, rows, answering.classes, answering.rule);
@@ -132,7 +132,7 @@ function showError(article, paths, error, isAlone = true) {
   const text = explain(error);
   const isLeftOut = error instanceof LeftOut && !isAlone;
   const title = paths.length > 1 ? `${paths[0]} and ${paths.length - 1} more` : paths[0];
-  const which = `${isLeftOut ? "Left out: " : ""}${paths.length > 1 ? "each" : "this file"}`;
+  const which = `${isLeftOut ? "Left out" : "Not read"}: ${paths.length > 1 ? "each" : "this file"}`;
   const line = make("p", `${which} ${text}.`, isLeftOut ? "notes" : "class error");
   article.replaceChildren(make("h3", title), line);
   article.dataset.answer = JSON.stringify({ path: paths[0], files: paths.length, error: text, left_out: isLeftOut });
