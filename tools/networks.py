@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
@@ -80,10 +80,10 @@ def make_parser() -> argparse.ArgumentParser:
 def _networks(options: argparse.Namespace) -> int:
     check_targets(options.json)
     pixels = PixelSpec(options.size)
-    folder = scan_folder(options.data, False, Labels(()))
-    images = load_pixels(_draw(folder, _FIT + options.images), pixels)
+    folder = _draw(scan_folder(options.data, False, Labels(())), _FIT + options.images)
+    images, labels = load_pixels(folder, pixels), torch.tensor([record.label for record in folder.records])
     trained, compared = np.split(images, [min(_FIT, len(images) // 2)])
-    rows = [try_network(word, trained, compared, options.steps, folder.classes) for word in options.names]
+    rows = [try_network(word, trained, compared, labels, options.steps, folder.classes) for word in options.names]
     print(format_rows(rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])
@@ -100,9 +100,14 @@ def _draw(folder: ImageFolder, count: int) -> ImageFolder:
 
 
 def try_network(
-    word: str, trained: NDArray[np.uint8], compared: NDArray[np.uint8], steps: int, classes: tuple[str, ...]
+    word: str,
+    trained: NDArray[np.uint8],
+    compared: NDArray[np.uint8],
+    labels: Tensor,
+    steps: int,
+    classes: tuple[str, ...],
 ) -> Row:
-    """Train a network on the first images, classes in turn, and compare its files on the others; (N, size, size)."""
+    """Train a network on the first images, (N, size, size), compare its files on the others; labels: (all,) int64."""
     start = time.perf_counter()
     name, brace, rest = word.partition("{")
     found: dict[str, Any] = {"network": word}
@@ -111,7 +116,7 @@ def try_network(
             torch.manual_seed(0)
             model = build_model(name, len(classes), **ast.literal_eval(brace + rest or "{}"))
             found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            train(model, trained, steps, len(classes))
+            train(model, trained, labels, steps)
             found |= _try_float(model, compared, Path(folder), classes)
             raise_for_obstacles(model)
             found |= _try_int8(model, trained, compared, Path(folder), classes)
@@ -122,15 +127,14 @@ def try_network(
     return row
 
 
-def train(model: nn.Module, images: NDArray[np.uint8], steps: int, classes: int) -> None:
-    """Train a network on images, classes in turn; in eval mode after, BatchNorm settled on what was learned."""
+def train(model: nn.Module, images: NDArray[np.uint8], labels: Tensor, steps: int) -> None:
+    """Train a network on labelled images; in eval mode after, BatchNorm settled on what was learned."""
     batches = make_batches(images, _BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
     model.train()
     for step in range(steps):
-        place = step % len(batches)
-        labels = (place * _BATCH + torch.arange(len(batches[place]))) % classes
-        loss = functional.cross_entropy(model(batches[place]), labels)
+        batch, place = batches[step % len(batches)], step % len(batches) * _BATCH
+        loss = functional.cross_entropy(model(batch), labels[place : place + len(batch)])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

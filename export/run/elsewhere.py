@@ -42,7 +42,7 @@ def read_elsewhere(paths: Sequence[Path], pixels: PixelSpec, classes: tuple[str,
         classes: The network's.
 
     Raises:
-        DataFolderError: A folder or table cannot be used, or has fewer than two groups.
+        DataFolderError: A folder or table cannot be used, has fewer than two groups, or a source of an earlier one.
     """
     found = Elsewhere()
     for path in paths:
@@ -54,7 +54,12 @@ def read_elsewhere(paths: Sequence[Path], pixels: PixelSpec, classes: tuple[str,
                 "every second one chooses, on the others files are compared"
             )
         for samples, half in ((found.choosing, groups[::2]), (found.reporting, groups[1::2])):
-            samples.update(_load(replace(folder, records=_of(folder, half)), pixels, str(path)))
+            loaded = _load(replace(folder, records=_of(folder, half)), pixels, str(path))
+            if twice := sorted(samples.keys() & loaded.keys()):
+                raise DataFolderError(
+                    f"--shifted {path}: {', '.join(twice)} was there before; name each source once, or all in one table"
+                )
+            samples.update(loaded)
     return found
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+from torch.nn import functional
+
 from tools.networks import main
 
 NAMES = [f"tests.support.networks:{name}" for name in ("TwoPools", "Gated", "Branching")]
@@ -22,23 +24,23 @@ def test_each_network_has_a_row_that_says_what_its_files_keep(phantoms, tmp_path
     assert capsys.readouterr().out.count("| tests.support.networks:") == 3
 
 
+def link_classes(data, phantoms):
+    """Return words for a folder of two classes of other names, a scan of one and seven of the other."""
+    for name, count in (("glioma", 1), ("notumor", 7)):
+        (data / f"{name} of ours").mkdir(parents=True)
+        for path in sorted((phantoms / "Training" / name).iterdir())[:count]:
+            (data / f"{name} of ours" / path.name).symlink_to(path.resolve())
+    return ["--data", str(data), "--size", "36", "--images", "4", "--steps", "1", "--json", str(data / "rows.json")]
+
+
 def test_it_tries_them_on_any_classes(phantoms, tmp_path):
-    data = tmp_path / "data"
-    for name in ("glioma", "notumor"):
-        (data / f"{name} of ours").parent.mkdir(exist_ok=True)
-        (data / f"{name} of ours").symlink_to(phantoms / "Training" / name)
-    words = [
-        "--data",
-        str(data),
-        "--size",
-        "36",
-        "--images",
-        "4",
-        "--steps",
-        "1",
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
-    assert main([NAMES[1], *words, "--json", str(tmp_path / "rows.json")]) == 0
+    assert main([NAMES[1], *link_classes(tmp_path, phantoms)]) == 0
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["fp32_max_diff"] <= 1e-4
+
+
+def test_each_image_is_trained_on_with_its_own_label(phantoms, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(functional, "cross_entropy", lambda logits, labels: asked.extend(labels.tolist()) or 1 / 0)
+    assert main([NAMES[0], *link_classes(tmp_path, phantoms)]) == 0
+    assert asked == [0, 1, 1, 1]

@@ -53,5 +53,11 @@ def test_one_patient_cannot_do_both(hospital):
         read_elsewhere([one], SPEC, CLASSES)
 
 
+def test_a_source_named_twice_is_refused(hospital):
+    shutil.copy(hospital, again := hospital.with_name("again.csv"))
+    with pytest.raises(DataFolderError, match=r"again.csv: scanner 0, scanner 1 was there before; name each source"):
+        read_elsewhere([hospital, again], SPEC, CLASSES)
+
+
 def test_without_any_there_is_nothing():
     assert read_elsewhere((), SPEC, CLASSES).pixels == []
