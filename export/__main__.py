@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when every artefact passed, 1 when parity failed (the files stay, marked in parity.json), 2 when nothing could
         be exported, 130 after Ctrl-C.
     """
-    return run_command(lambda: _run(_parse(arguments)), "; nothing was kept")
+    return run_command(lambda: _run(_parse(arguments)), "; nothing half-made was kept")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -109,7 +109,7 @@ def test_equal_noise_takes_the_least_correction(monkeypatch, small_int8, tiny_ru
     assert not about["kept"]
 
 
-def test_held_out_images_get_another_look_and_air_stays_air():
+def test_held_out_images_get_another_look():
     heads = PHANTOMS.sample(8, ()).pixels
     others = bias_choice._restyle(heads)
     assert (others.shape, others.dtype) == (heads.shape, heads.dtype)

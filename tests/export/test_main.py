@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_nothing_and_no_traceback(run, quick, monkeypatch, capsys)
 
     break_recipe(monkeypatch, "fp16", make)
     assert main([str(run), *FLOAT]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was kept"
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing half-made was kept"
     assert not {"export", "export.partial"} & set(names(run))
 
 
