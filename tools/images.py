@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels, split_of_folder
+from brainq_torch.data.dataset.label_table import split_table
 from brainq_torch.data.dataset.load import read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
@@ -42,8 +43,8 @@ def choose_images(
         labels: what folders mean, where a class may lack images; default: each of the four classes must have some.
         table: of the images, in place of class folders.
     """
-    if data.suffix == ".csv" and data.is_file():
-        data, table = data.parent, data
+    data, own = split_table(data)
+    table = table or own
     if manifest is None:
         # Images are decoded once, in decode_images.
         folder = scan_folder(data, False, labels or Labels(), labels is None, table)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.data.classes import Labels
+from brainq_torch.data.dataset.label_table import split_table
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord
 from brainq_torch.data.pixels import PixelSpec
@@ -65,8 +66,8 @@ def read_elsewhere(paths: Sequence[Path], pixels: PixelSpec, classes: tuple[str,
 
 def _scan(path: Path, classes: tuple[str, ...]) -> ImageFolder:
     """List the images, their labels those of ``classes``."""
-    table = path if path.is_file() else None
-    folder = scan_folder(path.parent if table else path, False, Labels(tuple(sorted(classes))), False, table)
+    root, table = split_table(path)
+    folder = scan_folder(root, False, Labels(tuple(sorted(classes))), False, table)
     labelled = [replace(one, label=classes.index(folder.classes[one.label])) for one in folder.records]
     return replace(folder, records=tuple(labelled), classes=classes)
 

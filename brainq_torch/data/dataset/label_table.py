@@ -33,6 +33,11 @@ def locate_table(root: Path, name: str) -> Path | None:
     return table
 
 
+def split_table(path: Path) -> tuple[Path, Path | None]:
+    """Return the data folder that a path means, and the table where it is one (.csv) of the images beside it."""
+    return (path.parent, path) if path.suffix == ".csv" and path.is_file() else (path, None)
+
+
 def _label_column(columns: Sequence[str]) -> str | None:
     return next((name for name in ("label", "class") if "path" in columns and name in columns), None)
 

@@ -53,6 +53,11 @@ def test_one_patient_cannot_do_both(hospital):
         read_elsewhere([one], SPEC, CLASSES)
 
 
+def test_a_picture_is_no_table(hospital):
+    with pytest.raises(DataFolderError, match=r"0.png is a file, not a folder"):
+        read_elsewhere([hospital.with_name("0.png")], SPEC, CLASSES)
+
+
 def test_a_source_named_twice_is_refused(hospital):
     shutil.copy(hospital, again := hospital.with_name("again.csv"))
     with pytest.raises(DataFolderError, match=r"again.csv: scanner 0, scanner 1 was there before; name each source"):
