@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import escape_unprintable, silence_training
+from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.finish import finish
@@ -47,8 +47,8 @@ DEFAULT_OUT = "runs/quickstart"
 USER_ERRORS = (MisconfigurationException, OSError, ValueError)
 """What a user can cause: reported in a line, without a traceback."""
 
-DIVERGED, WRONG_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-"""Exit codes; the last two as a shell has them for SIGINT and SIGTERM."""
+DIVERGED, TERMINATED = 1, 143
+"""Exit codes besides those of all commands; the second as a shell has it for SIGTERM."""
 
 IMPORTS = ("brainq_torch", "lightning")
 """Packages whose classes a configuration may name; nothing else is imported for it."""
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first_process():
             begun = f"; continue with: {_resume_command(out)}" if (out / CONFIG).is_file() else ""
             print(f"stopped{begun}", file=sys.stderr)
-        return TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED
+        return TERMINATED if isinstance(stop, SIGTERMException) else STOPPED
     return 0
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.ao.nn.intrinsic as fused
 import torch.ao.nn.intrinsic.qat as fused_qat
 from torch import Tensor, nn
+from torch.nn import functional
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer
 from brainq_torch.quant.lower import probe_image
@@ -115,12 +117,13 @@ class Layer:
     ceiling: float | None = None
 
     @property
-    def geometry(self) -> tuple[Any, ...] | None:
-        """Stride, padding, dilation and groups of a convolution, None for a linear layer."""
+    def compute(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The convolution or linear function of activation, weight and bias, without the ReLU."""
         module = self.module
-        return (
-            (module.stride, module.padding, module.dilation, module.groups) if isinstance(module, nn.Conv2d) else None
-        )
+        if not isinstance(module, nn.Conv2d):
+            return functional.linear
+        geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+        return partial(functional.conv2d, **geometry)
 
 
 def is_fake_quantized(model: nn.Module) -> bool:

@@ -122,14 +122,11 @@ class _IntegerLayer(nn.Module):
         weight = quantize_weight(layer.weight, layer.weight_scale, layer.largest)
         self.weight = nn.Buffer(weight * layer.weight_scale.reshape(-1, *[1] * (weight.dim() - 1)))
         self.bias = nn.Buffer(bias * bias_scale)
-        self.relu, self.ceiling, self.geometry = layer.relu, layer.ceiling, layer.geometry
+        self.relu, self.ceiling, self.compute = layer.relu, layer.ceiling, layer.compute
         self.activation_post_process = _Rounded(output)
 
     def forward(self, activation: Tensor) -> Tensor:
-        if self.geometry is None:
-            result = nn.functional.linear(activation, self.weight, self.bias)
-        else:
-            result = nn.functional.conv2d(activation, self.weight, self.bias, *self.geometry)
+        result = self.compute(activation, self.weight, self.bias)
         rounded: Tensor = self.activation_post_process(limit(result, self.relu, self.ceiling))
         return rounded
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
@@ -68,17 +67,14 @@ class _SettledLayer(nn.Module):
         super().__init__()
         quantizer: Any = layer.module.weight_fake_quant
         self.weight, self.bias = nn.Buffer(quantizer(layer.weight)), nn.Buffer(quantizer.round_bias(layer.bias))
-        self.geometry, (self.scale, zero_point) = layer.geometry, output.encoding
+        self.compute, (self.scale, zero_point) = layer.compute, output.encoding
         self.lowest = 0 if layer.relu else LOWEST - zero_point
         self.highest = HIGHEST - zero_point
         if layer.ceiling is not None:
             self.highest = min(self.highest, round(layer.ceiling / self.scale))
 
     def forward(self, activation: Tensor) -> Tensor:
-        if self.geometry is None:
-            result = functional.linear(activation, self.weight, self.bias)
-        else:
-            result = functional.conv2d(activation, self.weight, self.bias, *self.geometry)
+        result = self.compute(activation, self.weight, self.bias)
         return result.div_(self.scale).round_().clamp_(self.lowest, self.highest).mul_(self.scale)
 
 

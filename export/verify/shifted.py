@@ -47,7 +47,7 @@ def add_shifted(
         except RunnerError as error:
             result[name] = replace(report, passed=False, error=f"on {source}: {error}")
             continue
-        if report.shifted is not None and source != SHIFTED_COPIES:
+        if report.shifted is not None:
             found = report.shifted | {"sources": report.shifted.get("sources", {}) | {source: found}}
         result[name] = replace(report, shifted=found)
     return result

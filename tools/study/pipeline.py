@@ -10,7 +10,6 @@ from brainq_torch.run_files import (
     CHECKPOINT,
     CONFIG,
     MANIFEST,
-    METRICS,
     PARITY,
     PHANTOMS,
     find_config,
@@ -19,7 +18,7 @@ from brainq_torch.run_files import (
 )
 from export.catalogue import CATALOGUE
 from tools.study.config import RowPlan, StudyPlan
-from tools.study.runner import Step, StepFailed, StepRunner, format_command
+from tools.study.runner import RUN_FILES, Step, StepFailed, StepRunner, format_command
 from tools.study.runs import Handling, check_finished, compare_handling, find_lacking, hash_images, read_handling
 from tools.study.states import ModelState, RowState
 from tools.study.table import describe_images, describe_row, split_latency
@@ -126,7 +125,7 @@ class _Study:
         """Train a model, or go on where it was killed."""
         words, inputs = self._describe_training(state)
         state.run = self.runner.choose_folder(f"train_{name}", self.out / "runs" / name, inputs)
-        outputs = tuple(state.run / file for file in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+        outputs = tuple(state.run / file for file in RUN_FILES)
         step = Step(f"train_{name}", (*words, "--out", str(state.run), "--resume"), inputs, outputs)
         state.command = step.command
         self.runner.do(step)

@@ -21,6 +21,9 @@ from tools.command import CommandError
 from tools.study.process import describe_end, run_logged
 from tools.study_schema import StudyError
 
+RUN_FILES = (CONFIG, MANIFEST, CHECKPOINT, METRICS)
+"""What a finished run has."""
+
 STEPS, LOGS, LOCK = "steps", "logs", "study.lock"
 _FORMAT = 1
 _PACKAGES = (
@@ -68,7 +71,7 @@ def training_step(name: str, words: list[str], manifest: Path, run: Path, own: S
     """
     place = (*own, f"--data.manifest={manifest}", "--out", str(run), "--resume")
     inputs = {"splits": hash_file(manifest), "arguments": repr(words)}
-    outputs = tuple(run / file for file in (CHECKPOINT, CONFIG, MANIFEST, METRICS))
+    outputs = tuple(run / file for file in RUN_FILES)
     return Step(name, ("brainq_torch.fit", *words, *place), inputs, outputs)
 
 

@@ -13,14 +13,14 @@ import yaml
 
 from brainq_torch.console import name_first
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PARITY, hash_file
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, hash_file
 from export.catalogue import CATALOGUE
-from tools.study.runner import StepFailed, format_command
+from tools.study.runner import RUN_FILES, StepFailed, format_command
 
 
 def check_finished(run: Path) -> None:
     """Raise StepFailed unless a folder is a finished run."""
-    lacking = [name for name in (CONFIG, MANIFEST, CHECKPOINT, METRICS) if not (run / name).is_file()]
+    lacking = [name for name in RUN_FILES if not (run / name).is_file()]
     if lacking:
         finish = format_command(["brainq_torch.fit", "--resume", "--out", str(run)])
         raise StepFailed(
