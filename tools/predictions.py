@@ -15,10 +15,13 @@ from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import MANIFEST, atomic_path
 from export.run.runners import Runner, load_runner, run_named
 from tools.command import CommandError, add_threads, as_main, check_targets
-from tools.images import choose_known, class_order, decode_images, labels_of
+from tools.images import answer_images, choose_known, class_order, decode_images, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
 """Split of the run -> what the names of its arrays begin with."""
+
+ELSEWHERE = "elsewhere_"
+"""What the names of the arrays of other sources begin with."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,11 +30,19 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m tools.predictions",
         description=__doc__,
         epilog="The file holds logits, labels, paths and unseen (no copy among the training images) of Testing, the "
-        "validation part's with val_ before each name, and abstention: temperature and threshold, if any.",
+        "validation part's with val_ before each name, those of other sources with elsewhere_, and abstention: "
+        "temperature and threshold, if any.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder whose manifest.csv names the images")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that the manifest's paths are relative to")
+    parser.add_argument(
+        "--elsewhere",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images of other sources than the run's: class folders, or a table (.csv) with a column source",
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, replacing FILE")
     add_threads(parser)
     return parser
@@ -47,13 +58,42 @@ def _predict(options: argparse.Namespace) -> int:
     for split, prefix in PARTS.items():
         found = answer(options.model, runner, Path(options.data), manifest, rows, split)
         arrays |= {prefix + name: values for name, values in found.items()}
-        right = int((found["logits"].argmax(1) == found["labels"]).sum())
-        print(f"{options.model}: {split}, {right} of {len(found['labels'])} images right")
+        _say(options.model, split, found)
+    if options.elsewhere:
+        found = answer_elsewhere(options.model, runner, options.elsewhere)
+        arrays |= {ELSEWHERE + name: values for name, values in found.items()}
+        _say(options.model, "elsewhere", found)
     said = runner.abstention
     arrays["abstention"] = np.array([] if said is None else [said.temperature, said.threshold], np.float64)
     with atomic_path(out) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
     return 0
+
+
+def _say(name: str, part: str, found: dict[str, NDArray[Any]]) -> None:
+    right = int((found["logits"].argmax(1) == found["labels"]).sum())
+    print(f"{name}: {part}, {right} of {len(found['labels'])} images right")
+
+
+def answer_elsewhere(name: str, runner: Runner, places: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Run a model on every image of other sources than its run's.
+
+    Args:
+        name: of the model, for messages.
+        runner: the model.
+        places: each a data folder, or a table (.csv) beside its images. Where nothing names the source, the place does.
+
+    Returns:
+        Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, sources (N,) str.
+    """
+    order, parts = class_order(name, runner, sorted(runner.classes)), []
+    for place in places:
+        folder, logits = answer_images(choose_known(name, runner, Path(place), "all")[1], runner)
+        if any(problem.severity == "error" for problem in folder.problems):
+            raise CommandError(f"{place} has images that cannot be read.\n{folder.report()}")
+        parts.append((logits[:, order], labels_of(folder), [record.source or place for record in folder.records]))
+    logits, labels, sources = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return {"logits": logits.astype(np.float32), "labels": labels, "sources": sources}
 
 
 def answer(

@@ -39,6 +39,27 @@ def test_every_held_out_image_is_answered_in_the_manifest_order(tiny_run, tiny_e
     assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"]
 
 
+def test_other_sources_are_answered_beside(tiny_run, tiny_export, phantoms, tmp_path, capsys):
+    """From class folders, where the folder is the source, and from a table that names it and lacks classes."""
+    model, table = tiny_export / "model_fp16.tflite", tmp_path / "scans" / "images.csv"
+    images = sorted((phantoms / "Testing/glioma").iterdir())[:2]
+    table.parent.mkdir()
+    for image in images:
+        shutil.copy(image, table.parent)
+    table.write_text("path,class,source\n" + "".join(f"{image.name},glioma,far\n" for image in images))
+    words = ["--run", str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "a.npz"), "--elsewhere"]
+    assert main([str(model), *words, str(table), str(phantoms / "Testing")]) == 0
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["elsewhere_sources"].tolist() == ["far"] * 2 + [str(phantoms / "Testing")] * 12
+        np.testing.assert_array_equal(file["elsewhere_labels"][2:], file["labels"])
+        np.testing.assert_array_equal(file["elsewhere_logits"][2:], file["logits"])
+        kept = [file["paths"].tolist().index(f"Testing/glioma/{image.name}") for image in images]
+        np.testing.assert_array_equal(file["elsewhere_logits"][:2], file["logits"][kept])
+    (table.parent / images[0].name).write_bytes(b"no picture")
+    assert main([str(model), *words, str(table)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
 def test_a_run_without_validation_part_has_empty_arrays(tiny_run, tiny_export, phantoms, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

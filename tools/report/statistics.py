@@ -19,9 +19,10 @@ from brainq_torch.evaluation.paired import (
     judge_all,
 )
 from brainq_torch.evaluation.sources import SourceMetrics, measure_sources
+from export.verify.shifted import measure_shift
 from tools.report.stored_study import MeasuredRow, Predictions, Study
 
-OVERALL, SHIFTED = "all classes", "shifted copies"
+OVERALL, SHIFTED, ELSEWHERE = "all classes", "shifted copies", "other sources"
 RESAMPLES = 1000
 SEED = 0
 
@@ -57,13 +58,15 @@ class Reliability:
 class Against:
     """A model measured against its family's float model.
 
-    differences: accuracy, recall of each class, accuracy on shifted copies.
+    differences: accuracy, recall of each class, accuracy on shifted copies and on images of other sources.
+    elsewhere: of each other source, what ``measure_shift`` says.
     """
 
     comparison: Comparison
     differences: dict[str, PairedDifference]
     verdict: str
     overlap: dict[str, ErrorOverlap]
+    elsewhere: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -72,6 +75,7 @@ class Against:
             "non_inferiority": {name: part.to_json() for name, part in self.differences.items()},
             "verdict": self.verdict,
             "errors": {name: asdict(part) for name, part in self.overlap.items()},
+            **({"elsewhere": self.elsewhere} if self.elsewhere else {}),
         }
 
 
@@ -83,7 +87,7 @@ class RowStatistics:
     run has no validation part. grouped: whether no validation image has a copy in training.
     temperature: stored in the artefact, or fitted here on the validation part (temperature_stored False); None without
     either. ece_after: with it. before, after: reliability curves. against: None for a float model, or without one.
-    sources: of ``testing`` and ``validation`` those whose images say where they come from.
+    sources: of ``testing``, ``validation`` and ``elsewhere`` those whose images say where they come from.
     """
 
     testing: Metrics
@@ -192,15 +196,15 @@ def _compute_row(study: Study, row: MeasuredRow, resamples: int) -> RowStatistic
         before=bin_confidence(testing.logits, testing.labels),
         after=after,
         against=_compare(study, row, resamples),
-        sources=_measure_sources({"testing": testing, "validation": validation}, classes),
+        sources=_measure_sources({"testing": testing, "validation": validation, "elsewhere": row.elsewhere}, classes),
     )
 
 
-def _measure_sources(parts: dict[str, Predictions], classes: tuple[str, ...]) -> dict[str, SourceMetrics]:
+def _measure_sources(parts: dict[str, Predictions | None], classes: tuple[str, ...]) -> dict[str, SourceMetrics]:
     found = {
         name: measure_sources(part.logits, part.labels, part.sources.tolist(), classes)
         for name, part in parts.items()
-        if part.sources is not None
+        if part is not None and part.sources is not None
     }
     return {name: each for name, each in found.items() if each is not None}
 
@@ -227,9 +231,20 @@ def _compare(study: Study, row: MeasuredRow, resamples: int) -> Against | None:
     }
     if reference.shifted is not None and row.shifted is not None:
         differences[SHIFTED] = compare_answers(reference.shifted, row.shifted, labels)
+    ours, theirs = row.elsewhere, reference.elsewhere
+    if ours is not None and theirs is not None:
+        differences[ELSEWHERE] = compare_answers(theirs.logits, ours.logits, ours.labels)
     return Against(
         comparison=compare_predictions(a, b, labels, study.about.classes, resamples, SEED),
         differences=differences,
         verdict=judge_all(list(differences.values())),
         overlap={name: overlap_errors(a[kept], b[kept], labels[kept]) for name, kept in parts.items()},
+        elsewhere={} if ours is None or theirs is None else _compare_sources(theirs, ours),
     )
+
+
+def _compare_sources(a: Predictions, b: Predictions) -> dict[str, dict[str, Any]]:
+    """Return what differs on each source's images."""
+    sources = np.asarray(a.sources)
+    kept = {str(name): sources == name for name in np.unique(sources)}
+    return {name: measure_shift(a.logits[rows], b.logits[rows], a.labels[rows]) for name, rows in kept.items()}

@@ -6,6 +6,7 @@ import re
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ FP32_TFLITE = "model_fp32.tflite"
 """The file that a family's sizes are compared with."""
 
 _ARRAYS = ("logits", "labels", "paths", "unseen")
-_VALIDATION, _SHIFTED = "val_", "shifted_logits"
+_VALIDATION, _ELSEWHERE, _SHIFTED = "val_", "elsewhere_", "shifted_logits"
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -43,6 +44,7 @@ class MeasuredRow(StudyRow):
     """A row that is done, with what was measured. latencies: engine -> times. load: of the machine then.
 
     shifted: (N, C) logits of shifted copies of testing's images, None where an earlier version measured.
+    elsewhere: images of other sources; None where there were none.
     """
 
     bytes: int
@@ -50,6 +52,7 @@ class MeasuredRow(StudyRow):
     testing: Predictions
     validation: Predictions
     shifted: NDArray[np.float32] | None
+    elsewhere: Predictions | None
     latencies: dict[str, EngineLatency]
     load: str
 
@@ -144,7 +147,7 @@ def _check_rows(where: Path, about: StudyFile) -> None:
 
 
 def _read_measured(folder: Path, row: StudyRow, classes: int) -> MeasuredRow:
-    testing, validation, shifted = _read_predictions(folder / (row.predictions or ""), row.id, classes)
+    parts = _read_predictions(folder / (row.predictions or ""), row.id, classes)
     times = None if row.latency is None else read_record(RowLatency, folder / row.latency)
     latencies = {} if times is None else times.engines
     for engine, found in latencies.items():
@@ -154,15 +157,11 @@ def _read_measured(folder: Path, row: StudyRow, classes: int) -> MeasuredRow:
                 "need 0 < median <= p90: measure it again"
             )
     load = "" if times is None else times.load
-    return MeasuredRow(
-        **vars(row), testing=testing, validation=validation, shifted=shifted, latencies=latencies, load=load
-    )
+    return MeasuredRow(**vars(row), **parts, latencies=latencies, load=load)
 
 
-def _read_predictions(
-    path: Path, row: str, classes: int
-) -> tuple[Predictions, Predictions, NDArray[np.float32] | None]:
-    """Return a row's logits on the split, on the validation part, and on shifted copies of the split."""
+def _read_predictions(path: Path, row: str, classes: int) -> dict[str, Any]:
+    """Return a row's answers: what ``MeasuredRow`` calls testing, validation, shifted and elsewhere."""
     if not path.is_file():
         raise StudyError(
             f"{path} is missing, but row {row} is done; run tools.study again, it measures what is missing"
@@ -184,7 +183,19 @@ def _read_predictions(
     shifted = arrays.get(_SHIFTED)
     if shifted is not None:
         _check_predictions(f"{path}, shifted copies", replace(testing, logits=shifted), classes)
-    return testing, validation, shifted
+    elsewhere = _read_elsewhere(path, arrays, classes)
+    return {"testing": testing, "validation": validation, "shifted": shifted, "elsewhere": elsewhere}
+
+
+def _read_elsewhere(path: Path, arrays: dict[str, NDArray[Any]], classes: int) -> Predictions | None:
+    """Return the answers on images of other sources, numbered, as their paths are not kept; None without."""
+    logits, labels, sources = (arrays.get(_ELSEWHERE + name) for name in ("logits", "labels", "sources"))
+    if logits is None or labels is None or sources is None:
+        return None
+    paths = np.arange(len(labels)).astype(str)
+    found = Predictions(logits, labels, paths, np.ones(len(labels), bool), sources)
+    _check_predictions(f"{path}, elsewhere", found, classes)
+    return found
 
 
 def _check_predictions(where: str, found: Predictions, classes: int) -> None:
@@ -224,6 +235,16 @@ def _check_same_images(study: Study, row: MeasuredRow) -> None:
                 f"{row.predictions} and {first.predictions} have other {name} or another order, so that nothing can "
                 "be paired; delete one and run tools.study again"
             )
+    ours, theirs = row.elsewhere, first.elsewhere
+    if (
+        ours is not None
+        and theirs is not None
+        and not np.array_equal(np.asarray(ours.sources), np.asarray(theirs.sources))
+    ):
+        raise StudyError(
+            f"{row.predictions} and {first.predictions} were measured on other images from elsewhere; delete one and "
+            "run tools.study again"
+        )
     place = study.locate(row.file)
     if place is not None and place.stat().st_size != row.bytes:
         raise StudyError(

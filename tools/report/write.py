@@ -12,6 +12,7 @@ from tools.report.figures import FIGURES, draw_figures
 from tools.report.gaps import find_gaps
 from tools.report.render import render_html, render_markdown
 from tools.report.statistics import (
+    ELSEWHERE,
     OVERALL,
     RESAMPLES,
     SEED,
@@ -78,7 +79,7 @@ def _make_context(study: Study, statistics: dict[str, RowStatistics], resamples:
         "figures": draw_figures(study, statistics),
         "sections": SECTIONS,
         "parts": [OVERALL, *study.about.classes],
-        "shifted": SHIFTED,
+        "shifted": [SHIFTED, *([ELSEWHERE] if any(row.elsewhere for row in study.done) else [])],
         "engines": ENGINES,
         "resamples": resamples,
         "seed": SEED,

@@ -31,9 +31,12 @@ class ImageSource:
 
     Args:
         root: Folder as for brainq_torch.fit; ``phantom``: those that the first model's run draws.
+        elsewhere: Images of other sources, that every file is measured on, too: class folders, or tables (.csv) of
+            images with a column ``source``.
     """
 
     root: str = "phantom"
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.dataset.label_table import split_table
 from brainq_torch.provenance import find_commit, is_dirty
 from brainq_torch.run_files import (
     CHECKPOINT,
@@ -215,6 +216,9 @@ class _Study:
         words = ["tools.predictions", str(state.file), "--run", str(run), "--data", str(data)]
         words += ["--out", str(state.predictions)]
         inputs = {"file": hash_file(state.file), "splits": hash_file(run / MANIFEST), "images": hash_images(data)}
+        if self.plan.data.elsewhere:
+            words += ["--elsewhere", *self.plan.data.elsewhere]
+            inputs["elsewhere"] = " ".join(hash_images(split_table(Path(one))[0]) for one in self.plan.data.elsewhere)
         self._do(Step(f"measure_{state.plan.id}", tuple(words), inputs, (state.predictions,)), [state])
         state.done = True
 

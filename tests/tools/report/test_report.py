@@ -310,3 +310,32 @@ def test_sources_are_told_apart_where_the_answers_name_them(tmp_path):
     head = next(row for row in rows if row[1:] == ["worst", "north", "south"])
     (values,) = [row for row in rows[rows.index(head) + 1 :] if row[1:2] == ["south"]]
     assert [value.split()[0] for value in values[2:]] == ["100.00", "0.00"]
+
+
+def test_what_compression_changes_on_other_sources_stands_beside(tmp_path):
+    """Of one source an answer is lost and one gained, of the other nothing changes; the verdict counts both."""
+    folder = write_study(tmp_path / "study", images=120, unseen=40, names=("mobilenetv2_float", "mobilenetv2_int8_ptq"))
+    labels, sources = np.array([0, 1, 2, 3, 0, 1]), np.array(["north"] * 3 + ["south"] * 3)
+    for name, answers in (("mobilenetv2_float", [0, 1, 3, 3, 0, 1]), ("mobilenetv2_int8_ptq", [0, 2, 2, 3, 0, 1])):
+        found = {"logits": np.eye(4, dtype=np.float32)[answers], "labels": labels, "sources": sources}
+        change_arrays(folder, name, **{f"elsewhere_{what}": values for what, values in found.items()})
+    assert main([str(folder), "--resamples", "10"]) == 0
+    row = json.loads((folder / "report.json").read_text())["rows"]["mobilenetv2_int8_ptq"]
+    north, south = (row["against"]["elsewhere"][name] for name in ("north", "south"))
+    assert (north["flips"], north["lost"], north["gained"], south["flips"]) == (2, 1, 1, 0)
+    assert row["against"]["non_inferiority"]["other sources"]["n"] == 6
+    assert row["against"]["verdict"] == "inconclusive"  # six images are too few
+    rows = Page((folder / "report.html").read_text()).rows
+    assert [row[1:] for row in rows[rows.index(["model", "north", "south"]) + 1 :][:2]] == [
+        ["reference", "-"],
+        ["2 flips 1 lost, 1 gained p 1.000", "0 flips 0 lost, 0 gained p 1.000"],
+    ]
+
+
+def test_rows_measured_on_other_images_from_elsewhere_are_refused(tmp_path, capsys):
+    folder = write_study(tmp_path / "study", images=24, unseen=8, names=("mobilenetv2_float", "mobilenetv2_int8_ptq"))
+    for name, source in (("mobilenetv2_float", "north"), ("mobilenetv2_int8_ptq", "south")):
+        found = {"logits": np.eye(4, dtype=np.float32), "labels": np.arange(4), "sources": np.array([source] * 4)}
+        change_arrays(folder, name, **{f"elsewhere_{what}": values for what, values in found.items()})
+    assert main([str(folder)]) == 2
+    assert "other images from elsewhere" in capsys.readouterr().err

@@ -216,6 +216,19 @@ def test_an_output_that_is_gone_or_changed_is_made_again(made, damage, said, cap
     assert said in capsys.readouterr().out
 
 
+def test_every_file_is_measured_on_other_sources_too_and_again_when_they_change(bench, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans/images.csv").write_text("path,class\n")
+    given = ["--data.elsewhere", f"[{tmp_path / 'scans/images.csv'}]"]
+    assert bench.run(*given) == 0
+    measured = [call for call in bench.calls() if call[0] == "tools.predictions"]
+    assert {tuple(call[-2:]) for call in measured} == {("--elsewhere", str(tmp_path / "scans/images.csv"))}
+    (tmp_path / "scans/new.png").write_bytes(b"another image")
+    study_runs.hash_images.cache_clear()
+    assert bench.run(*given) == 0
+    assert bench.calls() == measured
+
+
 def test_changed_images_are_noticed(made):
     study_runs.hash_images.cache_clear()
     (made.out / "runs" / "mobile" / "phantoms" / "one.png").write_bytes(b"two")
