@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
 from brainq_torch.data.reading.image import is_meant_as_image, list_named_files, list_slices
-from brainq_torch.data.reading.slices import FileSlice, is_mask_by_name
+from brainq_torch.data.reading.slices import FileSlice, find_header, is_mask_by_name
 
 _MASK = "is a mask by its name; name it alone to have it answered"
 
@@ -102,9 +102,7 @@ def _sort(name: str, slices: list[FileSlice]) -> Series:
 
 def _named(path: str) -> list[str | Unread]:
     """Return what a file on the command line stands for."""
-    stem, end = os.path.splitext(path.removesuffix(".gz"))
-    header = stem + {".img": ".hdr", ".IMG": ".HDR"}.get(end, "")
-    if header != stem and os.path.isfile(header):
+    if header := find_header(path):
         return [header]
     try:
         return [*list_named_files(path)]
@@ -119,5 +117,5 @@ def _in_folder(folder: str) -> list[str | Unread]:
         for name in sorted(files):
             path = os.path.join(parent, name)
             if not name.startswith(".") and is_meant_as_image(path):
-                found.append(path)
+                found.append(find_header(path) or path)
     return found or [Unread(folder, "holds no images; check the folder")]

@@ -26,11 +26,12 @@ async function answer(slice) {
 
 const answers = {};
 const slices = [];
+const beside = new Map(job.paths.map((path) => [path, { open: () => readFile(path) }]));
 for (const path of job.paths) {
   try {
-    const found = await files.listSlices({ path, file: await readFile(path), isAlone: true });
+    const found = await files.listSlices({ path, file: await readFile(path), isAlone: true, beside });
     if (job.series) slices.push(...found);
-    else answers[path] = await answer(found[0]);
+    else if (found.length) answers[path] = await answer(found[0]);
   } catch (error) {
     answers[path] = { error: error.message };
   }

@@ -5,7 +5,7 @@ from pathlib import Path
 from brainq_torch.data.dataset.sample import Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, holds_no_image, looks_like_image
-from brainq_torch.data.reading.slices import is_mask_by_name
+from brainq_torch.data.reading.slices import find_header, is_mask_by_name
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
 
@@ -17,6 +17,8 @@ def why_left_out(path: Path) -> tuple[str, str, Severity] | None:
     has_name = path.suffix.lower() in IMAGE_SUFFIXES
     if has_name and is_mask_by_name(path.name):
         return "mask by its name, not read", "nothing to do, or rename it if it is a scan", "warning"
+    if find_header(str(path)):
+        return "voxels of the .hdr beside it, read with that", "nothing to do", "note"
     try:
         if holds_no_image(path):
             return "DICOM file without an image, ignored", "nothing to do", "note"

@@ -38,6 +38,13 @@ class FileSlice:
     unfit: str = ""
 
 
+def find_header(path: str) -> str:
+    """Return the header (.hdr) beside a file that holds a NIfTI volume's voxels (.img, .img.gz), else nothing."""
+    stem, end = os.path.splitext(path.removesuffix(".gz"))
+    header = stem + {".img": ".hdr", ".IMG": ".HDR"}.get(end, "")
+    return header if header != stem and os.path.isfile(header) else ""
+
+
 def is_mask_by_name(path: FilePath) -> bool:
     """Tell whether a file calls itself a mask, or its folder calls it one."""
     folder, name = os.path.split(path)

@@ -56,11 +56,12 @@ async function answerFiles(files) {
   const slices = [];
   const refused = new Map();
   const isAlone = files.length === 1;
+  const beside = new Map(files.map(({ path, file }) => [path, file]));
   const progress = makeArticle("Reading");
   for (const [place, file] of files.entries()) {
     await say(progress, `${place + 1} of ${files.length} files`);
     try {
-      slices.push(...(await listSlices({ ...file, isAlone }, decodeJpeg)));
+      slices.push(...(await listSlices({ ...file, isAlone, beside }, decodeJpeg)));
     } catch (error) {
       const text = explain(error);
       if (!refused.has(text)) refused.set(text, { paths: [], error });

@@ -2,25 +2,27 @@
 
 import { isDicom, listDicomSlices } from "./dicom.js";
 import { isBlank } from "./head_crop.js";
-import { gunzip, isGzip, isNifti, listNiftiSlices } from "./nifti.js";
+import { gunzip, isGzip, isNifti, isNiftiHeader, joinPair, listNiftiSlices } from "./nifti.js";
 import { isPicture, readPicture } from "./picture.js";
 import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
 const IMAGE_SUFFIX = /\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|ima|nii|gz|mat)$/i;
 const MASK = /[^/][_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+[^/]*$|(^|\/)(masks?|segmentations?|annotations?)\/[^/]*$/i;
+const HEADER = /\.hdr$/i;
+const VOXELS = /\.img(\.gz)?$/i;
 const HEAD_BYTES = 1024;
 
 /**
  * Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder.
- * file: a File, what opens one, or bytes. isAlone: it is all that was chosen.
+ * file: a File, what opens one, or bytes. isAlone: it is all that was chosen. beside: path -> file of what was chosen.
  */
-export async function listSlices({ path, file, isOfFolder, isAlone }, decodeJpeg) {
+export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map() }, decodeJpeg) {
+  if (["hdr", "HDR"].some((end) => VOXELS.test(path) && beside.has(path.replace(VOXELS, `.${end}`)))) return [];
   const isNamed = IMAGE_SUFFIX.test(path);
   if (isOfFolder && (path.includes("/.") || !(isNamed || isImage(await read(file, HEAD_BYTES))))) return [];
   if (MASK.test(path) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
-  const content = await read(file);
-  if (!content.length) throw new Unreadable("has zero bytes", "copy or download it again");
-  const bytes = isGzip(content) ? await gunzip(content) : content;
+  const bytes = await readInflated(file);
+  if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
   if (isDicom(bytes)) {
     const slices = listDicomSlices(path, bytes);
     if (slices?.length === 1) return [{ ...slices[0], decode: () => decodeAgain(path, file) }];
@@ -28,6 +30,12 @@ export async function listSlices({ path, file, isOfFolder, isAlone }, decodeJpeg
     throw new Unreadable("is a DICOM directory, report or other file without an image", "choose the folder of the images");
   }
   if (isNifti(bytes)) return listNiftiSlices(path, bytes);
+  if (isNiftiHeader(bytes)) {
+    const names = [".img", ".img.gz", ".IMG", ".IMG.gz"].map((end) => path.replace(HEADER, end));
+    const voxels = beside.get(names.find((name) => name !== path && beside.has(name)));
+    if (!voxels) throw new Unreadable("is one half of a NIfTI pair (.hdr/.img)", "choose its .img with it, or save both as one .nii");
+    return listNiftiSlices(path, joinPair(bytes, await readInflated(voxels)));
+  }
   if (isPicture(bytes)) {
     const decode = () => readPicture(bytes, decodeJpeg);
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
@@ -36,7 +44,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone }, decodeJpeg
 }
 
 function isImage(head) {
-  return isDicom(head) || isNifti(head) || isPicture(head) || isGzip(head);
+  return isDicom(head) || isNifti(head) || isNiftiHeader(head) || isPicture(head) || isGzip(head);
 }
 
 /** Return a file's bytes, up to an end. */
@@ -45,9 +53,15 @@ async function read(file, end) {
   return new Uint8Array(await (opened.slice(0, end).arrayBuffer?.() ?? opened));
 }
 
+/** Return a file's bytes, inflated where it is gzipped. */
+async function readInflated(file) {
+  const bytes = await read(file);
+  return isGzip(bytes) ? gunzip(bytes) : bytes;
+}
+
 /** Read a DICOM file once more: a folder of them need not fit into memory. */
 async function decodeAgain(path, file) {
-  return listDicomSlices(path, await read(file))[0].decode();
+  return listDicomSlices(path, await readInflated(file))[0].decode();
 }
 
 /** Decode a slice: {image, notes}. Throws Unreadable. */

@@ -6,6 +6,7 @@ import { damaged, Unreadable } from "./unreadable.js";
 const MOST_BYTES = 512 * 1024 * 1024;
 const MOST_EXTENSION_BYTES = 1024 * 1024;
 const MOST_VOLUMES = 8;
+const ONE_FILE_START = 352;
 const READERS = {
   2: ["getUint8", 1], 4: ["getInt16", 2], 8: ["getInt32", 4], 16: ["getFloat32", 4], 64: ["getFloat64", 8],
   256: ["getInt8", 1], 512: ["getUint16", 2], 768: ["getUint32", 4],
@@ -16,7 +17,27 @@ export function isGzip(bytes) {
 }
 
 export function isNifti(bytes) {
-  return String.fromCharCode(...bytes.subarray(344, 347)) === "n+1";
+  return magic(bytes) === "n+1";
+}
+
+/** Whether it is the header (.hdr) of a volume whose voxels lie in a second file (.img). */
+export function isNiftiHeader(bytes) {
+  return magic(bytes) === "ni1";
+}
+
+function magic(bytes) {
+  return String.fromCharCode(...bytes.subarray(344, 347));
+}
+
+/** Return a header and its voxels as the one file that they could have been. */
+export function joinPair(header, voxels) {
+  const joined = new Uint8Array(ONE_FILE_START + voxels.length);
+  joined.set(header.subarray(0, ONE_FILE_START));
+  joined.set(voxels, ONE_FILE_START);
+  const view = new DataView(joined.buffer);
+  const little = view.getInt32(0, true) === 348;
+  view.setFloat32(108, view.getFloat32(108, little) + ONE_FILE_START, little);
+  return joined;
 }
 
 /** Inflate a gzip file to its end, where its checksum stands. */

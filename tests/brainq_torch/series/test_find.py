@@ -2,6 +2,7 @@
 # ruff: noqa: E402
 # (the imports below need packages that may be absent, and then the file is skipped)
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is
 
 from pydicom.fileset import FileSet
 
+from brainq_torch.data.dataset.left_out import why_left_out
 from brainq_torch.data.reading.image import read_slice
 from brainq_torch.data.reading.slices import SliceChoiceError, choose_slices
 from brainq_torch.series.find import Unread, find_series
@@ -109,6 +111,16 @@ def volume(path: Path, shape=(40, 50, 6), affine=None, kind=nibabel.Nifti1Image)
     values = np.random.default_rng(0).integers(0, 3000, shape).astype(np.int16)
     nibabel.save(kind(values, np.diag([1.0, 1.0, 4.0, 1.0]) if affine is None else affine), path)
     return path
+
+
+def test_the_gzipped_half_of_a_pair_is_no_image_of_its_own(tmp_path):
+    header = volume(tmp_path / "a.hdr", kind=nibabel.Nifti1Pair)
+    (tmp_path / "a.img.gz").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
+    (tmp_path / "a.img").unlink()
+    (series,) = find_series([str(tmp_path)])
+    assert (series.path, len(series.slices)) == (str(header), 6)
+    assert "read with that" in why_left_out(tmp_path / "a.img.gz")[0]
+    assert why_left_out(header) is None
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr"])

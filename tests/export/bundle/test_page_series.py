@@ -2,6 +2,7 @@
 # ruff: noqa: E402
 # (the imports below need packages that may be absent, and then the file is skipped)
 
+import gzip
 import json
 
 import numpy as np
@@ -56,6 +57,10 @@ def write_volumes(folder):
     unknown.set_qform(None, code=0)
     nibabel.save(unknown, folder / "nowhere.nii")
     nibabel.save(nibabel.Nifti1Image(np.stack([values, values[::-1]], -1), np.eye(4)), folder / "two.nii")
+    pair = nibabel.Nifti1Pair(values.astype(np.int16), OBLIQUE, nibabel.nifti1.Nifti1PairHeader(endianness=">"))
+    nibabel.save(pair, folder / "pair.hdr")
+    (folder / "zipped.hdr").write_bytes((folder / "pair.hdr").read_bytes())
+    (folder / "zipped.img.gz").write_bytes(gzip.compress((folder / "pair.img").read_bytes()))
 
 
 def write_series(folder, name, **more):
@@ -141,7 +146,10 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     (tmp_path / "cut").write_bytes(whole[:3000])
     nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), tmp_path / "a.nii")
     (tmp_path / "cut.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:9000])
+    nibabel.save(nibabel.Nifti1Pair(head(), np.eye(4)), tmp_path / "half.img")
+    (tmp_path / "half.img").unlink()
     reasons = {
+        "half.hdr": "one half of a NIfTI pair",
         "ct": "modality 'CT'",
         "mosaic": "a mosaic",
         "compressed": "is compressed (JPEG Lossless)",
@@ -151,6 +159,15 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     found = read_in_node(tmp_path, [tmp_path / name for name in reasons], parser=parser)
     for name, reason in reasons.items():
         assert reason in found[str(tmp_path / name)]["error"], name
+
+
+def test_the_page_inflates_a_gzipped_dicom_file(tmp_path):
+    parser = require_parser()
+    plain, zipped = write_dicom(tmp_path / "a", head()[2]), tmp_path / "a.dcm.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    found = read_in_node(tmp_path, [plain, zipped], parser=parser)
+    assert found[str(zipped)] == found[str(plain)]
+    assert "sha256" in found[str(plain)]
 
 
 def test_the_rule_says_what_pythons_says(tmp_path):
