@@ -89,7 +89,8 @@ def make_parser() -> ArgumentParser:
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=list(IMPORTS), instantiate_subclass_spec_in_any=False
     )
-    parser = _Parser(prog="python -m brainq_torch.fit", description=__doc__)
+    usage = "%(prog)s [--config C] [--out RUN] [--KEY VALUE ...]"  # all of them fill a screen before an error
+    parser = _Parser(prog="python -m brainq_torch.fit", description=__doc__, usage=usage)
     parser.add_argument("--config", action="config", help="a YAML file, or the name of one of configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")

@@ -60,6 +60,8 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
         yield not (out / METRICS).exists()
         return
     made = not out.exists()
+    if not (made or out.is_dir()):
+        raise RunError(f"{out} is a file, and a run is a folder; name another with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with hold_lock(out / LOCK):

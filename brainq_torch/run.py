@@ -15,7 +15,7 @@ from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.quant.layers import is_fake_quantized, scheme_of
 from brainq_torch.quant.prepare import rebuild
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PHANTOMS, BrainqError
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PHANTOMS, BrainqError, list_configs
 
 CHECKPOINT_FORMAT = 1
 _CHECKPOINT_KEYS = frozenset({"format", "model", "pixels", "classes", "state_dict", "quantization"})
@@ -172,7 +172,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration. Raises RunError when it is no YAML in UTF-8, or not of names and values."""
+    """Read a configuration. Raises RunError when it is no file, no YAML in UTF-8, or not of names and values."""
+    if not path.is_file():
+        raise RunError(f"there is no configuration {path}; give a YAML file, or a name: {', '.join(list_configs())}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -34,6 +34,12 @@ def find_config(word: str | Path) -> Path:
     return next((path for path in named if path.is_file()), Path(word))
 
 
+def list_configs() -> list[str]:
+    """Return the names of the configurations that come along, those of the study aside: it is another command."""
+    names = (path.stem for path in (_OURS / "configs").glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("study"))
+
+
 class BrainqError(ValueError):
     """What a user can cause: a command ends with the message in one line and this exit code."""
 

@@ -86,7 +86,8 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="images of another source, a folder or a table (may be repeated): every second patient (group) has "
-        "a part in what --bias-correction auto chooses, on the others the files are compared",
+        "a part in what --bias-correction auto chooses, on the others (where it has nothing to choose, on all) the "
+        "files are compared",
     )
 
 

@@ -15,6 +15,7 @@ from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
 from export.catalogue import ONNX_FP32
 from export.context import ExportContext, ExportOptions, RecipeError
 from export.folder import check_target, say_note, write_as_a_whole
+from export.integer_files import INT8_FILES, W4A8_FILES
 from export.recipes import (
     RECIPES,
     check_network,
@@ -81,7 +82,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
         images = check_run_images(run, options.data)
         sample = images.sample(options.parity_images, ("Testing", "val", "Training"))
         validation = ValidationPart.of(run, images)
-        elsewhere = read_elsewhere(options.shifted, run.pixels, run.classes)
+        elsewhere = read_elsewhere(options.shifted, run.pixels, run.classes, _asks_images(run, names, options))
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     _check_images(run, names, images, sample, options.calibration_images)
@@ -99,6 +100,12 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
         write_json(folder / PARITY, report.to_json())
     return report
+
+
+def _asks_images(run: Run, names: Sequence[str], options: ExportOptions) -> bool:
+    """Tell whether images choose how far biases are corrected: of what is calibrated here, where the user does not."""
+    calibrated = run.quantization is None and {INT8_FILES.recipe, W4A8_FILES.recipe} & set(names)
+    return bool(calibrated) and options.bias_correction == "auto"
 
 
 def _check_images(run: Run, names: Sequence[str], images: RunImages, sample: ImageSample, calibration: int) -> None:

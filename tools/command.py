@@ -96,11 +96,14 @@ def check_targets(*targets: str | Path | None) -> None:
     """Refuse what cannot be written before any work is done for it.
 
     Raises:
-        CommandError: a target is a folder, or its folder is missing.
+        CommandError: a target is a folder, or its folder is missing or may not be written to.
     """
     for target in targets:
-        if target and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
+        folder = Path(target or "").absolute().parent
+        if target and (Path(target).is_dir() or not folder.is_dir()):
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
+        if target and not os.access(folder, os.W_OK):
+            raise CommandError(f"{target} cannot be written: {folder} is read-only for you; name another place")
 
 
 def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -103,14 +103,14 @@ class ImageDataModule(L.LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        if views < 0:
-            raise ValueError(f"data.views is {views}; allowed are 0 (fresh changes in every epoch) and more")
+        for name, number, least in (("batch_size", batch_size, 1), ("views", views, 0), ("workers", workers, 0)):
+            if number < least:
+                raise ValueError(f"data.{name} is {number}; allowed are {least} and more")
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
-        root = data_root(root, sources)
-        self.seed, self.root, self.manifest, self.balance = seed, root, manifest, balance
+        self.seed, self.root, self.manifest, self.balance = seed, data_root(root, sources), manifest, balance
         self.images, self.pixels = ImageSet(classes, class_map, tuple(sources)), PixelSpec(size, fit)
-        if root == "phantom" and not (groups or group_pattern):
+        if self.root == "phantom" and not (groups or group_pattern):
             group_pattern = EACH_ITS_OWN  # each is drawn anew: a search would find nothing
         self.plan = SplitPlan(split, val_fraction, seed, groups, group_pattern)
         self.batch_size, self.workers = batch_size, workers

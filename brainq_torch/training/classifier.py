@@ -35,6 +35,10 @@ class CrossEntropy:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}; allowed are 0 to less than 1")
+
     def bind(self, class_counts: Tensor) -> Callable[[Tensor, Batch], Tensor]:
         """Return the loss for a data set with these numbers, (classes,), of training images per class."""
         weights = None

@@ -149,6 +149,7 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
             axis.annotate(
                 rows[start]["stage"], (start + 0.6, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color="0.4"
             )
+        axis.set_xlim(0.5, len(rows) + 0.5)  # else the stage's name stands far outside the axes of a single epoch
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)

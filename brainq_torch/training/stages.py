@@ -55,6 +55,9 @@ class Stage:
                 f"stage {self.name!r} has frozen_blocks {self.frozen_blocks}; allowed are 0 and more, and with "
                 "train: head 0, as that freezes every block"
             )
+        for name in ("weight_decay", "warmup_steps", "patience", "stop_after"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}; allowed are 0 and more")
         if not self.rate > 0:
             raise ValueError(f"stage {self.name!r} has rate {self.rate}; it must be greater than 0")
         if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789_-"):

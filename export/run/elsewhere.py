@@ -33,7 +33,9 @@ class Elsewhere:
         return [sample.pixels for sample in self.choosing.values()]
 
 
-def read_elsewhere(paths: Sequence[Path], pixels: PixelSpec, classes: tuple[str, ...]) -> Elsewhere:
+def read_elsewhere(
+    paths: Sequence[Path], pixels: PixelSpec, classes: tuple[str, ...], choose: bool = True
+) -> Elsewhere:
     """Read images of other sources, whose groups are told apart where a table or the files name them.
 
     Args:
@@ -41,20 +43,22 @@ def read_elsewhere(paths: Sequence[Path], pixels: PixelSpec, classes: tuple[str,
             them, else the path.
         pixels: The network's input.
         classes: The network's.
+        choose: Every second group chooses; else there is nothing to choose, and all are reported.
 
     Raises:
-        DataFolderError: A folder or table cannot be used, has fewer than two groups, or a source of an earlier one.
+        DataFolderError: A folder or table cannot be used, has too few groups, or a source of an earlier one.
     """
     found = Elsewhere()
     for path in paths:
         folder = _scan(path, classes)
         groups = sorted({_group(record) for record in folder.records})
-        if len(groups) < 2:
+        if len(groups) < 1 + choose:
             raise DataFolderError(
-                f"--shifted {path}: {len(groups)} groups of images; two or more are needed: "
-                "every second one chooses, on the others files are compared"
+                f"--shifted {path}: {len(groups)} groups of images; two or more are needed: every second one chooses "
+                "(none does with --bias-correction on or off, then one is enough), on the others files are compared"
             )
-        for samples, half in ((found.choosing, groups[::2]), (found.reporting, groups[1::2])):
+        halves = (groups[::2], groups[1::2]) if choose else ((), groups)
+        for samples, half in zip((found.choosing, found.reporting), halves, strict=True):
             loaded = _load(replace(folder, records=_of(folder, half)), pixels, str(path))
             if twice := sorted(samples.keys() & loaded.keys()):
                 raise DataFolderError(

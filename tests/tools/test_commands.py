@@ -17,7 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
-from tools.command import format_table
+from tools.command import CommandError, check_targets, format_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -260,3 +260,13 @@ def test_a_malformed_parity_json_is_2(text, words, tiny_run, tmp_path, capsys):
     assert code == 2
     assert said.startswith("error: ")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    for target in (tmp_path, tmp_path / "lost" / "a.json"):
+        with pytest.raises(CommandError, match="it is a folder, or its folder is missing"):
+            check_targets(None, target)
+    check_targets(tmp_path / "a.json")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests may be allowed everything
+    with pytest.raises(CommandError, match="is read-only for you; name another place"):
+        check_targets(tmp_path / "a.json")

@@ -99,6 +99,8 @@ class FolderWalk:
                 self._refuse_folder(parent / name, f"no class ({', '.join(self.labels.names)})")
                 continue
             self._note_merge(first, class_name, parent / name)
+            if self.labels.auto and split in ("Training", "all"):
+                self._label(class_name)  # a class without images is an error, too
             before = len(self.records)
             self._read_images(parent / name, class_name, split)
             self._warn_of_nested(parent / name, class_name, self.records[before:])

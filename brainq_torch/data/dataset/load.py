@@ -141,7 +141,8 @@ def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[s
     """Say which class of which split has no image."""
     counts = Counter((record.split, record.label) for record in records)
     return [
-        f"{walk.root}{'' if split == 'all' else f', split {split}'}: class {name} is missing or has no readable image."
+        f"{walk.root}{'' if split == 'all' else f', split {split}'}: class {name} is missing or has no readable image; "
+        "add some, or leave the class out (its folder, or its name in data.classes)."
         for split, name in walk.expected
         if not counts[split, walk.found.index(name)]
     ]

@@ -38,6 +38,12 @@ def test_every_second_patient_chooses_and_the_others_are_reported(hospital):
     )
 
 
+def test_where_nothing_is_to_be_chosen_every_patient_is_reported(hospital):
+    found = read_elsewhere([hospital], SPEC, CLASSES, choose=False)
+    assert found.choosing == {}
+    assert {source: len(sample.names) for source, sample in found.reporting.items()} == {"scanner 0": 4, "scanner 1": 4}
+
+
 def test_labels_are_the_networks(hospital, phantoms):
     plain = read_elsewhere([hospital], SPEC, CLASSES).reporting["scanner 1"]
     backwards = read_elsewhere([hospital], SPEC, CLASSES[::-1]).reporting["scanner 1"]

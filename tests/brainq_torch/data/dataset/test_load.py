@@ -426,6 +426,17 @@ def test_the_class_folders_that_are_there_are_the_classes(tmp_path):
         scan_folder(tmp_path)
 
 
+def test_a_class_folder_without_images_is_no_class_that_nobody_mentions(tmp_path):
+    write_classes(tmp_path / "train", names=("a", "b"))
+    write_classes(tmp_path / "test", names=("a", "b"))
+    (tmp_path / "test" / "c").mkdir()
+    assert scan_folder(tmp_path, labels=AUTO).classes == ("a", "b")
+    (tmp_path / "train" / "c").mkdir()
+    for root, where in ((tmp_path, ", split Training"), (tmp_path / "train", "")):
+        with pytest.raises(DataFolderError, match=f"{where}: class c is missing or has no readable image; add some"):
+            scan_folder(root, labels=AUTO)
+
+
 def test_a_folder_may_mean_another_class(tmp_path):
     write_classes(tmp_path, names=("HGG", "LGG", "Healthy"))
     folder = scan_folder(tmp_path, labels=Labels((), (("HGG", "glioma"), ("LGG", "glioma"))))
