@@ -87,11 +87,13 @@ def test_the_readme_installs_the_page_s_runtime_as_the_code_says():
 
 
 def find_dead_links(page):
-    """Links of a Markdown or HTML page to files that are not there."""
+    """Links of a Markdown or HTML page, and sources that it names, that are not there."""
     text = page.read_text()
     links = re.findall(r"\]\(([^)#\s]+)|(?:href|src)=\"([^\"#]+)", text)
     local = [unquote(one or other) for one, other in links if not re.match(r"[a-z]+:", one or other)]
-    return sorted({link for link in local if not (page.parent / link).exists()})
+    named = re.findall(r"[`/ ]((?:tests|configs|export|tools|brainq_torch)/[\w/-]+\.(?:py|yaml))`", text)
+    lost = {link for link in local if not (page.parent / link).exists()}
+    return sorted(lost | {name for name in named if not Path(name).exists()})
 
 
 PAGES = [*CHAPTERS, *sorted(Path("results").rglob("*.md")), *sorted(Path("results").rglob("*.html"))]
@@ -104,8 +106,11 @@ def test_no_link_is_dead(page):
 
 def test_a_dead_link_is_seen(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text('[here](page.md) [gone](gone.md#part) <a href="lost.html">lost</a> [far](https://example.org)')
-    assert find_dead_links(page) == ["gone.md", "lost.html"]
+    page.write_text(
+        '[here](page.md) [gone](gone.md#part) <a href="lost.html">lost</a> [far](https://example.org)'
+        " `python tests/arm/emulate.py`, `tests/test_gone.py`"
+    )
+    assert find_dead_links(page) == ["gone.md", "lost.html", "tests/test_gone.py"]
 
 
 def test_the_readme_is_short():
