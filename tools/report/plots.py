@@ -16,7 +16,7 @@ from PIL import Image
 
 from tools.report.statistics import Reliability, find_front
 
-_DPI = 150
+_DPI, _DPI_OF_MANY = 150, 110
 _COLOURS_OF_A_FILE = 64
 _COLOURS = ("#0b4f9e", "#b3541e", "#17652f", "#7a2a83", "#6b6b00", "#a1121b")
 _MARKERS = "osD^PX"
@@ -66,7 +66,7 @@ def plot_front(points: Sequence[Point], cost: str, neighbour: float | None) -> b
 
 def plot_reliability(before: Reliability, after: Reliability | None, title: str) -> bytes:
     """Draw a reliability curve, before and after temperature scaling. Marks grow with the images. Returns a PNG."""
-    figure = Figure(figsize=(3.8, 3.7), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(3.8, 3.7), dpi=_DPI_OF_MANY, layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":", label="perfect")
     curves = [("before", before, "#b3541e", "o"), ("after temperature", after, "#0b4f9e", "s")]

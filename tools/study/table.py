@@ -138,7 +138,7 @@ def _keep_sources(state: RowState, out: Path) -> dict[str, str]:
     folder, run = out / SOURCES / state.plan.model, state.model.run
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {what: (run / name, name) for what, name in _KEPT.items()}
-    wanted["parity"] = (state.export / PARITY, f"parity_{state.plan.export}.json")
+    wanted["parity"] = (state.export / PARITY, f"parity_{state.plan.export_group}.json")
     kept = {}
     for what, (source, name) in wanted.items():
         if source.is_file():
