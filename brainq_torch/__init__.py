@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from brainq_torch.allocator import restart_to_keep_memory
+from brainq_torch.console import stop_in_a_line
 from brainq_torch.openmp import limit_spinning
 
 __all__ = [
@@ -26,6 +27,7 @@ _HOMES = {
 }
 """Public name -> the module that is loaded for it, as ``__init__.pyi`` tells type checkers; ``fit`` is one itself."""
 
+stop_in_a_line()
 limit_spinning()
 restart_to_keep_memory()
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 from brainq_torch.run_files import BrainqError
 
@@ -38,6 +38,20 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
     except KeyboardInterrupt:
         print(f"stopped{advice}", file=sys.stderr)
         return STOPPED
+
+
+def stop_in_a_line() -> None:
+    """Let Ctrl-C end our commands in a line and with 130 while they still load, when nobody catches it."""
+    if os.path.basename(sys.argv[0]) in ("-m", "brainq"):  # not a program that imports us
+        sys.excepthook = _say_stopped
+
+
+def _say_stopped(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print("stopped", file=sys.stderr, flush=True)
+    os._exit(STOPPED)  # Python itself would end by the signal, which is 130 to a shell alone
 
 
 def escape_unprintable() -> None:

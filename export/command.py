@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from brainq_torch.quant.encoding import ROUNDING
@@ -32,14 +33,31 @@ def run(options: argparse.Namespace) -> int:
     """Make files, a bundle, or both. Returns 0, or 1 when parity failed."""
     trained = load_run(options.run)
     exported = options.out or trained.folder / "export"
+    how = _how(options)
     if options.bundle and (exported / PARITY).is_file() and not options.recipes:
+        if replace(how, replace=False) != ExportOptions():
+            raise RecipeError(
+                f"{exported} is there, and --bundle takes its files as they are: words on how files are made or "
+                "compared change nothing; leave them out, or make the files anew: name --recipes, with --force"
+            )
         return _bundle(trained, exported, options)
     if trained.quantization is not None and (options.rounding or options.bits_from):
         raise RecipeError(
             "this run was trained for integers: --rounding and --bits-from have nothing to choose; "
             "leave them out, or name the float run that it was started from"
         )
-    how = ExportOptions(
+    report = export_run(trained, options.recipes or default_recipes(trained), exported, how)
+    _show(report, exported)
+    if not report.passed:
+        print("\n".join(advise(report, options, exported)))
+    if options.bundle and report.passed:
+        return _bundle(trained, exported, options)
+    return 0 if report.passed else 1
+
+
+def _how(options: argparse.Namespace) -> ExportOptions:
+    """Return the words on how files are made and compared."""
+    return ExportOptions(
         options.force,
         options.data,
         options.calibration_images,
@@ -51,13 +69,6 @@ def run(options: argparse.Namespace) -> int:
         options.parity_images,
         tuple(options.shifted),
     )
-    report = export_run(trained, options.recipes or default_recipes(trained), exported, how)
-    _show(report, exported)
-    if not report.passed:
-        print("\n".join(advise(report, options, exported)))
-    if options.bundle and report.passed:
-        return _bundle(trained, exported, options)
-    return 0 if report.passed else 1
 
 
 def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Fits to each exported file when it does not answer: its logits are not quite those of the network it came from."""
+"""When an exported file does not answer: a float one as its network; the others are fitted, as their logits differ."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class ValidationPart:
             return cls(run, None, None)
         sample = images.sample(min(IMAGES, counts["val"]), ("val",))
         if run.abstention is not None:
-            return cls(run, sample, run.abstention.typicality)
+            # Float files answer as the network does, as the parity ladder checks: what it learned holds for them.
+            return cls(run, sample, run.abstention.typicality, {"float": run.abstention})
         trained_on = images.sample(min(_TYPICAL, counts["Training"]), ("Training",))
         return cls(run, sample, fit_typicality(trained_on.pixels))
 

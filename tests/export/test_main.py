@@ -113,7 +113,6 @@ def test_every_network_is_run_once_on_what_it_is_asked_about(run, quick, monkeyp
     assert Counter(asked) == {
         ("the network in PyTorch", PARITY_IMAGES): 1,
         ("model_fp32.onnx", PARITY_IMAGES): 2,  # and on shifted copies, in place of PyTorch
-        ("model_fp32.tflite", 8): 1,  # when not to answer, for all float files
         ("model_fp32.tflite", PARITY_IMAGES): 1,
         ("model_fp16.tflite", PARITY_IMAGES): 2,
     }
@@ -183,6 +182,28 @@ def test_ctrl_c_leaves_nothing_and_no_traceback(run, quick, monkeypatch, capsys)
     assert main([str(run), *FLOAT]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing half-made was kept"
     assert not {"export", "export.partial"} & set(names(run))
+
+
+def test_ctrl_c_while_it_loads_is_a_line(tmp_path):
+    stop = "raise KeyboardInterrupt"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nclass Stop:\n    def find_spec(self, name, path, target=None):\n"
+        f"        if name == 'export.catalogue': {stop}\nsys.meta_path.insert(0, Stop())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-m", "export", "--list"],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (130, "stopped\n")
+
+
+def test_words_that_a_bundle_of_finished_files_would_pass_over_are_refused(run, quick, tmp_path, capsys):
+    assert main([str(run), *FLOAT]) == 0
+    words = [str(run), "--bundle", str(tmp_path / "clinic"), "--parity-images", "300"]
+    assert main(words) == 2
+    assert "words on how files are made or compared" in capsys.readouterr().err
+    assert not (tmp_path / "clinic").exists()
 
 
 def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.leakage.candidates import shrink
@@ -100,6 +99,8 @@ def nearest_neighbour_accuracy(
     test_labels: NDArray[np.int64],
 ) -> float:
     """Return the share of test images whose nearest training image, at 32 x 32, has their class."""
+    from sklearn.neighbors import KNeighborsClassifier  # a second, and groups are told apart without
+
     if not len(train_pixels) or not len(test_pixels):
         raise ValueError(
             f"a nearest neighbour needs images on both sides; got {len(train_pixels)} training and {len(test_pixels)} "
