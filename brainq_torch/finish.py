@@ -1,5 +1,6 @@
 """The end of a training: measure the network, learn when not to answer, and write what the run folder promises."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     lines = summarise(out, measured, leaks, data.root == "phantom")
     for split, found in of_sources.items():
         lines += [f"  {split}, by source:", *source_lines(found)]
-    print("\n".join([*lines, f"  next: python -m export {out}"]))
+    print("\n".join([*lines, f"  next: {shlex.join(['python', '-m', 'export', str(out)])}"]))
 
 
 def by_source(

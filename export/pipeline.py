@@ -40,7 +40,7 @@ THREADS = 1
 
 def export(
     run: str | PathLike[str],
-    recipes: Sequence[str] = (),
+    recipes: str | Sequence[str] = (),
     out: str | PathLike[str] | None = None,
     options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
 ) -> ParityReport:
@@ -48,7 +48,8 @@ def export(
 
     Args:
         run: A run folder, or what ``fit`` returned.
-        recipes: Names such as fp32, fp16, int8, w4a8; those that they need are made too. By default as the run needs.
+        recipes: A name such as fp32, fp16, int8, w4a8, or several; those that they need are made too. By default as
+            the run needs.
         out: Folder to make, by default ``export`` in the run folder.
         options: How the files are made and compared; ``ExportOptions(replace=True)`` replaces an earlier export.
 
@@ -60,7 +61,8 @@ def export(
     """
     trained = load_run(run)
     folder = Path(out) if out else trained.folder / "export"
-    return export_run(trained, recipes or default_recipes(trained), folder, options)
+    names = [recipes] if isinstance(recipes, str) else recipes
+    return export_run(trained, names or default_recipes(trained), folder, options)
 
 
 def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptions) -> ParityReport:

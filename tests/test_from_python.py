@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import brainq_torch as bq
+from brainq_torch.data.reading.slices import SliceChoiceError
 from brainq_torch.run import RunError
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series.find import Unread
@@ -90,6 +91,9 @@ def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
     model = bq.load(path)
     answers = [*model.predict([missing, tmp_path]), *model.predict(blank)]
     assert [type(answer) for answer in answers] == [Unread] * 3
+    assert type(model.predict(blank, slices=3)[0]) is Unread
+    with pytest.raises(SliceChoiceError, match="--slices is 'some'"):
+        model.predict([missing], slices="some")
     with pytest.raises(ValueError, match=r"40, 40\) float64; give .* uint8"):
         model.predict(blank.astype(float))
 
@@ -111,6 +115,8 @@ def test_an_export_returns_what_parity_json_holds(tiny_run, tmp_path):
     assert json.loads(json.dumps(report.to_json())) == json.loads((tmp_path / "export" / "parity.json").read_text())
     with pytest.raises(BrainqError, match="exists"):
         bq.export(tiny_run, ["fp32"], tmp_path / "export")
+    with pytest.raises(BrainqError, match="unknown recipe fp23;"):
+        bq.export(tiny_run, "fp23", tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="brainq", description=__doc__, epilog="brainq COMMAND --help says what a command takes."
     )
     parser.add_argument("--version", action="version", version=f"brainq_torch {__version__}")
-    parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
+    parser.add_argument(
+        "command",
+        type=lambda word: word.replace("_", "-"),  # a tool's name as ``python -m`` has it
+        choices=commands,
+        metavar="COMMAND",
+        help=", ".join(commands),
+    )
     parser.add_argument("words", nargs=argparse.REMAINDER, help="the command's own")
     options = parser.parse_args(arguments)
     module = commands[options.command]

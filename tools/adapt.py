@@ -8,6 +8,7 @@ OUT/adapt.md the report; then: python -m export OUT/run --recipes fp32 fp16 int8
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -274,7 +275,8 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
     write_json(out / "adapt.json", {name: each.to_json() for name, each in found.items()})
     with atomic_path(out / "adapt.md") as partial:
         partial.write_text(text, encoding="utf-8")
-    print(f"\n{text}\nnext: python -m export {out / 'run'} --recipes fp32 fp16 int8 --bundle {out / 'bundle'}")
+    run, bundle = (shlex.quote(str(out / name)) for name in ("run", "bundle"))
+    print(f"\n{text}\nnext: python -m export {run} --recipes fp32 fp16 int8 --bundle {bundle}")
 
 
 def _recalls(name: str, change: Change) -> str:

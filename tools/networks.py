@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
+from brainq_torch.console import WRONG_INPUT
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
@@ -87,7 +88,7 @@ def _networks(options: argparse.Namespace) -> int:
     print(format_rows(rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])
-    return 0
+    return 0 if any(row.parameters for row in rows) else WRONG_INPUT  # no name is a network's: the rows say why
 
 
 def _draw(folder: ImageFolder, count: int) -> ImageFolder:

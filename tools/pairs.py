@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labels
+from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labels, require_four
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.synthesis.counterfactual import CounterfactualMaker
@@ -134,6 +134,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _run(words: argparse.Namespace) -> int:
     check_targets(words.json)
     runners = {model: load_runner(model) for model in words.models}
+    for model, runner in runners.items():
+        require_four(runner.classes, f"tools.pairs, which draws and moves lesions, of {model}")
     orders = {model: class_order(model, runner, CLASSES) for model, runner in runners.items()}
     folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split, Labels())
     if not folder.records:

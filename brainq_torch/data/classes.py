@@ -124,11 +124,11 @@ def check_count(classes: Collection[str], where: str) -> None:
         )
 
 
-def require_four(classes: Sequence[str], what: str) -> None:
-    """Raise ClassError where what needs the paper's four classes meets others."""
+def require_four(classes: Sequence[str], what: str, instead: str = "leave it out") -> None:
+    """Raise ClassError where what needs the paper's four classes meets others; ``instead`` says what to do."""
     if sorted(classes) != list(CLASSES):
         raise ClassError(
-            f"{what} needs the classes {', '.join(CLASSES)}; here they are {', '.join(classes)}; leave it out"
+            f"{what} needs the classes {', '.join(CLASSES)}; here they are {', '.join(classes)}; {instead}"
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.head_crop import BLANK, is_blank
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series, judge
 from brainq_torch.series.find import Unread, find_series
 from export.run.runners import Runner, load_runner, run_named
@@ -118,7 +119,7 @@ class Model:
         """
         return self.runner(images)
 
-    def predict(self, images: Images, slices: str = "all") -> list[Prediction | SeriesPrediction | Unread]:
+    def predict(self, images: Images, slices: str | int = "all") -> list[Prediction | SeriesPrediction | Unread]:
         """Name the classes of pictures and of series, as ``python -m tools.predict`` does.
 
         Args:
@@ -134,6 +135,7 @@ class Model:
             SliceChoiceError: ``slices`` is none of these.
             ValueError: The array is not uint8, or of another shape.
         """
+        choose_slices(1, slices := str(slices))  # a wrong word is refused before anything is read
         if isinstance(images, np.ndarray):
             return list(self._answer(images[None] if images.ndim == 2 else images))
         words = [images] if isinstance(images, str | os.PathLike) else images

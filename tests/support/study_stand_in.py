@@ -24,7 +24,8 @@ PYTHON = (sys.executable, "-S", "-E", str(HERE))
 FILES = {"fp32": ("fp32.tflite", "fp32.onnx"), "fp16": ("fp16.tflite",)} | {
     name: (f"{name}.tflite", f"{name}.onnx") for name in ("int8", "w4a8")
 }
-IMAGES = 6
+LABELS = ("glioma", "meningioma", "notumor", "pituitary", "glioma", "notumor")
+IMAGES = len(LABELS)
 
 
 def main():
@@ -67,7 +68,7 @@ def option(words, name):
 def write_manifest(path):
     lines = ["path,label,split,group,sha256"]
     for split in ("Training", "val", "Testing"):
-        lines += [f"{split}/glioma/{split}{i}.png,glioma,{split},{split}{i},{i}" for i in range(IMAGES)]
+        lines += [f"{split}/{split}{i}.png,{label},{split},{split}{i},{i}" for i, label in enumerate(LABELS)]
     path.write_text("\n".join(lines) + "\n")
 
 

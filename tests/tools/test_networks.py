@@ -4,6 +4,7 @@ import json
 
 from torch.nn import functional
 
+from brainq_torch.console import WRONG_INPUT
 from tools.networks import main
 
 NAMES = [f"tests.support.networks:{name}" for name in ("TwoPools", "Gated", "Branching")]
@@ -37,6 +38,11 @@ def test_it_tries_them_on_any_classes(phantoms, tmp_path):
     assert main([NAMES[1], *link_classes(tmp_path, phantoms)]) == 0
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["fp32_max_diff"] <= 1e-4
+
+
+def test_names_of_no_network_are_wrong_input(phantoms, tmp_path, capsys):
+    assert main(["no_such", *link_classes(tmp_path, phantoms)]) == WRONG_INPUT
+    assert "unknown model 'no_such'; allowed are" in capsys.readouterr().out
 
 
 def test_each_image_is_trained_on_with_its_own_label(phantoms, tmp_path, monkeypatch):

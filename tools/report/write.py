@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from brainq_torch.data.classes import CLASSES
 from brainq_torch.evaluation.metrics import ECE_BINS
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS
 from brainq_torch.run_files import atomic_path, write_json
@@ -73,6 +74,7 @@ def _make_context(study: Study, statistics: dict[str, RowStatistics], resamples:
     return {
         "study": study,
         "about": study.about,
+        "of_the_paper": study.about.classes == CLASSES,
         "data": study.about.data,
         "statistics": statistics,
         "gaps": find_gaps(study, statistics),

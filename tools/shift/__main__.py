@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
@@ -73,7 +73,8 @@ def _shift(options: argparse.Namespace) -> int:
     names = [name for name in (options.model, options.compare) if name]
     runners = {name: load_runner(name, options.threads) for name in names}
     for name, runner in runners.items():
-        class_order(name, runner, CLASSES)  # its styles and lesions are of these; refused before anything is read
+        instead = "tools.compare measures shifted copies of images of any classes"
+        require_four(runner.classes, f"tools.shift, which draws lesions, of {name}", instead)
     split, folder = choose_images(Path(options.data), options.split, options.manifest)
     if options.images is not None:
         folder = draw_balanced(folder, options.images, options.seed)

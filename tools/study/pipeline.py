@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.label_table import split_table
+from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.provenance import find_commit, is_dirty
 from brainq_torch.run_files import (
     CHECKPOINT,
@@ -249,7 +249,16 @@ class _Study:
             self.runner.say(f"not done: there is no {state.plan.id}")
             return
         run, target, data = state.model.run, self.out / GRADCAM, self._data()
-        words = ("tools.gradcam", str(run), "--data", str(data), "--out", str(target))
+        words = (
+            "tools.gradcam",
+            str(run),
+            "--data",
+            str(data),
+            "--manifest",
+            str(run / MANIFEST),
+            "--out",
+            str(target),
+        )
         inputs = {"run": hash_file(run / CHECKPOINT), "images": hash_images(data)}
         self.runner.do(Step("gradcam", words, inputs, (target,)))
         self.gradcam = GradCam(state.plan.id, GRADCAM)
@@ -269,7 +278,7 @@ class _Study:
             title=self.plan.title,
             created_from=CreatedFrom(find_commit(), self.plan.config, is_dirty()),
             data=describe_images(self._data(), done, self.differences),
-            classes=tuple(CLASSES),
+            classes=class_names(read_manifest(done[0].model.run / MANIFEST)),
             rows=rows,
             order=tuple(self.rows),
             gradcam=self.gradcam,

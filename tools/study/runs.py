@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from brainq_torch.console import name_first
-from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
+from brainq_torch.data.dataset.manifest import ManifestRow, class_names, read_manifest
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, hash_file
 from export.catalogue import CATALOGUE
 from tools.study.runner import RUN_FILES, StepFailed, format_command
@@ -91,7 +91,18 @@ def read_handling(model: str, run: Path) -> Handling:
 
 
 def compare_handling(first: Handling, other: Handling) -> list[str]:
-    """Compare what two models saw."""
+    """Compare what two models saw. Raises StepFailed where nothing measured on both could be compared, or on none."""
+    if not _images(first, "Testing"):
+        raise StepFailed(
+            f"{first.model} has no Testing images, and a study measures every file on them: give the images a Testing "
+            "folder, or that split in their labels.csv"
+        )
+    told = class_names(other.rows), class_names(first.rows)
+    if told[0] != told[1]:
+        raise StepFailed(
+            f"{other.model} tells {name_first(told[0])} apart, {first.model} {name_first(told[1])}; train it for the "
+            "same classes (data.classes, data.class_map)"
+        )
     if _images(other, "Testing") != _images(first, "Testing"):
         raise StepFailed(
             f"{other.model} was made with other Testing images than {first.model}: nothing measured on both could be "

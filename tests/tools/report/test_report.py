@@ -183,6 +183,15 @@ def test_the_paper_stands_beside_and_nothing_is_made_up_for_it(page):
     assert paper[5][1:4] == ["5.76 MB", "0.49 of its fp32 weights, a third of the file", "0.163 of 35.34 MB"]
 
 
+def test_the_paper_has_nothing_to_say_of_other_classes(tmp_path):
+    folder = write_study(tmp_path / "study", images=120, unseen=40, names=("mobilenetv2_float", "mobilenetv2_fp16"))
+    write_json(folder, read_json(folder) | {"classes": ["HGG", "Healthy", "LGG", "no one's"]})
+    assert main([str(folder), "--resamples", "10"]) == 0
+    rows = Page((folder / "report.html").read_text()).rows
+    assert ["model", "HGG", "Healthy", "LGG", "no one's"] in rows
+    assert not [row for row in rows if row and row[0].endswith("the paper, MobileNetV2")]
+
+
 def test_what_was_not_done_says_so_with_reason_and_command(report, page):
     for text in ((report / "report.html").read_text(), (report / "report.md").read_text()):
         assert "NOT DONE: DenseNet-32 W4A8" in text

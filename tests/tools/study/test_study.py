@@ -389,6 +389,37 @@ def test_runs_with_other_test_images_are_refused(made):
     assert "other Testing images than mobile" in made.rows()["student"]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("model", "old", "new", "said"),
+    [
+        (
+            "student",
+            ",glioma,",
+            ",HGG,",
+            "student tells HGG, meningioma, notumor, pituitary apart, mobile glioma, meni",
+        ),
+        ("mobile", ",Testing,", ",val,", "mobile has no Testing images, and a study measures every file on them"),
+    ],
+)
+def test_runs_that_cannot_be_measured_alike_say_why(made, model, old, new, said, capsys):
+    given = made.give(model)
+    manifest = given / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(old, new))
+    assert made.run(f"--models.{model}.run", given) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_a_study_is_of_the_classes_of_its_first_model(bench):
+    assert bench.run("--only", "mobile") == 0
+    given = bench.give("mobile")
+    for word, other in (("glioma", "HGG"), ("meningioma", "LGG"), ("notumor", "Healthy"), ("pituitary", "Tumör 3")):
+        text = (given / "manifest.csv").read_text(encoding="utf-8").replace(f",{word},", f",{other},")
+        (given / "manifest.csv").write_text(text, encoding="utf-8")
+    assert bench.run("--models.mobile.run", given) == 0
+    assert bench.study()["classes"] == ["HGG", "Healthy", "LGG", "Tumör 3"]
+    assert read_study(bench.out).about.classes == ("HGG", "Healthy", "LGG", "Tumör 3")
+
+
 def test_runs_handled_otherwise_are_told_apart(made):
     given = made.give("student")
     (given / "config.yaml").write_text("data: {size: 48, fit: stretch, augmentation: {flip: 0.5, noise: 0.0}}\n")
