@@ -285,9 +285,9 @@ class FolderWalk:
         return None
 
     def _means_something_else(self, name: str, class_name: str) -> bool:
-        """Tell whether a nested folder's name is that of another class, of a split, or of masks."""
-        meaning = self.labels.of_folder(name) or split_of_folder(name) or class_name
-        return meaning != class_name or name.lower() in MASK_FOLDERS
+        """Tell whether a nested folder's name is that of another class, of a split, or, where it is none, of masks."""
+        meaning = self.labels.of_folder(name) or split_of_folder(name)
+        return name.lower() in MASK_FOLDERS if meaning is None else meaning != class_name
 
     def _relative(self, path: Path) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")  # ten times as fast as pathlib's

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,16 @@ def test_a_nested_folder_that_means_something_else_is_not_read(tmp_path, name):
     folder = scan_folder(tmp_path)
     assert len(folder.records) == 8
     assert problem_of(folder, f"glioma/{name}").severity == "error"
+
+
+def test_masks_are_a_class_where_that_is_said(tmp_path):
+    write_classes(tmp_path, names=("masks", "plain"))
+    write_image(tmp_path / "masks/masks/a.png", 7)
+    for name, labels in (("masks", Labels(("masks", "plain"))), ("tumour", Labels((), (("masks", "tumour"),)))):
+        folder = scan_folder(tmp_path, labels=labels)
+        assert Counter(folder.classes[record.label] for record in folder.records) == {name: 3, "plain": 2}
+    with pytest.raises(DataFolderError, match="masks: unknown folder"):
+        scan_folder(tmp_path, labels=AUTO)
 
 
 def test_two_folders_of_one_meaning_are_merged_with_a_note(tmp_path):
