@@ -13,6 +13,7 @@ from brainq_torch.fit import main as fit
 from brainq_torch.run import load_run
 from export.run.runners import load_runner
 from tests.conftest import TINY
+from tools.images import labels_of
 from tools.restore import main
 
 
@@ -36,6 +37,9 @@ def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path
     metrics = json.loads((tmp_path / "back" / "metrics.json").read_text())
     assert metrics["restored_from"] == file
     assert metrics["leakage"].keys() == metrics["splits"].keys() == {"val", "Testing"}
+    testing = scan_folder(phantoms).select("Testing")
+    right = load_runner(tmp_path / "back")(load_pixels(testing, run.pixels)).argmax(1) == labels_of(testing)
+    assert metrics["accuracy"] == right.mean()
 
 
 def test_batchnorm_has_the_statistics_of_its_inputs(tiny_export, tmp_path, words):
