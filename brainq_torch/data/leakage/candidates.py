@@ -23,6 +23,9 @@ _SEARCH_FLOOR = 0.85  # correlation; every pair that verification accepts on the
 _MOST_PER_IMAGE = 32  # candidates of one image in one orientation: bounds memory on sets of look-alikes
 VERIFY_SIDE, _VERIFY_SMOOTH, _VERIFY_WINDOW = 64, 0.67, 3.33
 _BLOCK = 1024  # images per matrix product
+_AXES, _LEARNED_FROM = 128, 512  # directions that rule nearly all pairs out, and of how many images they are
+_MOST_NEAR = 16  # pairs of an image above which they did not
+_ROUNDING = 1e-4  # of float32 products, with a wide margin
 
 _Pixels = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
@@ -40,7 +43,7 @@ def head_boxes(pixels: Sequence[_Pixels]) -> _Ints:
     height, width = pixels[0].shape
     boxes = _whole_frames(pixels)
     for box, image in zip(boxes, pixels, strict=True):
-        coarse = ndimage.uniform_filter(image, 3)[::2, ::2]
+        coarse = _thin_out(_thin_out(image).T).T.astype(np.uint8)
         bright = coarse > max(10.0, 0.1 * float(np.percentile(coarse, 99)))
         _erase_lines(bright)
         head = largest_area(bright)
@@ -49,6 +52,13 @@ def head_boxes(pixels: Sequence[_Pixels]) -> _Ints:
             right, bottom = min(2 * columns[-1] + 2, width), min(2 * rows[-1] + 2, height)
             box[:] = 2 * columns[0], 2 * rows[0], right, bottom
     return boxes
+
+
+def _thin_out(image: NDArray[Any]) -> NDArray[np.uint16]:
+    """Return the rounded down mean of each second row and its neighbours, for a quarter of SciPy's time."""
+    padded = np.pad(image.astype(np.uint16), ((1, 1), (0, 0)), "edge")
+    above, middle, below = (padded[start : start + len(image) : 2] for start in range(3))
+    return np.asarray((above + middle + below) // 3)
 
 
 def _erase_lines(bright: NDArray[np.bool_]) -> None:
@@ -68,11 +78,12 @@ def _whole_frames(pixels: _Pixels | Sequence[_Pixels]) -> _Ints:
 def normalise_locally(images: _Pixels, smooth: float, window: float) -> _Floats:
     """Remove local mean and contrast of (N, s, s) images; ``smooth`` and ``window`` are Gaussian sigmas in pixels."""
     out = np.empty(images.shape, np.float32)
+    square = np.eye(images.shape[-1])  # filtered, it is the filter as a matrix: six times as fast as SciPy's here
+    narrow, wide = (ndimage.gaussian_filter1d(square, sigma, 0).astype(np.float32) for sigma in (smooth, window))
     for start in range(0, len(images), _BLOCK):
-        part = images[start : start + _BLOCK].astype(np.float32)
-        part = ndimage.gaussian_filter(part, (0, smooth, smooth))
-        part -= ndimage.gaussian_filter(part, (0, window, window))
-        spread = np.sqrt(np.maximum(ndimage.gaussian_filter(part * part, (0, window, window)), 0.0))
+        part = narrow @ images[start : start + _BLOCK].astype(np.float32) @ narrow.T
+        part -= wide @ part @ wide.T
+        spread = np.sqrt(np.maximum(wide @ (part * part) @ wide.T, 0.0))
         # 15 % of the strongest edge: below it lies noise, which would be blown up to full contrast.
         floor = 0.15 * spread.max(axis=(1, 2), keepdims=True) + 0.5
         out[start : start + _BLOCK] = part / (spread + floor)
@@ -98,19 +109,48 @@ def _unit_rows(images: _Floats) -> _Floats:
 def _search(images: _Floats, journal: Journal) -> Iterator[tuple[_Ints, _Ints, int, _Floats]]:
     """Yield (first, second, turn, correlation) of the pairs above the floor, block by block."""
     rows = _unit_rows(images)
-    starts = range(0, len(rows), _BLOCK)
+    axes = _principal_axes(rows.reshape(images.shape))
+    short = _shorten(rows, axes)
     for turn in show_progress(range(len(ORIENTATIONS)), "searching copies"):
-        turned = _unit_rows(orient(images, turn))
-        for start in starts:
-            block = turned[start : start + _BLOCK]
-            first, second, score = journal.step(partial(_search_block, block, rows[start:]))
+        turned = orient(rows.reshape(images.shape), turn).reshape(rows.shape)
+        bounds = _shorten(turned, axes)
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            step = partial(_search_block, turned[part], rows[start:], bounds[part] @ short[start:].T)
+            first, second, score = journal.step(step)
             yield first.astype(np.int64) + start, second.astype(np.int64) + start, turn, score.astype(np.float32)
 
 
-def _search_block(turned: _Floats, rows: _Floats) -> NDArray[np.float64]:
-    """Return (3, M): positions in either, and the correlation."""
-    block = turned @ rows.T
-    block[np.tri(*block.shape, dtype=np.bool_)] = -1.0  # each pair once, no image with itself
+def _principal_axes(images: _Floats) -> _Floats:
+    """Return (s * s, K) orthonormal directions in which some of (N, s, s) images, any way up, differ most."""
+    ways, step = len(ORIENTATIONS), -(-len(images) // _LEARNED_FROM)
+    turned = [orient(images[turn * step :: ways * step], turn) for turn in range(ways)]
+    rows = np.concatenate(turned).reshape(-1, images[0].size)
+    return np.asarray(np.linalg.svd(rows, full_matrices=False)[2][:_AXES].T)
+
+
+def _shorten(rows: _Floats, axes: _Floats) -> _Floats:
+    """Return unit rows along the axes, and the length of the rest: (N, K + 1).
+
+    The product of two is at least that of the rows (Cauchy-Schwarz).
+    """
+    along = rows @ axes
+    rest = np.sqrt(np.maximum(1.0 - (along * along).sum(axis=1, keepdims=True), 0.0))
+    return np.concatenate([along, rest], axis=1)
+
+
+def _search_block(turned: _Floats, rows: _Floats, block: _Floats) -> NDArray[np.float64]:
+    """Return (3, M): positions in either, and the correlation; ``block`` says what it is at most, and is used up."""
+    lower = np.tri(len(turned), dtype=np.bool_)
+    block[:, : len(turned)][lower] = -1.0  # each pair once, no image with itself
+    first, second = np.nonzero(block >= _SEARCH_FLOOR - _ROUNDING)
+    if len(first) <= _MOST_NEAR * len(turned):
+        score = np.einsum("ij,ij->i", turned[first], rows[second])
+        alike = score > _SEARCH_FLOOR
+        if np.bincount(first[alike], minlength=1).max() <= _MOST_PER_IMAGE:
+            return np.stack([first, second, score])[:, alike]
+    np.matmul(turned, rows.T, out=block)
+    block[:, : len(turned)][lower] = -1.0
     floors = np.full((len(block), 1), _SEARCH_FLOOR, np.float32)
     crowded = (block > _SEARCH_FLOOR).sum(axis=1) > _MOST_PER_IMAGE
     if crowded.any():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from brainq_torch.data.leakage import alignment, candidates
 from brainq_torch.data.leakage.candidates import ORIENTATIONS, head_boxes, orient
 from brainq_torch.data.leakage.check import check_leak, grouped_split, nearest_neighbour_accuracy, share_group
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, find_links, join
@@ -73,6 +74,18 @@ def test_different_phantoms_are_never_linked(phantoms):
     links = find_links(np.concatenate([phantoms[0], others]))
     assert len(links.first) == 0
     np.testing.assert_array_equal(links.groups(SCAN), np.arange(80))
+
+
+@pytest.mark.parametrize(("module", "name", "value"), [(candidates, "_MOST_NEAR", -1), (alignment, "_HOPELESS", 2.0)])
+def test_pairs_that_get_no_closer_look_were_no_copies(phantoms, monkeypatch, module, name, value):
+    copies = [ALTERED[how](image) for how, image in zip(list(ALTERED) * 4, phantoms[0], strict=True)]
+    pixels = np.concatenate([phantoms[0], copies])
+    quick = find_links(pixels)
+    monkeypatch.setattr(module, name, value)  # all correlations are computed, all alignments end
+    whole = find_links(pixels)
+    assert len(quick.first) >= len(copies)
+    for kind in (EQUAL, COPY, SCAN):
+        np.testing.assert_array_equal(quick.groups(kind), whole.groups(kind))
 
 
 def test_pixel_equal_images_are_equal_links(phantoms):
