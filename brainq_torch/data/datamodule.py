@@ -27,9 +27,9 @@ from brainq_torch.data.dataset.manifest import (
 from brainq_torch.data.dataset.sources import ImageSet, Source, data_root
 from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, make_sampler, to_input
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
-from brainq_torch.data.leakage.groups import EACH_ITS_OWN, SEARCH_PIXELS
+from brainq_torch.data.leakage.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
-from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.data.views import make_views

@@ -71,6 +71,10 @@ class PixelSpec:
         return cls(**data)
 
 
+SEARCH_PIXELS = PixelSpec(size=224)
+"""What copies are searched in, whatever the network's input is: the audit and every run find the same groups."""
+
+
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     """Resize a grey image with Pillow's antialiased bilinear filter, to the same pixels with every version of Pillow.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
-from brainq_torch.data.leakage.groups import SEARCH_PIXELS
 from brainq_torch.data.leakage.near_duplicates import SCAN
+from brainq_torch.data.pixels import SEARCH_PIXELS
 from brainq_torch.run_files import write_json
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page

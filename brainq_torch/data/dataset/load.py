@@ -18,7 +18,7 @@ from brainq_torch.data.dataset.label_table import find_table, read_label_table
 from brainq_torch.data.dataset.layouts import describe_layouts
 from brainq_torch.data.dataset.patients import join_patients
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
-from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
 from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 
@@ -40,8 +40,8 @@ def scan_folder(
         root: DIR/{Training,Testing}/{class}, DIR/{train,val,test}/{class} or DIR/{class}, whatever names mean these
             (``classes.py``); a split's own folder is a DIR/{class}. Or a DIR/labels.csv. Or the figshare data set's
             .mat files, flat, whose patient becomes the record's group, as a DICOM file's does.
-        verify: decode every image, so that those that cannot be read are named in ``problems`` and left out of
-            ``records``. Without it files are only listed, and ``load_pixels`` is the one to meet them.
+        verify: decode every image into ``pixels``, so that those that cannot be read are named in ``problems`` and left
+            out of ``records``. Without it files are only listed, and ``load_pixels`` is the one to meet them.
         labels: which classes there are, and what a folder's name means.
         complete: refuse a folder that lacks images of a class; a test set need not have all.
         table: a table of the images in place of DIR/labels.csv.
@@ -51,19 +51,19 @@ def scan_folder(
             split; the message is the whole report.
     """
     walk = _walk(Path(root), labels, table)
-    records = sorted(walk.records, key=lambda record: os.fsencode(record.path))
-    records, ignored = join_patients(records)
+    records, ignored = join_patients(sorted(walk.records, key=lambda record: os.fsencode(record.path)))
     for what in ignored:
         walk.name_problem(walk.root, what, "nothing to do, or name the patients in data.groups", "warning")
+    pixels = None
     if verify:
-        records = _verify(walk, records)
+        records, pixels = _verify(walk, records)
     if complete:
         _check_classes(walk)
         walk.fatal.extend(_missing_classes(walk, records))
     classes = tuple(sorted(walk.found)) if labels.auto else labels.names
     records = [replace(record, label=classes.index(walk.found[record.label])) for record in records]
     problems = sort_problems(list(dict.fromkeys(walk.problems)))
-    folder = ImageFolder(walk.root, tuple(records), problems, classes, frozenset(walk.folders))
+    folder = ImageFolder(walk.root, tuple(records), problems, classes, frozenset(walk.folders), pixels)
     if walk.fatal:
         raise DataFolderError("\n".join([*walk.fatal, folder.report(), describe_layouts(labels)]))
     return folder
@@ -89,6 +89,8 @@ def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]
     Raises:
         DataFolderError: Images cannot be read; it names every one.
     """
+    if folder.pixels is not None and pixels == SEARCH_PIXELS:
+        return folder.pixels
     notes: Counter[str] = Counter()
     errors: list[UnreadableImageError] = []
     cache = np.empty((len(folder.records), pixels.size, pixels.size), np.uint8)
@@ -107,17 +109,19 @@ def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]
     return cache
 
 
-def _verify(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Decode every image; return the readable ones, and name what was noticed."""
+def _verify(walk: FolderWalk, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], npt.NDArray[np.uint8]]:
+    """Decode every image; return the readable ones and their pixels, and name what was noticed."""
     readable: list[ImageRecord] = []
-    decoded = read_images(walk.root, records, lambda grey: grey.notes)
+    pixels = np.empty((len(records), SEARCH_PIXELS.size, SEARCH_PIXELS.size), np.uint8)
+    decoded = read_images(walk.root, records, lambda grey: (SEARCH_PIXELS.apply(grey.pixels), grey.notes))
     for record, outcome in zip(records, decoded, strict=True):
         if isinstance(outcome, UnreadableImageError):
             walk.problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
             continue
+        pixels[len(readable)], notes = outcome
         readable.append(record)
-        walk.problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in outcome)
-    return readable
+        walk.problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in notes)
+    return readable, pixels[: len(readable)]
 
 
 def _check_classes(walk: FolderWalk) -> None:

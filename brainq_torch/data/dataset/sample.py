@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES, split_of_folder
 from brainq_torch.run_files import BrainqError
@@ -71,6 +74,7 @@ class ImageFolder:
     Attributes:
         classes: names of the classes, in label order.
         folders: names of the class folders, or of the labels in a table, as they stand there.
+        pixels: the images as ``SEARCH_PIXELS``, (N, size, size) uint8, where they were decoded to be verified.
     """
 
     root: Path
@@ -78,6 +82,7 @@ class ImageFolder:
     problems: tuple[Problem, ...]
     classes: tuple[str, ...] = CLASSES
     folders: frozenset[str] = frozenset()
+    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
     def split_counts(self) -> dict[str, int]:
         """Return the number of images of each split that has any."""
@@ -94,7 +99,7 @@ class ImageFolder:
         if not records:
             found = ", ".join(f"{name} ({count} images)" for name, count in self.split_counts().items()) or "no images"
             raise DataFolderError(f"{self.root} has no images of split {split!r}; choose among those it has: {found}")
-        return replace(self, records=records)
+        return replace(self, records=records, pixels=None)
 
     def report(self) -> str:
         """Return the images per split and class, then one line per problem, worst first.

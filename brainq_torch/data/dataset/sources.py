@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import ClassError, check_count, read_labels
 from brainq_torch.data.dataset.label_table import NOT_THERE, locate_table
@@ -82,7 +84,8 @@ class ImageSet:
                 f"{len(twice)} images are in two of data.sources, first: {twice[0]}; let each list its own"
             )
         problems = sort_problems([problem for folder in found for problem in folder.problems])
-        return ImageFolder(root, records, problems, classes)
+        pixels = [folder.pixels for folder in found if folder.pixels is not None]
+        return ImageFolder(root, records, problems, classes, pixels=np.concatenate(pixels) if verify else None)
 
     def find_classes(self, root: Path) -> tuple[str, ...]:
         """Return the classes that a run on the images below ``root`` will have, before they are read."""

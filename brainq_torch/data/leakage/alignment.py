@@ -81,7 +81,8 @@ def _solver(slopes: torch.Tensor) -> torch.Tensor:
     blocks = _moments(products.flatten(1, 2), pairs).reshape(-1, 2, 2, 3, 3)
     hessian = blocks.transpose(2, 3).reshape(-1, 6, 6)
     ridge = 1e-3 * torch.diagonal(hessian, dim1=1, dim2=2) + 1e-3  # an image with stripes only leaves a direction open
-    return torch.linalg.inv(hessian + torch.diag_embed(ridge))
+    solver: torch.Tensor = torch.linalg.inv(hessian + torch.diag_embed(ridge))
+    return solver
 
 
 def _moments(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,8 @@ from numpy.typing import NDArray
 from brainq_torch.console import name_first
 from brainq_torch.data.dataset.sample import ImageRecord
 from brainq_torch.data.leakage.near_duplicates import SCAN, Links, find_links, link_given
-from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.tables import read_table
 from brainq_torch.run_files import BrainqError
-
-SEARCH_PIXELS = PixelSpec(size=224)
-"""What copies are searched in, whatever the network's input is: the audit and every run find the same groups."""
 
 _ALONE = 0.8  # groups per image: an identifier made anew for each file says nothing of who belongs together
 

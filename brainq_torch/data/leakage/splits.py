@@ -23,7 +23,8 @@ from brainq_torch.data.dataset.manifest import (
 )
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord
 from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_split
-from brainq_torch.data.leakage.groups import SEARCH_PIXELS, Grouping, group_images, name_groups, needs_search
+from brainq_torch.data.leakage.groups import Grouping, group_images, name_groups, needs_search
+from brainq_torch.data.pixels import SEARCH_PIXELS
 
 SPLITS = ("Training", "val", "Testing")
 
@@ -167,7 +168,7 @@ def _find_groups(
 ) -> tuple[NDArray[np.uint8], Grouping]:
     pixels = load_pixels(folder, SEARCH_PIXELS)
     if needs_search(records, are_given):
-        print(f"looking for copies among {len(records)} images, about 1 minute for 7000 ...", flush=True)
+        print(f"looking for copies among {len(records)} images, half a minute for 7000 ...", flush=True)
     return pixels, group_images(records, pixels, kept, are_given)
 
 

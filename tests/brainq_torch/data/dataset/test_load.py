@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from brainq_torch.data.classes import CLASSES, ClassError, Labels
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem
-from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
 from brainq_torch.data.reading.image import read_grey
 
 REAL_DATA = Path(__file__).parents[4] / "../shared/data/brain-tumor-mri-dataset"
@@ -397,6 +398,19 @@ def test_load_pixels_is_in_record_order_and_repeatable(tmp_path):
     np.testing.assert_array_equal(pixels, expected)
     assert len(np.unique(pixels.reshape(28, -1), axis=0)) == 28  # the control: the pictures differ
     np.testing.assert_array_equal(pixels, load_pixels(folder, spec))
+
+
+def test_images_that_were_verified_are_not_decoded_again(tmp_path, monkeypatch):
+    for split in ("Training", "Testing"):
+        write_classes(tmp_path / split)
+    (tmp_path / "Testing/meningioma/0.png").write_bytes(b"broken")
+    verified, listed = scan_folder(tmp_path), scan_folder(tmp_path, verify=False).records
+    readable = replace(verified, records=tuple(record for record in listed if record in verified.records), pixels=None)
+    expected = load_pixels(readable, SEARCH_PIXELS)
+    np.testing.assert_array_equal(load_pixels(verified.select("Training"), SEARCH_PIXELS), expected[7:])
+    monkeypatch.setattr("brainq_torch.data.dataset.load.read_grey", None)
+    np.testing.assert_array_equal(load_pixels(verified, SEARCH_PIXELS), expected)
+    assert len(expected) == 15
 
 
 def test_load_pixels_names_every_unreadable_image(tmp_path):
