@@ -145,12 +145,11 @@ def _search_block(turned: _Floats, rows: _Floats, block: _Floats) -> NDArray[np.
     block[:, : len(turned)][lower] = -1.0  # each pair once, no image with itself
     first, second = np.nonzero(block >= _SEARCH_FLOOR - _ROUNDING)
     if len(first) <= _MOST_NEAR * len(turned):
-        score = np.einsum("ij,ij->i", turned[first], rows[second])
-        alike = score > _SEARCH_FLOOR
-        if np.bincount(first[alike], minlength=1).max() <= _MOST_PER_IMAGE:
-            return np.stack([first, second, score])[:, alike]
-    np.matmul(turned, rows.T, out=block)
-    block[:, : len(turned)][lower] = -1.0
+        block.fill(-1.0)
+        block[first, second] = np.einsum("ij,ij->i", turned[first], rows[second])
+    else:
+        np.matmul(turned, rows.T, out=block)
+        block[:, : len(turned)][lower] = -1.0
     floors = np.full((len(block), 1), _SEARCH_FLOOR, np.float32)
     crowded = (block > _SEARCH_FLOOR).sum(axis=1) > _MOST_PER_IMAGE
     if crowded.any():
