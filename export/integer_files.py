@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -32,10 +34,17 @@ from export.catalogue import (
 )
 from export.context import ExportContext
 from export.graph.check import check_encodings
-from export.graph.encodings import activation_of, in_tflite_layout, read_encodings, weighted_operators
-from export.graph.flatbuffer import constant, operator_name, read_model
+from export.graph.encodings import (
+    EncodingError,
+    Encodings,
+    activation_of,
+    in_tflite_layout,
+    read_encodings,
+    weighted_operators,
+)
+from export.graph.flatbuffer import constant, operator_name, read_model, write_model
 from export.graph.int4 import pack_weights
-from export.graph.match import name_tensors, strip_quantization
+from export.graph.match import name_tensors, strip_quantization, take_weights
 from export.graph.qdq_onnx import LARGEST_INT4, export_qdq_onnx
 from export.graph.quantize import quantize_dynamic, quantize_static
 from export.graph.tflite import convert_float, convert_int8_tensorflow
@@ -85,7 +94,8 @@ class IntegerFiles:
             origin = {**origin, "bias_correction": about}
         context.networks[self.network] = network
         context.provenance[self.recipe] = {"scheme": scheme_of(network).to_json(), **origin}
-        convert_int8(context.path(self.onnx), context.path(self.tflite), context.run.pixels)
+        floats = [path for path in map(context.path, (ONNX_FP32, TFLITE_FP32)) if path.exists()]
+        convert_int8(context.path(self.onnx), context.path(self.tflite), context.run.pixels, floats=floats)
 
     def explain(self, context: ExportContext, sample: ImageSample) -> str | None:
         """Name the first layers where PyTorch, the QDQ and the TFLite file part, or return None where they do not."""
@@ -145,7 +155,9 @@ def make_dynamic_int8(context: ExportContext) -> None:
     quantize_dynamic(context.path(TFLITE_FP32), context.path(TFLITE_DYNAMIC_INT8))
 
 
-def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: bool = False) -> None:
+def convert_int8(
+    qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: bool = False, floats: Sequence[Path] = ()
+) -> None:
     """Write the INT8 TFLite file of a QDQ file, with the same integers: weights of 4 bits as packed int4.
 
     The float network inside goes through the converter; its tensors are matched to activations by value and get their
@@ -156,18 +168,20 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: 
         out_path: What is written.
         pixels: Gives the size of the image that tensors are matched on.
         float_ends: Float32 input and output instead.
+        floats: The float network's ONNX and TFLite file, where there are such: with the same layers, the one takes the
+            place of what the converter would make.
 
     Raises:
         EncodingError: The file does not hold the integers of the QDQ file.
         ConversionError: The converter failed.
     """
-    encodings = read_encodings(qdq_path)
-    image = scale_pixels(phantom_images(1, pixels.size)[0])
+    encodings, image = read_encodings(qdq_path), scale_pixels(phantom_images(1, pixels.size)[0])
     with tempfile.TemporaryDirectory(prefix="int8.", suffix=".partial", dir=out_path.parent) as folder:
         stripped, plain = Path(folder, "float.onnx"), Path(folder, "float.tflite")
         strip_quantization(qdq_path, stripped)
-        convert_float(stripped, plain)
-        name_tensors(stripped, plain, encodings, image)
+        if not (len(floats) == 2 and _take_float_file(stripped, plain, encodings, image, floats)):
+            convert_float(stripped, plain)
+            name_tensors(stripped, plain, encodings, image)
         model = read_model(plain)
         activations = {
             tensor.name.decode(): encodings.activations[activation_of(tensor)]
@@ -181,6 +195,31 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: 
         quantize_static(plain, out_path, activations, layers, float_ends)
     pack_weights(out_path, [name for name, layer in encodings.layers.items() if layer.bits == 4])
     check_encodings(out_path, encodings, float_ends)
+
+
+def _take_float_file(
+    stripped: Path, plain: Path, encodings: Encodings, image: NDArray[Any], floats: Sequence[Path]
+) -> bool:
+    """Write the float network's TFLite file with its tensors named; return whether it has those of the QDQ file.
+
+    Only the operators are taken from it: every weight is replaced by its integers.
+    """
+    with_its_weights = stripped.with_name("float_weights.onnx")
+    if not take_weights(stripped, floats[0], with_its_weights):
+        return False
+    shutil.copy(floats[1], plain)
+    try:
+        name_tensors(with_its_weights, plain, encodings, image)
+    except EncodingError:  # another network after all
+        return False
+    model = read_model(plain)
+    for operator in model.subgraphs[0].operators:
+        if operator_name(model, operator) == "MEAN":  # in the order that the converter gives a QDQ file's pooling
+            tensor = model.subgraphs[0].tensors[operator.inputs[1]]
+            axes: Any = constant(model, tensor, "<i4")
+            model.buffers[tensor.buffer].data = np.sort(axes).view("u1")
+    write_model(model, plain)
+    return True
 
 
 def describe_calibration(sample: ImageSample, method: str) -> dict[str, Any]:

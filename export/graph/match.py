@@ -50,6 +50,31 @@ def strip_quantization(qdq_path: Path, out_path: Path) -> None:
     out_path.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def take_weights(stripped_path: Path, float_path: Path, out_path: Path) -> bool:
+    """Write a file of ``strip_quantization`` with the weights that the float file of its network has.
+
+    Returns whether it could be: not where the two have other layers, such as average poolings that became convolutions.
+    """
+    onnx = import_extra("onnx")
+    model = onnx.load(stripped_path)
+    ours, theirs = (_weights_by_layer(graph) for graph in (model.graph, onnx.load(float_path).graph))
+    if [value.shape for _, value in ours] != [value.shape for _, value in theirs]:
+        return False
+    taken = {name: value for (name, _), (_, value) in zip(ours, theirs, strict=True)}
+    for tensor in model.graph.initializer:
+        if tensor.name in taken:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(taken[tensor.name], tensor.name))
+    out_path.write_bytes(model.SerializeToString())
+    return True
+
+
+def _weights_by_layer(graph: Any) -> list[tuple[str, Array]]:
+    """Return name and values of each layer's weight and bias, in running order."""
+    constants = read_constants(graph)
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    return [(name, constants[name]) for node in layers for name in node.input[1:] if name in constants]
+
+
 def _real_names(nodes: Iterable[Any], constants: Mapping[str, Array]) -> dict[str, str]:
     """Return the new names of real values: what made one makes it under the activation's name; the input's stays."""
     producers = {output: node for node in nodes for output in node.output}

@@ -117,7 +117,7 @@ def test_a_float_run_is_calibrated_and_says_on_what(tiny_int8_export):
 
 
 def test_of_a_quantized_run_the_scales_are_those_it_learned(quantized_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(int8, "convert_int8", lambda *paths: None)
+    monkeypatch.setattr(int8, "convert_int8", lambda *paths, **more: None)
     context = context_of(quantized_run, tmp_path / "out")
     make_int8(context)
     assert context.networks[FAKE_QUANTIZED] is context.run.model

@@ -9,6 +9,7 @@ from brainq_torch.models import build_model
 from brainq_torch.models.wiring import WiringError
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.layers import activation_quantizers, weighted_layers
+from export import integer_files
 from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
 from export.graph.tflite import convert_float
@@ -42,6 +43,20 @@ def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkey
         for file in (f"{kind}.onnx", f"{kind}.tflite"):
             there = load_runner(tmp_path / file, 1, PIXELS, CLASSES, accelerated=file != "int8.onnx")(images)
             np.testing.assert_allclose(there, here, rtol=0, atol=0 if kind == "int8" else 1e-4)
+
+
+def test_the_float_networks_file_lends_its_operators(tmp_path, monkeypatch):
+    network = build("my_network:MyNetwork", tmp_path, monkeypatch)
+    integer = quantize_post_training(network, small_images())
+    floats = [tmp_path / "fp32.onnx", tmp_path / "fp32.tflite"]
+    export_float_onnx(network, PIXELS, floats[0])
+    convert_float(*floats)
+    export_qdq_onnx(integer, PIXELS, tmp_path / "int8.onnx")
+    convert_int8(tmp_path / "int8.onnx", tmp_path / "converted.tflite", PIXELS)
+    monkeypatch.setattr(integer_files, "convert_float", None)
+    convert_int8(tmp_path / "int8.onnx", tmp_path / "lent.tflite", PIXELS, floats=floats)  # checked bit for bit
+    first, second = (load_runner(tmp_path / f"{name}.tflite", 1, PIXELS, CLASSES) for name in ("converted", "lent"))
+    np.testing.assert_array_equal(first.raw(small_images(seed=2)), second.raw(small_images(seed=2)))
 
 
 def test_relu6_clips_at_six_which_is_an_integer(tmp_path, monkeypatch):
