@@ -163,11 +163,11 @@ def _run_onnx(path: Path, encodings: Encodings, image: Array) -> dict[str, Array
 
 
 def _run_tflite(path: Path, image: Array, indices: Iterable[int]) -> dict[int, Array]:
-    """Return the values of the first subgraph's tensors of these indices for an image, flat."""
+    """Return the values of the first subgraph's tensors of these indices for an image."""
     interpreter = open_tflite(path, kernels=BUILTIN_KERNELS, keep_all=True)
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image.transpose(0, 2, 3, 1))
     interpreter.invoke()
-    return {index: interpreter.get_tensor(index).reshape(-1) for index in indices}
+    return {index: interpreter.get_tensor(index) for index in indices}
 
 
 def _channels_last(values: Array) -> Array:
@@ -176,10 +176,15 @@ def _channels_last(values: Array) -> Array:
 
 
 def _match(label: str, values: Array, expected: Mapping[str, Array], activations: Mapping[str, Encoding]) -> list[str]:
-    """Return the activations that have these values, in running order; they have one encoding."""
-    same_size = {name: other for name, other in expected.items() if other.size == values.size}
+    """Return the activations that have these values, in running order; they have one encoding.
+
+    onnx2tf leaves some concatenations between channels-first tensors, and transposes before and after.
+    """
+    layouts = values.reshape(-1), _channels_last(values)
     distances = {
-        name: float(np.abs(values - other).max() / max(np.abs(other).max(), 1e-30)) for name, other in same_size.items()
+        name: min(float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30)) for one in layouts)
+        for name, other in expected.items()
+        if other.size == values.size
     }
     close = [name for name, distance in distances.items() if distance <= _CLOSE]
     if not close:

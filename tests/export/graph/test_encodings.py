@@ -8,8 +8,10 @@ import pytest
 
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.quant.encoding import Encoding
 from brainq_torch.quant.layers import activation_quantizers, running_order, weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
+from export.graph import match
 from export.graph.check import check_encodings
 from export.graph.encodings import EncodingError, read_encodings
 from export.graph.flatbuffer import constant, read_model, write_model
@@ -31,6 +33,18 @@ def test_the_file_holds_the_networks_own_integers(small_int8):
         expected = quantize_weight(layer.weight, layer.weight_scale, layer.largest).numpy()
         np.testing.assert_array_equal(encodings.layers[name].weight, expected)
         np.testing.assert_array_equal(encodings.layers[name].weight_scale, layer.weight_scale.numpy())
+
+
+def test_a_tensor_is_found_in_either_layout():
+    """onnx2tf leaves some of DenseNet-101's concatenations between channels-first tensors."""
+    first = np.random.default_rng(0).normal(size=(1, 3, 4, 5)).astype(np.float32)
+    last = first.transpose(0, 2, 3, 1)
+    activations = {"a": Encoding(0.5, 0), "b": Encoding(0.25, 0)}
+    expected = {"a": last.reshape(-1), "b": last[..., ::-1].reshape(-1)}
+    for values in (first, last):
+        assert match._match("tensor", values, expected, activations) == ["a"]
+    with pytest.raises(EncodingError, match="holds none of the network's activations"):
+        match._match("tensor", first[:, :, ::-1], expected, activations)
 
 
 def test_a_float_file_has_no_encodings(small_int8):
