@@ -52,7 +52,7 @@ def test_every_study_is_known():
 @pytest.mark.parametrize("path", CONFIGS + STUDIES, ids=lambda path: path.stem)
 def test_header_and_length(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= (75 if path in STUDIES else 60)
+    assert len(lines) <= (80 if path in STUDIES else 60)
     header = [line for line in lines if line.startswith("#")]
     command = "tools.study" if path in STUDIES else "brainq_torch.fit"
     assert any(f"python -m {command}" in line for line in header)
@@ -64,13 +64,14 @@ def test_a_study_gives_its_trainings_words_that_they_know(path, tiny_run):
     plan = study_config.read_plan(["--config", str(path)])
     assert plan.out.parent == Path("runs")
     sizes = set()
-    cheaper = {row.model for row in plan.rows if row.family.endswith(" px")}  # the same network on fewer pixels
+    # The same network on fewer pixels, and a recipe that is about how images are handled.
+    others = {row.model for row in plan.rows if row.family.endswith(" px") or row.family.startswith("robust")}
     for name, model in plan.models.items():
         words = [f"--init={tiny_run}"] if model.init else []
         words += [f"--distillation.teacher.init_args.runs=[{tiny_run}]"] if model.teacher else []
         config = make_parser().parse_args(["--config", model.config, *plan.fit_arguments, *model.arguments, *words])
         assert config.stages
-        if name not in cheaper:
+        if name not in others:
             sizes.add((config.data.size, config.data.fit, config.data.val_fraction))
     assert len(sizes) == 1  # identical data handling
     recipes = {(row.family, row.export) for row in plan.rows}
