@@ -8,7 +8,7 @@ from pathlib import Path
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import CLASSES, Labels, check_name, split_of_folder
 from brainq_torch.data.dataset.layouts import is_folder, require_folder
-from brainq_torch.data.dataset.left_out import why_left_out
+from brainq_torch.data.dataset.left_out import holds_others, why_left_out
 from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, read_origin
@@ -99,7 +99,7 @@ class FolderWalk:
                 self._refuse_folder(parent / name, f"no class ({', '.join(self.labels.names)})")
                 continue
             self._note_merge(first, class_name, parent / name)
-            if self.labels.auto and split in ("Training", "all"):
+            if self.labels.auto and split in ("Training", "all") and not holds_others(parent / name):
                 self._label(class_name)  # a class without images is an error, too
             before = len(self.records)
             self._read_images(parent / name, class_name, split)

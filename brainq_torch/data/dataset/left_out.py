@@ -7,6 +7,7 @@ from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import IMAGE_SUFFIXES, holds_no_image, looks_like_image
 from brainq_torch.data.reading.slices import find_header, is_mask_by_name
 
+_NO_IMAGE: tuple[str, str, Severity] = ("not an image, ignored", "move it out of the class folder", "note")
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "dicomdir"})
 
 
@@ -25,4 +26,15 @@ def why_left_out(path: Path) -> tuple[str, str, Severity] | None:
         is_image = has_name or looks_like_image(path)
     except UnreadableImageError as error:
         return None if has_name else (error.reason, error.remedy, "error")
-    return None if is_image else ("not an image, ignored", "move it out of the class folder", "note")
+    return None if is_image else _NO_IMAGE
+
+
+def holds_others(folder: Path) -> bool:
+    """Tell whether a folder holds files and no image among them, as docs/ does; an empty one holds nothing."""
+    others = False
+    for path in filter(Path.is_file, folder.rglob("*")):
+        found = why_left_out(path)
+        if found is None:
+            return False
+        others = others or found == _NO_IMAGE
+    return others

@@ -456,7 +456,11 @@ def test_a_class_folder_without_images_is_no_class_that_nobody_mentions(tmp_path
     write_classes(tmp_path / "test", names=("a", "b"))
     (tmp_path / "test" / "c").mkdir()
     assert scan_folder(tmp_path, labels=AUTO).classes == ("a", "b")
+    (tmp_path / "train" / "docs").mkdir()
+    (tmp_path / "train" / "docs" / "read.txt").write_text("how the scans were made")
+    assert scan_folder(tmp_path, labels=AUTO).classes == ("a", "b")
     (tmp_path / "train" / "c").mkdir()
+    (tmp_path / "train" / "c" / ".DS_Store").write_bytes(b"a")
     for root, where in ((tmp_path, ", split Training"), (tmp_path / "train", "")):
         with pytest.raises(DataFolderError, match=f"{where}: class c is missing or has no readable image; add some"):
             scan_folder(root, labels=AUTO)
