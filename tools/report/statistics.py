@@ -231,15 +231,16 @@ def _compare(study: Study, row: MeasuredRow, resamples: int) -> Against | None:
     }
     if reference.shifted is not None and row.shifted is not None:
         differences[SHIFTED] = compare_answers(reference.shifted, row.shifted, labels)
-    ours, theirs = row.elsewhere, reference.elsewhere
+    ours, theirs, elsewhere = row.elsewhere, reference.elsewhere, {}
     if ours is not None and theirs is not None:
         differences[ELSEWHERE] = compare_answers(theirs.logits, ours.logits, ours.labels)
+        elsewhere = _compare_sources(theirs, ours)
     return Against(
         comparison=compare_predictions(a, b, labels, study.about.classes, resamples, SEED),
         differences=differences,
         verdict=judge_all(list(differences.values())),
         overlap={name: overlap_errors(a[kept], b[kept], labels[kept]) for name, kept in parts.items()},
-        elsewhere={} if ours is None or theirs is None else _compare_sources(theirs, ours),
+        elsewhere=elsewhere,
     )
 
 

@@ -249,18 +249,10 @@ class _Study:
             self.runner.say(f"not done: there is no {state.plan.id}")
             return
         run, target, data = state.model.run, self.out / GRADCAM, self._data()
-        words = (
-            "tools.gradcam",
-            str(run),
-            "--data",
-            str(data),
-            "--manifest",
-            str(run / MANIFEST),
-            "--out",
-            str(target),
-        )
+        words = ["tools.gradcam", str(run), "--data", str(data)]
+        words += ["--manifest", str(run / MANIFEST), "--out", str(target)]
         inputs = {"run": hash_file(run / CHECKPOINT), "images": hash_images(data)}
-        self.runner.do(Step("gradcam", words, inputs, (target,)))
+        self.runner.do(Step("gradcam", tuple(words), inputs, (target,)))
         self.gradcam = GradCam(state.plan.id, GRADCAM)
 
     def _write_study(self) -> None:

@@ -92,15 +92,19 @@ def _moments(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def _frame(images: torch.Tensor) -> torch.Tensor:
     """Return (s * s, 3): x, y of every pixel's centre in [-1, 1], and 1."""
+    axis = _axis(images)
+    return torch.stack([axis.repeat(len(axis)), axis.repeat_interleave(len(axis)), torch.ones(len(axis) ** 2)], dim=1)
+
+
+def _axis(images: torch.Tensor) -> torch.Tensor:
+    """Return (s,): the pixels' centres along one side, in [-1, 1]."""
     side = images.shape[-1]
-    axis = (torch.arange(side) + 0.5) / side * 2 - 1
-    return torch.stack([axis.repeat(side), axis.repeat_interleave(side), torch.ones(side * side)], dim=1)
+    return (torch.arange(side) + 0.5) / side * 2 - 1
 
 
 def _grid(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Return (n, s, s, 2): where (n, 3, 3) maps take every pixel's centre."""
-    side = images.shape[-1]
-    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    axis = _axis(images)
     across, down = maps[:, :2, :1] * axis, maps[:, :2, 1:2] * axis + maps[:, :2, 2:]
     return (across[:, :, None] + down[..., None]).permute(0, 2, 3, 1)
 
