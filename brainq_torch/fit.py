@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -27,9 +27,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
+from brainq_torch.data.ranges import Seed, Share, Threads
 from brainq_torch.finish import finish
 from brainq_torch.models import ModelOptions
-from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
 from brainq_torch.run_files import CONFIG, LOG, find_config
@@ -37,7 +37,7 @@ from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import write_log
-from brainq_torch.training.loop import check_trainer, start_model, train_stage
+from brainq_torch.training.loop import check_options, start_model, train_stage
 from brainq_torch.training.mixstyle import MixStyle
 from brainq_torch.training.qat import Qat, start_ptq
 from brainq_torch.training.stages import Stage
@@ -70,6 +70,10 @@ class _Parser(ArgumentParser):
         """Return the values of words, by default those of the command line."""
         return super().parse_args(list(_clear_lists(sys.argv[1:] if args is None else args)), *others, **named)
 
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the message in one line: jsonargparse's has a line for each thing that a value might have been."""
+        super().error(" ".join(message.split()), ex)
+
 
 def _clear_lists(words: Sequence[str]) -> Iterator[str]:
     """Empty each list before the flag or the configuration that gives it."""
@@ -93,7 +97,7 @@ def make_parser() -> ArgumentParser:
     parser = _Parser(prog="python -m brainq_torch.fit", description=__doc__, usage=usage)
     parser.add_argument("--config", action="config", help="a YAML file, or the name of one of configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=Seed, default=0, help="of everything random")
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --out")
     parser.add_argument("--init", type=str, default="", help="run folder whose weights to start from")
     words = "run folders: start from the mean of their weights (fine-tunes of one start; one named twice counts twice)"
@@ -108,10 +112,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--mixstyle", type=MixStyle | None, default=None, help="features in other sources' looks")
     parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other; [] with --average")
     parser.add_argument("--qat", type=Qat | None, default=None, help="fine-tune fake-quantized, from --init's weights")
-    parser.add_argument("--ema_decay", type=float, default=0.0, help="exponential average of the weights; 0 is off")
+    parser.add_argument("--ema_decay", type=Share, default=0.0, help="exponential average of the weights; 0 is off")
     parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")
     parser.add_argument("--channels_last", type=bool, default=True, help="NHWC memory layout in training")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--threads", type=Threads, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--fast_malloc", type=bool, default=True, help="keep freed memory: starts anew once (glibc)")
     managed = {"max_epochs", "min_epochs", "default_root_dir", "use_distributed_sampler",
                "num_sanity_val_steps", "enable_checkpointing", "plugins", "barebones", "model_registry"}  # fmt: skip
@@ -217,7 +221,7 @@ def fit(config: str | PathLike[str] = DEFAULT_CONFIG, **overrides: Any) -> Run:
     try:
         chosen = parser.parse_args(_with_config(words))
     except ArgumentError as error:
-        raise RunError(" ".join(str(error).split())) from error
+        raise RunError(str(error)) from error
     with _sigterm_raises():
         train(parser, chosen)
     return load_run(chosen.out)
@@ -244,8 +248,6 @@ sys.modules[__name__].__class__ = _Callable
 def train(parser: ArgumentParser, config: Namespace) -> None:
     """Train one run folder from start, or from where it was killed, to end."""
     out = Path(config.out)
-    if not 0 <= config.threads <= MOST_THREADS:
-        raise RunError(f"threads is {config.threads}; allowed are 0 (torch's choice) to {MOST_THREADS}")
     if config.threads:
         torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
@@ -268,7 +270,7 @@ def resolve(parser: ArgumentParser, config: Namespace) -> str:
 def _fit_claimed(out: Path, config: Namespace) -> None:
     if not config.stages and not config.average:
         raise ValueError("no stages to train; give --config with a list of stages")
-    check_trainer(config.trainer)
+    check_options(config)
     if config.qat and config.ema_decay:
         raise ValueError("qat needs ema_decay 0: an average of quantization scales is the scale of no weights")
     data: ImageDataModule = config.data

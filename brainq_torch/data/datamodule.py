@@ -30,6 +30,7 @@ from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
+from brainq_torch.data.ranges import Count, Fraction, Natural, Seed
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.data.views import make_views
@@ -81,7 +82,7 @@ class ImageDataModule(L.LightningDataModule):
     def __init__(
         self,
         out: str,
-        seed: int = 0,
+        seed: Seed = 0,
         root: str = "phantom",
         classes: Literal["auto"] | list[str | bool | int] = "auto",
         class_map: dict[str, str] = {},  # noqa: B006 - never changed
@@ -89,23 +90,20 @@ class ImageDataModule(L.LightningDataModule):
         size: int = 224,
         fit: Literal["stretch", "pad", "head"] = "stretch",
         split: Literal["grouped", "stratified"] = "grouped",
-        val_fraction: float = 0.2,
+        val_fraction: Fraction = 0.2,
         groups: str = "",
         group_pattern: str = "",
         manifest: str = "",
-        batch_size: int = 32,
+        batch_size: Count = 32,
         balance: Literal["none", "class", "source"] = "none",
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
         style: StyleMixing = StyleMixing(),  # noqa: B008 - frozen
-        views: int = 0,
+        views: Natural = 0,
         counterfactual: Counterfactual = Counterfactual(),  # noqa: B008 - frozen
-        phantoms_per_class: int = 150,
-        workers: int = 0,
+        phantoms_per_class: Count = 150,
+        workers: Natural = 0,
     ) -> None:
         super().__init__()
-        for name, number, least in (("batch_size", batch_size, 1), ("views", views, 0), ("workers", workers, 0)):
-            if number < least:
-                raise ValueError(f"data.{name} is {number}; allowed are {least} and more")
         if manifest and (groups or group_pattern):
             raise ValueError("data.manifest has the groups in it; leave out data.groups and data.group_pattern")
         self.seed, self.root, self.manifest, self.balance = seed, data_root(root, sources), manifest, balance

@@ -59,7 +59,10 @@ def find_images(words: Sequence[str]) -> Iterator[str | Unread]:
 
 
 def find_series(
-    words: Sequence[str], plane: str | None = None, say: Callable[[int], None] = lambda found: None
+    words: Sequence[str],
+    plane: str | None = None,
+    say: Callable[[int], None] = lambda found: None,
+    classes: Sequence[str] = (),
 ) -> Iterator[Series | Unread]:
     """Yield what the words mean: pictures and volumes in their order, then DICOM files by series, sorted by position.
 
@@ -69,6 +72,7 @@ def find_series(
         words: As ``find_images`` takes them.
         plane: Of volumes, as ``list_slices`` takes it.
         say: Is told how many files were looked at so far.
+        classes: Of the model: a folder of such a name holds no masks.
     """
     scattered: dict[str, list[FileSlice]] = {}
     for number, path in enumerate(find_images(words)):
@@ -77,7 +81,7 @@ def find_series(
             yield path
             continue
         is_alone = list(words) == [path]
-        if is_mask_by_name(path) and not is_alone:
+        if is_mask_by_name(path, classes) and not is_alone:
             yield Unread(path, _MASK, left_out=True)
             continue
         try:

@@ -59,7 +59,7 @@ def _answer_all(
     if not options.json:
         print(NOTICE, file=sys.stderr)
     progress, unread, counts = _Progress(), _Unread(), {"series": Counter[str](), "slice": Counter[str]()}
-    found = find_series(options.images, options.plane, progress.looked_at)
+    found = find_series(options.images, options.plane, progress.looked_at, answerer.classes)
     for answer in answer_series(answerer, found, options.slices):
         row = answer.row
         if "error" in row:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brainq_torch.data.decoded import Batch, PixelDataset
+from brainq_torch.data.ranges import PositiveAmount
 from brainq_torch.training.distill import LabelLoss
 
 
@@ -67,11 +68,7 @@ class AcrossSources:
     """
 
     method: Literal["group_dro", "coral", "fishr"]
-    strength: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not self.strength > 0:
-            raise ValueError(f"across_sources.strength is {self.strength}; it must be greater than 0")
+    strength: PositiveAmount = 0.01
 
     def bind(self, hard: LabelLoss, model: nn.Module, dataset: PixelDataset) -> "SourceLoss":
         """Return the loss for a network and its training images. Raises ValueError where they name no two sources."""

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.decoded import Batch, make_generator
+from brainq_torch.data.ranges import Share
 from brainq_torch.training.across_sources import AcrossSources, SourceLoss
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.stages import Stage, make_optimizer, make_schedule
@@ -32,12 +33,8 @@ class CrossEntropy:
             alike.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}; allowed are 0 to less than 1")
 
     def bind(self, class_counts: Tensor) -> Callable[[Tensor, Batch], Tensor]:
         """Return the loss for a data set with these numbers, (classes,), of training images per class."""

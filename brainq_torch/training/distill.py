@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.decoded import Batch
+from brainq_torch.data.ranges import Amount, PositiveAmount, Probability
 from brainq_torch.training.teacher import Teacher
 from brainq_torch.training.teacher_outputs import FeatureTaps, Outputs, TeacherOutputs
 
@@ -26,12 +27,8 @@ LabelLoss = Callable[[Tensor, Batch], Tensor]
 class Term(ABC):
     """One published loss, (student, teacher, labels) -> scalar, mean over the batch, ``weight``ed within their sum."""
 
-    weight: float
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be greater than 0")
+    weight: Amount
+    temperature: PositiveAmount = 1.0
 
     @abstractmethod
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
@@ -55,8 +52,8 @@ class SoftTargets(Term):
         weight: scale of the term within the sum of terms.
     """
 
-    temperature: float = 4.0
-    weight: float = 1.0
+    temperature: PositiveAmount = 4.0
+    weight: Amount = 1.0
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
@@ -80,10 +77,10 @@ class DecoupledTargets(Term):
         weight: scale of the term within the sum of terms.
     """
 
-    temperature: float = 4.0
-    target_weight: float = 1.0
-    nontarget_weight: float = 8.0
-    weight: float = 1.0
+    temperature: PositiveAmount = 4.0
+    target_weight: Amount = 1.0
+    nontarget_weight: Amount = 8.0
+    weight: Amount = 1.0
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
@@ -110,10 +107,10 @@ class Relations(Term):
         weight: scale of the term within the sum of terms.
     """
 
-    temperature: float = 1.0
-    inter_weight: float = 1.0
-    intra_weight: float = 1.0
-    weight: float = 1.0
+    temperature: PositiveAmount = 1.0
+    inter_weight: Amount = 1.0
+    intra_weight: Amount = 1.0
+    weight: Amount = 1.0
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
@@ -140,7 +137,7 @@ class StandardizedLogits(Term):
     """
 
     term: Term
-    weight: float = 1.0
+    weight: Amount = 1.0
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
@@ -171,7 +168,7 @@ class AttentionTransfer(Term):
 
     student_layers: Sequence[str]
     teacher_layers: Sequence[str]
-    weight: float = 1.0
+    weight: Amount = 1.0
 
     def __post_init__(self) -> None:
         if not self.student_layers or len(self.student_layers) != len(self.teacher_layers):
@@ -205,11 +202,9 @@ class Distillation:
 
     teacher: Teacher
     terms: Sequence[Term]
-    alpha: float = 0.9
+    alpha: Probability = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; allowed is 0 (plain training) to 1 (the teacher alone)")
         if not self.terms:
             raise ValueError("terms is empty; name what is to be learned from the teacher, such as SoftTargets")
 

@@ -24,8 +24,11 @@ from brainq_torch.training.qat import QatSchedule
 from brainq_torch.training.stages import FreezeBackbone, Stage
 
 
-def check_trainer(options: Namespace) -> None:
-    """Refuse, by RunError, what Lightning can do and a run cannot."""
+def check_options(config: Namespace) -> None:
+    """Refuse, by RunError, stages of one name, and what Lightning can do and a run cannot."""
+    options, names = config.trainer, [stage.name for stage in config.stages]
+    if len(set(names)) < len(names):
+        raise RunError(f"the stages are called {', '.join(names)}; give each its own name, {LOG} knows no other")
     if options.fast_dev_run:
         raise RunError(
             "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "

@@ -15,6 +15,7 @@ from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES, draw_balanced
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
+from brainq_torch.data.ranges import Count, Natural
 from brainq_torch.files import load_tensors, save_tensors
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.encoding import CalibrationMethod
@@ -38,9 +39,9 @@ class Qat:
         scheme: bit widths.
     """
 
-    observer_epochs: int = 1
-    batchnorm_epochs: int = 0
-    calibration_images: int = CALIBRATION_IMAGES
+    observer_epochs: Natural = 1
+    batchnorm_epochs: Natural = 0
+    calibration_images: Count = CALIBRATION_IMAGES
     method: CalibrationMethod = "percentile"
     scheme: Scheme = Scheme()  # noqa: RUF009 - frozen
 

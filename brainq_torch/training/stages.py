@@ -56,9 +56,9 @@ class Stage:
                 "train: head 0, as that freezes every block"
             )
         for name in ("weight_decay", "warmup_steps", "patience", "stop_after"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}; allowed are 0 and more")
-        if not self.rate > 0:
+        if not 0 < self.rate < math.inf:
             raise ValueError(f"stage {self.name!r} has rate {self.rate}; it must be greater than 0")
         if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
             raise ValueError(f"stage name {self.name!r} becomes a folder: use lower-case letters, digits, - and _")

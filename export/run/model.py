@@ -139,7 +139,7 @@ class Model:
         if isinstance(images, np.ndarray):
             return list(self._answer(images[None] if images.ndim == 2 else images))
         words = [images] if isinstance(images, str | os.PathLike) else images
-        found = find_series([os.fspath(word) for word in words])
+        found = find_series([os.fspath(word) for word in words], classes=self.answerer.classes)
         return [_typed(answer.row) for answer in answer_series(self.answerer, found, slices)]
 
     def _answer(self, pictures: NDArray[np.uint8]) -> Iterator[Prediction | SeriesPrediction | Unread]:

@@ -16,6 +16,7 @@ from brainq_torch.console import printable, run_command
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.series.find import Unread, find_series
 from tools import predict
 from tools.command import CommandError
 
@@ -173,6 +174,15 @@ def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, imag
     assert "not read" in capsys.readouterr().err
     assert predict.main(["model", str(images / "masks")]) == 1
     assert "1 of 1 could not be read" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_class_of_the_model_holds_no_masks(images):
+    (images / "masks").mkdir()
+    picture = images / "masks" / "a b.png"
+    picture.write_bytes((images / "a b.png").read_bytes())
+    for classes, left_out in ((("plain",), [str(picture)]), (("Masks", "plain"), [])):
+        found = [one for one in find_series([str(images)], classes=classes) if isinstance(one, Unread)]
+        assert [one.path for one in found if one.left_out] == left_out
 
 
 def test_of_many_files_with_one_fault_a_few_are_named_and_the_others_counted(runner, images, capsys):

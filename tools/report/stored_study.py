@@ -236,14 +236,10 @@ def _check_same_images(study: Study, row: MeasuredRow) -> None:
                 "be paired; delete one and run tools.study again"
             )
     ours, theirs = row.elsewhere, first.elsewhere
-    if (
-        ours is not None
-        and theirs is not None
-        and not np.array_equal(np.asarray(ours.sources), np.asarray(theirs.sources))
-    ):
+    if ours is not None and theirs is not None and _name_images(ours) != _name_images(theirs):
         raise StudyError(
-            f"{row.predictions} and {first.predictions} were measured on other images from elsewhere; delete one and "
-            "run tools.study again"
+            f"{row.predictions} and {first.predictions} were measured on other images from elsewhere, or have other "
+            "labels of them; delete one and run tools.study again"
         )
     place = study.locate(row.file)
     if place is not None and place.stat().st_size != row.bytes:
@@ -251,3 +247,8 @@ def _check_same_images(study: Study, row: MeasuredRow) -> None:
             f"{place} has {place.stat().st_size} bytes, {STUDY} says {row.bytes}: it has changed since it was "
             "measured; run tools.study again"
         )
+
+
+def _name_images(part: Predictions) -> tuple[list[str], list[int]]:
+    """Return what is known of images whose paths are not kept."""
+    return np.asarray(part.sources).tolist(), part.labels.tolist()

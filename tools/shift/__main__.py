@@ -27,7 +27,7 @@ from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, natural
+from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, natural, positive
 from tools.images import choose_images, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.shift", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
-    parser.add_argument("--images", type=int, metavar="N", help="draw N images, as many of each class (default: all)")
+    parser.add_argument("--images", type=positive, metavar="N", help="draw N, as many of each class (default: all)")
     parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: %(default)s)")
     parser.add_argument("--compare", metavar="MODEL", help="a second model on the same images, such as the INT8 file")
     add_json(parser)

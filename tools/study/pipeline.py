@@ -20,7 +20,15 @@ from brainq_torch.run_files import (
 from export.catalogue import CATALOGUE
 from tools.study.config import RowPlan, StudyPlan
 from tools.study.runner import RUN_FILES, Step, StepFailed, StepRunner, format_command
-from tools.study.runs import Handling, check_finished, compare_handling, find_lacking, hash_images, read_handling
+from tools.study.runs import (
+    Handling,
+    check_finished,
+    check_testing,
+    compare_handling,
+    find_lacking,
+    hash_images,
+    read_handling,
+)  # fmt: skip
 from tools.study.states import ModelState, RowState
 from tools.study.table import describe_images, describe_row, split_latency
 from tools.study_schema import FORMAT, LATENCY, PREDICTIONS, STUDY, CreatedFrom, GradCam, StudyFile
@@ -32,6 +40,7 @@ FAILED = 1
 
 def run_study(plan: StudyPlan) -> int:
     """Make what the plan names and is not there yet."""
+    check_testing(plan)
     runner = StepRunner(plan.out, count_steps(plan), lambda line: print(line, flush=True))
     if is_dirty():
         runner.say("the code has changes that are not committed; a step is not done again for further ones")

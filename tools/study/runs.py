@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,33 @@ from typing import Any
 import yaml
 
 from brainq_torch.console import name_first
+from brainq_torch.data.classes import Labels
+from brainq_torch.data.dataset.load import DataFolderError, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, read_manifest
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, hash_file
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_config, hash_file
 from export.catalogue import CATALOGUE
+from tools.study.config import StudyPlan
 from tools.study.runner import RUN_FILES, StepFailed, format_command
+from tools.study_schema import StudyError
+
+_NO_TESTING = "no Testing images, and a study measures every file on them: give them a folder, or a split in labels.csv"
+
+
+def check_testing(plan: StudyPlan) -> None:
+    """Refuse a folder of images without a Testing part before anything is trained; a manifest or sources may have one.
+
+    Raises:
+        StudyError: There is none.
+    """
+    first = plan.models[plan.needed_models()[0]]
+    if first.run or not Path(plan.data.root).is_dir():
+        return
+    words = [find_config(first.config).read_text(encoding="utf-8"), *plan.fit_arguments, *first.arguments]
+    if any(name in word for name in ("manifest", "sources") for word in words):
+        return
+    with suppress(DataFolderError):  # training says what is wrong
+        if "Testing" not in scan_folder(plan.data.root, False, Labels(()), False).split_counts():
+            raise StudyError(f"{plan.data.root} has {_NO_TESTING}")
 
 
 def check_finished(run: Path) -> None:
@@ -91,12 +115,14 @@ def read_handling(model: str, run: Path) -> Handling:
 
 
 def compare_handling(first: Handling, other: Handling) -> list[str]:
-    """Compare what two models saw. Raises StepFailed where nothing measured on both could be compared, or on none."""
+    """Compare what two models saw.
+
+    Raises StepFailed where nothing measured on both could be compared.
+
+    Raises StudyError where the first has nothing to measure on.
+    """
     if not _images(first, "Testing"):
-        raise StepFailed(
-            f"{first.model} has no Testing images, and a study measures every file on them: give the images a Testing "
-            "folder, or that split in their labels.csv"
-        )
+        raise StudyError(f"{first.model} has {_NO_TESTING}")
     told = class_names(other.rows), class_names(first.rows)
     if told[0] != told[1]:
         raise StepFailed(

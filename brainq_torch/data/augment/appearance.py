@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from brainq_torch.data.augment.noise import draw_noise
+from brainq_torch.data.ranges import Probability
 
 _LEVELS = 256
 _BACKGROUND = 12  # grey levels up to here are air, whatever the weighting
@@ -36,15 +37,15 @@ class StyleMixing:
         noise: largest deviation of Rician noise, as a share of the full range.
     """
 
-    tone: float = 0.0
-    match: float = 0.0
-    fourier: float = 0.0
-    filter: float = 0.0
-    bias: float = 0.0
-    blur: float = 0.0
-    ghosting: float = 0.0
-    spike: float = 0.0
-    noise: float = 0.0
+    tone: Probability = 0.0
+    match: Probability = 0.0
+    fourier: Probability = 0.0
+    filter: Probability = 0.0
+    bias: Probability = 0.0
+    blur: Probability = 0.0
+    ghosting: Probability = 0.0
+    spike: Probability = 0.0
+    noise: Probability = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Change a batch, (N, 1, H, W) float32 in [-1, 1], as the CPU generator alone decides; shape and range stay."""

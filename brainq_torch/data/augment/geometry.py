@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from brainq_torch.data.augment.noise import draw_noise
+from brainq_torch.data.ranges import Amount, Probability, Share
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class Augmentation:
         turn: probability of turning by a quarter, a half or three quarters, too, as files without orientation come.
     """
 
-    flip: float = 0.5
-    rotation_degrees: float = 15.0
-    zoom: float = 0.1
-    shift: float = 0.05
-    contrast: float = 0.2
-    brightness: float = 0.1
-    gamma: float = 0.0
-    noise: float = 0.0
-    turn: float = 0.0
+    flip: Probability = 0.5
+    rotation_degrees: Amount = 15.0
+    zoom: Share = 0.1
+    shift: Probability = 0.05
+    contrast: Probability = 0.2
+    brightness: Probability = 0.1
+    gamma: Amount = 0.0
+    noise: Probability = 0.0
+    turn: Probability = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Change a batch, (N, 1, H, W) float32 in [-1, 1], as the CPU generator alone decides; shape and range stay."""

@@ -93,7 +93,7 @@ class FolderWalk:
     def _read_classes(self, parent: Path, folders: Sequence[str], split: str) -> None:
         first: dict[str, str] = {}
         for name in folders:
-            class_name = self.class_of(name)
+            class_name = self.labels.of_folder(name) if name.lower() in MASK_FOLDERS else self.class_of(name)
             self.folders.add(name)
             if class_name is None:
                 self._refuse_folder(parent / name, f"no class ({', '.join(self.labels.names)})")
@@ -106,9 +106,9 @@ class FolderWalk:
             self._warn_of_nested(parent / name, class_name, self.records[before:])
 
     def class_of(self, folder: str) -> str | None:
-        """Return the class that a folder's name means, by itself where classes are those that are there."""
+        """Return the class that a name means, by itself where classes are those that are there."""
         known = self.labels.of_folder(folder)
-        if known or not self.labels.auto or folder.lower() in MASK_FOLDERS:
+        if known or not self.labels.auto:
             return known
         check_name(folder)
         return (Labels(tuple(self.found)).of_folder(folder) if self.found else None) or folder

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from brainq_torch.data.reading.grey import FilePath, GreyImage
@@ -45,10 +45,11 @@ def find_header(path: str) -> str:
     return header if header != stem and os.path.isfile(header) else ""
 
 
-def is_mask_by_name(path: FilePath) -> bool:
-    """Tell whether a file calls itself a mask, or its folder calls it one."""
-    folder, name = os.path.split(path)
-    return _MASK.search(name) is not None or os.path.basename(folder).lower() in MASK_FOLDERS
+def is_mask_by_name(path: FilePath, classes: Sequence[str] = ()) -> bool:
+    """Tell whether a file calls itself a mask, or its folder, whose name is none of these classes, calls it one."""
+    parent, name = os.path.split(path)
+    folder = os.path.basename(parent).lower()
+    return _MASK.search(name) is not None or folder in MASK_FOLDERS - {each.lower() for each in classes}
 
 
 class SliceChoiceError(BrainqError):

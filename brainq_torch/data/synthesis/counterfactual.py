@@ -14,6 +14,7 @@ from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY
+from brainq_torch.data.ranges import Amount, Share
 from brainq_torch.data.synthesis.drawing import Field, to_bytes
 from brainq_torch.data.synthesis.editing import edit_patch, paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import OneSided, Slice, align, find_one_sided, mirror_half
@@ -39,18 +40,15 @@ class Counterfactual:
         edited: heads with a blurred, shifted, mirrored or slightly brighter patch; the class stays.
     """
 
-    share: float = 0.0
-    painted: float = 1.0
-    transplanted: float = 1.0
-    mirrored: float = 1.0
-    edited: float = 1.0
+    share: Share = 0.0
+    painted: Amount = 1.0
+    transplanted: Amount = 1.0
+    mirrored: Amount = 1.0
+    edited: Amount = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share < 1.0:
-            raise ValueError(f"the share of made images is {self.share}; allowed are 0 (none) to less than 1")
-        kinds = {name: getattr(self, name) for name in KINDS}
-        if min(kinds.values()) < 0 or (self.share and not sum(kinds.values())):
-            raise ValueError(f"the kinds of made images are {kinds}; none may be negative, nor all 0")
+        if self.share and not any(getattr(self, name) for name in KINDS):
+            raise ValueError(f"the numbers of made images, {', '.join(KINDS)}, are all 0; give one of them more")
 
     def count(self, training_count: int) -> int:
         """Return how many images are made for so many real training images."""

@@ -97,8 +97,6 @@ def test_an_alignment_is_added_to_the_loss_of_the_labels_and_reaches_the_feature
         loss(logits, batch)
 
 
-def test_one_source_and_no_strength_are_refused():
+def test_one_source_is_refused():
     with pytest.raises(ValueError, match="two sources or more; list them"):
         AcrossSources("coral", 1.0).bind(cross_entropy, None, dataset(torch.zeros(N, dtype=torch.int64)))
-    with pytest.raises(ValueError, match=r"strength is 0; it must be"):
-        AcrossSources("coral", 0)

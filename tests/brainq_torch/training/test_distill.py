@@ -213,12 +213,8 @@ def test_feature_term_needs_a_forward_pass_and_known_layers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SoftTargets(temperature=0.0), "temperature is 0.0"),
-        (lambda: DecoupledTargets(temperature=-1.0), "temperature is -1.0"),
-        (lambda: Relations(temperature=0.0), "temperature is 0.0"),
         (lambda: AttentionTransfer(["a"], ["a", "b"]), "1 names, teacher_layers 2"),
         (lambda: AttentionTransfer([], []), "0 names"),
-        (lambda: Distillation(FixedTeacher(Net()), [SoftTargets()], alpha=1.5), "alpha is 1.5"),
         (lambda: Distillation(FixedTeacher(Net()), terms=[]), "terms is empty"),
     ],
 )

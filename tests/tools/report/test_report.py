@@ -341,10 +341,12 @@ def test_what_compression_changes_on_other_sources_stands_beside(tmp_path):
     ]
 
 
-def test_rows_measured_on_other_images_from_elsewhere_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(("source", "first"), [("south", 0), ("north", 1)])
+def test_rows_measured_on_other_images_from_elsewhere_are_refused(source, first, tmp_path, capsys):
     folder = write_study(tmp_path / "study", images=24, unseen=8, names=("mobilenetv2_float", "mobilenetv2_int8_ptq"))
-    for name, source in (("mobilenetv2_float", "north"), ("mobilenetv2_int8_ptq", "south")):
-        found = {"logits": np.eye(4, dtype=np.float32), "labels": np.arange(4), "sources": np.array([source] * 4)}
+    for name, place, start in (("mobilenetv2_float", "north", 0), ("mobilenetv2_int8_ptq", source, first)):
+        labels = np.roll(np.arange(4), start)
+        found = {"logits": np.eye(4, dtype=np.float32), "labels": labels, "sources": np.array([place] * 4)}
         change_arrays(folder, name, **{f"elsewhere_{what}": values for what, values in found.items()})
     assert main([str(folder)]) == 2
     assert "other images from elsewhere" in capsys.readouterr().err

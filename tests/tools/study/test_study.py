@@ -405,8 +405,17 @@ def test_runs_that_cannot_be_measured_alike_say_why(made, model, old, new, said,
     given = made.give(model)
     manifest = given / "manifest.csv"
     manifest.write_text(manifest.read_text().replace(old, new))
-    assert made.run(f"--models.{model}.run", given) == 1
-    assert said in capsys.readouterr().out
+    assert made.run(f"--models.{model}.run", given) == (2 if model == "mobile" else 1)
+    assert said in "".join(capsys.readouterr())
+
+
+def test_images_without_a_testing_part_are_refused_before_a_training(bench, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").touch()
+    assert bench.run("--data.root", tmp_path / "images") == 2
+    assert "images has no Testing images" in capsys.readouterr().err
+    assert bench.calls() == []
 
 
 def test_a_study_is_of_the_classes_of_its_first_model(bench):

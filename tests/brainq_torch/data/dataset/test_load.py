@@ -212,6 +212,8 @@ def test_masks_are_a_class_where_that_is_said(tmp_path):
         assert Counter(folder.classes[record.label] for record in folder.records) == {name: 3, "plain": 2}
     with pytest.raises(DataFolderError, match="masks: unknown folder"):
         scan_folder(tmp_path, labels=AUTO)
+    (tmp_path / "labels.csv").write_text("path,label\nmasks/0.png,masks\nplain/0.png,plain\n")
+    assert scan_folder(tmp_path, labels=AUTO).classes == ("masks", "plain")
 
 
 def test_two_folders_of_one_meaning_are_merged_with_a_note(tmp_path):

@@ -131,10 +131,9 @@ def test_weighting_is_told_by_the_fluid(head: Slice) -> None:
     assert {guess_weighting(head, rng) for _ in range(30)} == {"T1", "FLAIR"}
 
 
-@pytest.mark.parametrize("arguments", [{"share": 1.0}, {"share": -0.1}, {"painted": -1.0}])
-def test_impossible_plan_is_refused(arguments: dict[str, float]) -> None:
+def test_impossible_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="made images"):
-        Counterfactual(**arguments)
+        Counterfactual(0.1, 0, 0, 0, 0)
 
 
 def test_no_heads_is_said_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
