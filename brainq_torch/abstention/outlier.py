@@ -29,7 +29,6 @@ def describe(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _describe(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    fine = image.astype(np.float64)
     small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64)
     top = max(float(np.percentile(small, 99)), 8.0)
     ring = np.concatenate([small[0], small[-1], small[1:-1, 0], small[1:-1, -1]])
@@ -46,7 +45,7 @@ def _describe(image: NDArray[np.uint8]) -> NDArray[np.float64]:
             spread / top,
             *_outline(small / top),
             max(_alike(small, small[:, ::-1]), _alike(small, small[::-1])),
-            np.log(_roughness(fine) / spread + 1e-3),
+            np.log(_roughness(image.astype(np.int16)) / spread + 1e-3),
             np.log(_roughness(small) / spread + 1e-3),
             np.log(_roughness(coarse) / spread + 1e-3),
         ]
@@ -76,10 +75,10 @@ def _alike(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float((one * other).sum() / (np.sqrt((one * one).sum() * (other * other).sum()) + 1.0))
 
 
-def _roughness(image: NDArray[np.float64]) -> float:
-    """Return the mean absolute difference between each pixel and the mean of its four neighbours."""
-    around = (image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]) / 4
-    return float(np.abs(image[1:-1, 1:-1] - around).mean())
+def _roughness(image: NDArray[Any]) -> float:
+    """Return the mean absolute difference between each pixel and the mean of its four neighbours: exact in int16."""
+    around = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]
+    return float(np.abs(4 * image[1:-1, 1:-1] - around).mean() / 4)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,6 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
         _copy(page.path, folder / page.path.name)
         runtime = write_page(folder, page_runtime)
         scale = load_runner(page.path).logit_scale
-        about["series_rule"] = SeriesRule().to_json()
         about["page"] = page.to_json() | {
             "matches": models[0].path.name,
             "runtime": runtime,

@@ -3,7 +3,7 @@
 import { resize, roundHalfEven } from "./resize.js";
 import { Unreadable } from "./unreadable.js";
 
-export const MAX_PIXELS = 40_000_000;
+const MAX_PIXELS = 40_000_000;
 const SQUARE_TOLERANCE = 0.01;
 
 /** Rescale values, rows of any numbers, to 0..255. measured: 0 where a value is padding. Return {data, note}. */

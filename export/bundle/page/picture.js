@@ -4,7 +4,7 @@ import { refuseGigantic, rescaleToUint8 } from "./grey.js";
 import { decodePng, isPng } from "./png.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
-export const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
+const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
 
 const COLOUR_SPREAD = 32;
 const COLOUR_FRACTION = 0.001;

@@ -2,7 +2,6 @@
 
 import { UNCERTAIN } from "./abstention.js";
 
-
 const HEALTHY = "notumor";
 
 /** Return files' slices as series: those of a volume stay together, DICOM files are joined by their series. */
