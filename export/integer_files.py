@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,9 @@ class IntegerFiles:
             origin = {**origin, "bias_correction": about}
         context.networks[self.network] = network
         context.provenance[self.recipe] = {"scheme": scheme_of(network).to_json(), **origin}
-        floats = [path for path in map(context.path, (ONNX_FP32, TFLITE_FP32)) if path.exists()]
-        convert_int8(context.path(self.onnx), context.path(self.tflite), context.run.pixels, floats=floats)
+        onnx, tflite = context.path(ONNX_FP32), context.path(TFLITE_FP32)
+        floats = (onnx, tflite) if onnx.exists() and tflite.exists() else None
+        convert_int8(context.path(self.onnx), context.path(self.tflite), context.run.pixels, floats)
 
     def explain(self, context: ExportContext, sample: ImageSample) -> str | None:
         """Name the first layers where PyTorch, the QDQ and the TFLite file part, or return None where they do not."""
@@ -155,9 +156,7 @@ def make_dynamic_int8(context: ExportContext) -> None:
     quantize_dynamic(context.path(TFLITE_FP32), context.path(TFLITE_DYNAMIC_INT8))
 
 
-def convert_int8(
-    qdq_path: Path, out_path: Path, pixels: PixelSpec, float_ends: bool = False, floats: Sequence[Path] = ()
-) -> None:
+def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, floats: tuple[Path, Path] | None = None) -> None:
     """Write the INT8 TFLite file of a QDQ file, with the same integers: weights of 4 bits as packed int4.
 
     The float network inside goes through the converter; its tensors are matched to activations by value and get their
@@ -167,7 +166,6 @@ def convert_int8(
         qdq_path: A file of ``export_qdq_onnx``.
         out_path: What is written.
         pixels: Gives the size of the image that tensors are matched on.
-        float_ends: Float32 input and output instead.
         floats: The float network's ONNX and TFLite file, where there are such: with the same layers, the one takes the
             place of what the converter would make.
 
@@ -179,7 +177,7 @@ def convert_int8(
     with tempfile.TemporaryDirectory(prefix="int8.", suffix=".partial", dir=out_path.parent) as folder:
         stripped, plain = Path(folder, "float.onnx"), Path(folder, "float.tflite")
         strip_quantization(qdq_path, stripped)
-        if not (len(floats) == 2 and _take_float_file(stripped, plain, encodings, image, floats)):
+        if floats is None or not _take_float_file(stripped, plain, encodings, image, floats):
             convert_float(stripped, plain)
             name_tensors(stripped, plain, encodings, image)
         model = read_model(plain)
@@ -192,13 +190,13 @@ def convert_int8(
             name: in_tflite_layout(encodings.layers[name], operator_name(model, operator))
             for operator, name in weighted_operators(model)
         }
-        quantize_static(plain, out_path, activations, layers, float_ends)
+        quantize_static(plain, out_path, activations, layers)
     pack_weights(out_path, [name for name, layer in encodings.layers.items() if layer.bits == 4])
-    check_encodings(out_path, encodings, float_ends)
+    check_encodings(out_path, encodings)
 
 
 def _take_float_file(
-    stripped: Path, plain: Path, encodings: Encodings, image: NDArray[Any], floats: Sequence[Path]
+    stripped: Path, plain: Path, encodings: Encodings, image: NDArray[Any], floats: tuple[Path, Path]
 ) -> bool:
     """Write the float network's TFLite file with its tensors named; return whether it has those of the QDQ file.
 

@@ -117,14 +117,11 @@ def class_activation_map(model: nn.Module, images: Tensor, targets: Tensor) -> T
     images: (N, 1, H, W) float32. targets: (N,) indices of logits.
     """
     kept: list[Tensor] = []
-    handle = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))
-    try:
-        with torch.enable_grad():
-            logits = model(images.clone().requires_grad_())
-            wanted = logits.gather(1, targets[:, None]).sum()
-            (gradient,) = torch.autograd.grad(wanted, kept)
-    finally:
-        handle.remove()
+    hook = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))
+    with hook, torch.enable_grad():
+        logits = model(images.clone().requires_grad_())
+        wanted = logits.gather(1, targets[:, None]).sum()
+        (gradient,) = torch.autograd.grad(wanted, kept)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     activation = torch.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
     large = nn.functional.interpolate(activation, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]

@@ -7,7 +7,7 @@ And correct biases, where that is asked: rounding shifts the mean of what a laye
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -126,27 +126,19 @@ def quantize_post_training(
     return prepared
 
 
-def calibrate(
-    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = _BATCH
-) -> None:
-    """Set every activation range from (N, H, W) uint8 images, then finalize the network. In place.
+def choose_ranges(
+    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile"
+) -> dict[str, tuple[float, float]]:
+    """Return {activation: (smallest, largest)} of (N, H, W) uint8 images. The bits of weights play no part.
 
     ``min_max`` keeps every value, ``percentile`` clips 0.01 % of them, ``mse`` clips where the squared error is least
     (Banner et al. 2019, arXiv:1810.05723). Raises ValueError without images and for other methods.
     """
-    set_activation_ranges(prepared, choose_ranges(prepared, pixels, method, batch_size))
-    finalize(prepared)
-
-
-def choose_ranges(
-    prepared: nn.Module, pixels: NDArray[Any], method: CalibrationMethod = "percentile", batch_size: int = _BATCH
-) -> dict[str, tuple[float, float]]:
-    """Return {activation: (smallest, largest)} as ``calibrate`` sets it. The bits of weights play no part."""
     if method not in _CHOOSERS:
         raise ValueError(f"unknown calibration method {method!r}; allowed are {', '.join(_CHOOSERS)}")
     if len(pixels) == 0:
         raise ValueError("no images to calibrate with; at least one is needed, a few hundred are usual")
-    batches = make_batches(pixels, batch_size)
+    batches = make_batches(pixels, _BATCH)
     histograms = collect_histograms(prepared, batches, tails=method != "mse")
     choose = _CHOOSERS[method]
     return {name: choose(histogram) for name, histogram in histograms.items()}
@@ -193,12 +185,10 @@ def _noting_means(network: nn.Module, means: dict[str, Tensor]) -> Iterator[None
         if len(rows[name]) < _TO_CORRECT // _BATCH:
             rows[name].append(mean_of_positions(module, inputs[0], 0))
 
-    hooks = [layer.module.register_forward_pre_hook(partial(note, layer.name)) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.module.register_forward_pre_hook(partial(note, layer.name)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
     means.update({layer.name: _mean_output(layer, layer.weight, torch.cat(rows[layer.name])) for layer in layers})
 
 
@@ -241,14 +231,12 @@ def collect_histograms(
 
 
 def _run_noting(prepared: nn.Module, batches: Sequence[Tensor], note: Callable[..., Any]) -> None:
-    moving = {name: one for name, one in activation_quantizers(prepared).items() if not one.fixed}
-    hooks = [one.register_forward_pre_hook(partial(note, name)) for name, one in moving.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, one in activation_quantizers(prepared).items():
+            if not one.fixed:
+                hooks.enter_context(one.register_forward_pre_hook(partial(note, name)))
         for batch in batches:
             prepared(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _choose_percentile(histogram: ValueHistogram) -> tuple[float, float]:

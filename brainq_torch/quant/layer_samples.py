@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -91,15 +92,13 @@ def walk_inputs(
         if isinstance(mine, _Pass) and mine in passes:  # not somebody else's walk through the same network
             mine.stand(take(layer, inputs[0], mine.number))
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(note) for name in names]
-    try:
+    with ExitStack() as ends:
+        for name in names:
+            ends.enter_context(model.get_submodule(name).register_forward_pre_hook(note))
+        for one in passes:
+            ends.callback(one.end)
         for name in names:
             yield name, torch.cat([one.advance() for one in passes])
-    finally:
-        for one in passes:
-            one.end()
-        for hook in hooks:
-            hook.remove()
 
 
 def sample_inputs(

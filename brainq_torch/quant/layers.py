@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -196,20 +197,12 @@ def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
             raise PrepareError(f"what feeds {name} passes no quantizer; make that operation a module of a shared group")
         sources[name] = source
 
-    hooks = [
-        quantizer.register_forward_hook(partial(record_output, name))
-        for name, quantizer in activation_quantizers(model).items()
-    ]
-    hooks += [
-        module.register_forward_pre_hook(partial(record_input, name))
-        for name, module in model.named_modules()
-        if hasattr(module, "weight_fake_quant")
-    ]
-    training = model.training
-    try:
+    with ExitStack() as ends:
+        for name, quantizer in activation_quantizers(model).items():
+            ends.enter_context(quantizer.register_forward_hook(partial(record_output, name)))
+        for name, module in model.named_modules():
+            if hasattr(module, "weight_fake_quant"):
+                ends.enter_context(module.register_forward_pre_hook(partial(record_input, name)))
+        ends.callback(model.train, model.training)
         model.eval()(probe_image(model))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
     return order, sources

@@ -1,6 +1,7 @@
 """Make every operation carryable: BatchNorms that cannot be folded and average poolings become convolutions."""
 
 import copy
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -88,17 +89,14 @@ def _channels_at_pools(model: nn.Module) -> dict[str, int]:
     def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen[name] = inputs[0].shape[1]
 
-    hooks = [
-        module.register_forward_pre_hook(partial(note, name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.AvgPool2d) and module.padding in (0, (0, 0)) and not module.ceil_mode
-    ]
-    if hooks:
-        training = model.training
-        model.eval()(probe_image(model))
-        model.train(training)
-    for hook in hooks:
-        hook.remove()
+    pools = {name: module for name, module in model.named_modules() if isinstance(module, nn.AvgPool2d)}
+    wanted = {name: pool for name, pool in pools.items() if pool.padding in (0, (0, 0)) and not pool.ceil_mode}
+    with ExitStack() as ends:
+        for name, pool in wanted.items():
+            ends.enter_context(pool.register_forward_pre_hook(partial(note, name)))
+        if wanted:
+            ends.callback(model.train, model.training)
+            model.eval()(probe_image(model))
     return seen
 
 

@@ -172,13 +172,19 @@ def move_bias(model: nn.Module, layer: Layer, shift: Tensor) -> None:
 
 def _settle_bias(model: nn.Module, layer: Layer, scale: Tensor, bias: Tensor) -> None:
     """Settle a layer's weight on this scale (O,), raised where the bias (O,) needs it, and the bias on its grid."""
-    scheme, input_scale = scheme_of(model), activation_quantizers(model)[layer.source].encoding.scale
-    scale = raise_for_bias(scale, bias, input_scale, scheme.largest_bias)
-    steps, bias_scale = quantize_bias(bias, input_scale, scale)
+    scale, bias_scale, rounded = _fit_bias(model, layer, scale, bias)
     module: Any = layer.module
     module.weight_fake_quant.settle(scale, bias_scale)
     if not isinstance(module, FoldedConvBn2d) and module.bias is not None:
-        module.bias.copy_(steps * bias_scale)  # a folded bias is rounded whenever it is computed
+        module.bias.copy_(rounded)  # a folded bias is rounded whenever it is computed
+
+
+def _fit_bias(model: nn.Module, layer: Layer, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a weight's scale (O,), raised where the bias (O,) needs it, the bias's own, and the bias on its grid."""
+    input_scale = activation_quantizers(model)[layer.source].encoding.scale
+    scale = raise_for_bias(scale, bias, input_scale, scheme_of(model).largest_bias)
+    steps, bias_scale = quantize_bias(bias, input_scale, scale)
+    return scale, bias_scale, steps * bias_scale
 
 
 @torch.no_grad()
@@ -190,9 +196,7 @@ def settle_layer(model: nn.Module, layer: Layer, weight: Tensor, scale: Tensor, 
     """
     if not bool((weight == weight.round()).all() and (weight.abs() <= layer.largest).all()):
         raise ValueError(f"{layer.name}: weights must be integers of at most {layer.largest}")
-    input_scale = activation_quantizers(model)[layer.source].encoding.scale
-    scale = raise_for_bias(scale, bias, input_scale, scheme_of(model).largest_bias)
-    steps, bias_scale = quantize_bias(bias, input_scale, scale)
+    scale, bias_scale, rounded = _fit_bias(model, layer, scale, bias)
     module: Any = layer.module
     module.weight.copy_(weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
     if isinstance(module, FoldedConvBn2d):
@@ -200,9 +204,9 @@ def settle_layer(model: nn.Module, layer: Layer, weight: Tensor, scale: Tensor, 
         norm.weight.fill_(1)
         norm.running_mean.zero_()
         norm.running_var.fill_(1 - norm.eps)
-        norm.bias.copy_(steps * bias_scale)
+        norm.bias.copy_(rounded)
     if module.bias is not None:
-        module.bias.copy_(torch.zeros_like(bias) if isinstance(module, FoldedConvBn2d) else steps * bias_scale)
+        module.bias.copy_(torch.zeros_like(bias) if isinstance(module, FoldedConvBn2d) else rounded)
     module.weight_fake_quant.settle(scale, bias_scale)
 
 

@@ -17,11 +17,8 @@ from export.graph.encodings import (
 )
 from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4
 
-_BEHIND_FLOAT_END = "_quantized"
-"""What ai-edge-quantizer appends to the name of a float input to call what it quantizes it to."""
 
-
-def check_encodings(path: Path, encodings: Encodings, float_ends: bool = False) -> None:
+def check_encodings(path: Path, encodings: Encodings) -> None:
     """Check a written INT8 or W4A8 TFLite file against what training left, bit for bit.
 
     Every activation is int8 with the learned scale and zero point, every weight int8 (or packed int4, where the layer
@@ -31,33 +28,27 @@ def check_encodings(path: Path, encodings: Encodings, float_ends: bool = False) 
     Args:
         path: The file.
         encodings: What the QDQ file holds.
-        float_ends: The file may quantize its input and dequantize its output itself.
 
     Raises:
         EncodingError: It names every tensor that differs.
     """
     model = read_model(path)
-    faults = [*_activation_faults(model, encodings, float_ends), *_layer_faults(model, encodings)]
+    faults = [*_activation_faults(model, encodings), *_layer_faults(model, encodings)]
     if faults:
         shown = "\n  ".join(faults[:20])
         raise EncodingError(f"{path.name} does not hold what training left ({len(faults)} differences):\n  {shown}")
 
 
-def _activation_faults(model: Any, encodings: Encodings, float_ends: bool) -> Iterator[str]:
-    types, graph = schema().TensorType, model.subgraphs[0]
-    ends = {index for operator in _end_operators(model) for index in (*operator.inputs, *operator.outputs)}
+def _activation_faults(model: Any, encodings: Encodings) -> Iterator[str]:
+    graph = model.subgraphs[0]
     missing = set(encodings.activations)
     for operator in graph.operators:
-        if operator_name(model, operator) in ("QUANTIZE", "DEQUANTIZE") and not float_ends:
+        if operator_name(model, operator) in ("QUANTIZE", "DEQUANTIZE"):
             yield f"{graph.tensors[operator.outputs[0]].name.decode()}: {operator_name(model, operator)} in the graph"
-    for index, tensor in enumerate(graph.tensors):
+    for tensor in graph.tensors:
         if constant(model, tensor, np.uint8) is not None:
             continue
         name = activation_of(tensor)
-        if float_ends and tensor.type == types.FLOAT32 and index in ends:
-            continue
-        if float_ends:
-            name = name.removesuffix(_BEHIND_FLOAT_END)
         if name not in encodings.activations:
             yield f"{name}: holds no activation of the network"
             continue
@@ -65,16 +56,6 @@ def _activation_faults(model: Any, encodings: Encodings, float_ends: bool) -> It
         yield from _encoding_faults(name, tensor, encodings.activations[name])
     for name in sorted(missing):
         yield f"{name}: no tensor holds it"
-
-
-def _end_operators(model: Any) -> list[Any]:
-    graph = model.subgraphs[0]
-    ends = {*graph.inputs, *graph.outputs}
-    return [
-        operator
-        for operator in graph.operators
-        if operator_name(model, operator) in ("QUANTIZE", "DEQUANTIZE") and ends & {*operator.inputs, *operator.outputs}
-    ]
 
 
 def _encoding_faults(name: str, tensor: Any, encoding: Encoding) -> Iterator[str]:

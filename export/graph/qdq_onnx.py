@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,14 +185,11 @@ def _even_means(model: nn.Module, pixels: PixelSpec) -> dict[str, MeanQuantizer]
         if inputs[0][0, 0].numel() % 2 == 0:
             found[name] = module.activation_post_process
 
-    hooks = [
-        model.get_submodule(name).register_forward_hook(partial(note, name))
-        for name, quantizer in activation_quantizers(model).items()
-        if isinstance(quantizer, MeanQuantizer)
-    ]
-    model(torch.zeros(1, 1, pixels.size, pixels.size))
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for name, quantizer in activation_quantizers(model).items():
+            if isinstance(quantizer, MeanQuantizer):
+                hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(note, name)))
+        model(torch.zeros(1, 1, pixels.size, pixels.size))
     return found
 
 

@@ -12,7 +12,7 @@ from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.encodings import LayerIntegers
-from export.graph.flatbuffer import constant, operator_name, read_model, schema, write_model
+from export.graph.flatbuffer import constant, operator_code, operator_name, read_model, schema, write_model
 
 
 class QuantizeError(BrainqError):
@@ -34,7 +34,7 @@ def cast_to_float16(source: Path, target: Path) -> None:
     generated = schema()
     model = read_model(source)
     graph = model.subgraphs[0]
-    opcode = _add_operator_code(model, generated.BuiltinOperator.DEQUANTIZE)
+    opcode = operator_code(model, "DEQUANTIZE", 3)  # the version that takes float16
     casts, halves = [], {}
     paddings = {operator.inputs[2] for operator in graph.operators if operator_name(model, operator) == "PADV2"}
     for index, tensor in enumerate(list(graph.tensors)):
@@ -64,15 +64,6 @@ def _halve(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.astype("<f2")
 
 
-def _add_operator_code(model: Any, builtin: int) -> int:
-    """Register a built-in operator with a model and return its index."""
-    code = schema().OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
-    code.version = 3  # the version of DEQUANTIZE that takes float16
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
-
-
 def _dequantize(opcode: int, source: int, target: int) -> Any:
     generated = schema()
     operator = generated.OperatorT()
@@ -83,11 +74,7 @@ def _dequantize(opcode: int, source: int, target: int) -> Any:
 
 
 def quantize_static(
-    source: Path,
-    target: Path,
-    activations: Mapping[str, Encoding],
-    layers: Mapping[str, LayerIntegers],
-    float_ends: bool = False,
+    source: Path, target: Path, activations: Mapping[str, Encoding], layers: Mapping[str, LayerIntegers]
 ) -> None:
     """Write a float32 TFLite file with int8 activations and weights and int32 biases, all given.
 
@@ -99,7 +86,6 @@ def quantize_static(
         target: The int8 file.
         activations: {name of a computed tensor: its encoding}, the input and the output among them.
         layers: {name of a layer: integers in TFLite's layout}; the tensors are ``name.weight``, ``name.bias``.
-        float_ends: Take float32 and give float32, quantizing inside.
 
     Raises:
         QuantizeError: A tensor of the file gets no integers.
@@ -112,7 +98,7 @@ def quantize_static(
     }
     with np.errstate(invalid="ignore"):  # biases beyond int32 on its own scales, which are replaced below
         derive = generator.ParamsGenerator(float_model).generate_quantization_parameters
-        parameters = derive(_static_recipe(float_ends), ranges)
+        parameters = derive(_static_recipe(), ranges)
     given = _given_parameters(activations, layers)
     for name, tensor in parameters.items():
         for side in [tensor.producer, *(tensor.consumers or [])]:
@@ -135,15 +121,11 @@ def quantize_dynamic(source: Path, target: Path) -> None:
     target.write_bytes(quantizer.quantize().quantized_model)
 
 
-def _static_recipe(float_ends: bool) -> Any:
-    """Return ai-edge-quantizer's recipe: int8 everything, per channel; the ends as asked."""
+def _static_recipe() -> Any:
+    """Return ai-edge-quantizer's recipe: int8 everything, per channel."""
     names = import_extra("ai_edge_quantizer.qtyping").TFLOperationName
     manager = import_extra("ai_edge_quantizer.recipe_manager").RecipeManager()
     manager.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
-    if float_ends:
-        algorithm = import_extra("ai_edge_quantizer.algorithm_manager").AlgorithmName.NO_QUANTIZE
-        for end in (names.INPUT, names.OUTPUT):
-            manager.add_quantization_config(".*", end, algorithm_key=algorithm)
     return manager
 
 

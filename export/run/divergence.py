@@ -2,7 +2,8 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -57,10 +58,6 @@ class Divergence:
             f"by {self.mean_lsb:.2g} LSB on average and {self.max_lsb} at most"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
 
 def find_divergences(
     network: nn.Module, qdq_path: Path, tflite_path: Path, images: npt.NDArray[np.uint8]
@@ -114,12 +111,10 @@ def read_torch(network: nn.Module, images: npt.NDArray[np.uint8]) -> Integers:
         scale, zero_point = quantizers[name].encoding
         found[name] = _channels_last((torch.round(output / scale) + zero_point).to(torch.int8).numpy())
 
-    hooks = [quantizers[name].register_forward_hook(partial(note, name)) for name in order]
-    try:
+    with ExitStack() as hooks:
+        for name in order:
+            hooks.enter_context(quantizers[name].register_forward_hook(partial(note, name)))
         network(torch.from_numpy(scale_pixels(images)))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: found[name] for name in order}
 
 

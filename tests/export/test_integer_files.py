@@ -17,7 +17,7 @@ from brainq_torch.run import load_run, save_checkpoint
 from export import integer_files as int8
 from export.context import ExportContext, ExportOptions
 from export.graph.encodings import read_encodings
-from export.integer_files import convert_int8, describe_calibration, make_dynamic_int8, make_int8, make_int8_tf
+from export.integer_files import describe_calibration, make_dynamic_int8, make_int8, make_int8_tf
 from export.recipes import RECIPES, find_float_model
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
 from export.run.runners import load_runner
@@ -71,20 +71,6 @@ def test_the_input_is_the_pixel_less_128_and_the_doctor_finds_it_integer(small_i
     diagnosis = diagnose(path)
     assert (diagnosis.kind, diagnosis.not_int8) == ("int8", ())
     assert diagnosis.healthy, diagnosis.findings
-
-
-def test_float_ends_quantize_and_dequantize_inside(small_int8, tmp_path, monkeypatch):
-    def copy_plain(stripped, plain):
-        shutil.copy(small_int8.plain, plain)
-
-    monkeypatch.setattr(int8, "convert_float", copy_plain)
-    path, images = tmp_path / "float_ends.tflite", small_images(6)
-    convert_int8(small_int8.onnx, path, PIXELS, float_ends=True)
-    whole = Path(shutil.copy(small_int8.tflite, tmp_path / "whole.tflite"))
-    for file in (path, whole):
-        write_metadata(file, FileMetadata(CLASSES, PIXELS, {}))
-    assert load_runner(path).logit_scale is None
-    np.testing.assert_array_equal(load_runner(path)(images), load_runner(whole)(images))
 
 
 def test_a_calibration_is_told_by_its_images_and_their_order():

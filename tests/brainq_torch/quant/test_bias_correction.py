@@ -4,18 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from brainq_torch.quant.calibrate import calibrate, correct_biases, measure_means, quantize_post_training
+from brainq_torch.quant.calibrate import correct_biases, measure_means, quantize_post_training
 from brainq_torch.quant.layers import activation_quantizers, scheme_of, weighted_layers
-from brainq_torch.quant.prepare import check_finalized, move_bias, prepare_qat
+from brainq_torch.quant.prepare import check_finalized, move_bias
 from brainq_torch.quant.scheme import Scheme, quantize_bias, quantize_weight
 from tests.support.small_network import as_input, small_images, small_network
 
 
 def coarse_network():
     """4-bit weights, rounded to nearest: means that are off by far."""
-    network = prepare_qat(small_network(), Scheme(weight_bits=4)).eval()
-    calibrate(network, small_images())
-    return network
+    return quantize_post_training(small_network(), small_images(), Scheme(weight_bits=4))
 
 
 def inputs_of(model, name, images):

@@ -9,7 +9,7 @@ from brainq_torch.quant.calibrate import (
     _CHOOSERS,
     ValueHistogram,
     _keep_largest,
-    calibrate,
+    choose_ranges,
     collect_histograms,
     quantize_post_training,
 )
@@ -119,6 +119,6 @@ def test_a_calibrated_network_can_go_on_training(float_model, pixels):
 def test_wrong_words_are_refused(float_model, pixels):
     prepared = prepare_qat(float_model, Scheme())
     with pytest.raises(ValueError, match="allowed are min_max"):
-        calibrate(prepared, pixels, "median")
+        choose_ranges(prepared, pixels, "median")
     with pytest.raises(ValueError, match="no images"):
-        calibrate(prepared, pixels[:0])
+        choose_ranges(prepared, pixels[:0])

@@ -48,7 +48,7 @@ def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkey
 def test_the_float_networks_file_lends_its_operators(tmp_path, monkeypatch):
     network = build("my_network:MyNetwork", tmp_path, monkeypatch)
     integer = quantize_post_training(network, small_images())
-    floats = [tmp_path / "fp32.onnx", tmp_path / "fp32.tflite"]
+    floats = tmp_path / "fp32.onnx", tmp_path / "fp32.tflite"
     export_float_onnx(network, PIXELS, floats[0])
     convert_float(*floats)
     export_qdq_onnx(integer, PIXELS, tmp_path / "int8.onnx")
