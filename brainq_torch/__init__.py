@@ -21,7 +21,7 @@ _HOMES = {
     "Model": "export.run.model",
     "Prediction": "export.run.model",
     "SeriesPrediction": "export.run.model",
-    "evaluate": "tools.evaluate",
+    "evaluate": "tools.evaluate.measure",
     "export": "export.pipeline",
     "load": "export.run.model",
 }

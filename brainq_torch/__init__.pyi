@@ -2,7 +2,7 @@ from brainq_torch.fit import fit
 from export.context import ExportOptions
 from export.pipeline import export
 from export.run.model import Model, Prediction, SeriesPrediction, load
-from tools.evaluate import evaluate
+from tools.evaluate.measure import evaluate
 
 __version__: str
 __all__ = [

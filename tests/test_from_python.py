@@ -18,7 +18,8 @@ from brainq_torch.run import RunError
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series.find import Unread
 from export.run.runners import load_runner
-from tools import evaluate, predict
+from tools import predict
+from tools.evaluate import __main__ as evaluate
 
 TINY = {
     "stages": [{"name": "head", "train": "head", "epochs": 1, "rate": 0.01}],

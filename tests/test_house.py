@@ -61,8 +61,7 @@ def long_files():
 
 def crowded_folders():
     counts = Counter(file.rpartition("/")[0] for file in FILES if not file.endswith("__init__.py"))
-    one_per_command = {"tools"}
-    return {folder for folder, count in counts.items() if count > FILES_OF_A_FOLDER} - one_per_command
+    return {folder for folder, count in counts.items() if count > FILES_OF_A_FOLDER}
 
 
 def double_class_names():

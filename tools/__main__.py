@@ -9,12 +9,11 @@ from pathlib import Path
 from brainq_torch import __version__
 
 HERE = Path(__file__).parent
-NO_COMMANDS = {"command", "images", "question", "study_schema"}
 
 
 def list_commands() -> dict[str, str]:
     """Return every command's name and the module that it is."""
-    files = [path.stem for path in HERE.glob("[a-z]*.py") if path.stem not in NO_COMMANDS]
+    files = [path.stem for path in HERE.glob("[a-z]*.py")]
     folders = [path.parent.name for path in HERE.glob("*/__main__.py")]
     ours = {name.replace("_", "-"): f"tools.{name}" for name in sorted(files + folders)}
     return {"fit": "brainq_torch.fit", "export": "export", **ours}

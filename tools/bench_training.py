@@ -25,7 +25,7 @@ from brainq_torch.models import build_model
 from brainq_torch.provenance import describe_environment
 from brainq_torch.run_files import write_json
 from brainq_torch.training.log import read_log
-from tools.command import CommandError, add_json, as_main, check_targets, positive
+from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
 
 BATCH = 32
 SIZE = 224

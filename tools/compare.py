@@ -21,8 +21,8 @@ from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge
 from export.verify.report import SHIFTED_COPIES, Limits, describe_shift
 from export.verify.shifted import measure_shift
-from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
-from tools.images import choose_known, class_order, decode_images, labels_of
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
+from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 
 @dataclass(frozen=True)

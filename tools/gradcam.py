@@ -23,8 +23,8 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
-from tools.command import CommandError, add_data, add_threads, as_main, check_targets, natural
-from tools.images import choose_known, class_order, decode_images, labels_of
+from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, natural
+from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 IMAGES = 8
 _COLOURS = matplotlib.colormaps["inferno"]

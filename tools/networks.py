@@ -39,7 +39,7 @@ from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
-from tools.command import add_json, as_main, check_targets, format_table, positive
+from tools.shared.command import add_json, as_main, check_targets, format_table, positive
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""

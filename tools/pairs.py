@@ -25,8 +25,8 @@ from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, add_json, as_main, check_targets, positive
-from tools.images import class_order
+from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
+from tools.shared.images import class_order
 
 _Pixels = NDArray[np.uint8]
 _MOST_TRIES = 40  # draws per pair wanted

@@ -7,7 +7,7 @@ from brainq_torch.abstention.policy import UNCERTAIN
 from brainq_torch.series.show import answer_command
 from export.bundle.predict import add_series_options
 from export.run.model import load
-from tools.command import add_threads, as_main
+from tools.shared.command import add_threads, as_main
 
 NO_ABSTENTION = "it carries no abstention and names a class for any picture; train it or export it again"
 

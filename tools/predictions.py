@@ -14,8 +14,8 @@ from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import MANIFEST, atomic_path
 from export.run.runners import Runner, load_runner, run_named
-from tools.command import CommandError, add_threads, as_main, check_targets
-from tools.images import answer_images, choose_known, class_order, decode_images, labels_of
+from tools.shared.command import CommandError, add_threads, as_main, check_targets
+from tools.shared.images import answer_images, choose_known, class_order, decode_images, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
 """Split of the run -> what the names of its arrays begin with."""

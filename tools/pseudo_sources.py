@@ -30,7 +30,7 @@ from brainq_torch.data.dataset.manifest import (
 )
 from brainq_torch.data.leakage.check import grouped_split
 from brainq_torch.data.pixels import PixelSpec
-from tools.command import CommandError, as_main, natural
+from tools.shared.command import CommandError, as_main, natural
 
 _PIXELS = PixelSpec(128, "stretch")
 _AIR = 12  # grey levels up to here are no head

@@ -35,7 +35,7 @@ from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
-from tools.command import CommandError
+from tools.shared.command import CommandError
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IMAGES = 128

@@ -24,7 +24,7 @@ from brainq_torch.run_files import write_json
 from brainq_torch.series.answer import judge
 from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule
 from export.run.runners import Runner, load_runner
-from tools.command import CommandError, add_json, add_threads, as_main, check_targets, format_table
+from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, format_table
 
 COLUMNS = ("path", "class", "group", "sequence")
 FITTED, HELD_OUT = 0, 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs
-from tools.command import CommandError, as_main
+from tools.shared.command import CommandError, as_main
 
 
 def make_parser() -> argparse.ArgumentParser:

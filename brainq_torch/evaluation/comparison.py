@@ -10,12 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.evaluation.metrics import (
-    Interval,
-    check_predictions,
-    percentile_interval,
-    resample_rows,
-)
+from brainq_torch.evaluation.metrics import Interval, check_predictions, percentile_interval, resample_rows
 
 
 @dataclass(frozen=True)

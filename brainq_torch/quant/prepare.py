@@ -42,14 +42,7 @@ from brainq_torch.quant.layers import (
     weighted_layers,
 )
 from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
-from brainq_torch.quant.scheme import (
-    LAYER_KINDS,
-    Scheme,
-    encode_weight,
-    largest_integer,
-    quantize_bias,
-    raise_for_bias,
-)
+from brainq_torch.quant.scheme import LAYER_KINDS, Scheme, encode_weight, largest_integer, quantize_bias, raise_for_bias
 from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers
 
 _MODULES: dict[type[nn.Module], type[nn.Module]] = {

@@ -7,14 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brainq_torch.quant.encoding import Encoding
-from export.graph.encodings import (
-    Array,
-    EncodingError,
-    Encodings,
-    activation_of,
-    in_tflite_layout,
-    weighted_operators,
-)
+from export.graph.encodings import Array, EncodingError, Encodings, activation_of, in_tflite_layout, weighted_operators
 from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4
 
 

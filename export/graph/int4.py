@@ -17,15 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph.encodings import weighted_operators
-from export.graph.flatbuffer import (
-    add_buffer,
-    constant,
-    operator_code,
-    operator_name,
-    read_model,
-    schema,
-    write_model,
-)
+from export.graph.flatbuffer import add_buffer, constant, operator_code, operator_name, read_model, schema, write_model
 
 Array = npt.NDArray[Any]
 

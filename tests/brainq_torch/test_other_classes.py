@@ -14,7 +14,8 @@ from brainq_torch.run import load_run
 from export.__main__ import main as export_main
 from export.run.metadata import read_metadata
 from tests.conftest import TINY
-from tools import evaluate, predict
+from tools import predict
+from tools.evaluate import __main__ as evaluate
 
 STAGES = "--stages=[{name: all, epochs: 1}]"
 ANSWERS = ("HGG", "healthy tissue")

@@ -8,7 +8,7 @@ import torch
 
 from brainq_torch.fit import main
 from tests.conftest import TINY
-from tools.evaluate import main as evaluate
+from tools.evaluate.__main__ import main as evaluate
 
 STAGES = "[{name: all, epochs: 1}]"
 

@@ -7,8 +7,9 @@ import pytest
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.synthesis.phantom import write_phantoms
-from tools import adapt, restore
-from tools.command import CommandError
+from tools import restore
+from tools.adapt import __main__ as adapt
+from tools.shared.command import CommandError
 
 SMALL = ["--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 

@@ -17,7 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
-from tools.command import CommandError, check_targets, format_table
+from tools.shared.command import CommandError, check_targets, format_table
 
 ROOT = Path(__file__).parents[2]
 

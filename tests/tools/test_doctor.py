@@ -27,7 +27,7 @@ from tools.doctor import probe as doctor_probe
 from tools.doctor.checks import check_graph
 from tools.doctor.probe import ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
-from tools.images import take_evenly
+from tools.shared.images import take_evenly
 
 
 def sign(path, size=SIDE, classes=CLASSES, recipe="handmade"):

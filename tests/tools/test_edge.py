@@ -29,7 +29,6 @@ from tests.support.handmade_models import (
 )
 from tests.support.small_network import SIDE as SMALL_SIDE
 from tests.support.small_network import small_images
-from tools.command import CommandError
 from tools.edge import __main__ as edge
 from tools.edge import devices
 from tools.edge.devices import CORTEX_M7, DEVICES, KIB, judge
@@ -38,6 +37,7 @@ from tools.edge.layer_cost import measure_cost
 from tools.edge.not_done import NotDone
 from tools.edge.tflm import Agreement, TflmRun, compare_logits, run_tflm
 from tools.edge.tflm_worker import smallest_arena
+from tools.shared.command import CommandError
 
 HALF = SIDE // 2
 CONV_MACS, DENSE_MACS = HALF * HALF * CHANNELS * 9, 4 * CHANNELS

@@ -21,8 +21,8 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
-from tools import evaluate
-from tools.question import ask
+from tools.evaluate import __main__ as evaluate
+from tools.evaluate.question import ask
 
 KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes", "absent"}
 GREYS = (20, 80, 140, 200)

@@ -10,8 +10,8 @@ from brainq_torch.data.classes import GLIOMA, MENINGIOMA, NOTUMOR
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.run_files import hash_file
 from tests.brainq_torch.data.synthesis.test_midline import draw_head
-from tools.command import CommandError
 from tools.pairs import interval, main, make_pairs, measure
+from tools.shared.command import CommandError
 
 ORDER = range(4)
 

@@ -18,7 +18,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.series.find import Unread, find_series
 from tools import predict
-from tools.command import CommandError
+from tools.shared.command import CommandError
 
 ROOT = Path(__file__).parents[2]
 

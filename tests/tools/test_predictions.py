@@ -7,8 +7,8 @@ from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
 from export.run.runners import load_runner
-from tools.images import choose_images, decode_images
 from tools.predictions import main
+from tools.shared.images import choose_images, decode_images
 
 ARRAYS = {"logits", "labels", "paths", "unseen", "shifted_logits"}
 

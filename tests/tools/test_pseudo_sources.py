@@ -9,8 +9,8 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest, write_manifest
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import hash_file
-from tools.command import CommandError
 from tools.pseudo_sources import describe_looks, find_sources, leave_out, main, name_looks
+from tools.shared.command import CommandError
 
 COUNT = 96
 

@@ -13,8 +13,8 @@ from brainq_torch.fit import main as fit
 from brainq_torch.run import load_run
 from export.run.runners import load_runner
 from tests.conftest import TINY
-from tools.images import labels_of
 from tools.restore import main
+from tools.shared.images import labels_of
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.fit import main as fit_main
 from tests.conftest import TINY
-from tools.command import CommandError
-from tools.sources import describe, format_folds, main, make_folds
+from tools.shared.command import CommandError
+from tools.sources.__main__ import describe, format_folds, main
+from tools.sources.folds import make_folds
 from tools.study import runner
 
 STAGES = "[{name: all, epochs: 1}]"

@@ -18,8 +18,8 @@ from brainq_torch.run_files import write_json
 from brainq_torch.series.find import Unread, find_images
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
-from tools.images import choose_known, class_order, decode_images, labels_of
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
+from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 DRAWN = 50
 """Pictures drawn of each kind of outlier."""

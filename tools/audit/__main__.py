@@ -12,7 +12,7 @@ from brainq_torch.data.pixels import SEARCH_PIXELS
 from brainq_torch.run_files import write_json
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
-from tools.command import add_json, add_table, as_main, check_targets
+from tools.shared.command import add_json, add_table, as_main, check_targets
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""

@@ -23,7 +23,7 @@ from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.extra import install_command
 from tools.bench.worker import SUFFIXES
-from tools.command import CommandError, add_json, add_threads, as_main, check_targets, format_table, positive
+from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, format_table, positive
 
 ROOT = Path(__file__).parents[2]
 

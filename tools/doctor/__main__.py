@@ -20,11 +20,11 @@ from export.arithmetic import describe_kind
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor
 from export.graph.read_graph import naming_damage, read_graph
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
-from tools.command import CommandError, add_json, as_main, check_targets
 from tools.doctor.checks import Finding, check_graph
 from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
-from tools.images import decode_images, take_evenly
+from tools.shared.command import CommandError, add_json, as_main, check_targets
+from tools.shared.images import decode_images, take_evenly
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from export.graph.flatbuffer import operator_name, read_model
-from tools.command import CommandError
 from tools.edge.not_done import NotDone
+from tools.shared.command import CommandError
 
 CONFIG = "Arm/vela.ini"
 SECONDS = 600

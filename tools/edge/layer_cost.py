@@ -17,7 +17,7 @@ from export.arithmetic import describe_kind
 from export.graph.flatbuffer import read_model
 from export.graph.model_graph import ModelGraph, Tensor
 from export.graph.read_graph import read_graph
-from tools.command import CommandError
+from tools.shared.command import CommandError
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 8
 """The schema's float32 and int64 of a quantized tensor's scale and zero point."""

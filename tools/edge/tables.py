@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from tools.command import format_table
 from tools.edge.devices import KIB, Device
 from tools.edge.ethos_u import MIB
 from tools.edge.examine import EdgeReport
 from tools.edge.layer_cost import ModelCost
 from tools.edge.not_done import NotDone
+from tools.shared.command import format_table
 
 
 def format_report(reports: Sequence[EdgeReport], devices: Sequence[Device]) -> str:

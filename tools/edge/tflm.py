@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.run.sessions import XNNPACK, feed, open_tflite
-from tools.command import CommandError
 from tools.edge.not_done import NotDone
+from tools.shared.command import CommandError
 
 WORKER = Path(__file__).with_name("tflm_worker.py")
 SECONDS = 600

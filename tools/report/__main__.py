@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.command import as_main
 from tools.report.statistics import RESAMPLES
 from tools.report.write import write_study_report
+from tools.shared.command import as_main
 
 
 def make_parser() -> argparse.ArgumentParser:

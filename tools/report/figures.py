@@ -6,7 +6,7 @@ from tools.report.plots import Point, plot_front, plot_reliability
 from tools.report.render import render_html
 from tools.report.statistics import RowStatistics, accuracy_interval
 from tools.report.stored_study import MeasuredRow, Study
-from tools.study_schema import ENGINES
+from tools.shared.study_schema import ENGINES
 
 FIGURES = "figures"
 

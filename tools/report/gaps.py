@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tools.report.statistics import RowStatistics
 from tools.report.stored_study import FP32_TFLITE, MeasuredRow, Study
-from tools.study_schema import ENGINES, Omission
+from tools.shared.study_schema import ENGINES, Omission
 
 
 def find_gaps(study: Study, statistics: dict[str, RowStatistics]) -> list[Omission]:

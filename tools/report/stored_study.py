@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.study_schema import FORMAT, STUDY, EngineLatency, RowLatency, StudyError, StudyFile, StudyRow, read_record
+from tools.shared.study_schema import (
+    FORMAT,
+    STUDY,
+    EngineLatency,
+    RowLatency,
+    StudyError,
+    StudyFile,
+    StudyRow,
+    read_record,
+)
 
 FP32_TFLITE = "model_fp32.tflite"
 """The file that a family's sizes are compared with."""

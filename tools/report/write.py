@@ -8,7 +8,6 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.evaluation.metrics import ECE_BINS
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS
 from brainq_torch.run_files import atomic_path, write_json
-from tools.command import CommandError
 from tools.report.figures import FIGURES, draw_figures
 from tools.report.gaps import find_gaps
 from tools.report.render import render_html, render_markdown
@@ -23,7 +22,8 @@ from tools.report.statistics import (
     compute_statistics,
 )
 from tools.report.stored_study import Study, read_study
-from tools.study_schema import ENGINES
+from tools.shared.command import CommandError
+from tools.shared.study_schema import ENGINES
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
 SECTIONS = {

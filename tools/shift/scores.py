@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.corruptions import CORRUPTIONS, STRENGTHS
-from tools.command import format_table
+from tools.shared.command import format_table
 
 NOTUMOR = CLASSES.index("notumor")
 LESIONS = tuple(label for label in range(len(CLASSES)) if label != NOTUMOR)

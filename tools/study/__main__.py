@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tools.command import run_resumable
+from tools.shared.command import run_resumable
 from tools.study.config import read_plan
 from tools.study.pipeline import run_study
 

@@ -7,19 +7,11 @@ from pathlib import Path
 from brainq_torch.data.dataset.label_table import split_table
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.provenance import find_commit, is_dirty
-from brainq_torch.run_files import (
-    CHECKPOINT,
-    CONFIG,
-    MANIFEST,
-    PARITY,
-    PHANTOMS,
-    find_config,
-    hash_file,
-    write_json,
-)
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, PHANTOMS, find_config, hash_file, write_json
 from export.catalogue import CATALOGUE
+from tools.shared.study_schema import FORMAT, LATENCY, PREDICTIONS, STUDY, CreatedFrom, GradCam, StudyFile
 from tools.study.config import RowPlan, StudyPlan
-from tools.study.runner import RUN_FILES, Step, StepFailed, StepRunner, format_command
+from tools.study.runner import FAILED, RUN_FILES, Step, StepFailed, StepRunner, format_command
 from tools.study.runs import (
     Handling,
     check_finished,
@@ -31,11 +23,8 @@ from tools.study.runs import (
 )  # fmt: skip
 from tools.study.states import ModelState, RowState
 from tools.study.table import describe_images, describe_row, split_latency
-from tools.study_schema import FORMAT, LATENCY, PREDICTIONS, STUDY, CreatedFrom, GradCam, StudyFile
 
 REPORT, REPORT_TWIN, GRADCAM = "report.html", "report.md", "gradcam.png"
-FAILED = 1
-"""Exit code when a row is not done or a file failed parity; the report says which."""
 
 
 def run_study(plan: StudyPlan) -> int:

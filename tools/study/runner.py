@@ -17,12 +17,15 @@ from typing import Any
 from brainq_torch.lock import LockedError, hold_lock
 from brainq_torch.provenance import CODE, find_commit, find_versions, is_dirty
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, BrainqError, hash_file, write_json
-from tools.command import CommandError
+from tools.shared.command import CommandError
+from tools.shared.study_schema import StudyError
 from tools.study.process import describe_end, run_logged
-from tools.study_schema import StudyError
 
 RUN_FILES = (CONFIG, MANIFEST, CHECKPOINT, METRICS)
 """What a finished run has."""
+
+FAILED = 1
+"""Exit code of a command whose steps did not all succeed; it says which."""
 
 STEPS, LOGS, LOCK = "steps", "logs", "study.lock"
 _FORMAT = 1

@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from brainq_torch.run_files import CHECKPOINT, CONFIG, ENVIRONMENT, LOG, METRICS, PARITY, write_json
-from tools.study.runner import StepFailed, format_command, relative_to
-from tools.study.runs import read_entry
-from tools.study.states import RowState
-from tools.study_schema import (
+from tools.shared.study_schema import (
     LATENCY,
     EngineLatency,
     Neighbour,
@@ -24,6 +21,9 @@ from tools.study_schema import (
     StudyImages,
     StudyRow,
 )
+from tools.study.runner import StepFailed, format_command, relative_to
+from tools.study.runs import read_entry
+from tools.study.states import RowState
 
 SOURCES = "sources"
 _KEPT = {"metrics": METRICS, "config": CONFIG, "log": LOG, "environment": ENVIRONMENT}

@@ -17,8 +17,9 @@ from export.run.metadata import FileMetadata, write_metadata
 from export.run.runners import load_runner, run_named
 from export.run.sessions import NotFiniteError
 from tests.support.handmade_models import write_float_onnx, write_float_tflite
-from tools import compare, evaluate, gradcam, predict
+from tools import compare, gradcam, predict
 from tools.bench import __main__ as bench
+from tools.evaluate import __main__ as evaluate
 
 HUGE = np.full((4, 8), np.finfo(np.float32).max)
 

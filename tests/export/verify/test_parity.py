@@ -16,15 +16,7 @@ from export.run.metadata import FileMetadata, read_metadata, write_metadata
 from export.run.sample import ImageSample
 from export.run.sessions import NotFiniteError
 from export.run.torch_runner import TorchRunner
-from export.verify.parity import (
-    FLOAT_MODEL,
-    Logits,
-    LogitTable,
-    Rung,
-    climb,
-    judge,
-    logit_noise,
-)
+from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, logit_noise
 from export.verify.report import ArtefactReport, Limits, ParityReport
 from export.verify.shifted import add_shifted, measure_shift
 

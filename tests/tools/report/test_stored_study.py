@@ -12,7 +12,7 @@ from tests.support.handmade_study import (
     write_study,
 )
 from tools.report.stored_study import read_study
-from tools.study_schema import StudyError
+from tools.shared.study_schema import StudyError
 
 ROW = "mobilenetv2_fp16"
 

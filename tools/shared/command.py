@@ -62,7 +62,7 @@ def natural(word: str, least: int = 0) -> int:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add what names the images that a model is measured on, as ``tools.images.choose_images`` takes it."""
+    """Add what names the images that a model is measured on, as ``tools.shared.images.choose_images`` takes it."""
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     parser.add_argument(
         "--split",

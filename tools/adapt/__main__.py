@@ -11,75 +11,24 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
-
-from brainq_torch.data.dataset.load import load_pixels
-from brainq_torch.data.dataset.manifest import (
-    ManifestRow,
-    manifest_folder,
-    number_groups,
-    write_manifest,
-)
-from brainq_torch.evaluation.comparison import Comparison, compare_predictions
-from brainq_torch.evaluation.metrics import Metrics, compute_metrics
+from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import load_run, read_yaml
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, atomic_path, find_config, hash_file, write_json
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
-from tools.command import CommandError, format_table, run_resumable
+from tools.adapt.change import NEW, OLD, Change, divide, held_out_split, measure_changes
 from tools.restore import describe_file, read_folded
-from tools.sources import FAILED, IMAGES, check_begun, list_images
-from tools.study.runner import Step, StepFailed, StepRunner, training_step
+from tools.shared.command import CommandError, format_table, run_resumable
+from tools.sources.folds import IMAGES, check_begun, list_images
+from tools.study.runner import FAILED, Step, StepFailed, StepRunner, training_step
 
 FEWEST = 100
 """Images held out, with fewer of which no accuracy is told from another: its 95 % interval is 20 points wide."""
-
-FOLDS = 5
-NEW, OLD = "new", "old"
-
-
-@dataclass(frozen=True)
-class Change:
-    """What the same images scored before and after. how: where they come from. before, after: (N, classes) logits."""
-
-    how: str
-    labels: NDArray[np.int64]
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
-    classes: tuple[str, ...]
-
-    @cached_property
-    def measured(self) -> tuple[Metrics, Metrics, Comparison]:
-        """The metrics before and after, and the paired comparison."""
-        both = [compute_metrics(logits, self.labels, self.classes) for logits in (self.before, self.after)]
-        return both[0], both[1], compare_predictions(self.before, self.after, self.labels, self.classes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        before, after, paired = self.measured
-        return {"how": self.how, "before": before.to_json(), "after": after.to_json(), "comparison": paired.to_json()}
-
-    def row(self, name: str) -> list[str]:
-        """Return the line of the table."""
-        before, after, paired = self.measured
-        return [
-            name,
-            self.how,
-            str(before.n),
-            f"{100 * before.accuracy:.1f} -> {100 * after.accuracy:.1f}",
-            f"{before.macro_f1:.3f} -> {after.macro_f1:.3f}",
-            f"{paired.only_b_right} / {paired.only_a_right}",
-            f"{paired.mcnemar_p:.2g}",
-        ]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -115,7 +64,7 @@ def _adapt(options: argparse.Namespace, others: list[str]) -> int:
     known = _describe_file(start) if start.is_file() else _describe_run(start)
     words = [*_training_words(options, known, stages), *others]
     rows = _list_images(out, words)
-    held_out = [row for row in rows if row.source == NEW and row.split == _held_out(rows, NEW)]
+    held_out = [row for row in rows if row.source == NEW and row.split == held_out_split(rows, NEW)]
     folds = divide(rows) if len(held_out) < FEWEST else []
     runner = StepRunner(out, 2 + len(folds) + start.is_file(), lambda line: print(line, flush=True))
     with runner.locked():
@@ -174,42 +123,6 @@ def _list_images(out: Path, words: list[str]) -> list[ManifestRow]:
         raise CommandError(text) from error
 
 
-def _held_out(rows: Sequence[ManifestRow], source: str) -> str:
-    """Return the split that a source is measured on: its own Testing, else the validation part."""
-    return "Testing" if any(row.source == source and row.split == "Testing" for row in rows) else "val"
-
-
-def divide(rows: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
-    """Return a manifest per fold: a fifth of the new groups as Testing, another validating; old Testing is left out.
-
-    Raises:
-        CommandError: There are fewer groups of a class than folds.
-    """
-    new = [row for row in rows if row.source == NEW]
-    groups, labels = number_groups(new), np.array([row.label for row in new])
-    fewest = min(len(set(groups[labels == label])) for label in set(labels.tolist()))
-    if fewest < FOLDS:
-        raise CommandError(
-            f"the new images are too few to say anything: cross-validation needs {FOLDS} groups (patients) of each "
-            f"class, one has {fewest}; add images"
-        )
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    fold_of = np.empty(len(new), int)
-    for place, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
-        fold_of[held_out] = place
-    known = {row.group for row in new}  # an old image that is a copy of a new one takes no part
-    old = [row for row in rows if row.source != NEW and row.split != "Testing" and row.group not in known]
-    parts = {0: "Testing", 1: "val"}
-    return [
-        [
-            replace(row, split=parts.get((fold - place) % FOLDS, "Training"))
-            for row, fold in zip(new, fold_of.tolist(), strict=True)
-        ]
-        + old
-        for place in range(FOLDS)
-    ]
-
-
 def _restore(runner: StepRunner, file: Path, words: list[str]) -> Path:
     """Make a run folder of a file."""
     run, manifest = runner.out / "start", runner.out / IMAGES / MANIFEST
@@ -228,37 +141,6 @@ def _train(runner: StepRunner, name: str, words: list[str], rows: Sequence[Manif
     runner.begin(name)
     runner.do(training_step(name, words, manifest, run))
     return run
-
-
-def _answer(model: Path, rows: Sequence[ManifestRow]) -> NDArray[np.float32]:
-    """Return a run's logits, (N, classes), of images."""
-    runner = load_runner(model)
-    return runner(load_pixels(manifest_folder(Path(), rows), runner.pixels))
-
-
-def measure_changes(
-    start: Path, trained: Sequence[Path], rows: Sequence[ManifestRow], folds: Sequence[list[ManifestRow]]
-) -> dict[str, Change]:
-    """Measure before and after, by what the images are. trained: the network, then one for each fold."""
-    classes = load_run(start).classes
-
-    def change(how: str, parts: Sequence[tuple[Path, list[ManifestRow]]]) -> Change:
-        labels = [classes.index(row.label) for _, part in parts for row in part]
-        before = np.concatenate([_answer(start, part) for _, part in parts])
-        after = np.concatenate([_answer(run, part) for run, part in parts])
-        return Change(how, np.array(labels), before, after, classes)
-
-    found = {}
-    if folds:
-        parts = [[row for row in fold if row.split == "Testing"] for fold in folds]
-        how = f"{FOLDS}-fold cross-validation over groups"
-        found[f"all {NEW} ones"] = change(how, list(zip(trained[1:], parts, strict=True)))
-    for source in sorted({row.source for row in rows}):
-        split = _held_out(rows, source)
-        part = [row for row in rows if (row.source, row.split) == (source, split)]
-        if part:
-            found[source] = change(split, [(trained[0], part)])
-    return found
 
 
 def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None:

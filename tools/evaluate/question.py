@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from brainq_torch.data.classes import Labels
 from brainq_torch.evaluation.metrics import Metrics
 from export.run.runners import Runner
-from tools.command import CommandError
+from tools.shared.command import CommandError
 
 _OTHER = "(other classes)"
 

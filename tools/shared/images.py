@@ -18,7 +18,7 @@ from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, Image
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
 from export.run.runners import Runner, run_named
-from tools.command import CommandError
+from tools.shared.command import CommandError
 
 SPLIT_ORDER = ("Testing", "val", "all", "Training")
 """Which split is measured when none is named: the first of these that the folder has."""
