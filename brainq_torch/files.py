@@ -2,10 +2,12 @@
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from brainq_torch.run_files import BrainqError, atomic_path
 
@@ -34,6 +36,14 @@ def load_tensors(path: Path) -> Any:
         raise TensorFileError(
             f"{path} is truncated, damaged, or not a file of tensors and plain data, and was not loaded: {reason}"
         ) from error
+
+
+def weight_faults(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return which entries of a network's state are missing in a file's, unexpected there, or of another shape."""
+    faults = [f"missing {name}" for name in wanted if name not in state]
+    faults += [f"unexpected {name}" for name in state if name not in wanted]
+    shapes = {name: (tuple(state[name].shape), tuple(wanted[name].shape)) for name in wanted if name in state}
+    return faults + [f"{name} is {found} instead of {own}" for name, (found, own) in shapes.items() if found != own]
 
 
 def _check_sums(path: Path) -> None:

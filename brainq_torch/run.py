@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.files import TensorFileError, load_tensors, save_tensors
+from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weight_faults
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.quant.layers import is_fake_quantized, scheme_of
 from brainq_torch.quant.prepare import rebuild
@@ -107,15 +107,7 @@ def _build(checkpoint: dict[str, Any], path: Path) -> nn.Module:
 
 def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Raise RunError naming the first entries of ``state`` that are missing, unexpected or differently shaped."""
-    target = model.state_dict()
-    faults = [f"missing {name}" for name in target if name not in state]
-    faults += [f"unexpected {name}" for name in state if name not in target]
-    faults += [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(target[name].shape)}"
-        for name in target
-        if name in state and state[name].shape != target[name].shape
-    ]
-    if faults:
+    if faults := weight_faults(model.state_dict(), state):
         raise RunError(
             f"{what} holds weights of another architecture ({len(faults)} differences): {'; '.join(faults[:4])}"
         )

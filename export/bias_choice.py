@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from brainq_torch.data.augment.appearance import StyleMixing
+from brainq_torch.data.decoded import to_pixels
 from brainq_torch.quant.calibrate import correct_biases, measure_means
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.quant.layers import scheme_of
@@ -102,9 +103,8 @@ def _images(context: ExportContext, sample: ImageSample) -> NDArray[np.uint8] | 
 def _restyle(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return copies of (N, size, size) images with other tone curves, textures and filters: as of other scanners."""
     generator = torch.Generator().manual_seed(0)
-    changed = torch.cat([_LOOKS(batch, generator) for batch in make_batches(pixels, _AT_ONCE)])[:, 0]
-    restyled: NDArray[np.uint8] = (changed * 128 + 128).round().clamp(0, 255).byte().numpy()
-    return restyled
+    changed = torch.cat([_LOOKS(batch, generator) for batch in make_batches(pixels, _AT_ONCE)])
+    return np.asarray(to_pixels(changed))
 
 
 def _measure(

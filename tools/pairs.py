@@ -9,8 +9,9 @@ a pair right.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +30,16 @@ from tools.shared.command import CommandError, add_json, as_main, check_targets,
 from tools.shared.images import class_order
 
 _Pixels = NDArray[np.uint8]
+_Pair = tuple[NDArray[Any], NDArray[Any], tuple[int, int]]  # images before and after in [0, 1], labels of both
 _MOST_TRIES = 40  # draws per pair wanted
 
 
-class Pairs:
-    """Heads and what became of them. before, after: lists of (H, W) uint8; labels: (N, 2) of before and after."""
+class Pairs(NamedTuple):
+    """Heads and what became of them. before, after: (H, W) uint8 each; labels: (N, 2) of before and after."""
 
-    def __init__(self) -> None:
-        self.before: list[_Pixels] = []
-        self.after: list[_Pixels] = []
-        self.labels: list[tuple[int, int]] = []
-
-    def add(self, before: NDArray[Any], after: NDArray[Any], labels: tuple[int, int]) -> None:
-        """Add one pair; images are float in [0, 1]."""
-        self.before.append(to_bytes(before))
-        self.after.append(to_bytes(after))
-        self.labels.append(labels)
+    before: tuple[_Pixels, ...]
+    after: tuple[_Pixels, ...]
+    labels: tuple[tuple[int, int], ...]
 
 
 def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int = 0) -> dict[str, Pairs]:
@@ -53,47 +48,44 @@ def make_pairs(pixels: _Pixels, labels: NDArray[np.int64], count: int, seed: int
     normal, tumours = (np.flatnonzero(np.isin(labels, wanted)) for wanted in ([NOTUMOR], [GLIOMA, MENINGIOMA]))
     if not len(normal) or not len(tumours):
         raise CommandError("pairs need images of class notumor and of gliomas or meningiomas")
-    kinds: dict[str, Callable[[Pairs, np.random.Generator], None]] = {
-        "painted": lambda pairs, rng: _paint(pairs, maker, int(rng.choice(normal)), rng),
-        "transplanted": lambda pairs, rng: _transplant(
-            pairs, maker, int(rng.choice(normal)), int(rng.choice(tumours)), rng
-        ),
-        "cleared": lambda pairs, rng: _clear(pairs, maker, int(rng.choice(tumours))),
+    kinds: dict[str, Callable[[np.random.Generator], _Pair | None]] = {
+        "painted": lambda rng: _paint(maker, int(rng.choice(normal)), rng),
+        "transplanted": lambda rng: _transplant(maker, int(rng.choice(normal)), int(rng.choice(tumours)), rng),
+        "cleared": lambda rng: _clear(maker, int(rng.choice(tumours))),
     }
     made = {}
     for number, (kind, make) in enumerate(kinds.items()):
-        pairs, rng = Pairs(), np.random.default_rng([seed, number])
-        for _ in range(_MOST_TRIES * count):
-            if len(pairs.labels) == count:
-                break
-            make(pairs, rng)
-        if not pairs.labels:
+        rng = np.random.default_rng([seed, number])
+        pairs = list(islice(filter(None, (make(rng) for _ in range(_MOST_TRIES * count))), count))
+        if not pairs:
             raise CommandError(f"no pair of kind {kind!r} could be made; the images show no whole heads")
-        made[kind] = pairs
+        before, after, both = zip(*pairs, strict=True)
+        made[kind] = Pairs(tuple(map(to_bytes, before)), tuple(map(to_bytes, after)), both)
     return made
 
 
-def _paint(pairs: Pairs, maker: CounterfactualMaker, row: int, rng: np.random.Generator) -> None:
+def _paint(maker: CounterfactualMaker, row: int, rng: np.random.Generator) -> _Pair | None:
     head, _ = maker.look(row)
-    if head is not None:
-        label = GLIOMA if rng.random() < 0.6 else MENINGIOMA
-        pairs.add(head.image, paint_any(head, label, rng), (NOTUMOR, label))
+    if head is None:
+        return None
+    label = GLIOMA if rng.random() < 0.6 else MENINGIOMA
+    return head.image, paint_any(head, label, rng), (NOTUMOR, label)
 
 
-def _transplant(pairs: Pairs, maker: CounterfactualMaker, row: int, donor: int, rng: np.random.Generator) -> None:
+def _transplant(maker: CounterfactualMaker, row: int, donor: int, rng: np.random.Generator) -> _Pair | None:
     head, _ = maker.look(row)
     source, lesion = maker.look(donor)
     if head is None or source is None or lesion is None:
-        return
+        return None
     moved = transplant_lesion(source, lesion, head, rng)
-    if moved is not None:
-        pairs.add(head.image, moved, (NOTUMOR, int(maker.labels[donor])))
+    return None if moved is None else (head.image, moved, (NOTUMOR, int(maker.labels[donor])))
 
 
-def _clear(pairs: Pairs, maker: CounterfactualMaker, row: int) -> None:
+def _clear(maker: CounterfactualMaker, row: int) -> _Pair | None:
     head, lesion = maker.look(row)
-    if head is not None and lesion is not None:
-        pairs.add(head.image, mirror_half(head.image, not lesion.left), (int(maker.labels[row]), NOTUMOR))
+    if head is None or lesion is None:
+        return None
+    return head.image, mirror_half(head.image, not lesion.left), (int(maker.labels[row]), NOTUMOR)
 
 
 def measure(runner: Runner, order: Sequence[int], pairs: Pairs) -> dict[str, Any]:

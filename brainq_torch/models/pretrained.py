@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, get_model_weights
 
-from brainq_torch.files import load_tensors
+from brainq_torch.console import name_first
+from brainq_torch.files import load_tensors, weight_faults
 from brainq_torch.models import ModelOptions, head_name
 from brainq_torch.models.sources import import_timm
 from brainq_torch.models.wiring import IMAGE, fuse_list, read_steps
@@ -65,22 +66,15 @@ def fold_rgb_stem(
 def copy_mapped(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy every tensor but the head's by its name; PretrainedError names all that do not fit, before any copy."""
     head = _head_keys(model)
-    target = model.state_dict()
-    wanted = {name for name in target if name not in head and not name.endswith("num_batches_tracked")}
-    offered = {name for name in state if name not in head and not name.endswith("num_batches_tracked")}
-    faults = [f"missing {name}" for name in sorted(wanted - offered)]
-    faults += [f"unexpected {name}" for name in sorted(offered - wanted)]
-    faults += [
-        f"{name} has shape {tuple(state[name].shape)}, the network has {tuple(target[name].shape)}"
-        for name in sorted(wanted & offered)
-        if state[name].shape != target[name].shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise PretrainedError(f"the weights do not fit {type(model).__name__}: {shown}")
+    target, offered = (
+        {name: each for name, each in of.items() if name not in head and not name.endswith("num_batches_tracked")}
+        for of in (model.state_dict(), state)
+    )
+    if faults := weight_faults(target, offered):
+        raise PretrainedError(f"the weights do not fit {type(model).__name__}: {name_first(faults)}")
     with torch.no_grad():
-        for name in wanted:
-            target[name].copy_(state[name])
+        for name, own in target.items():
+            own.copy_(offered[name])
 
 
 def _find_stems(model: nn.Module) -> dict[str, str]:

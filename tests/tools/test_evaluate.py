@@ -329,7 +329,7 @@ def test_a_real_run_folder_from_the_command_line(data, tmp_path, monkeypatch):
     target = tmp_path / "m.json"
     words = [str(write_run(tmp_path / "run")), "--data", str(data), "--json", str(target)]
     monkeypatch.setattr(sys, "argv", ["evaluate", *words])
-    monkeypatch.delitem(sys.modules, "tools.evaluate")
+    monkeypatch.delitem(sys.modules, "tools.evaluate.__main__")
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("tools.evaluate", run_name="__main__")
     assert json.loads(target.read_text())["n"] == 20

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.extra import import_extra
-from export.run.sessions import open_onnx, open_tflite
+from export.run.sessions import feed, open_onnx, open_tflite
 
 SUFFIXES = (".onnx", ".tflite")
 
@@ -131,7 +131,7 @@ def _tflite_engine(path: Path, threads: int) -> Engine:
             scale, zero_point = output["quantization"]
             return (logits.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
-        return call, _typed(grey_squares(inputs[0]["shape"][1:]), inputs[0]["dtype"])
+        return call, feed(grey_squares(inputs[0]["shape"][1:]), inputs[0])
 
     return Engine(f"LiteRT {version('ai-edge-litert')}", load)
 
@@ -152,15 +152,6 @@ def grey_squares(shape: Sequence[Any]) -> NDArray[np.float32]:
     greys = np.random.default_rng(0).integers(-128, 128, (COMPARED_IMAGES, 16, 16))
     squares = greys.repeat(-(-side // 16), 1).repeat(-(-side // 16), 2)[:, :side, :side] / 128
     return squares.astype(np.float32).reshape(COMPARED_IMAGES, *shape)
-
-
-def _typed(image: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
-    """Return the image as the file's input type takes it."""
-    if np.issubdtype(dtype, np.floating):
-        return image.astype(dtype)
-    limits = np.iinfo(dtype)
-    middle = (limits.max + limits.min + 1) // 2
-    return (np.rint(image * 128) + middle).clip(limits.min, limits.max).astype(dtype)
 
 
 if __name__ == "__main__":

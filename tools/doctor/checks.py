@@ -114,11 +114,9 @@ def _check_input_scale(graph: ModelGraph) -> list[Finding]:
 
 
 def _check_transposes(graph: ModelGraph) -> list[Finding]:
-    found = tuple(node.name for node in graph.nodes if node.operator == "TRANSPOSE")
-    if not found:
-        return []
-    what = f"transposes, each a copy of the activations: {len(found)}"
-    return [Finding("transposes", "warning", what, "convert to the engine's own layout (NHWC for TFLite)", found)]
+    found = [node.name for node in graph.nodes if node.operator == "TRANSPOSE"]
+    what, remedy = "transposes, each a copy of the activations", "convert to the engine's own layout (NHWC for TFLite)"
+    return _count("transposes", "warning", what, remedy, found)
 
 
 def _check_islands(graph: ModelGraph) -> list[Finding]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.data.pixels import scale_pixels
 from export.run.sessions import BUILTIN_KERNELS, XNNPACK, feed, open_onnx, open_tflite
 
 MODES = ("default", "plain")
@@ -154,7 +155,7 @@ def _shaped(image: NDArray[np.uint8], shape: Any) -> NDArray[np.float32]:
     """Return one grey image as (pixel - 128) / 128 in the file's own layout."""
     size = len(image)
     layout = (1, 1, size, size) if len(shape) == 4 and shape[1] == 1 else (1, size, size, 1)
-    return ((image.astype(np.float32) - np.float32(128)) / np.float32(128)).reshape(layout)
+    return scale_pixels(image[None]).reshape(layout)
 
 
 if __name__ == "__main__":

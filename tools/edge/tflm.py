@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.data.pixels import scale_pixels
 from export.run.sessions import XNNPACK, feed, open_tflite
 from tools.edge.not_done import NotDone
 from tools.shared.command import CommandError
@@ -145,10 +146,9 @@ def _litert(path: Path, kernels: str = XNNPACK) -> Any:
 
 def _feed(path: Path, pixels: NDArray[np.uint8], details: dict[str, Any]) -> NDArray[Any]:
     """Return (pixel - 128) / 128 in the type that the file takes, (N, H, W, 1)."""
-    real = ((pixels.astype(np.float32) - np.float32(128)) / np.float32(128))[..., None]
     if details["dtype"] != np.float32 and not details["quantization"][0]:
         raise CommandError(f"{path} takes {np.dtype(details['dtype']).name} without a scale; export it again")
-    return feed(real, details)
+    return feed(scale_pixels(pixels).transpose(0, 2, 3, 1), details)
 
 
 def _ask(python: str, request: dict[str, Any]) -> dict[str, Any]:

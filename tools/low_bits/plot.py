@@ -29,15 +29,8 @@ def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
     mixed = [point for point in points[1:] if "layers" in point]
     if mixed:
         label = f"4 or 8 bits by sensitivity, {mixed[0]['method']}"
-        axes.plot(
-            [p["bits"] for p in mixed],
-            [100 * p["accuracy"] for p in mixed],
-            "*",
-            color="k",
-            ms=10,
-            label=label,
-            zorder=3,
-        )
+        bits, accuracies = [p["bits"] for p in mixed], [100 * p["accuracy"] for p in mixed]
+        axes.plot(bits, accuracies, "*", color="k", ms=10, label=label, zorder=3)
     axes.set(xlabel="bits per weight (ends and depthwise: 8)", ylabel="accuracy / %", xticks=range(2, 9), ylim=(0, 110))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

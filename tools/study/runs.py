@@ -20,7 +20,7 @@ from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_co
 from export.catalogue import CATALOGUE
 from tools.study.config import StudyPlan
 from tools.study.runner import RUN_FILES, StepFailed, format_command
-from tools.study_schema import StudyError
+from tools.shared.study_schema import StudyError
 
 _NO_TESTING = "no Testing images, and a study measures every file on them: give them a folder, or a split in labels.csv"
 
