@@ -87,7 +87,8 @@ def _ask_runner(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
     """Return the hash of an image's pixels and the runner's answer, as ``golden_answer`` does."""
     pixels = runner.pixels.apply(read_grey(path).pixels)
     logits = runner(pixels[None])[0]
-    raw = runner.raw(pixels[None])[0] if runner.logit_scale else logits
+    scale = runner.logit_scale
+    raw = logits if scale is None else (np.rint(logits / np.float32(scale.scale)) + scale.zero_point).astype(np.int8)
     (answer,) = judge(logits[None], pixels[None], runner.classes, runner.abstention)
     return hashlib.sha256(pixels.tobytes()).hexdigest(), summarise(raw, answer)
 

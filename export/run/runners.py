@@ -65,13 +65,6 @@ class Runner(Protocol):
         """
         ...
 
-    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """Map (N, size, size) uint8 grey images to the file's own (N, C) integer logits, as int8 where they are uint8.
-
-        Raises RunnerError for a model whose logits are float.
-        """
-        ...
-
 
 def load_runner(
     path: str | PathLike[str],
@@ -135,14 +128,6 @@ class OnnxRunner:
         rows = [self._run(batch) for batch in batches(images, self.pixels, self._batch)]
         return join_logits(self._name, rows, np.float32, len(self.classes))
 
-    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """See ``Runner``: the integers that the last DequantizeLinear was fed."""
-        if self.logit_scale is None:
-            raise RunnerError("this ONNX file has float logits; only a QDQ file has integer ones")
-        steps = np.rint(self(images) / np.float32(self.logit_scale.scale)) + self.logit_scale.zero_point
-        integers: npt.NDArray[np.int8] = steps.astype(np.int8)
-        return integers
-
     def _run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         try:
             logits: npt.NDArray[np.float32] = self._session.run(None, {self._input: scale_pixels(batch)})[0]
@@ -182,16 +167,11 @@ class TFLiteRunner:
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``; integer logits are dequantized."""
+        logits = self._invoke(images)
         if self.logit_scale is None:
-            return self._invoke(images)
+            return logits
         scale, zero_point = self.logit_scale
-        return (self.raw(images).astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
-
-    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """See ``Runner``."""
-        if self.logit_scale is None:
-            raise RunnerError("this TFLite file has float logits; only an integer file has integer ones")
-        return (self._invoke(images).astype(np.int16) - self._shift).astype(np.int8)
+        return (logits.astype(np.float32) - np.float32(zero_point + self._shift)) * np.float32(scale)
 
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Return the logits in the file's own type."""

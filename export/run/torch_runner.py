@@ -49,10 +49,6 @@ class TorchRunner:
             rows = [self.model(batch).numpy() for batch in scaled]
         return join_logits(self._name, rows, np.float32, len(self.classes))
 
-    def raw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """Raise RunnerError: PyTorch computes in float here, even a fake-quantized network."""
-        raise RunnerError("a checkpoint has no integer logits; export it and run the int8 file")
-
 
 def run_folder(folder: Path, threads: int = 1) -> TorchRunner:
     """Load a run folder's network. Raises RunError where it is no finished run."""

@@ -7,26 +7,7 @@ from torch import nn
 from brainq_torch.models.densenet import DENSENET_32, DenseNet
 from brainq_torch.models.mobilenetv2 import MobileNetV2
 from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
-
-TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
-
-
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give BatchNorms statistics, gains and shifts that a wrong formula cannot hide behind."""
-    generator = torch.Generator().manual_seed(seed)
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            shape = part.running_mean.shape
-            part.running_mean.copy_(torch.randn(shape, generator=generator) * 0.3)
-            part.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
-            with torch.no_grad():
-                part.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
-                part.bias.copy_(torch.randn(shape, generator=generator) * 0.2)
-    return model
-
-
-def images(count: int = 2, size: int = 64, seed: int = 1) -> torch.Tensor:
-    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+from tests.brainq_torch.models.test_densenet import TINY, images, randomised
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
 from export.bundle.predict import SUMS, main
 from export.bundle.web import INSTALL, PACKAGE, PARSER, PARSER_VERSION, RUNTIME_VERSION, find_runtime
+from tests.export.bundle.test_build import sign_again
 from tests.support.chromium import Chromium, serve
 
 PAGE = Path("export/bundle/page").resolve()
@@ -347,12 +348,6 @@ def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictu
     assert "may differ by 1 from Python's" in answers["scan.jpg"]["notes"][-1]
     assert answers["scan.jpg"]["best"] == python["scan.jpg"]["best"]
     assert "truncated or damaged PNG" in answers["broken.png"]["error"]
-
-
-def sign_again(folder, name):
-    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    lines = [line for line in (folder / SUMS).read_text().splitlines() if not line.endswith(f"  {name}")]
-    (folder / SUMS).write_text("\n".join([*lines, f"{digest}  {name}"]) + "\n")
 
 
 def change_model(folder):

@@ -56,7 +56,7 @@ def test_the_float_networks_file_lends_its_operators(tmp_path, monkeypatch):
     monkeypatch.setattr(integer_files, "convert_float", None)
     convert_int8(tmp_path / "int8.onnx", tmp_path / "lent.tflite", PIXELS, floats=floats)  # checked bit for bit
     first, second = (load_runner(tmp_path / f"{name}.tflite", 1, PIXELS, CLASSES) for name in ("converted", "lent"))
-    np.testing.assert_array_equal(first.raw(small_images(seed=2)), second.raw(small_images(seed=2)))
+    np.testing.assert_array_equal(first(small_images(seed=2)), second(small_images(seed=2)))
 
 
 def test_relu6_clips_at_six_which_is_an_integer(tmp_path, monkeypatch):
