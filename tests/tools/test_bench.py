@@ -154,10 +154,12 @@ def test_a_run_folder_runs_in_pytorch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "low", "high"), [(np.int8, -128, 127), (np.uint8, 0, 255), (np.float32, -1, 0.9921875)]
+    ("dtype", "zero_point", "low", "high"),
+    [(np.int8, 0, -128, 127), (np.uint8, 128, 0, 255), (np.float32, 0, -1, 0.9921875)],
 )
-def test_input_covers_the_types_range(dtype, low, high):
-    image = bench_worker._typed(bench_worker.grey_squares((64, 64, 1)), dtype)
+def test_input_covers_the_types_range(dtype, zero_point, low, high):
+    details = {"dtype": dtype, "quantization": (1 / 128, zero_point)}
+    image = bench_worker.feed(bench_worker.grey_squares((64, 64, 1)), details)
     assert image.shape == (bench_worker.COMPARED_IMAGES, 64, 64, 1)
     assert image.dtype == dtype
     assert (image.min(), image.max()) == (low, high)

@@ -109,5 +109,5 @@ def test_command_writes_its_figures(tiny_run, tmp_path, heads, monkeypatch):
 
 def _resized(heads, count):
     made = make_pairs(*heads, count=count)["painted"]
-    made.before, made.after = ([image[::4, ::4].copy() for image in side] for side in (made.before, made.after))
-    return made
+    small = ([image[::4, ::4].copy() for image in side] for side in (made.before, made.after))
+    return made._replace(**dict(zip(("before", "after"), small, strict=True)))
