@@ -27,7 +27,16 @@ from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, natural, positive
+from tools.shared.command import (
+    CommandError,
+    add_data,
+    add_json,
+    add_threads,
+    as_main,
+    check_targets,
+    natural,
+    positive,
+)
 from tools.shared.images import choose_images, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome

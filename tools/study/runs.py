@@ -18,9 +18,9 @@ from brainq_torch.data.dataset.load import DataFolderError, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, read_manifest
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_config, hash_file
 from export.catalogue import CATALOGUE
+from tools.shared.study_schema import StudyError
 from tools.study.config import StudyPlan
 from tools.study.runner import RUN_FILES, StepFailed, format_command
-from tools.shared.study_schema import StudyError
 
 _NO_TESTING = "no Testing images, and a study measures every file on them: give them a folder, or a split in labels.csv"
 
