@@ -30,24 +30,24 @@ def describe(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _describe(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64)
-    top = max(float(np.percentile(small, 99)), 8.0)
+    ranks = np.percentile(small, [10, 25, 50, 75, 90, 99])
+    top = max(float(ranks[-1]), 8.0)
     ring = np.concatenate([small[0], small[-1], small[1:-1, 0], small[1:-1, -1]])
     corners = small[[0, 0, -1, -1], [0, -1, 0, -1]]
     spread = small.std() + 1.0
-    coarse = small.reshape(16, 4, 16, 4).mean(axis=(1, 3))
     return np.array(
         [
             ring.mean() / top,
             ring.std() / top,
             corners.mean() / top,
             top / 255,
-            *np.percentile(small, [10, 25, 50, 75, 90]) / top,
+            *ranks[:-1] / top,
             spread / top,
             *_outline(small / top),
             max(_alike(small, small[:, ::-1]), _alike(small, small[::-1])),
             np.log(_roughness(image.astype(np.int16)) / spread + 1e-3),
             np.log(_roughness(small) / spread + 1e-3),
-            np.log(_roughness(coarse) / spread + 1e-3),
+            np.log(_roughness(small.reshape(16, 4, 16, 4).mean(axis=(1, 3))) / spread + 1e-3),
         ]
     )
 
