@@ -82,22 +82,6 @@ class ComparedFile:
         return {"model": self.model, **sizes, "metrics": self.metrics.to_json(), **compared}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two files' logits, number by number.
-
-    measured: as in ``verify.parity.judge``, LSB of the artefact's scale.
-    """
-
-    reference: str
-    artefact: str
-    measured: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"reference": self.reference, "artefact": self.artefact, **self.measured}
-
-
 class Images:
     """The images of a split, decoded once for every PixelSpec that a model asks for; or shifted copies of them."""
 
@@ -174,13 +158,13 @@ def _compare(options: argparse.Namespace) -> int:
     for candidate, runner in as_written.items():
         if candidate not in known:
             known[candidate] = Logits(_run(candidate.name, runner, images), runner.logit_scale)
-    measured = [Pair(a.name, b.name, _measure(known[a], known[b])) for a, b in asked]
+    measured = [{"reference": a.name, "artefact": b.name} | _measure(known[a], known[b]) for a, b in asked]
     print(f"{folder.root}, split {split}: {len(images.labels)} images\n\n{format_rows(rows)}")
     if measured:
         print(f"\n{format_pairs(measured)}")
     if options.json:
         about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
-        models = {"models": [row.to_json() for row in rows], "pairs": [pair.to_json() for pair in measured]}
+        models = {"models": [row.to_json() for row in rows], "pairs": measured}
         write_json(options.json, about | models)
     return 0
 
@@ -190,7 +174,7 @@ def compare_models(
 ) -> list[ComparedFile]:
     """Measure each model, all but the first against it, too, also on ``others``, which are called as they are shown.
 
-    ``known`` gets the logits that ``Pair`` compares as is.
+    ``known`` gets the logits that pairs compare as they are.
     """
     rows: list[ComparedFile] = []
     reference: NDArray[np.float32] | None = None
@@ -239,15 +223,14 @@ def format_rows(rows: Sequence[ComparedFile]) -> str:
     return "\n".join([format_table(heads, table), *flips])
 
 
-def format_pairs(pairs: Sequence[Pair]) -> str:
-    """Return a Markdown table."""
+def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table of names, and of what ``verify.parity.judge`` measures, LSB of the artefact's scale."""
     rows = []
     for pair in pairs:
-        measured = pair.measured
-        equal = "-" if measured["bit_equal"] is None else f"{100 * measured['bit_equal']:.2f} %"
-        lsb = ["-" if measured[key] is None else f"{measured[key]:.3g}" for key in ("mean_lsb", "max_lsb")]
-        cells = [pair.reference, pair.artefact, f"{100 * measured['top1_agreement']:.2f} %", equal, *lsb]
-        rows.append([*cells, f"{measured['max_abs_diff']:.3g}"])
+        equal = "-" if pair["bit_equal"] is None else f"{100 * pair['bit_equal']:.2f} %"
+        lsb = ["-" if pair[key] is None else f"{pair[key]:.3g}" for key in ("mean_lsb", "max_lsb")]
+        cells = [pair["reference"], pair["artefact"], f"{100 * pair['top1_agreement']:.2f} %", equal, *lsb]
+        rows.append([*cells, f"{pair['max_abs_diff']:.3g}"])
     heads = ["A", "B", "same class", "equal integers", "mean LSB", "max LSB", "max difference"]
     return format_table(heads, rows)
 

@@ -46,7 +46,7 @@ def build_model(name: str, class_count: int = 4, /, **arguments: Any) -> nn.Modu
         except WiringError as error:
             raise ValueError(f"{name}: {error}") from error
         # Some authors draw the head for 1000 classes: with four, timm's EfficientNets begin with logits of 30.
-        head: Any = network.get_submodule(network.wiring.head)
+        head: Any = network.get_submodule(network.head_name)
         head.reset_parameters()
         return network
     if name not in MODELS:
@@ -59,4 +59,4 @@ def build_model(name: str, class_count: int = 4, /, **arguments: Any) -> nn.Modu
 
 def head_name(model: nn.Module) -> str:
     """Return the name of the module that makes the logits."""
-    return model.wiring.head if isinstance(model, Network) else "classifier"
+    return model.head_name if isinstance(model, Network) else "classifier"

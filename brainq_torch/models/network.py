@@ -1,7 +1,5 @@
 """A network that others wrote, traced and rewritten: every operation a module, one grey channel, stubs at its ends."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -10,26 +8,14 @@ from brainq_torch.models.rewriting import Rewriting
 from brainq_torch.models.wiring import WiringError, trace_modules
 
 
-@dataclass(frozen=True)
-class Wiring:
-    """How the modules of a ``Network`` work together.
-
-    Attributes:
-        forward: Of the network and its image, the logits.
-        head: Name of the layer that makes the logits.
-    """
-
-    forward: Callable[..., Tensor]
-    head: str
-
-
 class Network(nn.Module):
     """A traced network: modules and keys of the one that it was made from, and their wiring as one function.
 
-    Input (N, 1, H, W) float32, (pixel - 128) / 128; output (N, classes) float32 logits.
+    Input (N, 1, H, W) float32, (pixel - 128) / 128; output (N, classes) float32 logits. head_name: of the layer that
+    makes them.
     """
 
-    def __init__(self, traced: fx.GraphModule, wiring: Wiring) -> None:
+    def __init__(self, traced: fx.GraphModule, head: str) -> None:
         super().__init__()
         for name, part in traced.named_children():
             self.add_module(name, part)
@@ -37,11 +23,12 @@ class Network(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in traced.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-        self.wiring = wiring
+        self.head_name, self._wiring = head, type(traced).forward
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
-        return self.wiring.forward(self, image)
+        logits: Tensor = self._wiring(self, image)
+        return logits
 
 
 def rewrite(original: nn.Module, class_count: int) -> Network:
@@ -71,7 +58,7 @@ def rewrite(original: nn.Module, class_count: int) -> Network:
         )
     _make_grey(traced)
     traced.recompile()
-    return Network(traced, Wiring(type(traced).forward, head)).train(original.training)
+    return Network(traced, head).train(original.training)
 
 
 def _make_grey(traced: fx.GraphModule) -> None:

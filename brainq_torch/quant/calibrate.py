@@ -50,13 +50,6 @@ class ValueHistogram:
     counts: NDArray[Any]
     exact: bool = False
 
-    @property
-    def centres(self) -> NDArray[Any]:
-        """Middle of each bin, (2048,) float64."""
-        edges = np.linspace(self.low, self.high, _BINS + 1)
-        middles: NDArray[Any] = (edges[:-1] + edges[1:]) / 2
-        return middles
-
 
 @dataclass
 class _Tails:
@@ -249,7 +242,8 @@ def _choose_percentile(histogram: ValueHistogram) -> tuple[float, float]:
 
 
 def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
-    values, weights = histogram.centres, histogram.counts
+    edges = np.linspace(histogram.low, histogram.high, _BINS + 1)
+    values, weights = (edges[:-1] + edges[1:]) / 2, histogram.counts  # of each bin the middle
 
     def error(candidate: tuple[float, float]) -> float:
         return float(np.sum(weights * (_round_to_grid(values, *candidate, histogram.exact) - values) ** 2))

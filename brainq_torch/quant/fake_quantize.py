@@ -102,11 +102,6 @@ class ActivationQuantizer(_Switchable):
     def _round(self, activation: Tensor) -> Tensor:
         return fake_quantize(activation, *self.encoding, LOWEST, HIGHEST)
 
-    def set_range(self, low: float, high: float) -> None:
-        """Replace the range; ``refresh`` then makes it the group's encoding."""
-        self.low.fill_(low)
-        self.high.fill_(high)
-
     def refresh(self) -> None:
         """Recompute the encoding from the ranges of the whole group."""
         if self.fixed:

@@ -125,7 +125,8 @@ def set_activation_ranges(model: nn.Module, ranges: Mapping[str, tuple[float, fl
             raise PrepareError(f"no activation is named {name!r}; there are {', '.join(quantizers)}")
         if not -torch.inf < low <= high < torch.inf:
             raise PrepareError(f"the range of {name} is [{low}, {high}]; both ends must be finite and in order")
-        quantizers[name].set_range(low, high)
+        quantizers[name].low.fill_(low)
+        quantizers[name].high.fill_(high)
     for quantizer in quantizers.values():
         quantizer.refresh()
 

@@ -57,16 +57,6 @@ class Encodings:
     activations: dict[str, Encoding]
     layers: dict[str, LayerIntegers]
 
-    @property
-    def input(self) -> str:
-        """Name of the network's input."""
-        return next(iter(self.activations))
-
-    @property
-    def output(self) -> str:
-        """Name of the logits."""
-        return list(self.activations)[-1]
-
 
 def read_encodings(path: Path) -> Encodings:
     """Read a QDQ file of ``export_qdq_onnx``. Raises EncodingError when a value is not what that writes."""

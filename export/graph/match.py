@@ -153,7 +153,8 @@ def _run_onnx(path: Path, encodings: Encodings, image: Array) -> dict[str, Array
     onnx = import_extra("onnx")
     model = onnx.load(path)
     # The ends have the names of every file of ours; the rest are those of the activations.
-    files_names = {name: name for name in encodings.activations} | {encodings.input: INPUT, encodings.output: OUTPUT}
+    first, *_, last = encodings.activations
+    files_names = {name: name for name in encodings.activations} | {first: INPUT, last: OUTPUT}
     wanted = [name for name in files_names.values() if name not in (INPUT, OUTPUT)]
     for name in wanted:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))

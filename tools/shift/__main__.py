@@ -7,9 +7,8 @@ is done to the decoded image, before the model's own crop and resize, and depend
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import batched
 from pathlib import Path
 
@@ -48,19 +47,8 @@ _STYLE_SIDE = 512
 _STYLES_PER_CLASS = 24
 
 
-@dataclass(frozen=True)
-class Styles:
-    """Images to take styles from.
-
-    images: for each class, (record's path, pixels).
-    """
-
-    images: tuple[tuple[tuple[str, Grey], ...], ...]
-
-    def draw(self, label: int, path: str) -> Grey | None:
-        """Return an image of the class that is not this one, the same each time; None where there is no other."""
-        others = [image for other, image in self.images[label] if other != path]
-        return others[int(seeded("style", CLASSES[label], path).integers(len(others)))] if others else None
+Styles = tuple[tuple[tuple[str, Grey], ...], ...]
+"""Images to take styles from: for each class, (record's path, pixels)."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -164,7 +152,8 @@ def _feed(
     """
     run: list[int] = []
     pixels: dict[PixelSpec, list[Grey]] = {spec: [] for spec in specs}
-    for place, variant in enumerate(render(grey, record, styles)):
+    for place, shift in enumerate(SHIFTS):
+        variant = render(shift, grey, record, styles)
         if variant is not None:
             run.append(place)
             for spec in specs:
@@ -172,21 +161,17 @@ def _feed(
     return run, {spec: np.stack(images) for spec, images in pixels.items()}
 
 
-def render(grey: Grey, record: ImageRecord, styles: Styles) -> Iterator[Grey | None]:
-    """Yield the image under each of ``SHIFTS``; None where one does not concern it."""
-    for shift in SHIFTS:
-        yield _render(shift, grey, record, styles)
-
-
-def _render(shift: Shift, grey: Grey, record: ImageRecord, styles: Styles) -> Grey | None:
+def render(shift: Shift, grey: Grey, record: ImageRecord, styles: Styles) -> Grey | None:
+    """Return the image under a shift; None where it does not concern it."""
     if shift.family == "clean":
         return grey
     if shift.family == "corruption":
         return corrupt(grey, shift.name, shift.strength, record.path)
     label = CLASSES.index(shift.name)
     if shift.family == "style":
-        source = styles.draw(label, record.path)
-        return None if source is None else restyle(grey, source)
+        others = [image for other, image in styles[label] if other != record.path]
+        drawn = int(seeded("style", CLASSES[label], record.path).integers(len(others))) if others else 0
+        return restyle(grey, others[drawn]) if others else None
     return lesioned(grey, label, seeded("lesion", shift.name, record.path)) if record.label == NOTUMOR else None
 
 
@@ -222,7 +207,7 @@ def _collect_styles(folder: ImageFolder) -> Styles:
         order = seeded("styles", name).permutation(len(records))[:_STYLES_PER_CLASS]
         found = [(records[place].path, _read(folder, records[place], [])) for place in sorted(order)]
         images.append(tuple((path, _shrink(grey, _STYLE_SIDE)) for path, grey in found if grey is not None))
-    return Styles(tuple(images))
+    return tuple(images)
 
 
 def pictures(folder: ImageFolder) -> list[tuple[str, list[Grey | None]]]:
@@ -233,7 +218,7 @@ def pictures(folder: ImageFolder) -> list[tuple[str, list[Grey | None]]]:
         record = next((record for record in folder.records if record.label == label), None)
         grey = _read(folder, record, []) if record else None
         if record is not None and grey is not None:
-            rows.append((name, list(render(grey, record, styles))))
+            rows.append((name, [render(shift, grey, record, styles) for shift in SHIFTS]))
     return rows
 
 
