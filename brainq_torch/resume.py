@@ -96,12 +96,12 @@ def _begin(out: Path, text: str, resume: bool) -> bool:
         _remove(ours - {CONFIG}, out)
         write_json(out / ENVIRONMENT, describe_environment())
         _keep_other_config(out, text)
-    elif not resume:
-        raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
     elif not (out / CONFIG).is_file():
         raise RunError(
             f"{out} is no run folder (no {CONFIG}, but {sorted(held - {LOCK})[:3]}); name another folder with --out"
         )
+    elif not resume:
+        raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
     else:
         _check_same(out, text)
     with atomic_path(out / CONFIG) as partial:

@@ -30,7 +30,7 @@ from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
-from brainq_torch.data.ranges import Count, Fraction, Natural, Seed
+from brainq_torch.data.ranges import Count, Fraction, Natural, Seed, Threads
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.data.views import make_views
@@ -101,7 +101,7 @@ class ImageDataModule(L.LightningDataModule):
         views: Natural = 0,
         counterfactual: Counterfactual = Counterfactual(),  # noqa: B008 - frozen
         phantoms_per_class: Count = 150,
-        workers: Natural = 0,
+        workers: Threads = 0,
     ) -> None:
         super().__init__()
         if manifest and (groups or group_pattern):

@@ -20,6 +20,8 @@ class MobileNetV2(QuantizableMobileNetV2):  # type: ignore[misc]  # torchvision 
     """
 
     def __init__(self, class_count: int = 4, dropout: float = 0.2, width_mult: float = 1.0) -> None:
+        if not 0 < width_mult <= 10:
+            raise ValueError(f"width_mult is {width_mult}; allowed are more than 0 to 10 times the paper's channels")
         super().__init__(
             num_classes=class_count, dropout=dropout, width_mult=width_mult, block=QuantizableInvertedResidual
         )

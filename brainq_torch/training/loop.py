@@ -41,6 +41,8 @@ def check_options(config: Namespace) -> None:
             f"trainer.precision is {options.precision}; weights and images are float32: allowed are 32-true, "
             "16-mixed and bf16-mixed"
         )
+    if not (options.gradient_clip_val or 0) >= 0:
+        raise RunError(f"trainer.gradient_clip_val is {options.gradient_clip_val}; allowed are 0 (none) and more")
     if options.accumulate_grad_batches < 1:
         raise RunError(f"trainer.accumulate_grad_batches is {options.accumulate_grad_batches}; at least 1 is needed")
     if options.check_val_every_n_epoch != 1 or options.limit_val_batches == 0:

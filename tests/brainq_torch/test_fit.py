@@ -202,8 +202,9 @@ def test_existing_folders_are_not_overwritten(uninterrupted, phantoms, tmp_path,
     assert main(_words(phantoms, uninterrupted)) == 2
     assert "--resume" in capsys.readouterr().err
     (tmp_path / "thesis.txt").write_text("precious")
-    assert main(_words(phantoms, tmp_path, "--resume")) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    for more in ([], ["--resume"]):
+        assert main(_words(phantoms, tmp_path, *more)) == 2
+        assert "is no run folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

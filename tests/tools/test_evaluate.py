@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
 from brainq_torch.data.pixels import PixelSpec
@@ -23,6 +23,8 @@ from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.run import save_checkpoint
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate.question import ask
+from tools.shared.command import CommandError
+from tools.shared.images import check_folders
 
 KEYS = {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "classes", "absent"}
 GREYS = (20, 80, 140, 200)
@@ -374,3 +376,12 @@ def test_every_wrong_model_is_one_clear_error(data, tmp_path, capsys):
         assert message in error
         assert model.name in error
     assert not (tmp_path / "ran").exists()
+
+
+def test_folders_of_pictures_beside_a_table_are_no_classes(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    labels = Labels(("notumor", "yes"), (("pos", "yes"),))
+    with pytest.raises(CommandError, match="holds pictures; say what that means"):
+        check_folders("model", labels.names, tmp_path, labels)
+    (tmp_path / "labels.csv").write_text("path,label\npictures/0.png,pos\n")
+    check_folders("model", labels.names, tmp_path, labels)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels, split_of_folder
-from brainq_torch.data.dataset.label_table import split_table
+from brainq_torch.data.dataset.label_table import find_table, split_table
 from brainq_torch.data.dataset.load import read_images, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
@@ -75,7 +75,8 @@ def choose_known(
 
 def check_folders(name: str, classes: Sequence[str], data: Path, labels: Labels) -> None:
     """Refuse a data folder that holds class folders of no meaning, before anything is decoded."""
-    top = [path for path in sorted(data.iterdir()) if _holds_class(path)] if data.is_dir() else []
+    by_folders = data.is_dir() and not find_table(data)
+    top = [path for path in sorted(data.iterdir()) if _holds_class(path)] if by_folders else []
     splits = [path for path in top if split_of_folder(path.name)]
     folders = [inner for path in splits for inner in sorted(path.iterdir()) if _holds_class(inner)] if splits else top
     strange = sorted({path.name for path in folders if labels.of_folder(path.name) is None})

@@ -1,6 +1,6 @@
 """A data set as one table: ``labels.csv`` with path and label (or class), and what else is known of each image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,7 +53,9 @@ def read_label_table(walk: FolderWalk, table: Path) -> None:
     if label is None or set(columns) - {"path", label, *_OPTIONAL}:
         allowed = f"path and label (or class), and of {', '.join(_OPTIONAL)} what is known"
         raise DataFolderError(f"{table} has columns {columns}; allowed are {allowed}")
+    rows = [{**row, "path": row["path"].replace("\\", "/"), label: row[label].strip()} for row in rows]  # of Windows
     _check_paths(table, [row["path"] for row in rows])
+    _check_rows(table, walk.root, {row["path"]: row[label] for row in rows})
     splits = [_read_split(table, row.get("split", "")) for row in rows]
     rest = "Training" if any(splits) else "all"
     for row, split in zip(rows, splits, strict=True):
@@ -77,6 +79,17 @@ def _read_split(table: Path, word: str) -> str:
     if word and split is None:
         raise DataFolderError(f"{table} has the split {word!r}; allowed are Training, val, Testing, or nothing")
     return split or ""
+
+
+def _check_rows(table: Path, root: Path, labels: Mapping[str, str]) -> None:
+    unlabelled = [path for path, label in labels.items() if not label]
+    if unlabelled:
+        raise DataFolderError(f"{table} has no label of {name_first(unlabelled)}; give it one, or take its line out")
+    if not any((root / path).is_file() for path in labels):
+        raise DataFolderError(
+            f"{table}: none of its {len(labels)} images is below {root}: {name_first(list(labels), 1)}; a path is "
+            "relative to that folder: correct them"
+        )
 
 
 def _check_paths(table: Path, paths: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Where a run's images come from: one folder, or several sources below it, each with its own classes and groups."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from brainq_torch.console import name_first
 from brainq_torch.data.classes import ClassError, check_count, read_labels
 from brainq_torch.data.dataset.label_table import NOT_THERE, locate_table
 from brainq_torch.data.dataset.load import check_map, scan_folder
-from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, sort_problems
+from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.leakage.groups import name_groups
 
 
@@ -83,7 +83,8 @@ class ImageSet:
             raise DataFolderError(
                 f"{len(twice)} images are in two of data.sources, first: {twice[0]}; let each list its own"
             )
-        problems = sort_problems([problem for folder in found for problem in folder.problems])
+        confounded = list(_find_confounded(records, classes))
+        problems = sort_problems(confounded + [problem for folder in found for problem in folder.problems])
         pixels = [folder.pixels for folder in found if folder.pixels is not None]
         return ImageFolder(root, records, problems, classes, pixels=np.concatenate(pixels) if verify else None)
 
@@ -128,6 +129,15 @@ class ImageSet:
             replace(problem, path=(Path(source.root) / problem.path).as_posix()) for problem in folder.problems
         )
         return replace(folder, records=own, problems=problems)
+
+
+def _find_confounded(records: Sequence[ImageRecord], classes: Sequence[str]) -> Iterator[Problem]:
+    """Name the classes that one of several sources has alone."""
+    holders = [{record.source for record in records if record.label == label} for label in range(len(classes))]
+    for name, sources in zip(classes, holders, strict=True):
+        if len(sources) == 1 and len(set().union(*holders)) > 1:
+            what = f"all images of this class are of the source {min(sources)}, whose look may be learned in its place"
+            yield Problem(name, what, "nothing to do, or give it the others' name with data.class_map", "warning")
 
 
 def data_root(root: str, sources: Sequence[Source]) -> str:

@@ -522,11 +522,22 @@ def test_a_table_of_labels_is_a_data_set(tmp_path):
     assert problem_of(folder, "pictures/9.png").what == "is listed and not there, left out"
 
 
+@pytest.mark.parametrize(("mark", "end"), [(",", "\r\n"), (";", "\r\n"), ("\t", "\n")])
+def test_a_table_may_come_from_a_spreadsheet(mark, end, tmp_path):
+    cells = [("\ufeffPath", " Label"), ("pictures\\0.png", " a"), ("pictures/1.png", "b"), ("", "")]
+    folder = scan_folder(write_table(tmp_path, end.join(mark.join(row) for row in cells)), labels=AUTO)
+    assert [(one.path, folder.classes[one.label]) for one in folder.records] == [
+        ("pictures/0.png", "a"), ("pictures/1.png", "b"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("path,label,note\npictures/0.png,a,x\n", "has columns"),
         ("path,label\n../0.png,a\n", "stays in it; not so: ../0.png"),
+        ("path,label\npictures/0.png,a\npictures/1.png, \n", "has no label of pictures/1.png"),
+        ("path,label\n0.png,a\n1.png,b\n", r"none of its 2 images is below .*: 0.png and 1 more"),
         ("path,label\npictures/0.png,a\npictures/0.png,b\n", "lists 1 images more than once"),
         ("path,label,split\npictures/0.png,a,soon\n", "has the split 'soon'; allowed are Training, val, Testing"),
     ],

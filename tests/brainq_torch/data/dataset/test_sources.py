@@ -60,6 +60,8 @@ def test_all_sources_become_one_table(root):
     assert {CLASSES[record.label] for record in mapped} == {"glioma"}
     assert {record.group.partition(":")[0] for record in mapped} == {"grades"}
     assert {record.split for record in folder.records if record.source != "kaggle"} == {"all"}
+    alone = [problem.path for problem in folder.problems if "are of the source kaggle, whose look" in problem.what]
+    assert alone == ["meningioma", "pituitary"]
 
 
 def test_roots_may_be_anywhere(root):
