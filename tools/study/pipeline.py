@@ -15,7 +15,7 @@ from tools.study.runner import FAILED, RUN_FILES, Step, StepFailed, StepRunner, 
 from tools.study.runs import (
     Handling,
     check_finished,
-    check_testing,
+    check_images,
     compare_handling,
     find_lacking,
     hash_images,
@@ -29,7 +29,7 @@ REPORT, REPORT_TWIN, GRADCAM = "report.html", "report.md", "gradcam.png"
 
 def run_study(plan: StudyPlan) -> int:
     """Make what the plan names and is not there yet."""
-    check_testing(plan)
+    check_images(plan)
     runner = StepRunner(plan.out, count_steps(plan), lambda line: print(line, flush=True))
     if is_dirty():
         runner.say("the code has changes that are not committed; a step is not done again for further ones")

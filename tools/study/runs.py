@@ -25,14 +25,17 @@ from tools.study.runner import RUN_FILES, StepFailed, format_command
 _NO_TESTING = "no Testing images, and a study measures every file on them: give them a folder, or a split in labels.csv"
 
 
-def check_testing(plan: StudyPlan) -> None:
-    """Refuse a folder of images without a Testing part before anything is trained; a manifest or sources may have one.
+def check_images(plan: StudyPlan) -> None:
+    """Refuse images that are not there, or no Testing part, before a training; a manifest or sources may have one.
 
     Raises:
         StudyError: There is none.
     """
+    for flag, place in (("root", plan.data.root), *(("elsewhere", place) for place in plan.data.elsewhere)):
+        if place != "phantom" and not Path(place).exists():
+            raise StudyError(f"{place}, images of the study, is not there; name another with --data.{flag}")
     first = plan.models[plan.needed_models()[0]]
-    if first.run or not Path(plan.data.root).is_dir():
+    if first.run or plan.data.root == "phantom":
         return
     words = [find_config(first.config).read_text(encoding="utf-8"), *plan.fit_arguments, *first.arguments]
     if any(name in word for name in ("manifest", "sources") for word in words):

@@ -53,7 +53,7 @@ def read_label_table(walk: FolderWalk, table: Path) -> None:
     if label is None or set(columns) - {"path", label, *_OPTIONAL}:
         allowed = f"path and label (or class), and of {', '.join(_OPTIONAL)} what is known"
         raise DataFolderError(f"{table} has columns {columns}; allowed are {allowed}")
-    rows = [{**row, "path": row["path"].replace("\\", "/"), label: row[label].strip()} for row in rows]  # of Windows
+    rows = [{**row, "path": _as_here(walk.root, row["path"]), label: row[label].strip()} for row in rows]
     _check_paths(table, [row["path"] for row in rows])
     _check_rows(table, walk.root, {row["path"]: row[label] for row in rows})
     splits = [_read_split(table, row.get("split", "")) for row in rows]
@@ -79,6 +79,11 @@ def _read_split(table: Path, word: str) -> str:
     if word and split is None:
         raise DataFolderError(f"{table} has the split {word!r}; allowed are Training, val, Testing, or nothing")
     return split or ""
+
+
+def _as_here(root: Path, path: str) -> str:
+    """Return a path with slashes where it is there by no other, as Windows writes it."""
+    return path if (root / path).is_file() else path.replace("\\", "/")
 
 
 def _check_rows(table: Path, root: Path, labels: Mapping[str, str]) -> None:

@@ -479,8 +479,10 @@ def test_unknown_keys_are_refused(bench, capsys, change):
 
 
 def test_a_missing_folder_of_images_is_named(bench, capsys):
-    assert bench.run("--data.root", "absent") == 1
-    assert "absent, the folder of the images, is not there; name another with --data.root" in capsys.readouterr().out
+    for words, flag in (("absent", "root"), ("[absent]", "elsewhere")):
+        assert bench.run(f"--data.{flag}", words) == 2
+        assert f"absent, images of the study, is not there; name another with --data.{flag}" in capsys.readouterr().err
+    assert bench.calls() == []
 
 
 @pytest.mark.slow
