@@ -7,11 +7,13 @@ training images do not count. The limits were fitted on patients and are strict:
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from brainq_torch.run_files import BrainqError
 
 HEALTHY = "notumor"
 
@@ -50,6 +52,13 @@ class SeriesRule:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a bundle."""
         return asdict(self)
+
+    def with_limits(self, healthy_up_to: float, tumour_from: float) -> "SeriesRule":
+        """Return the rule with other limits. Raises BrainqError: They are no rising probabilities."""
+        if not 0 <= healthy_up_to < tumour_from <= 1:
+            said = f"--limits is {healthy_up_to:g} {tumour_from:g}"
+            raise BrainqError(f"{said}; allowed are two probabilities from 0 to 1, the smaller one first")
+        return replace(self, healthy_up_to=healthy_up_to, tumour_from=tumour_from)
 
     def judge(self, classes: Sequence[str], probabilities: NDArray[np.float64], counts: Sequence[bool]) -> SeriesAnswer:
         """Judge a series.

@@ -15,6 +15,7 @@ from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series
 from brainq_torch.series.find import find_series
 from brainq_torch.series.montage import Montage
+from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.table import AnswerTable
 
 NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
@@ -30,21 +31,22 @@ def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any)
 
     Args:
         answerer: What answers slices.
-        options: Its words: images, json, slices, plane, csv, montage.
+        options: Its words: images, json, slices, plane, limits, csv, montage.
         more: What else each answered row says.
 
     Returns:
         The exit code.
 
     Raises:
-        SliceChoiceError, MontageError, OSError: A word of the command is wrong; nothing is done before.
+        BrainqError, OSError: A word of the command is wrong; nothing is done before.
     """
     choose_slices(1, options.slices)
+    rule = SeriesRule().with_limits(*options.limits) if options.limits else SeriesRule()
     sheet = Montage(Path(options.montage), answerer.pixels, answerer.classes) if options.montage else None
     table = AnswerTable(options.csv, answerer.classes) if options.csv else None
     keepers = [keeper for keeper in (table, sheet) if keeper]
     try:
-        return _answer_all(answerer, options, more, keepers)
+        return _answer_all(answerer, options, rule, more, keepers)
     finally:
         for keeper in keepers:
             keeper.close()
@@ -53,6 +55,7 @@ def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any)
 def _answer_all(
     answerer: Answerer,
     options: argparse.Namespace,
+    rule: SeriesRule,
     more: dict[str, Any],
     keepers: Sequence[AnswerTable | Montage],
 ) -> int:
@@ -60,7 +63,7 @@ def _answer_all(
         print(NOTICE, file=sys.stderr)
     progress, unread, counts = _Progress(), _Unread(), {"series": Counter[str](), "slice": Counter[str]()}
     found = find_series(options.images, options.plane, progress.looked_at, answerer.classes)
-    for answer in answer_series(answerer, found, options.slices):
+    for answer in answer_series(answerer, found, options.slices, rule):
         row = answer.row
         if "error" in row:
             unread.add(row)

@@ -16,6 +16,7 @@ pytest.importorskip("pydicom", reason="the optional extra 'medical' is not insta
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.run_files import BrainqError
 from brainq_torch.series import answer, show
 from brainq_torch.series.answer import Answerer, BrokenModelError, answer_series
 from brainq_torch.series.find import find_series
@@ -49,6 +50,10 @@ def write_volume(path, bright):
     kind = nibabel.Nifti1Pair if str(path).endswith(".hdr") else nibabel.Nifti1Image
     nibabel.save(kind(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), path)
     return str(path)
+
+
+def asked(**more):
+    return argparse.Namespace(**{"slices": "all", "plane": None, "limits": None, "csv": None, "montage": None} | more)
 
 
 def rows(words, slices="all", run=see_middle):
@@ -123,7 +128,7 @@ def test_slices_unlike_the_training_images_do_not_count(tmp_path, monkeypatch):
 def test_a_long_command_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(show, "_SAY_EVERY_S", 0.0)
     path = write_volume(tmp_path / "a.nii", [False] * 3)
-    options = argparse.Namespace(images=[path], json=True, slices="all", plane=None, csv=None, montage=None)
+    options = asked(images=[path], json=True)
     assert answer_command(answerer(), options) == 0
     assert "... 0 files looked at, 4 answers" in capsys.readouterr().err
 
@@ -155,7 +160,7 @@ def test_a_damaged_volume_is_told_of_once(tmp_path):
 
 def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
     paths = [write_volume(tmp_path / f"{name}.nii", bright) for name, bright in (("a", [True] * 5), ("b", [False] * 5))]
-    options = argparse.Namespace(images=paths, json=False, slices="all", plane=None, csv=None, montage=None)
+    options = asked(images=paths, json=False)
     assert answer_command(answerer(), options) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[5].startswith(
@@ -169,6 +174,16 @@ def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
     assert {row["model"] for row in printed} == {"m"}
 
 
+def test_limits_of_other_patients_may_be_given(tmp_path, capsys):
+    path = write_volume(tmp_path / "a.nii", [False, False, True, False, False])
+    for limits, label in ((None, "uncertain"), ([0.1, 0.3], "glioma"), ([0.4, 0.9], "notumor")):
+        assert answer_command(answerer(), asked(images=[path], json=True, limits=limits)) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["label"] == label
+    for limits in ([0.9, 0.1], [0.2, float("nan")], [-1.0, 0.5]):
+        with pytest.raises(BrainqError, match=r"--limits is .*; allowed are two probabilities from 0 to 1"):
+            answer_command(answerer(), asked(images=[path], json=True, limits=limits))
+
+
 def test_a_model_without_a_healthy_class_gives_no_series_answer():
     said = RULE.judge(("a", "b"), np.full((9, 2), 0.5), [True] * 9)
     assert (said.label, said.reason) == (None, "the model has no class notumor")
@@ -177,8 +192,8 @@ def test_a_model_without_a_healthy_class_gives_no_series_answer():
 def test_a_table_and_a_sheet_hold_what_was_answered(tmp_path, capsys):
     path = write_volume(tmp_path / "a.nii", [None, False, True, True, True])
     (tmp_path / "empty.png").write_bytes(b"")
-    options = argparse.Namespace(images=[path, str(tmp_path / "empty.png")], json=True, slices="all", plane=None)
-    options.csv, options.montage = str(tmp_path / "a.csv"), str(tmp_path / "sheet.png")
+    kept = {"csv": str(tmp_path / "a.csv"), "montage": str(tmp_path / "sheet.png")}
+    options = asked(images=[path, str(tmp_path / "empty.png")], json=True, **kept)
     assert answer_command(answerer(), options) == 1
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     with (tmp_path / "a.csv").open(newline="") as file:
