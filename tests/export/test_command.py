@@ -16,18 +16,8 @@ def artefact(passed=False, margins=(), ties=0, limits=Limits(), **against_float)
     against = against_float or None
     tie = {"image": "b.png", "reference": ["a", "b"], "artefact": ["a"]}
     measured = (0.996, 0.01, None, None, None)
-    return ArtefactReport(
-        9,
-        "",
-        "model_fp32.tflite",
-        *measured,
-        limits,
-        passed,
-        256,
-        flips,
-        (tie,) * ties,
-        against_float=against,
-    )
+    made = (9, "", "model_fp32.tflite", *measured, limits, passed, 256, flips, (tie,) * ties)
+    return ArtefactReport(*made, against_float=against)
 
 
 def advice(artefacts, count=256, asked=256, **words):

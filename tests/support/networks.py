@@ -32,21 +32,7 @@ class NarrowVgg(VGG):
     """torchvision's VGG-11 with BatchNorm, an eighth as wide."""
 
     def __init__(self, num_classes, width=8):
-        layers = [
-            width,
-            "M",
-            2 * width,
-            "M",
-            4 * width,
-            4 * width,
-            "M",
-            8 * width,
-            8 * width,
-            "M",
-            8 * width,
-            8 * width,
-            "M",
-        ]
+        layers = [part if part == "M" else part * width for part in (1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8, "M")]
         super().__init__(make_layers(layers, batch_norm=True), num_classes=num_classes, init_weights=False)
         self.classifier[0] = nn.Linear(8 * width * 49, 64)
         self.classifier[3] = nn.Linear(64, 64)

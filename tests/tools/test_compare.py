@@ -27,21 +27,8 @@ def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
     words = [fp32, tiny_run, onnx, tflite, damaged, "--data", phantoms, "--json", folder / "compare.json"]
     shutil.copy(next((phantoms / "Testing/glioma").iterdir()), folder / "scan.png")
     (folder / "scans.csv").write_text("path,class\nscan.png,glioma\n")
-    words += [
-        "--shifted",
-        phantoms,
-        "--shifted",
-        folder / "scans.csv",
-        "--pair",
-        onnx,
-        tflite,
-        "--pair",
-        onnx,
-        damaged,
-        "--threads",
-        "1",
-        "--without-xnnpack",
-    ]
+    words += ["--shifted", phantoms, "--shifted", folder / "scans.csv", "--threads", "1", "--without-xnnpack"]
+    words += ["--pair", onnx, tflite, "--pair", onnx, damaged]
     assert main(list(map(str, words))) == 0
     return json.loads((folder / "compare.json").read_text())
 

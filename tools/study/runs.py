@@ -14,8 +14,9 @@ import yaml
 
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels
-from brainq_torch.data.dataset.load import DataFolderError, scan_folder
+from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, read_manifest
+from brainq_torch.data.dataset.sample import DataFolderError
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_config, hash_file
 from export.catalogue import CATALOGUE
 from tools.shared.study_schema import StudyError

@@ -22,8 +22,6 @@ from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
 from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 
-__all__ = ["DataFolderError", "ImageFolder", "ImageRecord", "Problem", "load_pixels", "scan_folder"]
-
 _MOST_THREADS = 4  # each may hold one image of MAX_PIXELS
 
 

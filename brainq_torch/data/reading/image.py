@@ -11,32 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from brainq_torch.data.head_crop import BLANK, is_blank
-from brainq_torch.data.reading.grey import (
-    COPY_AGAIN,
-    MAX_PIXELS,
-    FilePath,
-    GreyImage,
-    UnreadableImageError,
-    shrink_remedy,
-)
+from brainq_torch.data.reading.grey import COPY_AGAIN, FilePath, GreyImage, UnreadableImageError, shrink_remedy
 from brainq_torch.data.reading.raster import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture, read_picture
 from brainq_torch.data.reading.slices import FileSlice
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "GreyImage",
-    "Origin",
-    "UnreadableImageError",
-    "holds_no_image",
-    "is_meant_as_image",
-    "list_named_files",
-    "list_slices",
-    "looks_like_image",
-    "read_grey",
-    "read_origin",
-    "read_slice",
-]
 
 IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | {".dcm", ".dicom", ".ima", ".nii", ".gz", ".mat"}
 """Suffixes (lower case) of files that claim to be images; any other file is an image only if its content says so."""

@@ -433,7 +433,8 @@ def test_gigantic_dimensions_are_refused_from_the_header_in_little_memory(tmp_pa
     program = """
 import resource, sys, warnings
 warnings.simplefilter("ignore")
-from brainq_torch.data.reading.image import UnreadableImageError, read_grey
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import read_grey
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     try:
