@@ -17,7 +17,7 @@ def test_every_configuration_is_known():
     assert {path.stem for path in CONFIGS} == {
         "quickstart", "adapt", "mobilenetv2", "mobilenetv2_qat", "mobilenetv2_w4_qat", "mobilenetv2_kd",
         "robust_1_128px", "robust_2_224px", "robust_3_long", "robust_4_settled", "robust_5_hospitals",
-        "robust_6_average", "densenet101_teacher", "densenet32_alone", "densenet32_kd", "densenet32_kd_ensemble",
+        "robust_6_average", "robust_7_whole", "robust_8_together", "densenet101_teacher", "densenet32_alone", "densenet32_kd", "densenet32_kd_ensemble",
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_it_trains_a_step(path, phantoms, tmp_path, tiny_run):
         start += ["--init=", "--data.manifest="]  # the step before is another configuration's
     if yaml.safe_load(path.read_text())["data"].get("sources"):
         start.append(f"--data.sources=[{{name: here, root: {phantoms}}}]")
-    if "average" in path.stem:
+    if "average" in yaml.safe_load(path.read_text()):
         start += [f"--average=[{tiny_run}, {tiny_run}]", "--data.counterfactual.share=0"]
     if "kd" in path.stem:
         start.append(f"--distillation.teacher.init_args.runs=[{tiny_run}]")
