@@ -102,6 +102,7 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1; allowed are 0 (none) and more"),
         (["--model.arguments.width_mult=-1"], "width_mult is -1; allowed are more than 0"),
         (["--seed=4294967296"], '"seed": Not of type Seed: 4294967296 does not'),
+        (["--data.views=-1"], '"data.views": '),
         (["--ema_decay=1"], '"ema_decay": Not of type Share: 1 does not conform to restriction v>=0 and v<1'),
         (["--loss.label_smoothing=1.5"], '"loss.label_smoothing": Not of type Share: 1.5 does not'),
         (["--stages=[{name: all, epochs: 1, rate: .inf}]"], "stage 'all' has rate inf; it must be"),
