@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import restricted_number_type
+from jsonargparse import typing as numbers
 
 from brainq_torch.openmp import MOST_THREADS
 
@@ -17,12 +17,10 @@ if TYPE_CHECKING:  # they are made below, where mypy does not look
     Probability = float
     Share = float
 else:
-    Natural = restricted_number_type("NonNegativeInt", int, (">=", 0))
-    Count = restricted_number_type("PositiveInt", int, (">", 0))
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # what NumPy's takes
-    Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", MOST_THREADS)])
-    Amount = restricted_number_type("Amount", float, [(">=", 0), ("<", float("inf"))])
-    PositiveAmount = restricted_number_type("PositiveAmount", float, [(">", 0), ("<", float("inf"))])
-    Probability = restricted_number_type("ClosedUnitInterval", float, [(">=", 0), ("<=", 1)])
-    Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
-    Fraction = restricted_number_type("OpenUnitInterval", float, [(">", 0), ("<", 1)])
+    Natural, Count = numbers.NonNegativeInt, numbers.PositiveInt
+    Probability, Fraction = numbers.ClosedUnitInterval, numbers.OpenUnitInterval
+    Seed = numbers.restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # what NumPy's takes
+    Threads = numbers.restricted_number_type("Threads", int, [(">=", 0), ("<=", MOST_THREADS)])
+    Amount = numbers.restricted_number_type("Amount", float, [(">=", 0), ("<", float("inf"))])
+    PositiveAmount = numbers.restricted_number_type("PositiveAmount", float, [(">", 0), ("<", float("inf"))])
+    Share = numbers.restricted_number_type("Share", float, [(">=", 0), ("<", 1)])

@@ -32,6 +32,8 @@ class MixStyle:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("mixstyle.layers is empty; name one or more, or leave mixstyle out")
+        if not self.probability:
+            raise ValueError("mixstyle.probability is 0, which mixes nothing; give more, or leave mixstyle out")
 
 
 def mix(features: Tensor, partners: Tensor, share: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ def read_handling(model: str, run: Path) -> Handling:
 def compare_handling(first: Handling, other: Handling) -> list[str]:
     """Compare what two models saw.
 
-    Raises StepFailed where nothing measured on both could be compared.
-
-    Raises StudyError where the first has nothing to measure on.
+    Raises:
+        StepFailed: Nothing measured on both could be compared.
+        StudyError: The first has nothing to measure on.
     """
     if not _images(first, "Testing"):
         raise StudyError(f"{first.model} has {_NO_TESTING}")

@@ -83,7 +83,7 @@ def _read_split(table: Path, word: str) -> str:
 
 def _as_here(root: Path, path: str) -> str:
     """Return a path with slashes where it is there by no other, as Windows writes it."""
-    return path if (root / path).is_file() else path.replace("\\", "/")
+    return path if "\\" not in path or (root / path).is_file() else path.replace("\\", "/")
 
 
 def _check_rows(table: Path, root: Path, labels: Mapping[str, str]) -> None:

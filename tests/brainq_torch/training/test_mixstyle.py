@@ -48,3 +48,5 @@ def test_only_the_named_layers_are_hooked_and_only_while_it_is_said():
 def test_mixing_nothing_is_refused():
     with pytest.raises(ValueError, match=r"mixstyle\.layers is empty"):
         MixStyle([])
+    with pytest.raises(ValueError, match=r"mixstyle\.probability is 0"):
+        MixStyle(["features.3"], probability=0)
