@@ -12,6 +12,7 @@ from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
 from brainq_torch.run_files import BrainqError
+from export.bundle.predict import add_limits
 from export.bundle.web import DEFAULT_RUNTIME, PACKAGE
 from export.catalogue import CATALOGUE, PARITY_IMAGES
 
@@ -58,6 +59,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_bundle_arguments(parser)
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")
     options = parser.parse_args(arguments)
+    if options.limits and not options.bundle:
+        parser.error("--limits are those of a bundle; name its folder with --bundle")
     if options.run is None and not options.list:
         parser.error("RUN is missing; name a run folder, or use --list")
     if options.calibration_images < 1:
@@ -140,6 +143,7 @@ def _add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="which TFLite files; the first is the one that answers (default: int8, fp16, fp32: the first that passed)",
     )
+    add_limits(parser, "of a series in the bundle, kept for the files as well, in place of the run's own")
     parser.add_argument(
         "--page",
         type=Path,

@@ -9,7 +9,8 @@ from brainq_torch.quant.encoding import ROUNDING
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
-from brainq_torch.run_files import PARITY
+from brainq_torch.run_files import PARITY, write_json
+from brainq_torch.series.rule import SeriesRule, find_rule, rule_path
 from export.bundle.build import PREFERENCE, make_bundle
 from export.bundle.web import INSTALL, find_runtime
 from export.context import ExportOptions, RecipeError
@@ -34,13 +35,14 @@ def run(options: argparse.Namespace) -> int:
     trained = load_run(options.run)
     exported = options.out or trained.folder / "export"
     how = _how(options)
+    rule = SeriesRule().with_limits(*options.limits) if options.limits else None
     if options.bundle and (exported / PARITY).is_file() and not options.recipes:
         if replace(how, replace=False) != ExportOptions():
             raise RecipeError(
                 f"{exported} is there, and --bundle takes its files as they are: words on how files are made or "
                 "compared change nothing; leave them out, or make the files anew: name --recipes, with --force"
             )
-        return _bundle(trained, exported, options)
+        return _bundle(trained, exported, options, rule)
     if trained.quantization is not None and (options.rounding or options.bits_from):
         raise RecipeError(
             "this run was trained for integers: --rounding and --bits-from have nothing to choose; "
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if not report.passed:
         print("\n".join(advise(report, options, exported)))
     if options.bundle and report.passed:
-        return _bundle(trained, exported, options)
+        return _bundle(trained, exported, options, rule)
     return 0 if report.passed else 1
 
 
@@ -71,11 +73,14 @@ def _how(options: argparse.Namespace) -> ExportOptions:
     )
 
 
-def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
-    """Make the bundle from the exported files."""
+def _bundle(run: Run, exported: Path, options: argparse.Namespace, rule: SeriesRule | None) -> int:
+    """Make the bundle from the exported files, which are given a rule of series first, where there is one."""
+    if rule:
+        write_json(rule_path(exported / PARITY), rule.to_json())
     runtime = options.page or find_runtime()
     files = make_bundle(run, exported, options.bundle, options.bundle_file, options.force, runtime)
     print(f"bundle: {options.bundle}, {len(files)} files; python {options.bundle / 'predict.py'} --verify replays it")
+    print(find_rule(exported / PARITY).describe())
     if runtime is None:
         print(f"no browser page: {INSTALL}, and the same command again, adds it")
     else:

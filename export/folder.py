@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from brainq_torch.lock import LockedError, hold_lock
 from brainq_torch.run_files import PARITY, BrainqError
+from brainq_torch.series.rule import SERIES_RULE
 
 
 class ExportFolderError(BrainqError):
@@ -33,7 +34,7 @@ class FolderKind(NamedTuple):
 
 
 def _exported(folder: Path) -> set[str]:
-    return {PARITY, *json.loads((folder / PARITY).read_text(encoding="utf-8"))["artefacts"]}
+    return {PARITY, SERIES_RULE, *json.loads((folder / PARITY).read_text(encoding="utf-8"))["artefacts"]}
 
 
 EXPORT = FolderKind("an export", "--out", _exported)

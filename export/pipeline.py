@@ -12,6 +12,7 @@ from typing import Any
 
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
+from brainq_torch.series.rule import copy_rule
 from export.catalogue import ONNX_FP32
 from export.context import ExportContext, ExportOptions, RecipeError
 from export.folder import check_target, say_note, write_as_a_whole
@@ -100,6 +101,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
         with clock.step("parity"):
             artefacts = _check(context, names, sample)
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
+        copy_rule(run.folder, folder)
         write_json(folder / PARITY, report.to_json())
     return report
 

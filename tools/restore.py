@@ -32,6 +32,7 @@ from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.wiring import fuse_list
 from brainq_torch.run import read_yaml, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, find_config, write_json
+from brainq_torch.series.rule import copy_rule
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
@@ -188,6 +189,7 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
         data.place(partial)
         _fill(partial, file, folded, data, options)
         (partial / CONFIG).write_text(text, encoding="utf-8")
+        copy_rule(file, partial)
     print(f"wrote {out}")
     return 0
 

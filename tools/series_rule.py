@@ -22,7 +22,7 @@ from brainq_torch.data.reading.image import read_grey
 from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from brainq_torch.series.answer import judge
-from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule
+from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule, find_rule, rule_path
 from export.run.runners import Runner, load_runner
 from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, format_table
 
@@ -47,13 +47,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folder, .onnx or .tflite file")
     parser.add_argument("--data", required=True, metavar="DIR", type=Path, help="folder with images.csv")
     parser.add_argument("--sources", default="", help="take only sources whose name begins so, such as tcga")
+    words = (
+        "leave the limits that were fitted with one neighbour beside MODEL, where predict and a bundle take them from"
+    )
+    parser.add_argument("--keep", action="store_true", help=words)
     add_json(parser)
     add_threads(parser)
     return parser
 
 
 def _measure(options: argparse.Namespace) -> int:
-    check_targets(options.json)
+    if options.keep and len(options.models) > 1:
+        raise CommandError(f"--keep is for one MODEL, {len(options.models)} are named; fit one after the other")
+    kept = rule_path(Path(options.models[0]))
+    check_targets(options.json, kept if options.keep else None)
     rows = read_rows(options.data / "images.csv", options.sources)
     greys = [read_grey(options.data / row["path"]).pixels for row in rows]
     found = {}
@@ -63,10 +70,14 @@ def _measure(options: argparse.Namespace) -> int:
             raise CommandError(f"{model} has no class {HEALTHY}; its series are never answered")
         pixels = np.stack([runner.pixels.apply(grey) for grey in greys])
         answers = judge(runner(pixels), pixels, runner.classes, runner.abstention)
-        found[model] = measure(rows, runner, answers)
+        found[model] = measure(rows, runner, answers, find_rule(Path(model)))
         print(f"{model}\n{format_report(found[model])}")
     if options.json:
         write_json(options.json, found)
+    if options.keep:
+        rule = SeriesRule.from_json(found[model]["rules"][_name_fitted(1)]["rule"], f"what was fitted to {model}")
+        write_json(kept, rule.to_json())
+        print(f"wrote {kept}")
     return 0
 
 
@@ -80,8 +91,10 @@ def read_rows(table: Path, sources: str) -> list[dict[str, str]]:
     return sorted((row for row in rows if row.get("source", "").startswith(sources)), key=lambda row: row["path"])
 
 
-def measure(rows: Sequence[dict[str, str]], runner: Runner, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Fit the rule on one half of the patients; measure what it, and the built-in one, say of the other."""
+def measure(
+    rows: Sequence[dict[str, str]], runner: Runner, answers: Sequence[dict[str, Any]], own: SeriesRule
+) -> dict[str, Any]:
+    """Fit the rule on one half of the patients; measure it, the built-in and the model's own one on the other."""
     values = np.array([list(answer["probabilities"].values()) for answer in answers])
     counts = [answer.get("outlier", 0.0) <= 1.0 for answer in answers]
     healthy = np.array([row["class"] == HEALTHY for row in rows])
@@ -90,7 +103,7 @@ def measure(rows: Sequence[dict[str, str]], runner: Runner, answers: Sequence[di
         return [rule.judge(runner.classes, values[at], [counts[i] for i in at]) for _, at in series]
 
     fitted, held = (split_series(rows, healthy, part) for part in (FITTED, HELD_OUT))
-    rules = {"built in": SeriesRule()}
+    rules = {"built in": SeriesRule()} | ({} if own == SeriesRule() else {"the model's own": own})
     for neighbours in NEIGHBOURS:
         rule = replace(SeriesRule(), neighbours=neighbours)
         averages = {
@@ -101,13 +114,16 @@ def measure(rows: Sequence[dict[str, str]], runner: Runner, answers: Sequence[di
         limits = sorted(
             (float(np.quantile(tumours, MISSED)), max(max(part, default=0.0) for part in averages.values()))
         )
-        name = f"fitted, {neighbours} neighbours on each side"
-        rules[name] = replace(rule, healthy_up_to=limits[0], tumour_from=limits[1])
+        rules[_name_fitted(neighbours)] = replace(rule, healthy_up_to=limits[0], tumour_from=limits[1])
     told = {name: {kind: _tell(part, score(rule, part)) for kind, part in held.items()} for name, rule in rules.items()}
     return {
         "slices": _tell_slices(answers, healthy),
         "rules": {name: {"rule": rule.to_json(), **told[name]} for name, rule in rules.items()},
     }
+
+
+def _name_fitted(neighbours: int) -> str:
+    return f"fitted, {neighbours} neighbours on each side"
 
 
 def _tell_slices(answers: Sequence[dict[str, Any]], healthy: NDArray[np.bool_]) -> dict[str, Any]:

@@ -38,13 +38,14 @@ class Answerer:
     """What answers: a runner of ``export.run.runners``, or a bundle's model.
 
     run: maps (N, size, size) uint8 and the images' N names to (N, C) logits. A BrokenModelError that it raises stops
-    nothing else, any other error ends all.
+    nothing else, any other error ends all. rule: of a series.
     """
 
     pixels: PixelSpec
     classes: Sequence[str]
     abstention: Abstention | None
     run: Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.float32]]
+    rule: SeriesRule
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,13 @@ class _Asked:
     row: _Row = field(default_factory=dict)
 
 
-def answer_series(
-    model: Answerer, found: Iterable[Series | Unread], slices: str = "all", rule: SeriesRule | None = None
-) -> Iterator[Answer]:
+def answer_series(model: Answerer, found: Iterable[Series | Unread], slices: str = "all") -> Iterator[Answer]:
     """Yield an answer for each slice, and one for each series of several behind its last slice.
 
     Args:
         model: What answers slices.
         found: As ``find_series`` yields it.
         slices: Which of a series, as ``choose_slices`` takes it.
-        rule: The one of a series, the fitted one without it.
     """
     asked = _ask(found, slices)
     kept: list[tuple[FileSlice, _Row]] = []
@@ -98,7 +96,7 @@ def answer_series(
                 kept.append((item.slice, item.row))
                 if item.is_last:
                     if len(item.series.slices) > 1 and any("class" in row for _, row in kept):
-                        yield Answer(_sum_up(item.series, model, kept, rule or SeriesRule()))
+                        yield Answer(_sum_up(item.series, model, kept))
                     kept = []
 
 
@@ -197,13 +195,13 @@ def judge(
     return rows
 
 
-def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Row]], rule: SeriesRule) -> _Row:
+def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Row]]) -> _Row:
     """Return a series' row, from those of its slices that were answered."""
     answered = [(one, row) for one, row in kept if "class" in row]
     shown = [(one, row) for one, row in answered if row["probabilities"]]
     fit = [not one.unfit and row.get("outlier", 0.0) <= 1.0 for one, row in shown]
     values = np.array([list(row["probabilities"].values()) for _, row in shown]).reshape(-1, len(model.classes))
-    said = rule.judge(model.classes, values, fit)
+    said = model.rule.judge(model.classes, values, fit)
     counts = Counter(row["class"] for _, row in answered)
     unfit = Counter(one.unfit for one, _ in kept if one.unfit)
     notes = [f"{count} slices left out: each {why}" for why, count in unfit.items()]
@@ -228,6 +226,8 @@ def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Ro
         "uncertain": said.label is None,
         "reason": said.reason,
         "tumour": said.probability,
+        "limits": [model.rule.healthy_up_to, model.rule.tumour_from],
+        "limits_from": model.rule.source,
         "counts": {name: counts[name] for name in (*model.classes, UNCERTAIN)},
         "carried_by": [row["slice"] for _, row in shown if row["best"] == said.best],
         "strongest": strongest,

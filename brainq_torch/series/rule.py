@@ -2,20 +2,24 @@
 
 A tumour fills neighbouring slices, a false alarm mostly one: the probability of a tumour (all classes but
 ``HEALTHY``) is averaged over a slice and its neighbours, and the largest average decides. Slices that are unlike the
-training images do not count. The limits were fitted on patients and are strict: most series are left unanswered
-(``results/series``).
+training images do not count. The built-in limits were fitted on patients and are strict: most series are left
+unanswered (``results/series``). Limits belong to a network: its own lie beside it.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.run_files import BrainqError
+from brainq_torch.run_files import CHECKPOINT, BrainqError
 
 HEALTHY = "notumor"
+SERIES_RULE = "series_rule.json"
+"""Beside a model's file, or in its run folder; a bundle has the same in bundle.json."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,42 @@ class SeriesRule:
         healthy_up_to: largest average up to which ``HEALTHY`` is the answer.
         tumour_from: largest average from which a tumour is.
         fewest: slices that have to count for an answer.
+        source: where the limits are from.
     """
 
     neighbours: int = 1
     healthy_up_to: float = 0.22
     tumour_from: float = 0.995
     fewest: int = 3
+    source: str = field(default="built in", compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for a bundle."""
-        return asdict(self)
+        """Return plain data for a bundle or a file: all but the source."""
+        return {name: value for name, value in asdict(self).items() if name != "source"}
 
-    def with_limits(self, healthy_up_to: float, tumour_from: float) -> "SeriesRule":
+    @classmethod
+    def from_json(cls, data: Any, source: str) -> "SeriesRule":
+        """Rebuild from ``to_json``'s data; what they leave out is as built in. Raises BrainqError: They are no rule."""
+        try:
+            rule = cls(**data)
+            if any(type(count) is not int or count < 0 for count in (rule.neighbours, rule.fewest)):
+                raise TypeError("neighbours and fewest are numbers of slices")
+            return rule.with_limits(rule.healthy_up_to, rule.tumour_from, source)
+        except TypeError as error:
+            names = ", ".join(cls().to_json())
+            raise BrainqError(f"{source} holds no rule of a series ({error}); it may name {names}") from error
+
+    def with_limits(self, healthy_up_to: float, tumour_from: float, source: str = "--limits") -> "SeriesRule":
         """Return the rule with other limits. Raises BrainqError: They are no rising probabilities."""
         if not 0 <= healthy_up_to < tumour_from <= 1:
-            said = f"--limits is {healthy_up_to:g} {tumour_from:g}"
+            said = f"{source} is {healthy_up_to:g} {tumour_from:g}"
             raise BrainqError(f"{said}; allowed are two probabilities from 0 to 1, the smaller one first")
-        return replace(self, healthy_up_to=healthy_up_to, tumour_from=tumour_from)
+        return replace(self, healthy_up_to=healthy_up_to, tumour_from=tumour_from, source=source)
+
+    def describe(self) -> str:
+        """Return a line on the limits and where they are from."""
+        limits = f"up to {self.healthy_up_to:.4g} {HEALTHY}, from {self.tumour_from:.4g} a tumour"
+        return f"limits of a series: {limits} ({self.source})"
 
     def judge(self, classes: Sequence[str], probabilities: NDArray[np.float64], counts: Sequence[bool]) -> SeriesAnswer:
         """Judge a series.
@@ -90,3 +113,28 @@ class SeriesRule:
         elif self.healthy_up_to < tumour < self.tumour_from:
             reason = "a tumour is neither likely nor unlikely enough"
         return SeriesAnswer(None if reason else best, best, reason, tumour, strongest)
+
+
+def rule_path(model: Path) -> Path:
+    """Return where a model's own rule lies: beside a file; in the run folder for a run and what is exported in it."""
+    folder = (model if model.is_dir() else model.parent).absolute()
+    is_exported = not (folder / CHECKPOINT).is_file() and (folder.parent / CHECKPOINT).is_file()
+    return (folder.parent if is_exported else folder) / SERIES_RULE
+
+
+def find_rule(model: Path) -> SeriesRule:
+    """Return a model's own rule, the built-in one where it has none. Raises BrainqError: Its file holds no rule."""
+    path = rule_path(model)
+    try:
+        return SeriesRule.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        return SeriesRule()
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BrainqError(f"{path} is no JSON ({error}); mend it, or remove it for the built-in limits") from error
+
+
+def copy_rule(model: Path, folder: Path) -> None:
+    """Give a model's own rule, where it has one, to the folder of what was made from it, unless it is there already."""
+    source, path = rule_path(model), rule_path(folder)
+    if source.is_file() and source != path:
+        path.write_bytes(source.read_bytes())

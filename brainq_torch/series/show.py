@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series
 from brainq_torch.series.find import find_series
 from brainq_torch.series.montage import Montage
-from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.table import AnswerTable
 
 NOTICE = "For research only, not a medical device. Probabilities are the network's own, not a diagnosis."
@@ -41,12 +41,13 @@ def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any)
         BrainqError, OSError: A word of the command is wrong; nothing is done before.
     """
     choose_slices(1, options.slices)
-    rule = SeriesRule().with_limits(*options.limits) if options.limits else SeriesRule()
+    if options.limits:
+        answerer = replace(answerer, rule=answerer.rule.with_limits(*options.limits))
     sheet = Montage(Path(options.montage), answerer.pixels, answerer.classes) if options.montage else None
     table = AnswerTable(options.csv, answerer.classes) if options.csv else None
     keepers = [keeper for keeper in (table, sheet) if keeper]
     try:
-        return _answer_all(answerer, options, rule, more, keepers)
+        return _answer_all(answerer, options, more, keepers)
     finally:
         for keeper in keepers:
             keeper.close()
@@ -55,7 +56,6 @@ def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any)
 def _answer_all(
     answerer: Answerer,
     options: argparse.Namespace,
-    rule: SeriesRule,
     more: dict[str, Any],
     keepers: Sequence[AnswerTable | Montage],
 ) -> int:
@@ -63,7 +63,7 @@ def _answer_all(
         print(NOTICE, file=sys.stderr)
     progress, unread, counts = _Progress(), _Unread(), {"series": Counter[str](), "slice": Counter[str]()}
     found = find_series(options.images, options.plane, progress.looked_at, answerer.classes)
-    for answer in answer_series(answerer, found, options.slices, rule):
+    for answer in answer_series(answerer, found, options.slices):
         row = answer.row
         if "error" in row:
             unread.add(row)
@@ -79,7 +79,7 @@ def _answer_all(
         progress.answered()
     faults = unread.sum_up(answered=counts["slice"].total())
     if counts["series"]:
-        print(_sum_up(counts["series"]), file=sys.stderr)
+        print(f"{printable(answerer.rule.describe())}\n{_sum_up(counts['series'])}", file=sys.stderr)
     return SOME_UNREAD if faults else 0
 
 

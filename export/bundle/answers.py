@@ -25,6 +25,7 @@ from brainq_torch.data.reading.image import read_grey
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series.answer import READ_AT_ONCE, Answerer, BrokenModelError, judge
+from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.show import answer_command
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
@@ -55,7 +56,9 @@ class BundledModel:
         """
         if not 1 <= threads <= MOST_THREADS:
             raise BundleError(f"--threads is {threads}; allowed are 1 to {MOST_THREADS}")
-        models = {entry["file"]: entry for entry in read_about(folder)["models"]}
+        about = read_about(folder)
+        self.rule = SeriesRule.from_json(about["series_rule"], ABOUT)
+        models = {entry["file"]: entry for entry in about["models"]}
         self.file = next(iter(models)) if file is None else file
         if self.file not in models:
             raise BundleError(f"{file} is not in this folder; allowed are {', '.join(models)}")
@@ -107,7 +110,7 @@ class BundledModel:
 
     def answerer(self) -> Answerer:
         """Return what answers images and series."""
-        return Answerer(self.pixels, self.classes, self.abstention, self._answer)
+        return Answerer(self.pixels, self.classes, self.abstention, self._answer, self.rule)
 
     def _answer(self, images: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.float32]:
         with ThreadPoolExecutor(self._threads) as pool:

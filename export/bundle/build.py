@@ -12,7 +12,7 @@ import brainq_torch
 import export
 from brainq_torch.run import Run
 from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file
-from brainq_torch.series.rule import SeriesRule
+from brainq_torch.series.rule import find_rule
 from export.bundle import predict
 from export.bundle.answers import ABOUT, GOLDEN, LABELS, PIXELS, BundleError, read_about
 from export.bundle.card import write_card
@@ -180,10 +180,11 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
             "runtime": runtime,
             "logit_scale": scale._asdict() if scale else None,
         }
-    about["series_rule"] = SeriesRule().to_json()  # the page does the same
+    rule = find_rule(models[0].path)
+    about["series_rule"] = rule.to_json()  # predict.py and the page answer a series by it
     _dump(folder / ABOUT, about)
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
-    write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None)
+    write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None, rule)
     answers = answer_golden(folder, draw_golden(folder), [m.path for m in models], page.path if page else None)
     _dump(folder / GOLDEN, answers)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -11,12 +11,15 @@ from jinja2 import Environment, StrictUndefined
 
 from brainq_torch.run import Run
 from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file
+from brainq_torch.series.rule import SeriesRule
 from export.run.metadata import FileMetadata
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
-def write_card(path: Path, run: Run, models: Sequence[tuple[Path, FileMetadata, dict[str, Any]]], page: bool) -> None:
+def write_card(
+    path: Path, run: Run, models: Sequence[tuple[Path, FileMetadata, dict[str, Any]]], page: bool, rule: SeriesRule
+) -> None:
     """Write the card. The same run gives the same bytes.
 
     Args:
@@ -24,6 +27,7 @@ def write_card(path: Path, run: Run, models: Sequence[tuple[Path, FileMetadata, 
         run: What was trained. Paths of its configuration are left out of the card: they are of another machine.
         models: Each file with its metadata and its entry in parity.json, the one that answers first.
         page: Whether the bundle has the browser page.
+        rule: What answers a series.
     """
     config = run.config
     rows = run.manifest() if (run.folder / MANIFEST).is_file() else []
@@ -47,6 +51,7 @@ def write_card(path: Path, run: Run, models: Sequence[tuple[Path, FileMetadata, 
         metadata=models[0][1],
         reports={file.name: report for file, _, report in models},
         page=page,
+        rule=rule,
     )
     path.write_text(text, encoding="utf-8")
 

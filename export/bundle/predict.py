@@ -98,13 +98,7 @@ def add_series_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which slices are answered, and where the answers go; ``tools.predict`` takes the same."""
     parser.add_argument("--json", action="store_true", help="one JSON object per line: of each slice and each series")
     parser.add_argument("--slices", default="all", help="of a series: all (default), middle, a number, or every=K")
-    parser.add_argument(
-        "--limits",
-        nargs=2,
-        type=float,
-        metavar=("HEALTHY", "TUMOUR"),
-        help="of a series, as tools.series_rule fits them to patients of your own (default: 0.22 0.995)",
-    )
+    add_limits(parser, "of a series, in place of the model's own")
     parser.add_argument("--csv", metavar="FILE", help="write the answers as a table, too, replacing FILE")
     parser.add_argument("--montage", metavar="FILE", help="write a PNG of all answered slices, replacing FILE")
     parser.add_argument(
@@ -112,6 +106,14 @@ def add_series_options(parser: argparse.ArgumentParser) -> None:
         choices=("axial", "coronal", "sagittal"),
         help="of NIfTI volumes (default: axial, and a single slice's own); DICOM is shown as it was taken",
     )
+
+
+def add_limits(parser: argparse.ArgumentParser, use: str) -> None:
+    """Add the limits of a series' answer; ``python -m export`` takes the same. use: what is done with them."""
+    words = (
+        f"{use}: notumor up to HEALTHY, a tumour from TUMOUR, as tools.series_rule fits them to patients of your own"
+    )
+    parser.add_argument("--limits", nargs=2, type=float, metavar=("HEALTHY", "TUMOUR"), help=words)
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:

@@ -16,6 +16,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series, judge
 from brainq_torch.series.find import Unread, find_series
+from brainq_torch.series.rule import SeriesRule, find_rule
 from export.run.runners import Runner, load_runner, run_named
 
 type Images = str | os.PathLike[str] | NDArray[np.uint8] | Sequence[str | os.PathLike[str]]
@@ -92,6 +93,7 @@ class Model:
         classes: In the order of its logits.
         pixels: Size and fit of the pictures that it takes.
         abstention: When it does not answer; None where it always does.
+        series_rule: The limits of a series' answer, its own (``series_rule.json`` beside it) or the built-in ones.
     """
 
     def __init__(self, path: Path, runner: Runner) -> None:
@@ -99,11 +101,12 @@ class Model:
         self.classes: tuple[str, ...] = runner.classes
         self.pixels: PixelSpec = runner.pixels
         self.abstention: Abstention | None = getattr(runner, "abstention", None)  # one's own need not have it
+        self.series_rule: SeriesRule = find_rule(path)
 
     @property
     def answerer(self) -> Answerer:
         """The same for ``brainq_torch.series``."""
-        return Answerer(self.pixels, self.classes, self.abstention, partial(run_named, self.runner))
+        return Answerer(self.pixels, self.classes, self.abstention, partial(run_named, self.runner), self.series_rule)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run it.

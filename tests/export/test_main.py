@@ -15,6 +15,7 @@ import torch
 import export.pipeline
 from brainq_torch.run import load_run
 from brainq_torch.run_files import hash_file
+from brainq_torch.series.rule import SeriesRule, find_rule
 from export.__main__ import main
 from export.bundle.card import write_card
 from export.catalogue import PARITY_IMAGES
@@ -126,6 +127,18 @@ def test_an_existing_export_is_replaced_only_with_force(run, quick, capsys):
     assert hashes(run / "export") == before
     assert main([str(run), *FLOAT, "--force"]) == 0
     assert names(run / "export") == FILES
+
+
+def test_the_runs_limits_of_a_series_go_where_the_files_go(run, quick, tmp_path, capsys):
+    (run / "series_rule.json").write_text('{"tumour_from": 0.5}')
+    assert main([str(run), *FLOAT]) == 0
+    assert names(run / "export") == FILES  # those of the run are theirs
+    for force in ([], ["--force"]):
+        assert main([str(run), *FLOAT, "--out", str(tmp_path / "out"), *force]) == 0
+        assert find_rule(tmp_path / "out" / "model_fp16.tflite").tumour_from == 0.5
+    with pytest.raises(SystemExit):
+        main([str(run), *FLOAT, "--limits", "0.1", "0.3"])
+    assert "name its folder with --bundle" in capsys.readouterr().err
 
 
 def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, capsys):
@@ -248,7 +261,11 @@ def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, c
     assert output.out.count("on phantoms alone: passed") == len(report["artefacts"])
     file = run / "export/model_fp16.tflite"
     write_card(
-        tmp_path / "card.md", load_run(run), [(file, read_metadata(file), report["artefacts"][file.name])], False
+        tmp_path / "card.md",
+        load_run(run),
+        [(file, read_metadata(file), report["artefacts"][file.name])],
+        False,
+        SeriesRule(),
     )
     assert "Compared on images of the run: **NOT DONE**" in (tmp_path / "card.md").read_text()
 

@@ -29,7 +29,7 @@ const slices = [];
 const beside = new Map(job.paths.map((path) => [path, { open: () => readFile(path) }]));
 for (const path of job.paths) {
   try {
-    const found = await files.listSlices({ path, file: await readFile(path), isAlone: true, beside });
+    const found = await files.listSlices({ path, file: await readFile(path), isAlone: !job.together, beside, classes: job.classes });
     if (job.series) slices.push(...found);
     else if (found.length) answers[path] = await answer(found[0]);
   } catch (error) {

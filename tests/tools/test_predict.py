@@ -17,6 +17,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.series.find import Unread, find_series
+from export.run.model import load
 from tools import predict
 from tools.shared.command import CommandError
 
@@ -101,6 +102,19 @@ def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, ca
     text = capsys.readouterr().out.splitlines()
     assert "a b.png: uncertain, unlike the images it was trained on  (glioma" in text[0]
     assert "head.png: glioma" in text[1]
+
+
+def test_a_series_is_answered_by_the_limits_beside_the_model(runner, tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
+    volume = np.repeat(np.asarray(picture(30))[..., None], 4, 2)  # 99 % a tumour
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "a.nii")
+    words = [str(tmp_path / "model.tflite"), str(tmp_path / "a.nii"), "--json"]
+    for label, source in (("uncertain", "built in"), ("glioma", str(tmp_path / "series_rule.json"))):
+        assert predict.main(words) == 0
+        row = lines(capsys)[-1]
+        assert (row["label"], row["limits_from"]) == (label, source)
+        (tmp_path / "series_rule.json").write_text('{"tumour_from": 0.95}')
+    assert load(words[0]).predict(words[1])[-1].label == "glioma"
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

@@ -52,7 +52,10 @@ def test_batchnorm_has_the_statistics_of_its_inputs(tiny_export, tmp_path, words
 
 
 def test_training_goes_on_from_a_restored_run(tiny_export, phantoms, tmp_path, words):
-    assert main([str(tiny_export / "model_fp16.tflite"), *words]) == 0
+    file = shutil.copy(tiny_export / "model_fp16.tflite", tmp_path)
+    (tmp_path / "series_rule.json").write_text('{"tumour_from": 0.5}')
+    assert main([str(file), *words]) == 0
+    assert (tmp_path / "back" / "series_rule.json").read_text() == '{"tumour_from": 0.5}'
     more = [f"--init={tmp_path / 'back'}", f"--data.root={phantoms}", f"--out={tmp_path / 'more'}"]
     assert fit([*TINY, *more, "--stages=[{name: all, epochs: 1}]"]) == 0
 

@@ -68,6 +68,20 @@ def test_what_can_be_told_apart_is(data, tmp_path, capsys):
     assert "100 % [" in printed
 
 
+def test_what_was_fitted_is_kept_beside_the_model_and_measured_the_next_time(data, tmp_path, capsys):
+    model, found = tmp_path / "model.tflite", {}
+    for number in (1, 2):
+        words = [str(model), "--data", str(data), "--keep", "--json", str(tmp_path / f"{number}.json")]
+        assert series_rule.main(words) == 0
+        found[number] = json.loads((tmp_path / f"{number}.json").read_text())[str(model)]["rules"]
+    assert f"wrote {tmp_path / 'series_rule.json'}" in capsys.readouterr().out
+    assert "the model's own" not in found[1]
+    assert found[2]["the model's own"] == found[1]["fitted, 1 neighbours on each side"]
+    assert json.loads((tmp_path / "series_rule.json").read_text()) == found[2]["the model's own"]["rule"]
+    assert series_rule.main([str(model), "other", "--data", str(data), "--keep"]) == 2
+    assert "--keep is for one MODEL, 2 are named" in capsys.readouterr().err
+
+
 def test_a_table_without_patients_is_refused(tmp_path, capsys):
     (tmp_path / "images.csv").write_text("path,class\na.png,glioma\n")
     assert series_rule.main(["results/robust_mobilenetv2/model_int8.tflite", "--data", str(tmp_path)]) == 2

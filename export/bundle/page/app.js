@@ -61,7 +61,7 @@ async function answerFiles(files) {
   for (const [place, file] of files.entries()) {
     await say(progress, `${place + 1} of ${files.length} files`);
     try {
-      slices.push(...(await listSlices({ ...file, isAlone, beside }, decodeJpeg)));
+      slices.push(...(await listSlices({ ...file, isAlone, beside, classes: answering.classes }, decodeJpeg)));
     } catch (error) {
       const text = explain(error);
       if (!refused.has(text)) refused.set(text, { paths: [], error });
@@ -80,7 +80,7 @@ async function answerFiles(files) {
 async function answerImage(article, slice) {
   await say(article, "...");
   try {
-    show(article, slice.path, await answering.classify(slice));
+    show(article, slice, await answering.classify(slice));
   } catch (error) {
     showError(article, [slice.path], error);
   }
@@ -139,7 +139,7 @@ function showError(article, paths, error, isAlone = true) {
   article.dataset.answer = JSON.stringify({ path: paths[0], files: paths.length, error: text, left_out: isLeftOut });
 }
 
-function show(article, name, answer) {
+function show(article, { path: name, unfit }, answer) {
   const { image, ...plain } = answer;
   const figure = make("figure");
   const canvas = make("canvas");
@@ -158,9 +158,11 @@ function show(article, name, answer) {
     bar.append(meter, make("span", percent));
     bars.append(make("dt", label), bar);
   }
-  const verdictLine = make("p", verdict, isUncertain ? "class uncertain" : "class");
-  article.replaceChildren(figure, make("h3", name), verdictLine, bars);
-  if (answer.notes.length) article.append(make("p", answer.notes.join("; "), "notes"));
+  const verdictLine = make("p", verdict, unfit ? "sum" : isUncertain ? "class uncertain" : "class");
+  const warnings = answer.notes.filter((note) => unfit && note.startsWith(unfit));
+  const others = answer.notes.filter((note) => !warnings.includes(note));
+  article.replaceChildren(figure, make("h3", name), verdictLine, ...warnings.map((note) => make("p", note, "class error")), bars);
+  if (others.length) article.append(make("p", others.join("; "), "notes"));
   article.dataset.answer = JSON.stringify({ path: name, ...plain });
 }
 
@@ -179,6 +181,7 @@ function showGolden(bundle, rows) {
 
 function describe({ about, classes, spec, model }) {
   const { file, metadata, runtime } = about.page;
+  const limits = [about.series_rule.healthy_up_to, about.series_rule.tumour_from].map((limit) => Number(limit.toPrecision(4)));
   const lines = {
     model: `${file}, ${model.length.toLocaleString("en")} bytes`,
     classes: classes.join(", "),
@@ -186,6 +189,7 @@ function describe({ about, classes, spec, model }) {
     "when it does not answer": metadata.abstention
       ? `below a probability of ${metadata.abstention.threshold}, or where the image is unlike its training images`
       : "it always answers",
+    "a whole series": `notumor where a tumour's probability is at most ${limits[0]}, a tumour from ${limits[1]}, else uncertain`,
     "runs in": runtime,
   };
   find("about").replaceChildren(

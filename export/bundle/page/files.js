@@ -7,7 +7,8 @@ import { isPicture, readPicture } from "./picture.js";
 import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
 const IMAGE_SUFFIX = /\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|ima|nii|gz|mat)$/i;
-const MASK = /[^/][_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+[^/]*$|(^|\/)(masks?|segmentations?|annotations?)\/[^/]*$/i;
+const MASK = /[^/][_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+[^/]*$/i;
+const MASK_FOLDER = /(?:^|\/)(masks?|segmentations?|annotations?)\/[^/]*$/i;
 const HEADER = /\.hdr$/i;
 const VOXELS = /\.img(\.gz)?$/i;
 const HEAD_BYTES = 1024;
@@ -15,12 +16,13 @@ const HEAD_BYTES = 1024;
 /**
  * Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder.
  * file: a File, what opens one, or bytes. isAlone: it is all that was chosen. beside: path -> file of what was chosen.
+ * classes: of the model; a folder of such a name holds no masks.
  */
-export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map() }, decodeJpeg) {
+export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map(), classes = [] }, decodeJpeg) {
   if (["hdr", "HDR"].some((end) => VOXELS.test(path) && beside.has(path.replace(VOXELS, `.${end}`)))) return [];
   const isNamed = IMAGE_SUFFIX.test(path);
   if (isOfFolder && (path.includes("/.") || !(isNamed || isImage(await read(file, HEAD_BYTES))))) return [];
-  if (MASK.test(path) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
+  if (isMaskByName(path, classes) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
   const bytes = await readInflated(file);
   if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
   if (isDicom(bytes)) {
@@ -41,6 +43,11 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
   }
   throw new Unreadable("is neither PNG, JPEG, DICOM nor NIfTI-1", "use predict.py, which reads TIFF and others as well");
+}
+
+function isMaskByName(path, classes) {
+  const folder = path.match(MASK_FOLDER)?.[1].toLowerCase();
+  return MASK.test(path) || (folder && !classes.some((name) => name.toLowerCase() === folder));
 }
 
 function isImage(head) {

@@ -46,6 +46,7 @@ export function sumUp(series, rows, classes, rule) {
     level: "series", path: series.path, series: series.name, title: series.title,
     slices: rows.length, answered: answered.length,
     class: said.label ?? UNCERTAIN, best: said.best, reason: said.reason, tumour: said.probability,
+    limits: [rule.healthy_up_to, rule.tumour_from], limits_from: "bundle.json",
     counts,
     carried_by: shown.filter((row) => row.best === said.best).map(({ slice }) => slice),
     strongest: strongest && { slice: strongest.slice, probability: strongest.probabilities[said.best] },

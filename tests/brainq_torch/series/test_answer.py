@@ -37,7 +37,7 @@ def see_middle(images, names):
 
 
 def answerer(run=see_middle):
-    return Answerer(PixelSpec(32), CLASSES, None, run)
+    return Answerer(PixelSpec(32), CLASSES, None, run, RULE)
 
 
 def write_volume(path, bright):
@@ -58,7 +58,7 @@ def asked(**more):
 
 def rows(words, slices="all", run=see_middle):
     series = find_series([str(word) for word in words])
-    return [found.row for found in answer_series(answerer(run), series, slices, RULE)]
+    return [found.row for found in answer_series(answerer(run), series, slices)]
 
 
 def test_every_slice_is_answered_and_then_the_series(tmp_path):
@@ -166,7 +166,8 @@ def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
     assert printed.out.splitlines()[5].startswith(
         f"SERIES {paths[0]}: glioma  (5 slices: 5 glioma; strongest: glioma, slice"
     )
-    assert printed.err.splitlines()[-1] == "2 series: 1 glioma, 1 notumor"
+    limits = "limits of a series: up to 0.3 notumor, from 0.7 a tumour (built in)"
+    assert printed.err.splitlines()[-2:] == [limits, "2 series: 1 glioma, 1 notumor"]
     options.json = True
     assert answer_command(answerer(), options, model="m") == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -178,7 +179,9 @@ def test_limits_of_other_patients_may_be_given(tmp_path, capsys):
     path = write_volume(tmp_path / "a.nii", [False, False, True, False, False])
     for limits, label in ((None, "uncertain"), ([0.1, 0.3], "glioma"), ([0.4, 0.9], "notumor")):
         assert answer_command(answerer(), asked(images=[path], json=True, limits=limits)) == 0
-        assert json.loads(capsys.readouterr().out.splitlines()[-1])["label"] == label
+        row = json.loads(capsys.readouterr().out.splitlines()[-1])
+        told = (limits, "--limits") if limits else ([0.3, 0.7], "built in")
+        assert (row["label"], row["limits"], row["limits_from"]) == (label, *told)
     for limits in ([0.9, 0.1], [0.2, float("nan")], [-1.0, 0.5]):
         with pytest.raises(BrainqError, match=r"--limits is .*; allowed are two probabilities from 0 to 1"):
             answer_command(answerer(), asked(images=[path], json=True, limits=limits))

@@ -18,6 +18,7 @@ from pydicom.uid import ImplicitVRLittleEndian, JPEGLosslessSV1
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_slice
+from brainq_torch.data.reading.slices import is_mask_by_name
 from brainq_torch.data.synthesis.phantom import render_phantom
 from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import find_series
@@ -161,6 +162,19 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
         assert reason in found[str(tmp_path / name)]["error"], name
 
 
+def test_the_page_leaves_masks_out_as_python_does(tmp_path):
+    names = ("a_mask.png", "Masks/a.png", "masks/deep/a.png", "annotation/a.png", "mask.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(render_phantom(0, 3, size=40)).save(tmp_path / name)
+    for classes in (["glioma", "notumor"], ["masks", "notumor"]):
+        paths = [tmp_path / name for name in names]
+        found = read_in_node(tmp_path, paths, classes=classes, together=True)
+        left_out = {path for path, answer in found.items() if "is a mask by its name" in answer.get("error", "")}
+        assert left_out == {str(path) for path in paths if is_mask_by_name(path, classes)}
+        assert len(left_out) == {"glioma": 3, "masks": 2}[classes[0]]
+
+
 def test_the_page_inflates_a_gzipped_dicom_file(tmp_path):
     parser = require_parser()
     plain, zipped = write_dicom(tmp_path / "a", head()[2]), tmp_path / "a.dcm.gz"
@@ -176,16 +190,28 @@ def test_the_rule_says_what_pythons_says(tmp_path):
         values = random.dirichlet([0.3, 0.3, (0.3, 30)[number % 2], 0.3], number % 9)
         counts = (random.random(len(values)) < 0.8).tolist()
         classes = list(CLASSES) if number % 10 else ["a", "b", "c", "d"]
-        said = SeriesRule().judge(classes, values, counts)
-        jobs.append(
-            {"classes": classes, "probabilities": values.tolist(), "counts": counts, "rule": SeriesRule().to_json()}
-        )
+        rule = SeriesRule() if number % 3 else SeriesRule(2, 0.4, 0.6, 2)
+        said = rule.judge(classes, values, counts)
+        jobs.append({"classes": classes, "probabilities": values.tolist(), "counts": counts, "rule": rule.to_json()})
         expected.append(said)
     for found, said in zip(read_in_node(tmp_path, [], rule=jobs)["rule"], expected, strict=True):
         assert found["probability"] == pytest.approx(said.probability)
         assert [found[key] for key in ("label", "best", "reason")] == [said.label, said.best, said.reason]
         assert found["strongest"] == said.strongest
     assert {said.label for said in expected} >= {None, "notumor"}
+
+
+def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundle, tmp_path):  # noqa: F811
+    write_dicom(tmp_path / "knee", head()[3], BodyPartExamined="KNEE")
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.choose("#files", [tmp_path / "knee"])
+        browser.wait_for(f"{ARTICLES}.some((one) => one.dataset.answer)")
+        warned = browser.evaluate("document.querySelector('article .class').textContent")
+        about = browser.evaluate("document.getElementById('about').textContent")
+        browser.screenshot(tmp_path / "knee.png", 800, 900)
+    assert "no slice through a head: do not rely on the answer" in warned  # it is what stands out, no class does
+    assert "at most 0.01, a tumour from 0.02, else uncertain" in about
 
 
 ARTICLES = "[...document.querySelectorAll('article')]"
@@ -220,7 +246,8 @@ def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bund
         for one, other in zip(said["rows"], mine, strict=True):
             if other["probabilities"]:
                 assert one["probabilities"] == pytest.approx(other["probabilities"])
-        for key in ("class", "best", "reason", "counts", "carried_by", "notes"):
+        assert said["limits"] == [0.01, 0.02]
+        for key in ("class", "best", "reason", "counts", "carried_by", "notes", "limits", "limits_from"):
             assert said[key] == series[key], (said["path"], key)
 
 

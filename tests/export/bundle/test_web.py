@@ -22,6 +22,7 @@ from brainq_torch.run import load_run
 from brainq_torch.run_files import PARITY
 from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import find_series
+from brainq_torch.series.rule import SERIES_RULE
 from export.__main__ import main as export_main
 from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
@@ -312,7 +313,9 @@ def with_page(run, exported, target):
 
 @pytest.fixture(scope="module")
 def int8_bundle(browser, tmp_path_factory, tiny_run, tiny_int8_export):
-    return with_page(tiny_run, tiny_int8_export, tmp_path_factory.mktemp("pages") / "clinic")
+    exported = shutil.copytree(tiny_int8_export, tmp_path_factory.mktemp("export") / "int8")
+    (exported / SERIES_RULE).write_text('{"healthy_up_to": 0.01, "tumour_from": 0.02}')
+    return with_page(tiny_run, exported, tmp_path_factory.mktemp("pages") / "clinic")
 
 
 def answers_of(browser, paths):
