@@ -88,7 +88,10 @@ def read_rows(table: Path, sources: str) -> list[dict[str, str]]:
     missing = [name for name in COLUMNS if rows and name not in rows[0]]
     if missing or not rows:
         raise CommandError(f"{table} has no {', '.join(missing) or 'rows'}; it needs the columns {', '.join(COLUMNS)}")
-    return sorted((row for row in rows if row.get("source", "").startswith(sources)), key=lambda row: row["path"])
+    chosen = [row for row in rows if row.get("source", "").startswith(sources)]
+    if not chosen:
+        raise CommandError(f"{table} has no source whose name begins with {sources}; leave --sources out, or name one")
+    return sorted(chosen, key=lambda row: row["path"])
 
 
 def measure(
@@ -106,20 +109,24 @@ def measure(
     rules = {"built in": SeriesRule()} | ({} if own == SeriesRule() else {"the model's own": own})
     for neighbours in NEIGHBOURS:
         rule = replace(SeriesRule(), neighbours=neighbours)
-        averages = {
-            kind: [said.probability for said in score(rule, part) if said.probability is not None]
-            for kind, part in fitted.items()
-        }
-        tumours = averages.pop(TUMOUR)
-        limits = sorted(
-            (float(np.quantile(tumours, MISSED)), max(max(part, default=0.0) for part in averages.values()))
-        )
-        rules[_name_fitted(neighbours)] = replace(rule, healthy_up_to=limits[0], tumour_from=limits[1])
+        low, high = _fit_limits({kind: score(rule, part) for kind, part in fitted.items()})
+        rules[_name_fitted(neighbours)] = replace(rule, healthy_up_to=low, tumour_from=high)
     told = {name: {kind: _tell(part, score(rule, part)) for kind, part in held.items()} for name, rule in rules.items()}
     return {
         "slices": _tell_slices(answers, healthy),
         "rules": {name: {"rule": rule.to_json(), **told[name]} for name, rule in rules.items()},
     }
+
+
+def _fit_limits(said: dict[str, list[SeriesAnswer]]) -> list[float]:
+    """Return both limits from what is said of series by kind: few tumours below, no tumour-free one a tumour."""
+    averages = {kind: [one.probability for one in part if one.probability is not None] for kind, part in said.items()}
+    tumours = averages.pop(TUMOUR)
+    free = [value for part in averages.values() for value in part]
+    if not tumours or not free:
+        has = f"{len(tumours)} series with a tumour and {len(free)} of 3 or more slices without"
+        raise CommandError(f"the half of the patients that fits the limits has {has}; both are needed, add patients")
+    return sorted((float(np.quantile(tumours, MISSED)), float(np.nextafter(max(free), 1))))
 
 
 def _name_fitted(neighbours: int) -> str:

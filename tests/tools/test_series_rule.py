@@ -9,6 +9,7 @@ from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.series.rule import SeriesAnswer, SeriesRule
 from tools import series_rule
 
 PATIENTS = 40
@@ -80,6 +81,26 @@ def test_what_was_fitted_is_kept_beside_the_model_and_measured_the_next_time(dat
     assert json.loads((tmp_path / "series_rule.json").read_text()) == found[2]["the model's own"]["rule"]
     assert series_rule.main([str(model), "other", "--data", str(data), "--keep"]) == 2
     assert "--keep is for one MODEL, 2 are named" in capsys.readouterr().err
+
+
+def test_no_tumour_free_series_that_fitted_the_limits_is_called_a_tumour():
+    said = {kind: [SeriesAnswer(None, None, "", value, 0) for value in values] for kind, values in
+            {"tumour": [0.5, 0.9], "own tumour-free": [0.7], "joined to 8": []}.items()}  # fmt: skip
+    low, high = series_rule._fit_limits(said)
+    assert (low, high) == (pytest.approx(0.52), pytest.approx(0.7))
+    values = np.array([[0.7, 0.0, 0.3, 0.0]])
+    assert SeriesRule(0, low, float(1 - values[0, 2]), 1).judge(CLASSES, values, [True]).label == "glioma"
+    assert SeriesRule(0, low, high, 1).judge(CLASSES, values, [True]).label is None
+
+
+def test_too_few_patients_and_a_source_that_is_not_there_are_a_line(data, tmp_path, capsys):
+    words = ["model", "--data", str(data)]
+    assert series_rule.main([*words, "--sources", "b"]) == 2
+    assert "has no source whose name begins with b; leave --sources out" in capsys.readouterr().err
+    lines = (data / "images.csv").read_text().splitlines()
+    (data / "images.csv").write_text("\n".join([line for line in lines if "notumor" not in line]))
+    assert series_rule.main(words) == 2
+    assert "series with a tumour and 0 of 3 or more slices without; both are needed" in capsys.readouterr().err
 
 
 def test_a_table_without_patients_is_refused(tmp_path, capsys):
