@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from brainq_torch import finish
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.fit import main
 
@@ -34,6 +35,15 @@ def pytest_sessionfinish(session):
 def _one_thread():
     """Tiny tensors are fastest on one thread, and tests share the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures():
+    """Drawing its two pictures is half of a tiny training: only trainings in a process of their own do it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_curves", "plot_confusion"):
+            patch.setattr(finish, name, lambda _, path: path.touch())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,13 @@ FLOAT_TOLERANCE = 1e-3
 IMAGES = 20
 INTEGER_FILES = ("model_int8.tflite", "model_w4a8.tflite")
 _SECONDS = 600
-_ALONE = (
-    "import runpy, sys; packages, *sys.argv = sys.argv[1:]; sys.path.append(packages)\n"
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
+_ALONE = (  # both in one process: the emulated start of numpy and LiteRT takes longest
+    "import runpy, sys; packages, file, model, *images = sys.argv[1:]; sys.path.append(packages)\n"
+    "for words in (['--verify'], ['--json', *images]):\n"
+    "    sys.argv = [file, '--model', model, *words]\n"
+    "    try: runpy.run_path(file, run_name='__main__')\n"
+    "    except SystemExit as end:\n"
+    "        if end.code: raise"
 )
 _WHEELS = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)] + ["manylinux2014_aarch64"]
 
@@ -122,12 +126,12 @@ def emulate(bundle: Path, work: Path, processors: Sequence[str] = PROCESSORS) ->
         Image.fromarray(render_phantom(number % 4, number, seed=1, size=160 + 7 * number)).save(path)
     lines = []
     for model in json.loads((bundle / "bundle.json").read_text())["models"]:
-        expected = _logits([sys.executable], bundle, model["file"], images)
+        here = [sys.executable, bundle / "predict.py", "--json", "--model", model["file"], *images]
+        expected = _logits(_run(here))
         for processor in processors:
             python = [qemu, "-cpu", processor, "-L", root, root / f"usr/bin/python{PYTHON}", "-ISBc", _ALONE, packages]
-            verified = _run(python, bundle, "--verify", "--model", model["file"]).strip()
-            found = _logits(python, bundle, model["file"], images)
-            compared = compare(found, expected, model["file"] in INTEGER_FILES)
+            verified, *found = _run([*python, bundle / "predict.py", model["file"], *images])
+            compared = compare(_logits(found), expected, model["file"] in INTEGER_FILES)
             lines.append(f"{processor} (emulated): {verified}; {compared}")
     return lines
 
@@ -142,17 +146,15 @@ def compare(found: list[list[float]], expected: list[list[float]], is_integer: b
     return said
 
 
-def _logits(python: list[str | Path], bundle: Path, file: str, images: list[Path]) -> list[list[float]]:
-    said = _run(python, bundle, "--json", "--model", file, *images)
-    return [json.loads(line)["logits"] for line in said.splitlines()]
+def _logits(said: list[str]) -> list[list[float]]:
+    return [json.loads(line)["logits"] for line in said]
 
 
-def _run(python: list[str | Path], bundle: Path, *words: str | Path) -> str:
-    command = [*python, bundle / "predict.py", *words]
+def _run(command: list[str | Path]) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         raise DifferentError(f"{' '.join(map(str, command))} ends with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ def _weights(run):
     return read_checkpoint(run / "model.ckpt")["state_dict"]
 
 
-def _same_weights(one, other):
+def same_weights(one, other):
     first, second = _weights(one), _weights(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -91,7 +91,7 @@ def test_a_resume_searches_for_no_copies_again(phantoms, uninterrupted, tmp_path
     monkeypatch.undo()
     monkeypatch.setattr("brainq_torch.data.leakage.groups.find_links", None)
     assert main(["--resume", "--out", str(out)]) == 0
-    assert _same_weights(uninterrupted, out)
+    assert same_weights(uninterrupted, out)
 
 
 def test_a_run_can_take_over_the_splits_of_another(phantoms, uninterrupted, tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_the_head_stage_leaves_the_backbone_as_it_was(uninterrupted):
 
 def test_the_written_configuration_makes_the_same_run(uninterrupted, tmp_path):
     assert main(["--config", str(uninterrupted / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
-    assert _same_weights(uninterrupted, tmp_path / "again")
+    assert same_weights(uninterrupted, tmp_path / "again")
 
 
 class _Killed(BaseException):
@@ -137,7 +137,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["manifest", "pixels", "first best", "first last", "stage done", "finish"])
-def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
+def test_a_run_that_dies_at_any_moment_resumes_to_thesame_weights(
     moment, phantoms, uninterrupted, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
@@ -168,7 +168,7 @@ def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
         main(_words(phantoms, out))
     monkeypatch.undo()
     assert main(["--resume", "--out", str(out)]) == 0
-    assert _same_weights(uninterrupted, out)
+    assert same_weights(uninterrupted, out)
     kept = [{key: value for key, value in row.items() if "second" not in key} for row in read_log(out / "log.csv")]
     whole = [{k: v for k, v in row.items() if "second" not in k} for row in read_log(uninterrupted / "log.csv")]
     assert kept == whole
@@ -188,7 +188,7 @@ def test_kill_9_then_resume(phantoms, uninterrupted, tmp_path):
     process.wait()
     assert not (out / "metrics.json").exists()
     assert main(["--resume", "--out", str(out)]) == 0
-    assert _same_weights(uninterrupted, out)
+    assert same_weights(uninterrupted, out)
 
 
 def test_resuming_a_complete_run_changes_nothing(uninterrupted, capsys):
@@ -304,6 +304,7 @@ def test_two_processes_train_one_run(phantoms, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "distributed_backend=gloo" in result.stdout + result.stderr
+    assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in ("learning_curves.png", "confusion.png"))
     assert json.loads((out / "metrics.json").read_text())["n"] == 12
     assert len(read_log(out / "log.csv")) == 3
     assert int(yaml.safe_load((out / "config.yaml").read_text())["trainer"]["devices"]) == 2

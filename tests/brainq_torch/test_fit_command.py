@@ -8,26 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from brainq_torch import fit
 from brainq_torch.fit import main, make_parser
-from brainq_torch.run import read_checkpoint
 from brainq_torch.training.classifier import Classifier
 from brainq_torch.training.distill import Distillation, Term
 from brainq_torch.training.qat import Qat
 from brainq_torch.training.stages import Stage
 from brainq_torch.training.teacher import Teacher
+from tests.brainq_torch.test_fit import same_weights
 from tests.conftest import TINY
 
 
 def words_for(phantoms, out):
     return [*TINY, f"--data.root={phantoms}", f"--out={out}", "--stages=[{name: all, epochs: 2}]"]
-
-
-def same_weights(one, other):
-    first, second = (read_checkpoint(run / "model.ckpt")["state_dict"] for run in (one, other))
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +167,7 @@ def test_a_training_says_on_stderr_only_what_it_runs_on_and_why_it_ends(phantoms
     words = [*words_for(phantoms, tmp_path / "run"), "--stages=[{name: all, epochs: 1}]"]
     command = [sys.executable, "-m", "brainq_torch.fit", *words]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all((tmp_path / "run" / name).stat().st_size for name in ("learning_curves.png", "confusion.png"))  # drawn
     assert [line.split()[0] for line in result.stderr.splitlines()] == ["GPU", "`Trainer.fit`"]
 
 

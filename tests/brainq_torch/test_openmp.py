@@ -31,5 +31,5 @@ def test_threads_spin_for_a_short_time(module: str) -> None:
 
 @linux_only
 def test_the_users_own_setting_stays() -> None:
-    assert spins("brainq_torch.fit", GOMP_SPINCOUNT="77") == "77"
-    assert spins("brainq_torch.fit", OMP_WAIT_POLICY="PASSIVE") == "0"
+    assert spins("tools.evaluate", GOMP_SPINCOUNT="77") == "77"
+    assert spins("tools.evaluate", OMP_WAIT_POLICY="PASSIVE") == "0"

@@ -115,11 +115,8 @@ def test_of_a_quantized_run_the_scales_are_those_it_learned(quantized_run, tmp_p
 
 def test_a_quantized_run_is_held_against_the_run_it_began_with(quantized_run, tiny_run):
     run = load_run(quantized_run)
-    for init, said in (
-        (str(tiny_run), str(tiny_run)),
-        ("nowhere", "none: nowhere is no folder"),
-        ("", "none: the run"),
-    ):
+    started = {str(tiny_run): str(tiny_run), "nowhere": "none: nowhere is no folder", "": "none: the run"}
+    for init, said in started.items():
         model, origin = find_float_model(dataclasses.replace(run, config=run.config | {"init": init}))
         assert (model is not None) == (init == str(tiny_run))
         assert origin.startswith(said)

@@ -31,16 +31,8 @@ def test_too_few_images_are_cross_validated_over_groups_and_a_file_is_restored(
     hospital, tiny_export, tmp_path, in_process, capsys
 ):
     out = tmp_path / "out"
-    words = [
-        str(tiny_export / "model_fp32.tflite"),
-        "--data",
-        str(hospital),
-        "--out",
-        str(out),
-        "--train",
-        "head",
-        *SMALL,
-    ]
+    words = [str(tiny_export / "model_fp32.tflite"), "--data", str(hospital), "--out", str(out), "--train", "head"]
+    words += [*SMALL, "--stages.epochs=1"]
     assert adapt.main(words) == 0
     printed = capsys.readouterr().out
     assert [each[0] for each in in_process] == ["tools.restore", *["brainq_torch.fit"] * 6]
@@ -81,11 +73,8 @@ def rows_of(count):
 
 
 def test_folds_divide_no_group_and_leave_old_testing_out():
-    old = [
-        ManifestRow("o1", "glioma", "Training", "x", "0", "old"),
-        ManifestRow("o2", "glioma", "Testing", "y", "0", "old"),
-    ]
-    old.append(ManifestRow("o3", "glioma", "Training", "glioma0", "0", "old"))  # a copy of a new one
+    places = (("o1", "Training", "x"), ("o2", "Testing", "y"), ("o3", "Training", "glioma0"))  # o3 copies a new one
+    old = [ManifestRow(path, "glioma", split, group, "0", "old") for path, split, group in places]
     folds = adapt.divide([*rows_of(20), *old])
     assert len(folds) == 5
     for fold in folds:

@@ -12,7 +12,8 @@ from brainq_torch.fit import main as fit
 from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError
 from tests.conftest import TINY
 from tools import compare, gradcam, pairs, predictions, teacher_logits
-from tools.abstention.__main__ import main as abstention
+from tools.abstention import __main__ as abstention
+from tools.low_bits import measure
 from tools.low_bits.__main__ import main as low_bits
 from tools.shift.__main__ import main as shift
 
@@ -52,9 +53,10 @@ def test_models_of_other_classes_are_not_compared(run, tiny_run, data, capsys):
     assert "tells glioma, meningioma, notumor, pituitary apart, the images are astro" in capsys.readouterr().err
 
 
-def test_abstention_counts_every_class_but_notumor_as_a_tumour(run, data, tmp_path):
+def test_abstention_counts_every_class_but_notumor_as_a_tumour(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(abstention, "DRAWN", 4)
     report = tmp_path / "abstention.json"
-    assert abstention(words(run, "--data", data, "--json", report)) == 0
+    assert abstention.main(words(run, "--data", data, "--json", report)) == 0
     found = json.loads(report.read_text())
     assert found["n"] == 9
     for outliers in found["outliers"].values():
@@ -102,7 +104,8 @@ def test_teachers_of_these_classes_keep_their_logits(run, tiny_run, data, tmp_pa
     assert "name a teacher of the same classes" in capsys.readouterr().err
 
 
-def test_low_bits_measures_the_models_classes(run, data, tmp_path):
+def test_low_bits_measures_the_models_classes(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "BITS_OF_A_BUDGET", (8,))
     few = ["--calibration-images", 4, "--sensitivity-images", 2, "--images", 6, "--bits", 8]
     assert low_bits(words(run, "--data", data, "--out", tmp_path / "low", *few)) == 0
     report = json.loads((tmp_path / "low" / "low_bits.json").read_text())

@@ -169,18 +169,18 @@ def test_frame_noise_and_contrast_do_not_tell_the_class(sets):
 @pytest.mark.slow
 def test_a_small_network_learns_what_the_nearest_neighbour_cannot():
     """MobileNetV2 from scratch, the recipe of the quickstart cut to about half a minute on one core."""
-    per_class, size, batch, epochs = 300, 64, 16, 9
+    per_class, size, batch, epochs = 300, 64, 32, 7
     images = [
-        [PixelSpec(size).apply(render_phantom(label, first + number)) for number in range(count) for label in range(4)]
+        [render_phantom(label, first + number, size=size) for number in range(count) for label in range(4)]
         for first, count in ((0, per_class), (100_000_000, 50))
     ]
     inputs, asked = (torch.from_numpy(scale_pixels(np.stack(part))) for part in images)
     labels = torch.arange(4).repeat(per_class)
     torch.manual_seed(0)
     model = build_model("mobilenetv2", width_mult=0.35)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
     steps = epochs * (len(inputs) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.005, total_steps=steps, pct_start=0.25)
     for step in range(steps):
         if step % (len(inputs) // batch) == 0:
             order = torch.randperm(len(inputs)).split(batch)
@@ -194,7 +194,7 @@ def test_a_small_network_learns_what_the_nearest_neighbour_cannot():
     with torch.no_grad():
         accuracy = (model.eval()(asked).argmax(1) == torch.arange(4).repeat(50)).double().mean().item()
     print(f"accuracy {accuracy:.3f}")
-    assert accuracy > 0.70
+    assert accuracy > 0.70  # two seeds gave 0.83 and 0.81
 
 
 # Lesions
