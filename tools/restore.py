@@ -118,8 +118,8 @@ def _learn_statistics(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert batchnorm.num_batches_tracked is not None
     if batchnorm.num_batches_tracked.item():
         return
-    statistics = batchnorm.running_mean, batchnorm.running_var
-    nn.functional.batch_norm(inputs[0], *statistics, training=True, momentum=1.0)  # sums in float64, nothing copied
+    # What batch_norm does in training with momentum 1, sums in float64, without an output that nobody needs.
+    torch.batch_norm_update_stats(inputs[0], batchnorm.running_mean, batchnorm.running_var, 1.0)
     _copy(batchnorm.weight, torch.sqrt(batchnorm.running_var.double() + batchnorm.eps))
     _copy(batchnorm.bias, batchnorm.bias.double() + batchnorm.running_mean)
     batchnorm.num_batches_tracked.fill_(1)
