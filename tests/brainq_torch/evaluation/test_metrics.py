@@ -228,3 +228,6 @@ def test_confusion_plot_is_a_small_png_and_replaces_the_old_one(tmp_path, noisy)
         assert len(set(image.convert("L").resize((60, 60)).tobytes())) > 20  # something is drawn
     assert path.stat().st_size < 200_000
     assert [entry.name for entry in tmp_path.iterdir()] == ["confusion.png"]
+    for names in ("ab", "abcdefghijkl"):  # one label has images, the others none; many are drawn larger
+        plot_confusion(compute_metrics(np.eye(len(names)), np.zeros(len(names), int), tuple(names), resamples=0), path)
+        assert (Image.open(path).height > 840) == (len(names) > 10)
