@@ -270,3 +270,33 @@ def test_a_fake_quantized_network_rounds_its_weights_once(monkeypatch):
     monkeypatch.setattr(WeightQuantizer, "forward", None)
     np.testing.assert_array_equal(runner(small_images()), expected)
     assert isinstance(network.get_submodule("classifier"), nn.Linear)
+
+
+class LongSums(nn.Module):
+    """A network whose second layer sums 16384 products, half of them positive, half negative."""
+
+    def __init__(self):
+        super().__init__()
+        first, second = nn.Conv2d(1, 256, 3, 2, bias=False), nn.Conv2d(256, 64, 8, bias=False)
+        with torch.no_grad():
+            first.weight[128:] = first.weight[:128] * 1.003
+            second.weight.normal_(1, 0.05)[:, 128:].sub_(2)
+        layers = first, nn.BatchNorm2d(256), nn.ReLU(), second, nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.features, self.classifier = nn.Sequential(*layers, nn.Flatten()), nn.Linear(64, 4)
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+
+    def forward(self, image):
+        return self.dequant(self.classifier(self.features(self.quant(image))))
+
+
+def test_sums_longer_than_float32_holds_are_exact_in_pytorch():
+    torch.manual_seed(0)
+    runner = TorchRunner(quantize_post_training(LongSums().eval(), random_images(16)), SPEC, CLASSES)
+    seen, layer = [], runner.model.features[3]
+    layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].double(), output.double())))
+    runner(random_images(16))
+    inputs, outputs = map(torch.cat, zip(*seen, strict=True))
+    sums = torch.nn.functional.conv2d(inputs, layer.weight.double(), layer.bias.double())
+    steps = (sums / layer.scale).round().clamp(layer.lowest, layer.highest)
+    assert torch.equal(steps, (outputs / layer.scale).round())
+    assert steps.unique().numel() > 100
