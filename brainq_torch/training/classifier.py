@@ -1,5 +1,6 @@
 """The LightningModule: one network, one stage, one loss. Float, QAT and distillation give it different parts."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from brainq_torch.data.decoded import Batch, make_generator
 from brainq_torch.data.ranges import Share
 from brainq_torch.training.across_sources import AcrossSources, SourceLoss
 from brainq_torch.training.distill import Distillation
-from brainq_torch.training.stages import Stage, make_optimizer, make_schedule
+from brainq_torch.training.stages import Stage, describe_short, make_optimizer, make_schedule
 
 
 class TrainingDivergedError(RuntimeError):
@@ -141,4 +142,6 @@ class Classifier(L.LightningModule):
         """Build the stage's optimizer and schedule."""
         optimizer = make_optimizer(self.stage, self.model)
         steps = int(self.trainer.estimated_stepping_batches)
+        if (warning := describe_short(self.stage, steps)) and self.trainer.is_global_zero:
+            print(f"warning: {warning}", file=sys.stderr)
         return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.stage, optimizer, steps)}

@@ -93,6 +93,16 @@ def make_schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int) ->
     return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
 
 
+def describe_short(stage: Stage, steps: int) -> str:
+    """Return a line on a stage whose so many steps end before its warm-up does; empty where they do not."""
+    if stage.schedule == "plateau" or steps > stage.warmup_steps:
+        return ""
+    return (
+        f"stage {stage.name!r} has {steps} steps, its warm-up alone takes {stage.warmup_steps}: the network is hardly "
+        "trained; give it more epochs in --stages, or fewer warmup_steps"
+    )
+
+
 class FreezeBackbone(Callback):
     """Freeze everything but the head while a stage trains the head, else the first blocks it names."""
 

@@ -7,7 +7,7 @@ from torch import nn
 from brainq_torch.models import build_model
 from brainq_torch.run import RunError
 from brainq_torch.training.loop import check_size
-from brainq_torch.training.stages import FreezeBackbone, Stage, make_optimizer, make_schedule
+from brainq_torch.training.stages import FreezeBackbone, Stage, describe_short, make_optimizer, make_schedule
 
 
 @pytest.fixture
@@ -124,3 +124,11 @@ def test_a_network_made_for_another_size_is_refused_before_training():
     with pytest.raises(RunError, match=r"mine:Network does not run on images of 9 pixels .*give another data.size"):
         check_size(network, "mine:Network", 9)
     assert network.training
+
+
+def test_a_training_that_ends_within_its_warm_up_is_named():
+    stage = Stage("all", 8, warmup_steps=150)
+    assert describe_short(stage, 150).startswith("stage 'all' has 150 steps, its warm-up alone takes 150")
+    assert not describe_short(stage, 151)
+    assert not describe_short(Stage("all", 1), 1)
+    assert not describe_short(Stage("all", 8, schedule="plateau", warmup_steps=150), 9)  # has no warm-up
