@@ -21,7 +21,7 @@ from export.run.runners import batches
 from export.run.sessions import RunnerError, join_logits
 
 _LONGEST_EXACT = 1024
-"""Products in a sum of which float32 keeps every bit, or near enough that no integer changed; of more, float64 does."""
+"""Products in a sum; of more, float32 loses last bits that have moved an integer, and float64 takes its place."""
 
 
 class TorchRunner:
@@ -65,9 +65,9 @@ class _SettledLayer(nn.Module):
     def __init__(self, layer: Layer, output: ActivationQuantizer) -> None:
         super().__init__()
         quantizer: Any = layer.module.weight_fake_quant
-        weight, bias = quantizer(layer.weight), quantizer.round_bias(layer.bias)
-        self.kind = torch.float64 if weight[0].numel() > _LONGEST_EXACT else torch.float32
-        self.weight, self.bias = nn.Buffer(weight.to(self.kind)), nn.Buffer(bias.to(self.kind))
+        dtype = torch.float64 if layer.weight[0].numel() > _LONGEST_EXACT else torch.float32
+        self.weight = nn.Buffer(quantizer(layer.weight).to(dtype))
+        self.bias = nn.Buffer(quantizer.round_bias(layer.bias).to(dtype))
         self.compute, (self.scale, zero_point) = layer.compute, output.encoding
         self.lowest = 0 if layer.relu else LOWEST - zero_point
         self.highest = HIGHEST - zero_point
@@ -75,7 +75,7 @@ class _SettledLayer(nn.Module):
             self.highest = min(self.highest, round(layer.ceiling / self.scale))
 
     def forward(self, activation: Tensor) -> Tensor:
-        result = self.compute(activation.to(self.kind), self.weight, self.bias)
+        result = self.compute(activation.to(self.weight.dtype), self.weight, self.bias)
         return result.div_(self.scale).round_().clamp_(self.lowest, self.highest).mul_(self.scale).float()
 
 

@@ -137,7 +137,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["manifest", "pixels", "first best", "first last", "stage done", "finish"])
-def test_a_run_that_dies_at_any_moment_resumes_to_thesame_weights(
+def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
     moment, phantoms, uninterrupted, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
