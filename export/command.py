@@ -35,14 +35,15 @@ def run(options: argparse.Namespace) -> int:
     trained = load_run(options.run)
     exported = options.out or trained.folder / "export"
     how = _how(options)
-    rule = SeriesRule().with_limits(*options.limits) if options.limits else None
+    if options.limits:
+        SeriesRule().with_limits(*options.limits)  # wrong ones are refused before any work
     if options.bundle and (exported / PARITY).is_file() and not options.recipes:
         if replace(how, replace=False) != ExportOptions():
             raise RecipeError(
                 f"{exported} is there, and --bundle takes its files as they are: words on how files are made or "
                 "compared change nothing; leave them out, or make the files anew: name --recipes, with --force"
             )
-        return _bundle(trained, exported, options, rule)
+        return _bundle(trained, exported, options)
     if trained.quantization is not None and (options.rounding or options.bits_from):
         raise RecipeError(
             "this run was trained for integers: --rounding and --bits-from have nothing to choose; "
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if not report.passed:
         print("\n".join(advise(report, options, exported)))
     if options.bundle and report.passed:
-        return _bundle(trained, exported, options, rule)
+        return _bundle(trained, exported, options)
     return 0 if report.passed else 1
 
 
@@ -73,14 +74,15 @@ def _how(options: argparse.Namespace) -> ExportOptions:
     )
 
 
-def _bundle(run: Run, exported: Path, options: argparse.Namespace, rule: SeriesRule | None) -> int:
-    """Make the bundle from the exported files, which are given a rule of series first, where there is one."""
-    if rule:
-        write_json(rule_path(exported / PARITY), rule.to_json())
+def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
+    """Make the bundle from the exported files; named limits go into their rule of series first."""
+    files = exported / PARITY
+    if options.limits:
+        write_json(rule_path(files), find_rule(files).with_limits(*options.limits).to_json())
     runtime = options.page or find_runtime()
-    files = make_bundle(run, exported, options.bundle, options.bundle_file, options.force, runtime)
-    print(f"bundle: {options.bundle}, {len(files)} files; python {options.bundle / 'predict.py'} --verify replays it")
-    print(find_rule(exported / PARITY).describe())
+    made = make_bundle(run, exported, options.bundle, options.bundle_file, options.force, runtime)
+    print(f"bundle: {options.bundle}, {len(made)} files; python {options.bundle / 'predict.py'} --verify replays it")
+    print(find_rule(files).describe(run.classes))
     if runtime is None:
         print(f"no browser page: {INSTALL}, and the same command again, adds it")
     else:

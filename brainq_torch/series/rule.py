@@ -21,6 +21,8 @@ HEALTHY = "notumor"
 SERIES_RULE = "series_rule.json"
 """Beside a model's file, or in its run folder; a bundle has the same in bundle.json."""
 
+_NO_HEALTHY = f"the model has no class {HEALTHY}"
+
 
 @dataclass(frozen=True)
 class SeriesAnswer:
@@ -78,8 +80,10 @@ class SeriesRule:
             raise BrainqError(f"{said}; allowed are two probabilities from 0 to 1, the smaller one first")
         return replace(self, healthy_up_to=healthy_up_to, tumour_from=tumour_from, source=source)
 
-    def describe(self) -> str:
-        """Return a line on the limits and where they are from."""
+    def describe(self, classes: Sequence[str]) -> str:
+        """Return a line on the limits of a model of these classes, and where they are from."""
+        if HEALTHY not in classes:
+            return f"no series is answered: {_NO_HEALTHY}"
         limits = f"up to {self.healthy_up_to:.4g} {HEALTHY}, from {self.tumour_from:.4g} a tumour"
         return f"limits of a series: {limits} ({self.source})"
 
@@ -93,7 +97,7 @@ class SeriesRule:
         """
         used = np.flatnonzero(np.asarray(counts, bool))
         if HEALTHY not in classes:
-            return SeriesAnswer(None, None, f"the model has no class {HEALTHY}", None, None)
+            return SeriesAnswer(None, None, _NO_HEALTHY, None, None)
         if not len(used):
             return SeriesAnswer(None, None, "no slice counts", None, None)
         healthy = list(classes).index(HEALTHY)

@@ -79,7 +79,7 @@ def _answer_all(
         progress.answered()
     faults = unread.sum_up(answered=counts["slice"].total())
     if counts["series"]:
-        print(f"{printable(answerer.rule.describe())}\n{_sum_up(counts['series'])}", file=sys.stderr)
+        print(f"{printable(answerer.rule.describe(answerer.classes))}\n{_sum_up(counts['series'])}", file=sys.stderr)
     return SOME_UNREAD if faults else 0
 
 

@@ -8,7 +8,7 @@ import { replay } from "./golden.js";
 import { decodeJpeg } from "./jpeg.js";
 import { dequantize, loadNetwork } from "./network.js";
 import { applySpec } from "./pixels.js";
-import { sortIntoSeries, sumUp } from "./series.js";
+import { HEALTHY, sortIntoSeries, sumUp } from "./series.js";
 import { showSeries } from "./strip.js";
 import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
@@ -189,7 +189,9 @@ function describe({ about, classes, spec, model }) {
     "when it does not answer": metadata.abstention
       ? `below a probability of ${metadata.abstention.threshold}, or where the image is unlike its training images`
       : "it always answers",
-    "a whole series": `notumor where a tumour's probability is at most ${limits[0]}, a tumour from ${limits[1]}, else uncertain`,
+    "a whole series": classes.includes(HEALTHY)
+      ? `${HEALTHY} where a tumour's probability is at most ${limits[0]}, a tumour from ${limits[1]}, else uncertain`
+      : `no answer of its own, only its slices': there is no class ${HEALTHY}`,
     "runs in": runtime,
   };
   find("about").replaceChildren(

@@ -2,7 +2,7 @@
 
 import { UNCERTAIN } from "./abstention.js";
 
-const HEALTHY = "notumor";
+export const HEALTHY = "notumor";
 
 /** Return files' slices as series: those of a volume stay together, DICOM files are joined by their series. */
 export function sortIntoSeries(slices) {

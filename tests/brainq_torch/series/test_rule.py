@@ -25,7 +25,8 @@ def test_a_rule_lies_beside_its_model_and_is_of_a_run_and_its_export(tmp_path, m
     assert not list((run / "export").iterdir())  # it has the run's
     copy_rule(run / "export" / "model.tflite", tmp_path)
     assert find_rule(tmp_path / "model.tflite") == OWN
-    assert OWN.describe() == "limits of a series: up to 0.125 notumor, from 0.5 a tumour (built in)"
+    assert OWN.describe(["a", "notumor"]) == "limits of a series: up to 0.125 notumor, from 0.5 a tumour (built in)"
+    assert OWN.describe(["a", "b"]) == "no series is answered: the model has no class notumor"
 
 
 @pytest.mark.parametrize(

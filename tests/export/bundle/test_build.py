@@ -189,6 +189,7 @@ def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, 
     volume = np.stack([render_phantom(0, seed, size=48) for seed in range(4)], -1)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "a.nii")
     exported, folder = shutil.copytree(tiny_export, tmp_path / "export"), tmp_path / "clinic"
+    (exported / "series_rule.json").write_text('{"neighbours": 2, "fewest": 4}')
     words = [str(tiny_run), "--out", str(exported), "--bundle", str(folder)]
     assert export_main([*words, "--limits", "0.9", "0.1"]) == 2
     assert "--limits is 0.9 0.1; allowed are two probabilities" in capsys.readouterr().err
@@ -196,7 +197,7 @@ def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, 
     kept = f"from 0.02 a tumour ({exported / 'series_rule.json'})"
     assert kept in capsys.readouterr().out
     rule = json.loads((folder / "bundle.json").read_text())["series_rule"]
-    assert rule == {"neighbours": 1, "healthy_up_to": 0.01, "tumour_from": 0.02, "fewest": 3}
+    assert rule == {"neighbours": 2, "healthy_up_to": 0.01, "tumour_from": 0.02, "fewest": 4}
     assert "from 0.02 on it is the tumour" in (folder / "MODEL_CARD.md").read_text()
     for more, limits, source in (([], [0.01, 0.02], "bundle.json"), (["--limits", "0", "1"], [0, 1], "--limits")):
         assert main([str(tmp_path / "a.nii"), "--json", *more], folder) == 0
