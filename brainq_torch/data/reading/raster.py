@@ -74,6 +74,7 @@ _COLOUR_FRACTION = 0.001
 _SMALL_SIDE = 32
 # Pillow's names of 16-bit colours, and of the order of their bytes.
 _WIDE_COLOUR = re.compile(r"'(LA|RGB|RGB[AXa]|CMYK);16([BLN])'")
+_SIGNED = re.compile(r"([IF];\d\d)B?([SF])")  # and of signed and float pixels
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -106,8 +107,8 @@ def read_picture(path: FilePath) -> GreyImage:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # Pillow's own limit came before ours
         raise UnreadableImageError(path, "gigantic dimensions", shrink_remedy()) from None
     except UnidentifiedImageError:
-        reason = "starts like an image, but its header is truncated or damaged"
-        raise UnreadableImageError(path, reason, COPY_AGAIN) from None
+        reason = "starts like an image, but its header is truncated or damaged, or of a kind that is not read"
+        raise UnreadableImageError(path, reason, f"{COPY_AGAIN}, or save it as PNG") from None
 
 
 def _format_notes(path: FilePath, image: Image.Image) -> list[str]:
@@ -166,6 +167,10 @@ def _decode_bytes(path: FilePath, file: BinaryIO, kind: str, letter: str) -> tup
 def _decode_upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Decode and apply the EXIF orientation."""
     turned = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG, 1)  # Pillow turns a TIFF itself, and drops the tag
+    for place, tile in enumerate(getattr(image, "tile", [])):
+        if tile.codec_name == "libtiff":  # it gives this machine's order of bytes; Pillow 13 takes the file's
+            native = _SIGNED.sub(r"\1N\2", tile.args[0])
+            image.tile[place] = tile._replace(args=(native, *tile.args[1:]))
     image.load()
     try:
         exif = image.getexif()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
+from tests.support.tiff import write_tiff
 
 FLIPS = 300
 RANDOM = np.random.default_rng(0)
@@ -22,25 +23,6 @@ DEFLATE = {"compression": "tiff_adobe_deflate"}
 def write_nifti(path):
     voxels = RANDOM.integers(0, 900, (12, 10, 6)).astype(np.int16)
     path.write_bytes(gzip.compress(nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()))
-
-
-def write_rgb_tiff(path, colours, planes, layout, cut):
-    """Write what Pillow cannot: planes apart, or tiles, deflated (TIFF 6.0, sections 2, 8 and 15)."""
-    height, width, _ = colours.shape
-    parts = [zlib.compress(np.ascontiguousarray(piece).tobytes()) for plane in planes for piece in cut(plane)]
-    offsets = [8 + sum(map(len, parts[:index])) for index in range(len(parts))]
-    table = 8 + sum(map(len, parts))
-    tags = {256: [width], 257: [height], 258: [8, 8, 8], 259: [8], 262: [2], 277: [3], 284: [1 + (len(planes) > 1)]}
-    tags |= layout | dict(zip((324, 325) if 322 in layout else (273, 279), (offsets, [*map(len, parts)]), strict=True))
-    entries, more = b"", b""
-    for tag, values in sorted(tags.items()):
-        words = struct.pack(f"<{len(values)}H", *values)
-        place = table + 6 + 12 * len(tags) + len(more)
-        entries += struct.pack("<HHI", tag, 3, len(values))
-        entries += words.ljust(4, b"\0") if len(words) <= 4 else struct.pack("<I", place)
-        more += words if len(words) > 4 else b""
-    head = b"II*\0" + struct.pack("<I", table)
-    path.write_bytes(head + b"".join(parts) + struct.pack("<H", len(tags)) + entries + bytes(4) + more)
 
 
 def strips(plane):
@@ -65,7 +47,7 @@ KINDS = {
         path, tiffinfo={317: 2}, **DEFLATE
     ),
     "float.tif": lambda path: Image.fromarray(GREY.astype(np.float32)).save(path, **DEFLATE),
-    "tiles.tif": lambda path: write_rgb_tiff(path, COLOURS, [COLOURS], {322: [16], 323: [16]}, tiles),
+    "tiles.tif": lambda path: write_tiff(path, COLOURS, parts=tiles(COLOURS), t259=8, t322=16, t323=16),
 }
 
 
@@ -128,13 +110,14 @@ def test_a_tiff_whose_tags_say_another_size_or_nothing_is_refused(tmp_path, tag)
 @pytest.mark.parametrize(
     ("layout", "cut"),
     [
-        ({278: [7]}, strips),
-        ({322: [16], 323: [16]}, tiles),
+        ({"t278": 7}, strips),
+        ({"t322": 16, "t323": 16}, tiles),
     ],
 )
 def test_a_whole_tiff_of_any_layout_is_read_and_a_damaged_one_is_not(tmp_path, apart, layout, cut):
     path = tmp_path / "a.tif"
-    write_rgb_tiff(path, COLOURS, [*COLOURS.transpose(2, 0, 1)] if apart else [COLOURS], layout, cut)
+    parts = [part for plane in (COLOURS.transpose(2, 0, 1) if apart else [COLOURS]) for part in cut(plane)]
+    write_tiff(path, COLOURS, parts=parts, t259=8, t284=1 + apart, **layout)
     np.testing.assert_array_equal(read_grey(path).pixels, np.asarray(Image.fromarray(COLOURS).convert("L")))
     damaged = bytearray(path.read_bytes())
     damaged[300] ^= 4

@@ -17,6 +17,7 @@ from brainq_torch.data.reading.grey import MAX_PIXELS, UnreadableImageError
 from brainq_torch.data.reading.image import looks_like_image, read_grey
 from brainq_torch.data.reading.raster import read_picture
 from tests.brainq_torch.data.reading.scale_rule import rescaled
+from tests.support.tiff import DEFLATE, NONE, PACK_BITS, write_tiff
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
@@ -200,6 +201,15 @@ def test_float_and_signed_pixels_are_rescaled(tmp_path, dtype, low, high):
     assert "rescaled from" in grey.notes[0]
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [NONE, DEFLATE, PACK_BITS])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_signed_and_float_pixels_of_a_tiff_are_read_in_the_order_of_its_bytes(tmp_path, order, compression, dtype):
+    values = np.linspace(-7000, 21000, 40 * 60).reshape(40, 60).astype(dtype)
+    grey = read_grey(write_tiff(tmp_path / "a.tif", values, order, t259=compression))
+    np.testing.assert_array_equal(grey.pixels, rescaled(values))
+
+
 def test_wide_tiff_in_which_white_is_zero_is_inverted(tmp_path):
     wide = ramp().astype(np.uint16) * 100
     path = save(tmp_path / "a.tif", Image.fromarray(wide), tiffinfo={262: 0})
@@ -227,23 +237,6 @@ def wide_png(path: Path, pixels: np.ndarray, colour: int) -> Path:
     return path
 
 
-def wide_tiff(path: Path, pixels: np.ndarray, order: str, photometric: int = 2, **tags: int) -> Path:
-    """One strip of 16-bit colours (TIFF 6.0, section 2); order is that of struct."""
-    height, width, channels = pixels.shape
-    data, mark = pixels.astype(f"{order}u2").tobytes(), {"<": b"II", ">": b"MM"}[order]
-    words = {256: width, 257: height, 259: 1, 262: photometric, 273: 8, 277: channels, 278: height}
-    entries = [(number, 3, 1, value) for number, value in (words | {int(key[1:]): tags[key] for key in tags}).items()]
-    entries += [(258, 3, channels, 8 + len(data)), (279, 4, 1, len(data))]
-    table = struct.pack(f"{order}H", len(entries))
-    for number, kind, count, value in sorted(entries):
-        short = kind == 3 and count == 1
-        table += struct.pack(f"{order}HHIHxx" if short else f"{order}HHII", number, kind, count, value)
-    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
-    start = struct.pack(f"{order}HI", 42, 8 + len(data) + len(bits))
-    path.write_bytes(mark + start + data + bits + table + bytes(4))
-    return path
-
-
 TWELVE_BITS = np.add.outer(np.arange(40) * 60, np.arange(60) * 20).astype(np.uint16)  # 0 .. 3520
 OPAQUE = np.full_like(TWELVE_BITS, 65535)
 
@@ -261,15 +254,15 @@ def test_sixteen_bit_colours_of_a_png_lose_no_bit(tmp_path, colour):
 def test_sixteen_bit_colours_of_a_tiff_lose_no_bit(tmp_path, order, extra):
     opacity = [OPAQUE] if "t338" in extra else []
     pixels = np.dstack([*[TWELVE_BITS] * 3, *opacity])
-    grey = read_grey(wide_tiff(tmp_path / "a.tif", pixels, order, **extra)).pixels
+    grey = read_grey(write_tiff(tmp_path / "a.tif", pixels, order, **extra)).pixels
     np.testing.assert_array_equal(grey[::-1, ::-1] if "t274" in extra else grey, rescaled(TWELVE_BITS))
 
 
 def test_sixteen_bit_colours_that_lie_apart_or_are_inks_are_refused(tmp_path):
     pixels = np.dstack([TWELVE_BITS] * 4)
     for path in (
-        wide_tiff(tmp_path / "planes.tif", pixels[..., :3], "<", t284=2),
-        wide_tiff(tmp_path / "inks.tif", pixels, "<", photometric=5),
+        write_tiff(tmp_path / "planes.tif", pixels[..., :3], t284=2),
+        write_tiff(tmp_path / "inks.tif", pixels, t262=5),
     ):
         with pytest.raises(UnreadableImageError, match="in an order that is not read; save it as PNG"):
             read_grey(path)
