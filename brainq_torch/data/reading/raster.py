@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from brainq_torch.data.reading.checksums import refuse_broken_checksums
 from brainq_torch.data.reading.grey import (
@@ -164,11 +164,13 @@ def _decode_bytes(path: FilePath, file: BinaryIO, kind: str, letter: str) -> tup
         return np.asarray(upright), [*ignored, *notes]
 
 
-def _decode_upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
+def _decode_upright(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
     """Decode and apply the EXIF orientation."""
     turned = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG, 1)  # Pillow turns a TIFF itself, and drops the tag
-    for place, tile in enumerate(getattr(image, "tile", [])):
-        if tile.codec_name == "libtiff":  # it gives this machine's order of bytes; Pillow 13 takes the file's
+    for place, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(
+            tile.args, tuple
+        ):  # it gives this machine's order of bytes; Pillow 13 takes the file's
             native = _SIGNED.sub(r"\1N\2", tile.args[0])
             image.tile[place] = tile._replace(args=(native, *tile.args[1:]))
     image.load()
