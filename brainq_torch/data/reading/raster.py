@@ -168,9 +168,8 @@ def _decode_upright(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]
     """Decode and apply the EXIF orientation."""
     turned = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG, 1)  # Pillow turns a TIFF itself, and drops the tag
     for place, tile in enumerate(image.tile):
-        if tile.codec_name == "libtiff" and isinstance(
-            tile.args, tuple
-        ):  # it gives this machine's order of bytes; Pillow 13 takes the file's
+        # libtiff gives this machine's order of bytes; Pillow 13 takes that of the file.
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
             native = _SIGNED.sub(r"\1N\2", tile.args[0])
             image.tile[place] = tile._replace(args=(native, *tile.args[1:]))
     image.load()

@@ -42,7 +42,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     const decode = () => readPicture(bytes, decodeJpeg);
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
   }
-  throw new Unreadable("is neither PNG, JPEG, DICOM nor NIfTI-1", "use predict.py, which reads TIFF and others as well");
+  throw new Unreadable("is neither PNG, TIFF, JPEG, DICOM nor NIfTI-1", "use predict.py, which reads BMP, WebP and others as well");
 }
 
 function isMaskByName(path, classes) {

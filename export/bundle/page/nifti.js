@@ -1,9 +1,9 @@
 /** Lists the slices of a NIfTI-1 volume: brainq_torch/data/reading/nifti.py in JavaScript. */
 
 import { makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
+import { inflate } from "./inflate.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
-const MOST_BYTES = 512 * 1024 * 1024;
 const MOST_EXTENSION_BYTES = 1024 * 1024;
 const MOST_VOLUMES = 8;
 const ONE_FILE_START = 352;
@@ -41,20 +41,8 @@ export function joinPair(header, voxels) {
 }
 
 /** Inflate a gzip file to its end, where its checksum stands. */
-export async function gunzip(bytes) {
-  const parts = [];
-  let size = 0;
-  try {
-    const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).getReader();
-    for (let part = await reader.read(); !part.done && size <= MOST_BYTES; part = await reader.read()) {
-      parts.push(part.value);
-      size += part.value.length;
-    }
-  } catch {
-    throw damaged("gzip file");
-  }
-  if (size > MOST_BYTES) throw new Unreadable("inflates to more than is read", "use predict.py");
-  return new Uint8Array(await new Blob(parts).arrayBuffer());
+export function gunzip(bytes) {
+  return inflate([bytes], "gzip", "gzip file");
 }
 
 /** Return the axial slices (of a single slice its own) of each volume: {series, title, place, position, decode}. */

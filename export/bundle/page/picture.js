@@ -1,7 +1,8 @@
-/** Reads one PNG or JPEG file to 8-bit grey: brainq_torch/data/reading/raster.py in JavaScript. */
+/** Reads one PNG, TIFF or JPEG file to 8-bit grey: brainq_torch/data/reading/raster.py in JavaScript. */
 
 import { refuseGigantic, rescaleToUint8 } from "./grey.js";
 import { decodePng, isPng } from "./png.js";
+import { decodeTiff, isTiff } from "./tiff.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
 const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
@@ -14,12 +15,13 @@ const RGB = 2;
 const PALETTE = 3;
 
 export function isPicture(bytes) {
-  return isPng(bytes) || isJpeg(bytes);
+  return isPng(bytes) || isTiff(bytes) || isJpeg(bytes);
 }
 
 /** Return {image, notes} of a file's bytes. decodeJpeg: maps bytes to {width, height, data: RGBA}. */
 export async function readPicture(bytes, decodeJpeg) {
-  const read = isJpeg(bytes) ? await readJpeg(bytes, decodeJpeg) : pngToGrey(await decodePng(bytes, refuseGigantic));
+  const decode = isTiff(bytes) ? decodeTiff : decodePng;
+  const read = isJpeg(bytes) ? await readJpeg(bytes, decodeJpeg) : toGrey(await decode(bytes, refuseGigantic));
   const { width, height } = read.image;
   const size = Math.min(width, height) < SMALL_SIDE ? [`only ${width} x ${height} pixels`] : [];
   return { image: read.image, notes: [...size, ...read.notes] };
@@ -62,29 +64,53 @@ function jpegFrame(bytes) {
   throw damaged("JPEG");
 }
 
-/** Turn a decoded PNG grey, by its own rules for each kind. */
-function pngToGrey(png) {
-  const { pixels, notes } = png.depth === 16 ? rescale(png) : { pixels: toEightBits(png), notes: [] };
-  const alpha = alphaOf(png, pixels);
+/** Turn a decoded PNG or TIFF grey and upright, by its own rules for each kind. */
+function toGrey(raw) {
+  const isWide = raw.depth > 8;
+  const { pixels, notes } = isWide ? rescale(raw) : { pixels: toEightBits(raw), notes: [] };
+  const { turn, note } = upright(raw.orientation);
+  if (note) notes.splice(isWide && raw.colour !== GREY ? notes.length : 0, 0, note);
+  const alpha = alphaOf(raw, pixels);
   const grey = take(pixels, pixels.channels < 3 ? ([value]) => value : luma);
   if (alpha?.some((value) => value < 255)) {
     const data = grey.data.map((value, place) => Math.trunc((value * alpha[place]) / 255));
-    return { image: { ...grey, data }, notes: [...notes, "transparency composited on black"] };
+    return { image: turn({ ...grey, data }), notes: [...notes, "transparency composited on black"] };
   }
-  if (png.colour === PALETTE && !alpha) notes.push("palette converted to grey");
+  if (raw.colour === PALETTE && !alpha) notes.push("palette converted to grey");
   else if (pixels.channels > 2) notes.push(...colourNotes(pixels));
-  else if (png.depth === 1) notes.push("1-bit black and white converted to grey");
-  return { image: grey, notes };
+  else if (raw.depth === 1) notes.push("1-bit black and white converted to grey");
+  return { image: turn(grey), notes };
 }
 
-/** Rescale 16-bit grey or colours, by the one scale of all that their channels hold. */
-function rescale({ colour, channels, samples, transparency, ...png }) {
+/** Return what turns a picture of an EXIF orientation upright, and the note of it. */
+function upright(orientation) {
+  if (!(orientation > 1 && orientation < 9)) return { turn: (image) => image, note: "" };
+  const isTransposed = orientation > 4;
+  const isMirrored = [2, 3, 7, 8].includes(orientation);
+  const isUpsideDown = [3, 4, 6, 7].includes(orientation);
+  const turn = ({ width, height, data }) => {
+    const [across, down] = isTransposed ? [height, width] : [width, height];
+    const turned = data.map((_, place) => {
+      const [x, y] = [place % across, Math.floor(place / across)];
+      const [column, row] = isTransposed ? [y, x] : [x, y];
+      return data[(isUpsideDown ? height - 1 - row : row) * width + (isMirrored ? width - 1 - column : column)];
+    });
+    return { width: across, height: down, data: turned };
+  };
+  return { turn, note: `EXIF orientation ${orientation} applied` };
+}
+
+/** Rescale more than 8 bits of grey or colours, by the one scale of all that their channels hold. */
+function rescale({ colour, channels, samples, transparency, isFloat, isWhiteZero, ...raw }) {
   const colours = colour >= 4 ? channels - 1 : channels;
-  const what = colour === GREY ? "16-bit or 32-bit pixels" : "16-bit colours";
-  const isColour = samples.map((_, place) => place % channels < colours);
-  const { data, note } = rescaleToUint8(samples, png.width * channels, what, isColour);
-  const scaled = data.map((value, place) => (isColour[place] ? value : samples[place] >> 8));
-  return { pixels: { ...png, channels, samples: scaled }, notes: transparency ? [note, "transparency ignored"] : [note] };
+  const what = colour !== GREY ? "16-bit colours" : isFloat ? "float pixels" : "16-bit or 32-bit pixels";
+  const isColour = Uint8Array.from(samples, (_, place) => place % channels < colours);
+  const { data, note } = rescaleToUint8(samples, raw.width * channels, what, isColour);
+  const scaled = data.map((value, place) => (isColour[place] ? (isWhiteZero ? 255 - value : value) : samples[place] >> 8));
+  const notes = [note];
+  if (transparency) notes.push("transparency ignored");
+  if (isWhiteZero) notes.push("white is zero in this TIFF, inverted");
+  return { pixels: { ...raw, channels, samples: scaled }, notes };
 }
 
 /** Scale fewer bits up to 8, and look a palette's colours up. */

@@ -3,13 +3,13 @@
  * 16-bit values and what lies under transparency.
  */
 
+import { inflate } from "./inflate.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
 const DEPTHS = { 0: [1, 2, 4, 8, 16], 2: [8, 16], 3: [1, 2, 4, 8], 4: [8, 16], 6: [8, 16] };
 const ORIENTATION_TAG = 0x0112;
-const MOST_BYTES = 360_000_000;
 
 /** The seven passes of an interlaced file: first column and row, steps between columns and rows. */
 const ADAM7 = [
@@ -48,7 +48,9 @@ export async function decodePng(bytes, check) {
     .filter(({ columns, rows }) => columns && rows);
   const rowBytes = (columns) => Math.ceil((columns * channels * depth) / 8);
   const size = passes.reduce((sum, { columns, rows }) => sum + rows * (1 + rowBytes(columns)), 0);
-  const raw = await inflate(chunks.filter(({ kind }) => kind === "IDAT").map(({ content }) => content), size);
+  const parts = chunks.filter(({ kind }) => kind === "IDAT").map(({ content }) => content);
+  const raw = await inflate(parts, "deflate", "PNG: its compressed pixels are broken");
+  if (raw.length < size) throw damaged("PNG: pixels are missing");
   const samples = new Uint16Array(width * height * channels);
   let offset = 0;
   for (const pass of passes) {
@@ -115,24 +117,6 @@ function exifOrientation(content) {
   return undefined;
 }
 
-/** Decompress to the end, where the checksum stands, and keep size bytes. */
-async function inflate(parts, size) {
-  const raw = new Uint8Array(size);
-  let filled = 0;
-  try {
-    const reader = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
-    for (let part = await reader.read(); !part.done && filled <= MOST_BYTES; part = await reader.read()) {
-      if (filled < size) raw.set(part.value.subarray(0, size - filled), filled);
-      filled += part.value.length;
-    }
-  } catch {
-    throw damaged("PNG: its compressed pixels are broken");
-  }
-  if (filled < size) throw damaged("PNG: pixels are missing");
-  if (filled > MOST_BYTES) throw damaged("PNG: it inflates to more than its header says (a decompression bomb)");
-  return raw;
-}
-
 /** Undo a row's filter in place. step: bytes from one pixel to the next. */
 function unfilter(kind, line, above, step) {
   if (kind > 4) throw damaged("PNG: a row has an unknown filter");
@@ -151,7 +135,7 @@ function paeth(left, up, corner) {
   return fromUp <= fromCorner ? up : corner;
 }
 
-function sample(line, place, depth) {
+export function sample(line, place, depth) {
   if (depth === 8) return line[place];
   if (depth === 16) return (line[2 * place] << 8) | line[2 * place + 1];
   const perByte = 8 / depth;
