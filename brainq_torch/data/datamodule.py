@@ -118,7 +118,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def place(self, out: Path) -> None:
         """Say in which folder everything is written."""
-        self.out, self.stage_index = out, 0
+        self.out, self.stage_index, self.batches_per_epoch = out, 0, 0
         self._leakage, self._search, self._made_labels = out / LEAKAGE, out / SEARCH, out / "made_labels.npy"
         self._views = out / "views.npy"
 
@@ -262,9 +262,11 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self._attached()
         place = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
         seed, balance = self.seed + 1000 * self.stage_index, self.balance if shuffle else "none"
-        sampler = make_sampler(self.datasets[split], balance, shuffle=shuffle, seed=seed, **place)
+        least = self.batches_per_epoch * self.batch_size * trainer.world_size if shuffle else 0
+        dataset = self.datasets[split].repeated(least)
+        sampler = make_sampler(dataset, balance, shuffle=shuffle, seed=seed, **place)
         return DataLoader(
-            self.datasets[split],
+            dataset,
             self.batch_size,
             sampler=sampler,
             drop_last=shuffle and len(sampler) % self.batch_size == 1,  # BatchNorm cannot train on a single image

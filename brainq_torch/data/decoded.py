@@ -45,6 +45,11 @@ class PixelDataset(Dataset[Batch]):
         """Return every ``step``-th image, (N, H, W) uint8."""
         return np.asarray(self.pixels[self.rows[::step]])
 
+    def repeated(self, least: int) -> "PixelDataset":
+        """Return these images several times over, all alike, so that there are at least so many; none stay none."""
+        times = -(-least // max(1, len(self)))
+        return PixelDataset(self.pixels, self.labels, np.tile(self.rows, max(1, times)), self.sources)
+
     def __getitems__(self, positions: list[int]) -> Batch:
         """Fetch a whole batch in one indexing operation (torch's batched-fetch protocol)."""
         rows = self.rows[positions]

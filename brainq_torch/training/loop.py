@@ -116,7 +116,7 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
     stage: Stage = config.stages[index]
     folder = out / "checkpoints" / f"{index + 1}-{stage.name}"
     done = folder / "done"
-    data.stage_index = index
+    data.stage_index, data.batches_per_epoch = index, stage.batches_per_epoch
     if not done.exists():
         module = Classifier(
             model, stage, index, config.loss, config.seed, config.distillation, len(data.classes), config.across_sources

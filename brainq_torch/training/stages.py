@@ -19,6 +19,7 @@ class Stage:
     Attributes:
         name: names its checkpoints and its lines in log.csv.
         epochs: most epochs it takes.
+        batches_per_epoch: an epoch's least: fewer training images are shown several times, changed anew each time.
         train: ``head`` (the backbone is frozen, its BatchNorm in eval mode) or ``all``.
         frozen_blocks: of ``all``, how many of the network's first blocks (``features.0``, ``features.1``, ...) stay as
             they are, too: quicker, and what they know is not forgotten.
@@ -36,6 +37,7 @@ class Stage:
 
     name: str
     epochs: int
+    batches_per_epoch: int = 0
     train: Literal["head", "all"] = "all"
     frozen_blocks: int = 0
     frozen_statistics: bool = False
@@ -55,7 +57,7 @@ class Stage:
                 f"stage {self.name!r} has frozen_blocks {self.frozen_blocks}; allowed are 0 and more, and with "
                 "train: head 0, as that freezes every block"
             )
-        for name in ("weight_decay", "warmup_steps", "patience", "stop_after"):
+        for name in ("batches_per_epoch", "weight_decay", "warmup_steps", "patience", "stop_after"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}; allowed are 0 and more")
         if not 0 < self.rate < math.inf:

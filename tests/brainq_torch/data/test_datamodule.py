@@ -195,6 +195,20 @@ def test_images_are_made_of_training_images_alone(phantoms, tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.csv"}
 
 
+def test_few_images_are_shown_several_times_in_an_epoch_and_changed_anew_each_time(phantoms, tmp_path):
+    data = _data(phantoms, tmp_path / "run", augmentation=Augmentation(noise=0.1))
+    data.batches_per_epoch = 19
+    recorder = _record(data)
+    rows = torch.cat([batch.rows for _, batch in recorder.trained])
+    counts = torch.bincount(rows)[torch.from_numpy(data.datasets["Training"].rows)]
+    assert 19 * 8 <= len(rows) < 19 * 8 + len(counts)
+    assert counts.min() == counts.max() > 1
+    images = torch.cat([batch.images for _, batch in recorder.trained])
+    shown = images[rows == rows[0]]
+    assert len(torch.unique(shown, dim=0)) == len(shown)
+    assert sum(len(batch.rows) for batch in recorder.validated) == len(data.datasets["val"])
+
+
 def test_balanced_batches_show_sources_alike_and_depend_on_seed_and_epoch(phantoms, tmp_path):
     """Half of the images of each class are of another source; a twin run of two processes divides the same epoch."""
     lines = [
