@@ -71,6 +71,11 @@ def summarise(out: Path, measured: Mapping[str, Metrics], leaks: LeakReport, pha
             f"{metrics.macro_f1:.4f}, ECE {metrics.ece:.4f}, {metrics.n} images; a nearest neighbour "
             f"{check.nearest_neighbour:.2%}"
         )
+        if low <= check.majority:
+            lines.append(
+                f"    warning: that cannot be told from always naming the largest class ({check.majority:.2%}): train "
+                "longer, or give more images; the files of such a network fail their checks easily"
+            )
         if check.leaks:
             lines.append(f"    warning: {check.verdict}")
         if split in leaks.unseen:

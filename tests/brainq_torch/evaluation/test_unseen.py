@@ -44,3 +44,7 @@ def test_the_unseen_images_are_those_whose_group_training_lacks():
     assert "on its 3 images that training has not seen: accuracy 66.67%" in text
     assert "val (grouped): accuracy 87.50%" in text
     assert "synthetic" not in text
+    guess = "warning: that cannot be told from always naming the largest class (25.00%)"
+    assert guess not in text
+    named = {"val": compute_metrics(np.eye(4, dtype=np.float32)[np.zeros(8, int)], labels)}
+    assert guess in "\n".join(summarise("runs/x", named, leaks, phantom=False))
