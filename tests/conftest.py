@@ -1,14 +1,23 @@
 """Fixtures that several test files share: a tiny data set and one finished tiny run."""
 
+import os
+
+# Before NumPy and PyTorch load, and for every process that a test starts: tiny matrices are fastest on one thread, and
+# on cores that tests share, threads that wait for each other spin: a search for copies took 1.7 s in place of 0.05.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
+from filelock import FileLock
 from torch import nn
 
 from brainq_torch import finish
+from brainq_torch.data.synthesis import phantom
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.fit import main
 
@@ -32,12 +41,6 @@ def pytest_sessionfinish(session):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Tiny tensors are fastest on one thread, and tests share the machine."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
 def _no_pictures():
     """Drawing its two pictures is half of a tiny training: only trainings in a process of their own do it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -46,21 +49,48 @@ def _no_pictures():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _phantoms_drawn_once():
+    """Every export is compared on 256 of them, and they are always the same."""
+    draw = cache(phantom.render_phantom)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "render_phantom", lambda *words, **named: draw(*words, **named).copy())
+        yield
+
+
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder once, in whichever process of the session asks first. Read only: copy it before changing it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        target, mark = folder / name, folder / f"{name}.made"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / f"{name}.asked"):
+            if not mark.exists():
+                make(target)
+                mark.touch()
+        return target
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def phantoms(shared) -> Path:
     """Training/ and Testing/ with 8 and 3 phantoms per class, 32 pixels."""
-    root = tmp_path_factory.mktemp("data") / "phantoms"
-    write_phantoms(root, 8, 3, seed=0, size=32)
-    return root
+    return shared("phantoms", lambda root: write_phantoms(root, 8, 3, seed=0, size=32))
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, phantoms) -> Path:
+def tiny_run(shared, phantoms) -> Path:
     """A finished run of the tiny network: two stages of one epoch. Read only: copy it before changing it."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    stages = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 1}]"
-    assert main([*TINY, f"--data.root={phantoms}", f"--out={out}", f"--stages={stages}"]) == 0
-    return out
+
+    def make(out: Path) -> None:
+        stages = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 1}]"
+        assert main([*TINY, f"--data.root={phantoms}", f"--out={out}", f"--stages={stages}"]) == 0
+
+    return shared("run", make)
 
 
 @pytest.fixture(scope="session")
@@ -78,24 +108,26 @@ def two_sources(tmp_path_factory) -> tuple[Path, list[str]]:
     return root, [f"--data.root={root}", f"--data.sources={sources}"]
 
 
+def export_of(run: Path, *words: str) -> Callable[[Path], None]:
+    """Return what exports a run into a folder."""
+    from export.__main__ import main as export_main
+
+    def make(out: Path) -> None:
+        assert export_main([str(run), "--out", str(out), *words]) == 0
+
+    return make
+
+
 @pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory, tiny_run) -> Path:
+def tiny_export(shared, tiny_run) -> Path:
     """The tiny run exported with the recipes fp32 and fp16. Read only: copy it before changing it."""
-    from export.__main__ import main as export_main
-
-    out = tmp_path_factory.mktemp("exports") / "tiny"
-    assert export_main([str(tiny_run), "--out", str(out), "--recipes", "fp32", "fp16"]) == 0
-    return out
+    return shared("export", export_of(tiny_run, "--recipes", "fp32", "fp16"))
 
 
 @pytest.fixture(scope="session")
-def tiny_int8_export(tmp_path_factory, tiny_run) -> Path:
+def tiny_int8_export(shared, tiny_run) -> Path:
     """The tiny run exported with the recipe int8, calibrated on 16 images. Read only."""
-    from export.__main__ import main as export_main
-
-    out = tmp_path_factory.mktemp("exports") / "tiny_int8"
-    assert export_main([str(tiny_run), "--out", str(out), "--recipes", "int8", "--calibration-images", "16"]) == 0
-    return out
+    return shared("int8", export_of(tiny_run, "--recipes", "int8", "--calibration-images", "16"))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.support.study_stand_in import HERE, IMAGES, stand_in
+from tests.support.study_stand_in import HERE, IMAGES, run_here, stand_in
 from tools.report.stored_study import read_study
 from tools.study import runner as study_runner
 from tools.study import runs as study_runs
 from tools.study import table as study_table
 from tools.study.__main__ import main
+from tools.study.process import run_logged
 
 MODELS = {
     "mobile": {"config": "configs/quickstart.yaml"},
@@ -91,22 +92,41 @@ def answers(tmp_path_factory):
     return path
 
 
+def prepare(patch, folder, answers):
+    """Return a bench whose study has its commands stood in for, in this process, while the patch holds."""
+    stand_in(patch.setattr)
+    patch.setattr(study_runner, "run_logged", run_here)
+    made = Bench(folder)
+    patch.setenv("STAND_IN_CALLS", str(made.calls_file))
+    patch.setenv("STAND_IN_ANSWERS", str(answers))
+    return made
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch, answers):
-    stand_in(monkeypatch.setattr)
-    made = Bench(tmp_path)
-    monkeypatch.setenv("STAND_IN_CALLS", str(made.calls_file))
-    monkeypatch.setenv("STAND_IN_ANSWERS", str(answers))
-    yield made
+    yield prepare(monkeypatch, tmp_path, answers)
     study_runs.hash_images.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, answers):
+    """The folder of a bench whose study was run once, and beside it a copy named kept."""
+    folder = tmp_path_factory.mktemp("finished") / "bench"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        assert prepare(patch, folder, answers).run() == 0
+    study_runs.hash_images.cache_clear()
+    shutil.copytree(folder, folder.with_name("kept"))
+    return folder
+
+
 @pytest.fixture
-def made(bench, capsys):
-    """A bench whose study was run once."""
-    assert bench.run() == 0
-    capsys.readouterr()
-    return bench
+def made(finished, monkeypatch, answers):
+    """A bench whose study was run once, as it was then."""
+    shutil.rmtree(finished)
+    shutil.copytree(finished.with_name("kept"), finished)
+    yield prepare(monkeypatch, finished, answers)
+    study_runs.hash_images.cache_clear()
 
 
 def names(calls):
@@ -117,7 +137,8 @@ def modules(calls):
     return sorted(set(names(calls)), key=DONE_AGAIN.index)
 
 
-def test_every_step_is_done_once_and_recorded(bench, capsys):
+def test_every_step_is_done_once_and_recorded(bench, monkeypatch, capsys):
+    monkeypatch.setattr(study_runner, "run_logged", run_logged)  # each in a process of its own, as a user's are
     assert bench.run() == 0
     calls = bench.calls()
     counted = {module: names(calls).count(module) for module in DONE_AGAIN}
@@ -488,6 +509,7 @@ def test_a_missing_folder_of_images_is_named(bench, capsys):
 @pytest.mark.slow
 def test_real_commands_on_a_real_run(bench, tiny_run, tiny_export, phantoms, monkeypatch):
     """All but the report and the Grad-CAM, which have tests of their own."""
+    monkeypatch.setattr(study_runner, "run_logged", run_logged)
     monkeypatch.setenv("STAND_IN_ONLY", "tools.report tools.gradcam")
     bench.config["latency"] = {"rounds": 1, "calls": 2}
     given = ["--models.mobile.run", tiny_run, "--models.mobile.export", tiny_export, "--data.root", phantoms]
