@@ -1,7 +1,6 @@
-"""Puts the browser page into a bundle: our own files, and ONNX Runtime's WebAssembly build and dicomParser from npm."""
+"""Puts the browser page into a bundle: our own files, and from npm ONNX Runtime's WebAssembly build and two parsers."""
 
 import json
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,25 @@ from typing import Any
 from export.bundle.answers import BundleError
 
 PACKAGE = "onnxruntime-web"
-RUNTIME_VERSION = "1.26.0"  # of the same release as the onnxruntime that the parity ladder runs
-PARSER = "dicom-parser"
-PARSER_VERSION = "1.8.21"
-INSTALL = f"npm install --no-save --no-package-lock {PACKAGE}@{RUNTIME_VERSION} {PARSER}@{PARSER_VERSION}"
+VERSIONS = {
+    PACKAGE: "1.26.0",  # of the same release as the onnxruntime that the parity ladder runs
+    "dicom-parser": "1.8.21",
+    "geotiff": "3.0.5",  # its LZW and predictors
+}
+INSTALL = " ".join(["npm install --no-save --no-package-lock", *map("@".join, VERSIONS.items())])
 DEFAULT_RUNTIME = Path("node_modules") / PACKAGE
-"""Where ``INSTALL`` puts the package; the other one lies beside it."""
+"""Where ``INSTALL`` puts the package; the others lie beside it."""
 
-_RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
-_PARSER_FILES = ("dist/dicomParser.min.js", "LICENSE")
+_FILES = {
+    PACKAGE: {name: Path(name).name for name in ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")},
+    "dicom-parser": {"dist/dicomParser.min.js": "dicomParser.min.js", "LICENSE": "dicom-parser.LICENSE"},
+    "geotiff": {
+        f"dist-module/{name}": f"geotiff/{name}"
+        for name in ("compression/lzw.js", "compression/basedecoder.js", "predictor.js")
+    }
+    | {"LICENSE": "geotiff.LICENSE"},
+}
+"""Package -> its files that a bundle gets, and their places in the bundle's ``page/runtime``."""
 _SOURCES = Path(__file__).parent / "page"
 _INDEX = "index.html"
 _LICENCE = "ONNXRUNTIME_LICENSE"
@@ -38,7 +47,7 @@ def find_twin(model: str, artefacts: dict[str, Any]) -> str:
 
 def find_runtime() -> Path | None:
     """Return ``DEFAULT_RUNTIME`` where ``INSTALL`` was run here."""
-    return DEFAULT_RUNTIME if DEFAULT_RUNTIME.is_dir() and DEFAULT_RUNTIME.with_name(PARSER).is_dir() else None
+    return DEFAULT_RUNTIME if all(DEFAULT_RUNTIME.with_name(name).is_dir() for name in _FILES) else None
 
 
 def write_page(folder: Path, runtime: Path) -> str:
@@ -46,7 +55,7 @@ def write_page(folder: Path, runtime: Path) -> str:
 
     Args:
         folder: The bundle.
-        runtime: Folder of ONNX Runtime's npm package, with that of the DICOM parser beside it.
+        runtime: Folder of ONNX Runtime's npm package, with the others of ``VERSIONS`` beside it.
 
     Returns:
         The runtime's name and version.
@@ -54,9 +63,9 @@ def write_page(folder: Path, runtime: Path) -> str:
     Raises:
         BundleError: It is another package, or an older Pillow is installed.
     """
-    parser = runtime.with_name(PARSER)
-    _require_package(runtime, PACKAGE, RUNTIME_VERSION, _RUNTIME_FILES)
-    _require_package(parser, PARSER, PARSER_VERSION, _PARSER_FILES)
+    packages = {name: runtime if name == PACKAGE else runtime.with_name(name) for name in VERSIONS}
+    for name, package in packages.items():
+        _require_package(package, name)
     if int(version("pillow").split(".")[0]) < _OLDEST_PILLOW:
         raise BundleError(
             f"the browser page resizes as Pillow {_OLDEST_PILLOW} does, and this is Pillow {version('pillow')}, "
@@ -67,20 +76,27 @@ def write_page(folder: Path, runtime: Path) -> str:
     for source in sorted(_SOURCES.iterdir()):
         place = {_INDEX: folder / _INDEX, _LICENCE: target / "runtime" / "LICENSE"}
         place.get(source.name, target / source.name).write_bytes(source.read_bytes())
-    for source in (*(runtime / name for name in _RUNTIME_FILES), parser / _PARSER_FILES[0]):
-        (target / "runtime" / source.name).write_bytes(source.read_bytes())
-    (target / "runtime" / f"{PARSER}.LICENSE").write_bytes((parser / _PARSER_FILES[1]).read_bytes())
-    return f"{PACKAGE} {RUNTIME_VERSION}"
+    for name, package in packages.items():
+        copy_files(package, target / "runtime", name)
+    return f"{PACKAGE} {VERSIONS[PACKAGE]}"
 
 
-def _require_package(folder: Path, wanted: str, needed: str, files: Sequence[str]) -> None:
-    """Refuse a folder that is not that version of that package. Raises BundleError."""
+def copy_files(package: Path, target: Path, name: str) -> None:
+    """Copy what a bundle gets of an npm package."""
+    for source, place in _FILES[name].items():
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        (target / place).write_bytes((package / source).read_bytes())
+
+
+def _require_package(folder: Path, wanted: str) -> None:
+    """Refuse a folder that is not our version of that package. Raises BundleError."""
     try:
         package = json.loads((folder / "package.json").read_text(encoding="utf-8"))
         name, found = package["name"], str(package["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder} is no npm package ({error}); make it with {INSTALL}") from error
-    missing = [file for file in files if not (folder / file).is_file()]
+    needed = VERSIONS[wanted]
+    missing = [file for file in _FILES[wanted] if not (folder / file).is_file()]
     if name != wanted or found != needed or missing:
         lacks = f", without {', '.join(missing)}" if missing else ""
         raise BundleError(f"{folder} is {name} {found}{lacks}; {wanted} {needed} is needed: {INSTALL}")

@@ -97,6 +97,8 @@ function readDirectory(view) {
     const at = size * count > wordBytes ? word(values) : values;
     if (size && at + size * count <= view.byteLength) {
       tags.set(tag, Array.from({ length: count }, (_, index) => readers[size](at + size * index)));
+    } else if (SHORTS.includes(tag) || INTEGERS.includes(tag)) {
+      throw new Error(`its tag ${tag} lies outside the file, or is no number`);
     }
   }
   return { tags, entries, next: word(place), little };
@@ -110,9 +112,9 @@ function findKind(tags, one, little) {
   const isSame = new Set(bits).size === 1 && new Set(formats).size === 1;
   const isKnown = DEPTHS[`${photometric} ${format}`]?.includes(depth) && (little || !LITTLE_ONLY.includes(`${photometric} ${format} ${depth}`));
   const extras = stored - (photometric === RGB ? 3 : 1);
-  const extra = tags.get(EXTRA)?.[0] ?? (photometric === RGB ? OPACITY : undefined);
+  const [extra, ...more] = tags.get(EXTRA) ?? (photometric === RGB && extras ? [OPACITY] : []);
   const mayHaveExtra = photometric === RGB || (photometric === 1 && depth === 8);
-  const fits = extras === 0 || (extras === 1 && mayHaveExtra && [0, OPACITY].includes(extra));
+  const fits = extra === undefined ? extras === 0 : extras === 1 && mayHaveExtra && !more.length && [0, OPACITY].includes(extra);
   const isApart = one(PLANAR, 1) === 2 && stored > 1;
   if (!isSame || !isKnown || !fits || (isApart && depth === 16) || one(FILL_ORDER, 1) !== 1) {
     const what = `${stored} x ${depth} bits, photometric interpretation ${photometric}`;
@@ -128,7 +130,7 @@ function findKind(tags, one, little) {
   return {
     compression, depth, stored, isApart, little,
     channels: stored - extras + hasOpacity,
-    colour: (photometric && photometric - (photometric === 1)) + 4 * hasOpacity,
+    colour: photometric - (photometric === 1) + 4 * hasOpacity,
     format: depth === 8 ? UNSIGNED : depth === 32 && format === UNSIGNED ? SIGNED : format, // as Pillow takes them
     predictor: [LZW, ...DEFLATES].includes(compression) ? one(PREDICTOR, 1) : 1,
     isFloat: format === FLOAT,
@@ -139,6 +141,7 @@ function findKind(tags, one, little) {
 /** Return where each strip or tile stands and what it shows: {offset, size, plane, left, top, across, rows, rowBytes}. */
 function findParts(tags, one, { width, height, depth, stored, isApart, compression }) {
   const isTiled = !tags.has(OFFSETS);
+  if (!isTiled && [TILE_WIDTH, TILE_HEIGHT].some((tag) => tags.has(tag))) throw new Error("it has strips and tiles");
   const [offsets, sizes] = (isTiled ? [TILE_OFFSETS, TILE_SIZES] : [OFFSETS, SIZES]).map((tag) => tags.get(tag) ?? []);
   const [across, down] = isTiled ? [one(TILE_WIDTH), one(TILE_HEIGHT)] : [width, Math.min(one(ROWS, height), height)];
   if (!across || !down) throw new Error("its strips or tiles have no size");

@@ -27,13 +27,14 @@ from export.__main__ import main as export_main
 from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
 from export.bundle.predict import SUMS, main
-from export.bundle.web import INSTALL, PACKAGE, PARSER, PARSER_VERSION, RUNTIME_VERSION, find_runtime
+from export.bundle.web import INSTALL, PACKAGE, VERSIONS, find_runtime
 from tests.export.bundle.test_build import sign_again
 from tests.support.chromium import Chromium, serve
 
 PAGE = Path("export/bundle/page").resolve()
 SPECS = [PixelSpec(224), PixelSpec(224, "pad"), PixelSpec(224, "head"), PixelSpec(33, "pad"), PixelSpec(160, "head")]
 CLASSES = ["a", "b", "c", "d"]
+GEOTIFF = ("compression/lzw.js", "compression/basedecoder.js", "predictor.js")
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
@@ -229,18 +230,23 @@ def test_the_page_abstains_as_python_does(pictures, tmp_path):
     assert "unlike the images it was trained on" in reasons
 
 
+STUBBED = {
+    PACKAGE: ["dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"],
+    "dicom-parser": ["LICENSE", "dist/dicomParser.min.js"],
+    "geotiff": ["LICENSE", *(f"dist-module/{name}" for name in GEOTIFF)],
+}
+
+
 @pytest.fixture
 def stub(tmp_path):
-    """The npm package, with stubs in place of its large files."""
-    folder, parser = tmp_path / "stub", tmp_path / PARSER
-    (folder / "dist").mkdir(parents=True)
-    (parser / "dist").mkdir(parents=True)
-    (parser / "package.json").write_text(json.dumps({"name": PARSER, "version": PARSER_VERSION}))
-    for name in ("LICENSE", "dist/dicomParser.min.js"):
-        (parser / name).write_text("")
-    (folder / "package.json").write_text(json.dumps({"name": PACKAGE, "version": RUNTIME_VERSION}))
-    (folder / "dist" / "ort.wasm.bundle.min.mjs").write_text("export {};")
-    (folder / "dist" / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm")
+    """The npm packages, with stubs in place of their files."""
+    folder = tmp_path / "stub"
+    for name, version in VERSIONS.items():
+        package = folder if name == PACKAGE else folder.with_name(name)
+        for file in STUBBED[name]:
+            (package / file).parent.mkdir(parents=True, exist_ok=True)
+            (package / file).write_bytes(b"")
+        (package / "package.json").write_text(json.dumps({"name": name, "version": version}))
     return folder
 
 
@@ -257,7 +263,12 @@ def test_a_bundle_with_a_page_is_whole_and_made_twice_the_same(tiny_run, tiny_ex
     assert one == files(tmp_path / "two")
     ours = {path.name for path in PAGE.iterdir()} - {"index.html", "ONNXRUNTIME_LICENSE"}
     runtime = {"LICENSE", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"}
-    runtime |= {f"{PARSER}.LICENSE", "dicomParser.min.js"}
+    runtime |= {
+        "dicom-parser.LICENSE",
+        "dicomParser.min.js",
+        "geotiff.LICENSE",
+        *(f"geotiff/{name}" for name in GEOTIFF),
+    }
     wanted = {"index.html", "model_fp32.onnx"} | {f"page/{name}" for name in ours}
     wanted |= {f"page/runtime/{name}" for name in runtime}
     assert wanted == {name for name in one if name.startswith(("index", "page/")) or name.endswith(".onnx")}
