@@ -94,8 +94,9 @@ def test_a_killed_training_across_sources_goes_on_to_the_same_weights(two_source
         patch.setattr("brainq_torch.training.log.EpochLog.on_train_epoch_start", _die_in_the_second_epoch)
         assert main([*words, f"--out={killed}"]) == 130
     assert main(["--resume", f"--out={killed}"]) == 0
+    resumed = state_of(killed)
     for name, value in state_of(whole).items():
-        assert torch.equal(value, state_of(killed)[name]), name
+        assert torch.equal(value, resumed[name]), name
 
 
 def _die_in_the_second_epoch(self, trainer, module):
@@ -120,10 +121,10 @@ def test_an_average_is_the_mean_of_the_weights_and_is_measured_as_a_run(tiny_run
     out = tmp_path / "average"
     words = [*TINY, f"--data.root={phantoms}", f"--average={json.dumps(names)}", "--stages=[]"]
     assert main([*words, f"--out={out}"]) == 0
-    mean = state_of(out)
+    mean, first, second = state_of(out), *map(state_of, tuned)
     for name, value in start.items():
         if value.is_floating_point():
-            wanted = (2 * value + state_of(tuned[0])[name] + state_of(tuned[1])[name]) / 4
+            wanted = (2 * value + first[name] + second[name]) / 4
             assert torch.allclose(mean[name], wanted, atol=1e-6), name
     assert {"accuracy", "splits"} <= json.loads((out / "metrics.json").read_text()).keys()
     assert (out / "log.csv").is_file()

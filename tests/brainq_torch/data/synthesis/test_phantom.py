@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import scan_folder
@@ -18,7 +19,6 @@ from brainq_torch.data.synthesis.anatomy import PLANES, draw_head
 from brainq_torch.data.synthesis.drawing import bell_noise, ellipse, resample, rotation, smooth_noise
 from brainq_torch.data.synthesis.lesion import estimate_site, paint_lesion
 from brainq_torch.data.synthesis.phantom import NOTE, encode_png, phantom_images, render_phantom, write_phantoms
-from brainq_torch.models import build_model
 
 GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY = range(4)
 SHA256 = {  # label, index, seed, size
@@ -166,10 +166,13 @@ def test_frame_noise_and_contrast_do_not_tell_the_class(sets):
     assert accuracy < 0.35  # chance is 0.25, its deviation on 200 images 0.03
 
 
-@pytest.mark.slow
+def _convolution(channels: int, filters: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels, filters, 3, stride, 1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()
+
+
 def test_a_small_network_learns_what_the_nearest_neighbour_cannot():
-    """MobileNetV2 from scratch, the recipe of the quickstart cut to about half a minute on one core."""
-    per_class, size, batch, epochs = 300, 64, 32, 7
+    """Five convolutions from scratch, in a few seconds."""
+    per_class, size, batch, epochs = 300, 64, 32, 4
     images = [
         [render_phantom(label, first + number, size=size) for number in range(count) for label in range(4)]
         for first, count in ((0, per_class), (100_000_000, 50))
@@ -177,16 +180,17 @@ def test_a_small_network_learns_what_the_nearest_neighbour_cannot():
     inputs, asked = (torch.from_numpy(scale_pixels(np.stack(part))) for part in images)
     labels = torch.arange(4).repeat(per_class)
     torch.manual_seed(0)
-    model = build_model("mobilenetv2", width_mult=0.35)
+    layers = [_convolution(*shape) for shape in ((1, 12, 2), (12, 24, 2), (24, 24, 1), (24, 48, 2), (48, 48, 1))]
+    model = nn.Sequential(*sum(layers, ()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
     steps = epochs * (len(inputs) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.005, total_steps=steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps, pct_start=0.25)
     for step in range(steps):
         if step % (len(inputs) // batch) == 0:
             order = torch.randperm(len(inputs)).split(batch)
         chosen = order[step % (len(inputs) // batch)]
         mirrored = inputs[chosen].flip(-1) if torch.rand(()) < 0.5 else inputs[chosen]
-        loss = torch.nn.functional.cross_entropy(model(mirrored), labels[chosen], label_smoothing=0.05)
+        loss = nn.functional.cross_entropy(model(mirrored), labels[chosen], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -194,7 +198,7 @@ def test_a_small_network_learns_what_the_nearest_neighbour_cannot():
     with torch.no_grad():
         accuracy = (model.eval()(asked).argmax(1) == torch.arange(4).repeat(50)).double().mean().item()
     print(f"accuracy {accuracy:.3f}")
-    assert accuracy > 0.70  # two seeds gave 0.83 and 0.81
+    assert accuracy > 0.75  # two seeds gave 0.95 and 0.88
 
 
 # Lesions
