@@ -26,8 +26,9 @@ FLOAT_TOLERANCE = 1e-3
 IMAGES = 20
 INTEGER_FILES = ("model_int8.tflite", "model_w4a8.tflite")
 _SECONDS = 600
-_ALONE = (  # both in one process: the emulated start of numpy and LiteRT takes longest
+_ALONE = (  # both in one process: the emulated start of numpy and LiteRT takes longest, compiling them most of it
     "import runpy, sys; packages, file, model, *images = sys.argv[1:]; sys.path.append(packages)\n"
+    "import ai_edge_litert.interpreter, numpy, PIL.Image  # bytecode for the next processor: predict.py writes none\n"
     "for words in (['--verify'], ['--json', *images]):\n"
     "    sys.argv = [file, '--model', model, *words]\n"
     "    try: runpy.run_path(file, run_name='__main__')\n"
@@ -129,7 +130,7 @@ def emulate(bundle: Path, work: Path, processors: Sequence[str] = PROCESSORS) ->
         here = [sys.executable, bundle / "predict.py", "--json", "--model", model["file"], *images]
         expected = _logits(_run(here))
         for processor in processors:
-            python = [qemu, "-cpu", processor, "-L", root, root / f"usr/bin/python{PYTHON}", "-ISBc", _ALONE, packages]
+            python = [qemu, "-cpu", processor, "-L", root, root / f"usr/bin/python{PYTHON}", "-ISc", _ALONE, packages]
             verified, *found = _run([*python, bundle / "predict.py", model["file"], *images])
             compared = compare(_logits(found), expected, model["file"] in INTEGER_FILES)
             lines.append(f"{processor} (emulated): {verified}; {compared}")
