@@ -2,7 +2,7 @@
 
 import { damaged, Unreadable } from "./unreadable.js";
 
-const MOST_BYTES = 512 * 1024 * 1024;
+export const MOST_BYTES = 512 * 1024 * 1024;
 
 /** Return the bytes of a stream in parts. format: "deflate" or "gzip". what: names it where it is damaged. */
 export async function inflate(parts, format, what) {

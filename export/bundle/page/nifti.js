@@ -1,7 +1,7 @@
 /** Lists the slices of a NIfTI-1 volume: brainq_torch/data/reading/nifti.py in JavaScript. */
 
 import { makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
-import { inflate } from "./inflate.js";
+import { inflate, MOST_BYTES } from "./inflate.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
 const MOST_EXTENSION_BYTES = 1024 * 1024;

@@ -11,7 +11,6 @@ const COLOUR_SPREAD = 32;
 const COLOUR_FRACTION = 0.001;
 const SMALL_SIDE = 32;
 const GREY = 0;
-const RGB = 2;
 const PALETTE = 3;
 
 export function isPicture(bytes) {
