@@ -18,7 +18,8 @@ async function answer(slice) {
       const judged = job.abstention ? judge(job.logits, image, job.classes, job.abstention) : undefined;
       return { sha256: hash(image.data), notes, judged };
     });
-    return { shape: [grey.image.height, grey.image.width], sha256: hash(grey.image.data), notes: grey.notes, specs };
+    const notes = [grey.warning, ...grey.notes].filter(Boolean); // one list in Python
+    return { shape: [grey.image.height, grey.image.width], sha256: hash(grey.image.data), notes, specs };
   } catch (error) {
     return { error: error.message };
   }

@@ -48,7 +48,7 @@ async function answerSlice({ about, classes, spec }, network, slice) {
   const { image, notes } = applySpec(grey.image, spec);
   const logits = await network(image);
   const judged = judge(dequantize(logits, logitScale), image, classes, metadata.abstention);
-  return { ...judged, logits, image, notes: [...grey.notes, ...notes] };
+  return { ...judged, logits, image, warning: grey.warning ?? "", notes: [...grey.notes, ...notes] };
 }
 
 /** Answer chosen files, {path, file, isOfFolder}: single images each, slices of a series together. */
@@ -139,7 +139,7 @@ function showError(article, paths, error, isAlone = true) {
   article.dataset.answer = JSON.stringify({ path: paths[0], files: paths.length, error: text, left_out: isLeftOut });
 }
 
-function show(article, { path: name, unfit }, answer) {
+function show(article, { path: name }, answer) {
   const { image, ...plain } = answer;
   const figure = make("figure");
   const canvas = make("canvas");
@@ -158,11 +158,10 @@ function show(article, { path: name, unfit }, answer) {
     bar.append(meter, make("span", percent));
     bars.append(make("dt", label), bar);
   }
-  const verdictLine = make("p", verdict, unfit ? "sum" : isUncertain ? "class uncertain" : "class");
-  const warnings = answer.notes.filter((note) => unfit && note.startsWith(unfit));
-  const others = answer.notes.filter((note) => !warnings.includes(note));
-  article.replaceChildren(figure, make("h3", name), verdictLine, ...warnings.map((note) => make("p", note, "class error")), bars);
-  if (others.length) article.append(make("p", others.join("; "), "notes"));
+  const verdictLine = make("p", verdict, answer.warning ? "sum" : isUncertain ? "class uncertain" : "class");
+  const warning = answer.warning ? [make("p", answer.warning, "class error")] : [];
+  article.replaceChildren(figure, make("h3", name), verdictLine, ...warning, bars);
+  if (answer.notes.length) article.append(make("p", answer.notes.join("; "), "notes"));
   article.dataset.answer = JSON.stringify({ path: name, ...plain });
 }
 

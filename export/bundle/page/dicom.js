@@ -113,13 +113,13 @@ function whyUnfit(text) {
   return part && !HEADS.test(part) ? `shows ${part} (BodyPartExamined)` : "";
 }
 
-/** Decode one frame the way a viewer shows it: {image, notes}. */
+/** Decode one frame the way a viewer shows it: {image, notes, warning}. */
 function decode(header, frame) {
   requireSlice(header);
   const find = functionalGroups(header, frame);
   const text = (tag) => find(tag).string(tag);
   const unfit = whyUnfit(text);
-  const notes = unfit ? [`${unfit}, no slice through a head: do not rely on the answer`] : [];
+  const warning = unfit && `${unfit}, no slice through a head: do not rely on the answer`;
   const stored = readStored(header, frame);
   const { rows, columns } = stored;
   const isMeasured = findMeasured(header, stored);
@@ -130,7 +130,7 @@ function decode(header, frame) {
   const spacing = numbers(find("x00280030"), "x00280030");
   const [rowSpacing, columnSpacing] = spacing.length === 2 ? spacing : [1, 1];
   const square = makeSquare({ width: columns, height: rows, data }, rowSpacing, columnSpacing);
-  return { image: square.image, notes: [...notes, ...shown.notes, ...padding, ...square.notes] };
+  return { image: square.image, notes: [...shown.notes, ...padding, ...square.notes], warning };
 }
 
 function requireMr(header) {

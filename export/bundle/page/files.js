@@ -71,7 +71,7 @@ async function decodeAgain(path, file) {
   return listDicomSlices(path, await readInflated(file))[0].decode();
 }
 
-/** Decode a slice: {image, notes}. Throws Unreadable. */
+/** Decode a slice: {image, notes, warning}, the last where it is no slice through a head. Throws Unreadable. */
 export async function readSlice(slice) {
   const read = await slice.decode();
   if (isBlank(read.image)) throw new Unreadable(BLANK, "remove it, or export the scan again with all its grey levels");

@@ -60,7 +60,8 @@ export function showSeries(article, row, slices, classes) {
 function describe(row, count) {
   const place = typeof row.position_mm === "number" ? `, ${row.position_mm.toFixed(1)} mm` : "";
   const said = row.error ?? (row.class === UNCERTAIN ? `${UNCERTAIN}, ${row.abstained}` : `${row.class} ${(100 * row.probability).toFixed(1)} %`);
-  return `slice ${row.slice} of ${count}${place}: ${said}${row.notes?.length ? ` [${row.notes.join("; ")}]` : ""}`;
+  const notes = [row.warning, ...(row.notes ?? [])].filter(Boolean).join("; ");
+  return `slice ${row.slice} of ${count}${place}: ${said}${notes && ` [${notes}]`}`;
 }
 
 function makeThumb({ row, image }, place) {

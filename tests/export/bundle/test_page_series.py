@@ -208,9 +208,12 @@ def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundl
         browser.choose("#files", [tmp_path / "knee"])
         browser.wait_for(f"{ARTICLES}.some((one) => one.dataset.answer)")
         warned = browser.evaluate("document.querySelector('article .class').textContent")
+        answer = json.loads(browser.evaluate("document.querySelector('article').dataset.answer"))
         about = browser.evaluate("document.getElementById('about').textContent")
         browser.screenshot(tmp_path / "knee.png", 800, 900)
     assert "no slice through a head: do not rely on the answer" in warned  # it is what stands out, no class does
+    assert answer["warning"] == warned
+    assert warned not in answer["notes"]
     assert "at most 0.01, a tumour from 0.02, else uncertain" in about
 
 
