@@ -142,7 +142,7 @@ class SmallInt8:
 
 
 @pytest.fixture(scope="session")
-def small_int8(tmp_path_factory) -> SmallInt8:
+def small_int8(shared) -> SmallInt8:
     """The integer files of the small network. Read only: copy them before changing them."""
     from brainq_torch.data.pixels import PixelSpec
     from brainq_torch.quant.calibrate import quantize_post_training
@@ -150,20 +150,22 @@ def small_int8(tmp_path_factory) -> SmallInt8:
     from export.graph.qdq_onnx import export_qdq_onnx
     from tests.support.small_network import SIDE, small_images, small_network
 
-    folder = tmp_path_factory.mktemp("small_int8")
-    made = SmallInt8(
-        quantize_post_training(small_network(), small_images()),
-        *(folder / name for name in ("model.onnx", "model.tflite", "stripped.onnx", "plain.tflite")),
-    )
-
-    def keep(stripped: Path, plain: Path) -> None:
-        original(stripped, plain)
-        shutil.copy(stripped, made.stripped)
-        shutil.copy(plain, made.plain)
-
+    network = quantize_post_training(small_network(), small_images())
     original = int8.convert_float
-    export_qdq_onnx(made.network, PixelSpec(SIDE), made.onnx)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8, "convert_float", keep)
-        int8.convert_int8(made.onnx, made.tflite, PixelSpec(SIDE))
-    return made
+
+    def make(folder: Path) -> None:
+        def keep(stripped: Path, plain: Path) -> None:
+            original(stripped, plain)
+            shutil.copy(stripped, folder / "stripped.onnx")
+            shutil.copy(plain, folder / "plain.tflite")
+
+        folder.mkdir()
+        export_qdq_onnx(network, PixelSpec(SIDE), folder / "model.onnx")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(int8, "convert_float", keep)
+            int8.convert_int8(folder / "model.onnx", folder / "model.tflite", PixelSpec(SIDE))
+
+    folder = shared("small", make)
+    return SmallInt8(
+        network, *(folder / name for name in ("model.onnx", "model.tflite", "stripped.onnx", "plain.tflite"))
+    )

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -167,13 +168,14 @@ def test_dynamic_range_is_said_to_be_what_it_is(tiny_run, tiny_export, tmp_path)
     assert "float32 with int8 weights" in diagnose(path, run=False).kind
 
 
-@pytest.mark.slow  # TensorFlow's converter: half a minute on a quiet machine
-def test_tensorflows_converter_makes_an_integer_file_too(tiny_run, tiny_export, tmp_path):
-    pytest.importorskip("tf_keras", reason="the optional extra `export` is not installed")
+def test_tensorflows_converter_makes_an_integer_file_too(tiny_run, small_int8, tmp_path):
+    if find_spec("tf_keras") is None:  # not imported: that takes seconds, and here nothing needs it
+        pytest.skip("the optional extra `tensorflow` is not installed")
     context = context_of(tiny_run, tmp_path / "out")
-    shutil.copy(tiny_export / "model_fp32.onnx", context.folder)
+    context = dataclasses.replace(context, images=dataclasses.replace(context.images, pixels=PIXELS))
+    shutil.copy(small_int8.stripped, context.path("model_fp32.onnx"))
     make_int8_tf(context)
     path = context.path("model_int8_tf.tflite")
-    write_metadata(path, FileMetadata(CLASSES, context.run.pixels, {}))
+    write_metadata(path, FileMetadata(CLASSES, PIXELS, {}))
     assert diagnose(path, run=False).kind == "int8"
     assert context.provenance["int8_tf"]["calibration"]["count"] == 8

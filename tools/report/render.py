@@ -7,6 +7,7 @@ its own for headings, tables, links and figures. Every value is escaped for wher
 import base64
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ _MARKS = "\\`*_[]<>|"
 
 def render_html(template: str, **context: object) -> str:
     """Return a filled template. Values are escaped for HTML, a newline in one is a line break."""
-    return _render(template, lambda text: escape(text).replace("\n", Markup("<br>")), context)
+    return _environment(_escape_html).get_template(template).render(context)
 
 
 def render_markdown(template: str, **context: object) -> str:
     """Return a filled template as GitHub's Markdown: no mark in a value is taken for formatting."""
-    text = _render(template, _escape_markdown, context)
+    text = _environment(_escape_markdown).get_template(template).render(context)
     # One empty line between two blocks, and no spaces at the end of a line, which would break it.
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text)).strip() + "\n"
 
@@ -39,7 +40,10 @@ def format_interval(interval: Interval, scale: float = 1, digits: int = 4) -> st
     return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
 
 
-def _render(template: str, escape_text: Callable[[str], Markup], context: dict[str, object]) -> str:
+@cache
+def _environment(escape_text: Callable[[str], Markup]) -> Environment:
+    """Return what templates are filled by; made once, as compiling a template takes longer than filling it."""
+
     def finish(value: Any) -> Markup:
         """Escape what is not made by a macro, which has escaped its own values."""
         return value if isinstance(value, Markup) else escape_text(str(value))
@@ -60,7 +64,11 @@ def _render(template: str, escape_text: Callable[[str], Markup], context: dict[s
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
     }
     environment.globals |= {"format_interval": format_interval}
-    return environment.get_template(template).render(context)
+    return environment
+
+
+def _escape_html(text: str) -> Markup:
+    return escape(text).replace("\n", Markup("<br>"))
 
 
 def _escape_markdown(text: str) -> Markup:
