@@ -39,6 +39,12 @@ def class_of_folder(folder: str) -> str | None:
     return next((name for name, aliases in _ALIASES.items() if key in aliases), None)
 
 
+def class_of_name(name: str) -> str:
+    """Return which of the four a chosen name means, else itself. Its digits count: ``glioma 2`` may be a grade."""
+    key = "".join(letter for letter in name.lower() if letter.isalnum())
+    return next((known for known, aliases in _ALIASES.items() if key in aliases), name)
+
+
 def split_of_folder(folder: str) -> str | None:
     """Return ``Training``, ``val`` or ``Testing`` for a folder name that means a split, else None."""
     key = _key(folder)
@@ -68,6 +74,17 @@ class Labels:
         known = class_of_folder(folder)
         return named.get(_plain(folder)) or (known if self.auto or known in self.names else None)
 
+    def ask(self, one: str, other: str, meaning: str) -> str:
+        """Return a question where two folders would be one class and a number tells them apart; empty where not."""
+        said = {_plain(folder) for folder, _ in self.folders}
+        if not self.auto or _plain(other) in said or _key(one) != _key(other) or _plain(one) == _plain(other):
+            return ""
+        together, apart = f"{one}: {meaning}, {other}: {meaning}", f"{one}: {one}, {other}: {other}"
+        return (
+            f"{one} and {other} differ by a number alone. If both are {meaning}, give data.class_map "
+            f"'{{{together}}}'; if they are two classes, '{{{apart}}}'."
+        )
+
     def describe(self) -> str:
         """Return what the name of a class folder may be."""
         return f"{', '.join(self.names)} or a name that means one of them" if self.names else "the name of a class"
@@ -88,9 +105,9 @@ def read_labels(classes: Literal["auto"] | Sequence[str | bool | int], class_map
         ClassError: a name is listed twice, cannot be a name, or is mapped to and not listed.
     """
     words = [] if classes == "auto" else [_word(name) for name in classes]
-    listed = [class_of_folder(name) or name for name in words]
+    listed = [class_of_name(name) for name in words]
     pairs = [(_word(folder), _word(name)) for folder, name in class_map.items()]
-    folders = tuple((folder, class_of_folder(name) or name) for folder, name in pairs)
+    folders = tuple((folder, class_of_name(name)) for folder, name in pairs)
     for name in (*listed, *(name for _, name in folders)):
         check_name(name)
     twice = [name for place, name in enumerate(listed) if _plain(name) in {_plain(each) for each in listed[:place]}]

@@ -41,6 +41,7 @@ class FolderWalk:
     expected: list[tuple[str, str]] = field(default_factory=list)
     found: list[str] = field(init=False)
     folders: set[str] = field(default_factory=set)
+    _words: dict[str, str] = field(default_factory=dict)
     _entered: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,6 +109,8 @@ class FolderWalk:
     def class_of(self, folder: str) -> str | None:
         """Return the class that a name means, by itself where classes are those that are there."""
         known = self.labels.of_folder(folder)
+        if known and (asked := self.labels.ask(self._words.setdefault(known, folder), folder, known)):
+            self.fatal += [asked] if asked not in self.fatal else []
         if known or not self.labels.auto:
             return known
         check_name(folder)

@@ -1,6 +1,7 @@
 """scan_folder and load_pixels: every layout, and every problem named in one report."""
 
 import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from brainq_torch.data.classes import CLASSES, ClassError, Labels
+from brainq_torch.data.classes import CLASSES, ClassError, Labels, read_labels
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem
 from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
@@ -497,6 +499,22 @@ def test_one_class_is_none_and_a_wrapping_folder_is_no_class(tmp_path):
         scan_folder(tmp_path / "set", labels=AUTO)
     with pytest.raises(DataFolderError, match=r"holds no class folders, but .*inner does; name that one"):
         scan_folder(tmp_path / "wrapped", labels=AUTO)
+
+
+def test_folders_that_a_number_tells_apart_are_asked_about(tmp_path):
+    """Grades, or parts of one class: nobody but the user knows."""
+    folders, question = tmp_path / "folders", "glioma 1 and glioma 2 differ by a number alone"
+    write_classes(folders, names=("glioma 1", "glioma 2", "no tumor"))
+    with pytest.raises(DataFolderError, match=question) as raised:
+        scan_folder(folders, labels=AUTO)
+    rows = "pictures/0.png,glioma 1\npictures/1.png,glioma 2\npictures/2.png,healthy\n"
+    with pytest.raises(DataFolderError, match=question):
+        scan_folder(write_table(tmp_path / "table", f"path,label\n{rows}"), labels=AUTO)
+    one, two = re.findall(r"'(\{.*?\})'", str(raised.value))
+    assert scan_folder(folders, labels=read_labels("auto", yaml.safe_load(one))).classes == ("glioma", "notumor")
+    grades = ("glioma 1", "glioma 2", "notumor")
+    assert scan_folder(folders, labels=read_labels("auto", yaml.safe_load(two))).classes == grades
+    assert scan_folder(folders, labels=read_labels(grades, {})).classes == grades
 
 
 def write_table(root, text):
