@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from brainq_torch.data.head_crop import find_head
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.run_files import BrainqError, atomic_path
+from brainq_torch.run_files import atomic_path
 from brainq_torch.series.answer import Answer
+from brainq_torch.series.kept_file import SHEET, KeptFileError, require_place
 
 MOST_TILES = 1024
 """More slices than this are left out of a sheet, which says so."""
@@ -21,10 +23,6 @@ _SIDE, _GAP, _LINE, _COLUMNS = 128, 6, 14, 12
 _GREY = (110, 110, 110)
 _COLOURS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (132, 145, 180), (145, 209, 194))
 """Of classes, in order and again; what is not answered has a thin grey line."""
-
-
-class MontageError(BrainqError):
-    """A sheet that cannot be written."""
 
 
 @dataclass
@@ -47,8 +45,9 @@ class Montage:
     _left_out: int = 0
 
     def __post_init__(self) -> None:
-        if self.path.suffix.lower() != ".png" or not self.path.absolute().parent.is_dir():
-            raise MontageError(f"{self.path} cannot be written; name a .png file in a folder that is there")
+        if self.path.suffix.lower() != ".png":
+            raise KeptFileError(f"{self.path} cannot be written; name a .png file in a folder that is there")
+        require_place(self.path)
 
     def add(self, answer: Answer) -> None:
         """Draw a slice; of a series the line above its slices."""
@@ -103,5 +102,7 @@ class Montage:
                 down, across = divmod(number, columns)
                 sheet.paste(tile, (across * (_SIDE + _GAP), top + line + down * step))
             top += line + count * step
+        about = PngInfo()
+        about.add_text("Software", SHEET)
         with atomic_path(self.path) as partial:
-            sheet.save(partial, "PNG")
+            sheet.save(partial, "PNG", pnginfo=about)

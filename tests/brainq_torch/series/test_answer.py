@@ -16,11 +16,12 @@ pytest.importorskip("pydicom", reason="the optional extra 'medical' is not insta
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import render_phantom
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series import answer, show
 from brainq_torch.series.answer import Answerer, BrokenModelError, answer_series
 from brainq_torch.series.find import find_series
-from brainq_torch.series.montage import MontageError
+from brainq_torch.series.kept_file import KeptFileError
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.show import answer_command
 from tests.brainq_torch.series.test_find import write_series
@@ -212,5 +213,26 @@ def test_a_table_and_a_sheet_hold_what_was_answered(tmp_path, capsys):
     frames = [tuple(map(int, sheet[top, place * 134 + 60])) for top, place in zip(tops, (0, 1), strict=True)]
     assert frames == [(0, 160, 135), (230, 75, 53)]  # the empty slice has no tile: no tumour first, then glioma
     options.montage = str(tmp_path / "sheet.jpg")
-    with pytest.raises(MontageError, match=r"name a \.png file"):
+    with pytest.raises(KeptFileError, match=r"name a \.png file"):
         answer_command(answerer(), options)
+
+
+@pytest.mark.parametrize("word", ["csv", "montage"])
+def test_what_is_kept_never_replaces_a_scan_but_an_earlier_answer(tmp_path, word):
+    scan = Path(write_volume(tmp_path / "a.nii", [True] * 3))
+    picture = tmp_path / "b.png"
+    Image.fromarray(render_phantom(0, 1, size=64)).save(picture)
+    for place in (picture, *([scan] if word == "csv" else [])):
+        whole = place.read_bytes()
+        with pytest.raises(KeptFileError, match=rf"{place.name} is an image, which would be lost"):
+            answer_command(answerer(), asked(images=[str(scan)], json=True, **{word: str(place)}))
+        assert place.read_bytes() == whole
+    for place in (tmp_path, tmp_path / "gone" / "a.png"):
+        with pytest.raises(KeptFileError, match="cannot be written"):
+            answer_command(answerer(), asked(images=[str(scan)], json=True, **{word: str(place)}))
+    place = tmp_path / {"csv": "table.csv", "montage": "sheet.png"}[word]
+    found = []
+    for images in ([scan], [scan, picture]):
+        assert answer_command(answerer(), asked(images=list(map(str, images)), json=True, **{word: str(place)})) == 0
+        found.append(place.read_bytes())
+    assert found[0] != found[1]

@@ -1,0 +1,39 @@
+"""Where a table or a sheet of answers may be written: never over a scan, which ``--csv *.dcm`` would name."""
+
+import os
+from pathlib import Path
+
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import holds_no_image, looks_like_image
+from brainq_torch.run_files import BrainqError
+
+SHEET = "contact sheet of brainq_torch"
+"""What a sheet says in its first bytes, so that the next one may replace it."""
+
+_HEAD_BYTES = 1024
+
+
+class KeptFileError(BrainqError):
+    """A place where no answers are written."""
+
+
+def require_place(path: Path) -> None:
+    """Refuse a place before any work is done for it.
+
+    Raises:
+        KeptFileError: It cannot be written, or an image or another DICOM file stands there.
+    """
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise KeptFileError(f"{path} cannot be written; name a file in a folder that is there and may be written to")
+    if path.is_file() and _is_scan(path):
+        raise KeptFileError(f"{path} is an image, which would be lost; name another file for the answers")
+
+
+def _is_scan(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            is_sheet = SHEET.encode() in file.read(_HEAD_BYTES)
+        return not is_sheet and (looks_like_image(path) or holds_no_image(path))
+    except (UnreadableImageError, OSError):  # nothing is in it, or it cannot be read: writing it says why
+        return False
