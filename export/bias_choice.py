@@ -1,6 +1,7 @@
 """Whether a quantized network's biases are corrected: images decide that it was not calibrated on."""
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.quant.layers import scheme_of
 from export.catalogue import ONNX_FP32
 from export.context import ExportContext
-from export.graph.qdq_onnx import refill_qdq_onnx
+from export.graph.qdq_onnx import export_qdq_onnx
 from export.run.metadata import FileMetadata
 from export.run.runners import OnnxRunner, Runner
 from export.run.sample import ImageSample
@@ -34,9 +35,7 @@ _LOOKS = StyleMixing(tone=0.6, match=0.4, fourier=0.5, filter=0.5, bias=0.5, blu
 _AT_ONCE = 64  # images, each of which may take its look from another
 
 
-def choose_biases(
-    context: ExportContext, network: nn.Module, sample: ImageSample, onnx: Path
-) -> tuple[nn.Module, dict[str, Any]]:
+def choose_biases(context: ExportContext, network: nn.Module, sample: ImageSample) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network with corrected biases, or as it was, and why.
 
     With ``auto`` that share of the correction is taken which leaves the least ``logit_noise``, in copies of held-out
@@ -49,7 +48,6 @@ def choose_biases(
         context: Its run is the float network, its options say what is asked.
         network: Calibrated on ``sample``, on which nothing may be decided.
         sample: The first of its images give the means.
-        onnx: The network's QDQ file; it becomes that of the network returned.
     """
     asked = context.options.bias_correction
     images = _images(context, sample) if asked == "auto" else None
@@ -61,10 +59,8 @@ def choose_biases(
         means = means or measure_means(context.run.model, scheme_of(network), sample.pixels)
         networks[share] = copy.deepcopy(network)
         correct_biases(networks[share], means, sample.pixels, share)
-    changes = {} if images is None else _measure(context, networks, images, onnx)
+    changes = {} if images is None else _measure(context, networks, images)
     share = min(changes, key=lambda one: changes[one]["logit_noise"]) if changes else max(networks)
-    if share:
-        refill_qdq_onnx(onnx, networks[share], onnx)
     about = {"asked": asked, "kept": share > 0, "images": 0 if images is None else len(images), "share": share}
     return networks[share], about | _describe(changes)
 
@@ -108,19 +104,18 @@ def _restyle(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _measure(
-    context: ExportContext, networks: dict[float, nn.Module], images: NDArray[np.uint8], onnx: Path
+    context: ExportContext, networks: dict[float, nn.Module], images: NDArray[np.uint8]
 ) -> dict[float, dict[str, float]]:
-    """Return {share: ``measure_change``}, those of less correction first. onnx: the file of share 0."""
-    run, other = context.run, onnx.with_suffix(".corrected.onnx")
-    about, plain = FileMetadata(run.classes, run.pixels, {}), context.path(ONNX_FP32)
+    """Return {share: ``measure_change``}, those of less correction first."""
+    run, plain = context.run, context.path(ONNX_FP32)
+    about = FileMetadata(run.classes, run.pixels, {})
     wanted = (OnnxRunner(plain, about) if plain.exists() else _float_runner(context))(images)
     changes = {}
-    try:
+    with tempfile.TemporaryDirectory(prefix="biases.", suffix=".partial", dir=context.folder) as folder:
+        onnx = Path(folder, "model.onnx")
         for share, network in networks.items():
-            refill_qdq_onnx(onnx, network, other)
-            changes[share] = measure_change(wanted, OnnxRunner(other, about)(images))
-    finally:
-        other.unlink(missing_ok=True)
+            export_qdq_onnx(network, run.pixels, onnx)
+            changes[share] = measure_change(wanted, OnnxRunner(onnx, about)(images))
     return changes
 
 

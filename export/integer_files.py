@@ -88,10 +88,10 @@ class IntegerFiles:
         are corrected where that is asked or keeps more classes. What training learned is left as it is: it learned the
         biases with the rounding in place, and no float network of these weights was ever trained to compare with.
         """
-        export_qdq_onnx(network, context.run.pixels, context.path(self.onnx))
         if sample is not None:
-            network, about = choose_biases(context, network, sample, context.path(self.onnx))
+            network, about = choose_biases(context, network, sample)
             origin = {**origin, "bias_correction": about}
+        export_qdq_onnx(network, context.run.pixels, context.path(self.onnx))
         context.networks[self.network] = network
         context.provenance[self.recipe] = {"scheme": scheme_of(network).to_json(), **origin}
         onnx, tflite = context.path(ONNX_FP32), context.path(TFLITE_FP32)

@@ -76,12 +76,13 @@ class WiredStep:
 
 
 class ModuleTracer(fx.Tracer):
-    """Follows a network down to torch's own modules, and those that stand for one."""
+    """Follows a network down to torch's own modules, those that stand for one, and a FloatFunctional's quantizer."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep subclasses of convolutions and BatchNorms whole, and what leaves out a branch."""
         whole = isinstance(m, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm | QuantStub | DeQuantStub)
-        return whole or _is_passing(m) or super().is_leaf_module(m, module_qualified_name)
+        quantizer = module_qualified_name.endswith(".activation_post_process")
+        return whole or quantizer or is_passing(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace_modules(model: nn.Module) -> fx.Graph:
@@ -128,7 +129,7 @@ def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, 
         owner = name.rpartition(".")[0]
         if isinstance(modules[owner], FloatFunctional):
             return WiredStep(owner, FloatFunctional.__name__, sources)
-        return None if _is_passing(modules[name]) else WiredStep(name, type(modules[name]).__name__, sources)
+        return None if is_passing(modules[name]) else WiredStep(name, type(modules[name]).__name__, sources)
     if node.op == "get_attr" or node.target in _PASSING_FUNCTIONS or _is_in_functional(node, modules):
         return None
     owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
@@ -143,7 +144,8 @@ def is_tensor(value: Any) -> bool:
     return not inputs or any(is_tensor(node) for node in inputs)
 
 
-def _is_passing(module: nn.Module) -> bool:
+def is_passing(module: nn.Module) -> bool:
+    """Tell a module whose output is its input once the network is trained."""
     return type(module) in PASSING or type(module).__name__ in STOCHASTIC_DEPTH
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.ao.nn.intrinsic as fused
 import torch.ao.nn.qat as qat
-import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed, which the QDQ export writes
 from torch import Tensor, nn
 from torch.ao.quantization import QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers

@@ -1,6 +1,5 @@
 """Reads ONNX files and changes their graphs, without PyTorch."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,3 @@ def rename_values(graph: Any, names: dict[str, str]) -> None:
         node.input[:] = [names.get(value, value) for value in node.input]
         node.output[:] = [names.get(value, value) for value in node.output]
     del graph.value_info[:]  # they hold the old names; shapes are inferred again by whoever needs them
-
-
-def insert_nodes(graph: Any, position: int, nodes: Sequence[Any]) -> None:
-    """Put nodes before the one at a position."""
-    following = list(graph.node[position:])
-    del graph.node[position:]
-    graph.node.extend([*nodes, *following])

@@ -81,17 +81,17 @@ def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray
 
 
 def write_single_batch(onnx_path: Path, out_path: Path) -> None:
-    """Write an ONNX file with its batch dimension fixed to one and the shape arithmetic folded away.
+    """Write an ONNX file with its batch dimension fixed to one and shape arithmetic, where it has such, folded away.
 
     Given a dynamic batch, onnx2tf computes shapes at run time: 44 extra operators on MobileNetV2, some transposes.
     """
     onnx = import_extra("onnx")
-    optimizer = import_extra("onnxscript.optimizer")
     model = onnx.load(onnx_path)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     del model.graph.value_info[:]  # they still hold the symbolic batch
-    model = optimizer.optimize(model)
+    if any(node.op_type == "Shape" for node in model.graph.node):
+        model = import_extra("onnxscript.optimizer").optimize(model)
     out_path.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -56,7 +56,7 @@ def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
-    for name in ("export_qdq_onnx", "refill_qdq_onnx", "measure_sensitivity"):
+    for name in ("export_qdq_onnx", "measure_sensitivity"):
         monkeypatch.setattr(measure, name, refuse)
     assert low_bits.main(arguments) == 0
     assert (out / low_bits.REPORT).read_bytes() == before

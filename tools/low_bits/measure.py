@@ -22,7 +22,7 @@ from brainq_torch.quant.scheme import Scheme
 from brainq_torch.quant.sensitivity import Sensitivity, measure_sensitivity
 from brainq_torch.run import Run
 from brainq_torch.run_files import atomic_path, write_json
-from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
+from export.graph.qdq_onnx import export_qdq_onnx
 from export.integer_files import STATE
 from export.recipes import float_model
 from export.run.metadata import FileMetadata
@@ -94,11 +94,7 @@ class Measure:
         def measure() -> dict[str, Any]:
             rounded = self._quantize(method, scheme, name)
             path = self.kept.folder / f"{name}.partial.onnx"
-            template = self.kept.folder / "template.onnx"
-            if not template.exists():
-                export_qdq_onnx(rounded.network, self.run.pixels, path)
-                path.replace(template)
-            refill_qdq_onnx(template, rounded.network, path)
+            export_qdq_onnx(rounded.network, self.run.pixels, path)
             metadata = FileMetadata(self.run.classes, self.run.pixels, {})
             logits = OnnxRunner(path, metadata, self.threads)(self.pixels)
             path.unlink()

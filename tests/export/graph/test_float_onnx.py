@@ -9,10 +9,10 @@ from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.models import build_model
 from brainq_torch.quant.lower import fold_batchnorms, lower_batchnorms
 from brainq_torch.run import load_run
-from export.graph import float_onnx
-from export.graph.float_onnx import export_float_onnx, strip_traces
+from export.graph.float_onnx import GraphWriter, UnknownOperationError, export_float_onnx, strip_traces, trace_onnx
 from tests.brainq_torch.quant.test_lower import randomised
-from tests.support.small_network import SIDE, small_network
+from tests.export.graph.test_any_network import build
+from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 SIZE = 32
 
@@ -54,15 +54,29 @@ def test_says_nothing_about_the_machine_that_made_it(tiny_export):
         assert trace not in content
 
 
-def test_batchnorms_are_folded_to_the_exporters_bits_before_it_traces_them(tmp_path, monkeypatch):
-    network, tensors = randomised(small_network()), []
-    for fold in (float_onnx.fold_batchnorms, lambda model: model):
-        monkeypatch.setattr(float_onnx, "fold_batchnorms", fold)
-        export_float_onnx(network, PixelSpec(SIDE), tmp_path / "model.onnx")
-        tensors.append(sorted(one.raw_data for one in onnx.load(tmp_path / "model.onnx").graph.initializer))
-    assert tensors[0] == tensors[1]
+@pytest.mark.parametrize("name", [None, "my_network:MyNetwork", "tests.support.networks:TwoPools"])
+def test_what_is_written_module_by_module_is_what_torchs_exporter_writes(name, tmp_path, monkeypatch):
+    network = randomised(small_network()) if name is None else build(name, tmp_path, monkeypatch)
     folded = fold_batchnorms(lower_batchnorms(network))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    graphs = GraphWriter(folded).write(PixelSpec(SIDE)), trace_onnx(lower_batchnorms(network), PixelSpec(SIDE))
+    layers = [
+        sorted(one.raw_data for one in graph.graph.initializer if one.data_type == 1 and one.dims) for graph in graphs
+    ]
+    assert layers[0] == layers[1]
+    sessions = (onnxruntime.InferenceSession(graph.SerializeToString()) for graph in graphs)
+    first, second = (session.run(None, {"image": scale_pixels(small_images())})[0] for session in sessions)
+    np.testing.assert_array_equal(first, second)
+    assert np.ptp(first, axis=0).min() > 0
+
+
+def test_other_operations_are_left_to_torchs_exporter(tmp_path, monkeypatch):
+    network = build("tests.support.networks:Gated", tmp_path, monkeypatch)
+    with pytest.raises(UnknownOperationError, match=r"no node is known for .*sigmoid"):
+        GraphWriter(network).write(PixelSpec(SIDE))
+    export_float_onnx(network, PixelSpec(SIDE), tmp_path / "model.onnx")
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"image": scale_pixels(small_images())})
+    np.testing.assert_allclose(logits, network(as_input(small_images())).detach(), rtol=0, atol=1e-4)
 
 
 def test_refuses_a_model_in_training_mode(tmp_path):

@@ -13,7 +13,7 @@ from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.scheme import Scheme
 from export.graph.encodings import read_encodings
 from export.graph.onnx_file import read_constants
-from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
+from export.graph.qdq_onnx import export_qdq_onnx
 from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 LAYERS = ("stem.0", "depth.0", "point.0", "norm", "down", "classifier")
@@ -37,25 +37,12 @@ def test_onnx_runtime_gives_the_very_logits_of_the_network(small_int8):
     np.testing.assert_array_equal(run(small_int8.onnx, images), logits_of(small_int8.network, images))
 
 
-@pytest.mark.parametrize("first", [4, 8])
-def test_a_refilled_file_is_the_other_networks(small_int8, tmp_path, first):
-    """From 8 bits to 4 and from 4 to 8, with other ranges: integers, encodings and logits are all its own."""
-    four = quantize_post_training(small_network(seed=1), small_images(seed=4), Scheme(weight_bits=4))
-    networks = [four, small_int8.network]
-    template, other = networks if first == 4 else networks[::-1]
-    export_qdq_onnx(template, PixelSpec(SIDE), tmp_path / "template.onnx")
-    refill_qdq_onnx(tmp_path / "template.onnx", other, tmp_path / "refilled.onnx")
-    export_qdq_onnx(other, PixelSpec(SIDE), tmp_path / "direct.onnx")
-    refilled, direct = (read_encodings(tmp_path / f"{name}.onnx") for name in ("refilled", "direct"))
-    assert refilled.activations == direct.activations
-    assert refilled.activations != read_encodings(tmp_path / "template.onnx").activations
-    assert refilled.layers.keys() == direct.layers.keys()
-    for name, layer in refilled.layers.items():
-        for part in ("weight", "weight_scale", "bias", "bias_scale", "bits"):
-            np.testing.assert_array_equal(getattr(layer, part), getattr(direct.layers[name], part))
-    assert {layer.bits for layer in refilled.layers.values()} == {8 if first == 4 else 4}
+def test_weights_of_four_bits_are_stored_as_such(tmp_path):
+    network = quantize_post_training(small_network(seed=1), small_images(seed=4), Scheme(weight_bits=4))
+    export_qdq_onnx(network, PixelSpec(SIDE), tmp_path / "four.onnx")
+    assert {layer.bits for layer in read_encodings(tmp_path / "four.onnx").layers.values()} == {4}
     images = small_images()
-    np.testing.assert_array_equal(run(tmp_path / "refilled.onnx", images), logits_of(other, images))
+    np.testing.assert_array_equal(run(tmp_path / "four.onnx", images), logits_of(network, images))
 
 
 def test_any_number_of_images_goes_in(small_int8):

@@ -9,7 +9,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.scheme import Scheme
-from export.graph.qdq_onnx import export_qdq_onnx, refill_qdq_onnx
+from export.graph.qdq_onnx import export_qdq_onnx
 from export.integer_files import convert_int8
 from export.run.divergence import find_divergences, first_divergence, read_tflite, read_torch
 from tests.support.sabotage import FAULTS, change_activation_scale
@@ -66,12 +66,11 @@ def test_means_half_way_between_two_integers_round_alike_in_every_runtime(tmp_pa
     model = small_network()
     model.down = nn.AvgPool2d(window)
     network = quantize_post_training(model, images, Scheme())
-    export_qdq_onnx(network, PixelSpec(side), tmp_path / "template.onnx")
     # the half-way means lie on both sides of integer 0, where LiteRT changes its direction
     network.down.activation_post_process.zero_point.fill_(-20)
     network.pool.activation_post_process.zero_point.fill_(-20)
     onnx_path, tflite_path = tmp_path / "small.onnx", tmp_path / "small.tflite"
-    refill_qdq_onnx(tmp_path / "template.onnx", network, onnx_path)
+    export_qdq_onnx(network, PixelSpec(side), onnx_path)
     convert_int8(onnx_path, tflite_path, PixelSpec(side))
 
     integers = read_torch(network, images)
