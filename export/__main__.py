@@ -39,7 +39,6 @@ def _run(options: argparse.Namespace) -> int:
         # garbage: to look for some, again and again, took a sixth of them.
         gc.disable()
         command = import_module("export.command")
-        gc.freeze()
         gc.enable()
         code: int = command.run(options)
         return code
