@@ -180,13 +180,14 @@ function showGolden(bundle, rows) {
 
 function describe({ about, classes, spec, model }) {
   const { file, metadata, runtime } = about.page;
-  const limits = [about.series_rule.healthy_up_to, about.series_rule.tumour_from].map((limit) => Number(limit.toPrecision(4)));
+  const short = (limit) => Number(limit.toPrecision(4));
+  const limits = [about.series_rule.healthy_up_to, about.series_rule.tumour_from].map(short);
   const lines = {
     model: `${file}, ${model.length.toLocaleString("en")} bytes`,
     classes: classes.join(", "),
     "what it sees": `${spec.size} x ${spec.size} grey pixels, fit ${spec.fit}`,
     "when it does not answer": metadata.abstention
-      ? `below a probability of ${metadata.abstention.threshold}, or where the image is unlike its training images`
+      ? `below a probability of ${short(metadata.abstention.threshold)}, or where the image is unlike its training images`
       : "it always answers",
     "a whole series": classes.includes(HEALTHY)
       ? `${HEALTHY} where a tumour's probability is at most ${limits[0]}, a tumour from ${limits[1]}, else uncertain`
