@@ -1,6 +1,9 @@
 """The ladder of comparisons: each exported file against what it was made from, and the verdict."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ FAKE_QUANTIZED = "fake-quantized model"
 
 FOUR_BIT = "4-bit model"
 """Reference of a rung: the network in PyTorch that holds the integers of the W4A8 files."""
+
+_AT_ONCE = min(4, os.cpu_count() or 1)
+"""Models that answer at once, each on a processor of its own."""
 
 RESAMPLES = 1000
 """Bootstrap resamples of the recall differences."""
@@ -77,19 +83,36 @@ class LogitTable:
 
         Raises RunnerError or MetadataError when a file cannot be run.
         """
-        model = self._models.get(name)
-        key = (name, optimised or model is not None)
+        key = (name, optimised or name in self._models)
         if key not in self._known:
-            runner = self._load(name, optimised) if model is None else model
-            self._known[key] = Logits(run_named(runner, self._sample.pixels, self._sample.names), runner.logit_scale)
+            self._known[key] = self._run(self._load(*key))
         return self._known[key]
+
+    def fill(self, wanted: Iterable[tuple[str, bool]]) -> None:
+        """Compute what ``of`` will be asked for, several models at once; it raises what is wrong with one of them."""
+        runners: dict[tuple[str, bool], Runner] = {}
+        for name, optimised in wanted:
+            key = (name, optimised or name in self._models)
+            if key not in self._known and key not in runners:
+                with suppress(RunnerError, MetadataError):
+                    runners[key] = self._load(*key)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = {key: pool.submit(self._run, runner) for key, runner in runners.items()}
+        for key, answer in answers.items():
+            with suppress(RunnerError):
+                self._known[key] = answer.result()
 
     def of_float(self) -> Logits | None:
         """Return the float model's logits, or None where the export has none."""
         return self.of(FLOAT_MODEL) if FLOAT_MODEL in self._models else None
 
+    def _run(self, runner: Runner) -> Logits:
+        return Logits(run_named(runner, self._sample.pixels, self._sample.names), runner.logit_scale)
+
     def _load(self, name: str, optimised: bool) -> Runner:
         """Open a file without asking for its checksum: the ladder says in what a changed file differs."""
+        if name in self._models:
+            return self._models[name]
         path = self.folder / name
         if path.suffix == ".onnx":
             return OnnxRunner(path, read_metadata(path), self._threads, optimised)
@@ -100,6 +123,7 @@ def climb(
     rungs: Sequence[Rung], table: LogitTable, sample: ImageSample, classes: tuple[str, ...]
 ) -> dict[str, ArtefactReport]:
     """Compare every artefact of the table's folder with its reference. Returns a report per file name."""
+    table.fill((name, rung.optimised) for rung in rungs for name in (rung.artefact, rung.reference))
     return {rung.artefact: _report(rung, table, sample, classes) for rung in rungs}
 
 

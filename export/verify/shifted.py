@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from brainq_torch.evaluation.paired import compare_answers
 from export.run.sessions import RunnerError
-from export.verify.parity import LogitTable, logit_noise
+from export.verify.parity import FLOAT_MODEL, LogitTable, logit_noise
 from export.verify.report import SHIFTED_COPIES, ArtefactReport
 
 
@@ -36,12 +36,18 @@ def add_shifted(
 
     table: of these images. source: where they come from; shifted copies come before other sources.
     """
+    compared = {
+        name: report
+        for name, report in reports.items()
+        if report.against_float is not None
+        and report.limits.max_abs_diff is None
+        and (source == SHIFTED_COPIES or report.shifted is not None)  # else it broke on the copies
+    }
+    table.fill((name, True) for name in (FLOAT_MODEL, *compared))
     plain, result = table.of_float(), dict(reports)
-    for name, report in reports.items():
-        if plain is None or report.against_float is None or report.limits.max_abs_diff is not None:
-            continue
-        if source != SHIFTED_COPIES and report.shifted is None:  # it broke on the copies
-            continue
+    for name, report in compared.items():
+        if plain is None:
+            break
         try:
             found = measure_shift(plain.values, table.of(name).values, labels)
         except RunnerError as error:

@@ -1,5 +1,6 @@
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from export.graph.flatbuffer import constant, read_model, write_model
 from export.recipes import RECIPES
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
 from export.run.sample import ImageSample
-from export.run.sessions import NotFiniteError
+from export.run.sessions import NotFiniteError, RunnerError
 from export.run.torch_runner import TorchRunner
 from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, logit_noise
 from export.verify.report import ArtefactReport, Limits, ParityReport
@@ -278,6 +279,21 @@ def test_each_model_runs_once(tiny_export, sample):
     assert table.of("model_fp32.onnx") is table.of("model_fp32.onnx")
     assert table.of("model_fp32.onnx") is not table.of("model_fp32.onnx", optimised=False)
     assert fixed.calls == 1
+
+
+def test_models_that_answered_at_once_run_no_more_and_one_that_cannot_says_so_when_asked(tiny_export, sample):
+    def refuse(images):
+        raise RunnerError("no answer")
+
+    fixed, broken = Fixed(np.zeros((24, 4), np.float32)), Mock(side_effect=refuse)
+    table, alone = (LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed, "broken": broken}, 1) for _ in range(2))
+    table.fill([(FLOAT_MODEL, True), (FLOAT_MODEL, False), ("broken", True), ("model_fp32.onnx", False)])
+    assert (fixed.calls, broken.call_count) == (1, 1)
+    assert table.of_float().values is table.of(FLOAT_MODEL, False).values
+    np.testing.assert_array_equal(*(each.of("model_fp32.onnx", False).values for each in (table, alone)))
+    assert fixed.calls == 1
+    with pytest.raises(RunnerError, match="no answer"):
+        table.of("broken")
 
 
 def test_the_table_is_readable(check):
