@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
-from torch import nn
 
-from brainq_torch import finish
 from brainq_torch.data.synthesis import phantom
 from brainq_torch.data.synthesis.phantom import write_phantoms
-from brainq_torch.fit import main
 
 TINY = [
     "--config", "configs/quickstart.yaml", "--data.size=32", "--data.batch_size=8", "--model.arguments.width_mult=0.35",
@@ -43,6 +41,8 @@ def pytest_sessionfinish(session):
 @pytest.fixture(scope="session", autouse=True)
 def _no_pictures():
     """Drawing its two pictures is half of a tiny training: only trainings in a process of their own do it."""
+    from brainq_torch import finish  # not above: what hands tests out to workers would wait for PyTorch, too
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_curves", "plot_confusion"):
             patch.setattr(finish, name, lambda _, path: path.touch())
@@ -85,6 +85,7 @@ def phantoms(shared) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(shared, phantoms) -> Path:
     """A finished run of the tiny network: two stages of one epoch. Read only: copy it before changing it."""
+    from brainq_torch.fit import main
 
     def make(out: Path) -> None:
         stages = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 1}]"
@@ -134,7 +135,7 @@ def tiny_int8_export(shared, tiny_run) -> Path:
 class SmallInt8:
     """``small_network`` calibrated, as QDQ and TFLite file; stripped, plain: the float files on the way between."""
 
-    network: nn.Module
+    network: Any
     onnx: Path
     tflite: Path
     stripped: Path
