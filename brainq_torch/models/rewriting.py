@@ -6,6 +6,7 @@
 import copy
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ class Operation(nn.Module):
 
     def forward(self, tensor: Any, *arguments: Any, **options: Any) -> Any:
         """Call the function, or the tensor's method of that name."""
-        called = getattr(tensor, self.function) if isinstance(self.function, str) else None
-        return called(*arguments, **options) if called else self.function(tensor, *arguments, **options)
+        function = getattr(tensor, self.function) if isinstance(self.function, str) else partial(self.function, tensor)
+        return function(*arguments, **options)
 
 
 class Rewriting:

@@ -98,6 +98,8 @@ def test_a_pooling_to_a_grid_passes_at_its_own_size_and_says_so_at_others():
 def test_what_integers_cannot_carry_is_named_with_its_layer():
     obstacles = find_obstacles(build_model("tests.support.networks:Gated", 2))
     assert obstacles == ["sigmoid (sigmoid)", "mul (mul)", "act (SiLU)"]
+    shuffled = find_obstacles(build_model("torchvision:shufflenet_v2_x0_5", 2))  # methods of tensors, too
+    assert "stage2.0.transpose (transpose)" in shuffled
 
 
 @torch.no_grad()
