@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from brainq_torch.abstention.outlier import Typicality, fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run import Run
+from brainq_torch.run_files import METRICS
 from export.run.runners import load_runner
 from export.run.sample import ImageSample, RunImages
 from export.run.sessions import RunnerError
@@ -25,7 +27,7 @@ class ValidationPart:
     """What files are fitted to.
 
     Attributes:
-        sample: None where too few of the run's validation images are there.
+        sample: None where too few of the run's validation images are there, or it may have trained on them.
         fitted: {kind of file: what was fitted to the first of the kind}.
     """
 
@@ -36,7 +38,12 @@ class ValidationPart:
 
     @classmethod
     def of(cls, run: Run, images: RunImages) -> ValidationPart:
-        """Take the run's validation images; from a run of an earlier version, learn what its images look like."""
+        """Take the run's validation images; from a run of an earlier version, learn what its images look like.
+
+        A restored network may have been trained on any of them: its files keep what it learned on images of its own.
+        """
+        if run.abstention is not None and _may_have_seen(run):
+            return cls(run, None, None)
         images = _leave_out_seen(images)
         counts = {split: sum(row.split == split for row in images.rows) for split in ("Training", "val")}
         needed = min(_FEWEST, run.abstention.fitted_on if run.abstention else _FEWEST)
@@ -68,6 +75,13 @@ class ValidationPart:
         except RunnerError:  # the parity ladder says what is wrong with the file
             return self.run.abstention
         return fit_abstention(logits, self.sample.labels, self.sample.pixels, self.typicality)
+
+
+def _may_have_seen(run: Run) -> bool:
+    """Tell whether a run was made of a file, and its splits are none that were given."""
+    metrics = run.folder / METRICS
+    restored = metrics.is_file() and "restored_from" in json.loads(metrics.read_text(encoding="utf-8"))
+    return restored and not run.config["data"]["manifest"]
 
 
 def _leave_out_seen(images: RunImages) -> RunImages:

@@ -35,6 +35,15 @@ def test_without_validation_images_the_networks_own_is_taken(run, tmp_path):
     assert part.fit(tmp_path / "model.tflite", "float") is run.abstention
 
 
+def test_files_of_a_restored_run_keep_what_the_network_learned_on_images_of_its_own(run, tmp_path):
+    """Its validation part is drawn anew: the network may have been trained on any of it, and is too sure there."""
+    restored = dataclasses.replace(run, folder=tmp_path)
+    (tmp_path / "metrics.json").write_text('{"restored_from": "model_fp16.tflite"}')
+    assert ValidationPart.of(restored, check_run_images(run)).fit(tmp_path / "a.tflite", "int8") is run.abstention
+    config = run.config | {"data": run.config["data"] | {"manifest": "manifest.csv"}}  # the network's own splits
+    assert ValidationPart.of(dataclasses.replace(restored, config=config), check_run_images(run)).sample is not None
+
+
 def test_a_file_that_cannot_run_is_left_to_the_parity_ladder(run, tmp_path, tiny_export):
     broken = tmp_path / "model_fp32.onnx"
     broken.write_bytes((tiny_export / "model_fp32.onnx").read_bytes()[:2000])
