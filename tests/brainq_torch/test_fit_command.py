@@ -93,7 +93,7 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--across_sources={method: coral, strength: 0}"], '"strength": Not of type PositiveAmount: 0 does not'),
         (["--qat.observer_epochs=-1"], '"observer_epochs": Not of type NonNegativeInt: -1 does not'),
         (["--data.workers=-1"], '"data.workers": Not of type Threads: -1 does not'),
-        (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1; allowed are 0 (none) and more"),
+        (["--trainer.gradient_clip_val=-1.5"], "trainer.gradient_clip_val is -1.5; allowed are 0 (none) and more"),
         (["--model.arguments.width_mult=-1"], "width_mult is -1; allowed are more than 0"),
         (["--seed=4294967296"], '"seed": Not of type Seed: 4294967296 does not'),
         (["--data.views=-1"], '"data.views": '),
