@@ -1,5 +1,6 @@
 """The run folder: what one training leaves behind, and how everything after it reads that back."""
 
+import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -47,6 +48,12 @@ class Run:
         """Folder that the manifest's paths are relative to (a relative root is relative to the working directory)."""
         root = str(self.config["data"]["root"])
         return self.folder / PHANTOMS if root == "phantom" else Path(root)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return one of its files, such as ``metrics.json``; empty where it has none."""
+        path = self.folder / name
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content
 
     def manifest(self) -> list[ManifestRow]:
         """Return the run's images. Raises ManifestError where the manifest is missing or damaged."""

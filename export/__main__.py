@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
@@ -35,12 +35,7 @@ def _run(options: argparse.Namespace) -> int:
         _list_recipes()
         return 0
     try:
-        # What makes the files loads PyTorch: seconds, which a list or a wrong word need not take. Nothing of it is
-        # garbage: to look for some, again and again, took a sixth of them.
-        gc.disable()
-        command = import_module("export.command")
-        gc.enable()
-        code: int = command.run(options)
+        code: int = _load_command().run(options)
         return code
     except Exception as error:
         full = _find_full_disk(error)
@@ -48,6 +43,18 @@ def _run(options: argparse.Namespace) -> int:
             raise
         advice = f"the disk is full ({full}); nothing was kept. Free some space and run the same command again"
         raise BrainqError(advice) from error
+
+
+def _load_command() -> Any:
+    """Load PyTorch with what makes the files: seconds, which a list or a wrong word need not take.
+
+    Nothing of it is garbage: to look for some, again and again, took a sixth of them.
+    """
+    gc.disable()
+    try:
+        return import_module("export.command")
+    finally:
+        gc.enable()
 
 
 def _list_recipes() -> None:

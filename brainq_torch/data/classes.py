@@ -30,25 +30,26 @@ def _key(folder: str) -> str:
     return "".join(letter for letter in folder.lower() if letter.isalpha())
 
 
+def _find(key: str, meanings: Mapping[str, frozenset[str]]) -> str | None:
+    return next((name for name, aliases in meanings.items() if key in aliases), None)
+
+
 def class_of_folder(folder: str) -> str | None:
     """Return the class that a folder name means, or None when it means none of the four.
 
     Case, spaces, dashes, underscores and digits are ignored: ``glioma_tumor``, ``No Tumor``, ``healthy``.
     """
-    key = _key(folder)
-    return next((name for name, aliases in _ALIASES.items() if key in aliases), None)
+    return _find(_key(folder), _ALIASES)
 
 
 def class_of_name(name: str) -> str:
     """Return which of the four a chosen name means, else itself. Its digits count: ``glioma 2`` may be a grade."""
-    key = "".join(letter for letter in name.lower() if letter.isalnum())
-    return next((known for known, aliases in _ALIASES.items() if key in aliases), name)
+    return _find("".join(letter for letter in name.lower() if letter.isalnum()), _ALIASES) or name
 
 
 def split_of_folder(folder: str) -> str | None:
     """Return ``Training``, ``val`` or ``Testing`` for a folder name that means a split, else None."""
-    key = _key(folder)
-    return next((name for name, aliases in _SPLITS.items() if key in aliases), None)
+    return _find(_key(folder), _SPLITS)
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ def write_card(
         run=run,
         config=config,
         start=Path(pretrained).name if pretrained != "none" else "random",
-        packages=_read_json(run.folder / ENVIRONMENT).get("packages", {}),
+        packages=run.read_json(ENVIRONMENT).get("packages", {}),
         rows=rows,
         splits=sorted({row.split for row in rows}),
         sizes=Counter(row.split for row in rows),
         counts=Counter((row.split, row.label) for row in rows),
         groups={row.group for row in rows if row.group},
-        metrics=_read_json(run.folder / METRICS),
+        metrics=run.read_json(METRICS),
         files=[file for file, *_ in models],
         metadata=models[0][1],
         reports={file.name: report for file, _, report in models},
@@ -54,9 +54,3 @@ def write_card(
         rule=rule,
     )
     path.write_text(text, encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return a file of the run, empty where the run has none."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content

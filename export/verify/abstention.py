@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -79,9 +78,7 @@ class ValidationPart:
 
 def _may_have_seen(run: Run) -> bool:
     """Tell whether a run was made of a file, and its splits are none that were given."""
-    metrics = run.folder / METRICS
-    restored = metrics.is_file() and "restored_from" in json.loads(metrics.read_text(encoding="utf-8"))
-    return restored and not run.config["data"]["manifest"]
+    return "restored_from" in run.read_json(METRICS) and not run.config["data"]["manifest"]
 
 
 def _leave_out_seen(images: RunImages) -> RunImages:

@@ -45,9 +45,9 @@ def add_shifted(
     }
     table.fill((name, True) for name in (FLOAT_MODEL, *compared))
     plain, result = table.of_float(), dict(reports)
+    if plain is None:
+        return result
     for name, report in compared.items():
-        if plain is None:
-            break
         try:
             found = measure_shift(plain.values, table.of(name).values, labels)
         except RunnerError as error:

@@ -109,8 +109,9 @@ class FolderWalk:
     def class_of(self, folder: str) -> str | None:
         """Return the class that a name means, by itself where classes are those that are there."""
         known = self.labels.of_folder(folder)
-        if known and (asked := self.labels.ask(self._words.setdefault(known, folder), folder, known)):
-            self.fatal += [asked] if asked not in self.fatal else []
+        asked = self.labels.ask(self._words.setdefault(known, folder), folder, known) if known else ""
+        if asked and asked not in self.fatal:
+            self.fatal.append(asked)
         if known or not self.labels.auto:
             return known
         check_name(folder)
