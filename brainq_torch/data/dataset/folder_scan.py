@@ -31,6 +31,7 @@ class FolderWalk:
         expected: the (split, class) pairs that must have an image.
         found: the classes; a record's label is an index into them.
         folders: names of class folders.
+        words: {class: the first name that meant it}; walks of one data set share it.
     """
 
     root: Path
@@ -41,7 +42,7 @@ class FolderWalk:
     expected: list[tuple[str, str]] = field(default_factory=list)
     found: list[str] = field(init=False)
     folders: set[str] = field(default_factory=set)
-    _words: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     _entered: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,7 +110,7 @@ class FolderWalk:
     def class_of(self, folder: str) -> str | None:
         """Return the class that a name means, by itself where classes are those that are there."""
         known = self.labels.of_folder(folder)
-        asked = self.labels.ask(self._words.setdefault(known, folder), folder, known) if known else ""
+        asked = self.labels.ask(self.words.setdefault(known, folder), folder, known) if known else ""
         if asked and asked not in self.fatal:
             self.fatal.append(asked)
         if known or not self.labels.auto:

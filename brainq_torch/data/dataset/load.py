@@ -31,6 +31,7 @@ def scan_folder(
     labels: Labels = Labels(),  # noqa: B008 - frozen
     complete: bool = True,
     table: Path | None = None,
+    words: dict[str, str] | None = None,
 ) -> ImageFolder:
     """List the images of a data set with label and split.
 
@@ -43,18 +44,17 @@ def scan_folder(
         labels: which classes there are, and what a folder's name means.
         complete: refuse a folder that lacks images of a class; a test set need not have all.
         table: a table of the images in place of DIR/labels.csv.
+        words: {class: the first name that meant it} in what else is one data set with this; added to.
 
     Raises:
         DataFolderError: No layout fits, a class of a split has no readable image, or a folder means neither class nor
             split; the message is the whole report.
     """
-    walk = _walk(Path(root), labels, table)
+    walk = _walk(FolderWalk(Path(root), labels, words={} if words is None else words), table)
     records, ignored = join_patients(sorted(walk.records, key=lambda record: os.fsencode(record.path)))
     for what in ignored:
         walk.name_problem(walk.root, what, "nothing to do, or name the patients in data.groups", "warning")
-    pixels = None
-    if verify:
-        records, pixels = _verify(walk, records)
+    records, pixels = _verify(walk, records) if verify else (records, None)
     if complete:
         _check_classes(walk)
         walk.fatal.extend(_missing_classes(walk, records))
@@ -67,9 +67,8 @@ def scan_folder(
     return folder
 
 
-def _walk(root: Path, labels: Labels, table: Path | None) -> FolderWalk:
-    walk, table = FolderWalk(root, labels), table or find_table(root)
-    if table:
+def _walk(walk: FolderWalk, table: Path | None) -> FolderWalk:
+    if table := table or find_table(walk.root):
         read_label_table(walk, table)
     else:
         walk.read()

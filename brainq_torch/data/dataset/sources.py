@@ -67,7 +67,8 @@ class ImageSet:
         """
         if not self.sources:
             return scan_folder(root, verify, read_labels(self.classes, self.class_map), complete)
-        found = [self._scan_source(source, root, verify) for source in self.sources]
+        words: dict[str, str] = {}
+        found = [self._scan_source(source, root, verify, words) for source in self.sources]
         check_map(self.class_map, frozenset().union(*(folder.folders for folder in found)), root)
         _check_names(self.sources, found)
         classes = tuple(sorted({name for folder in found for name in folder.classes}))
@@ -94,12 +95,13 @@ class ImageSet:
         check_count(found, str(root))
         return found
 
-    def _scan_source(self, source: Source, root: Path, verify: bool) -> ImageFolder:
+    def _scan_source(self, source: Source, root: Path, verify: bool, words: dict[str, str]) -> ImageFolder:
         """List the images of one source, their paths relative to ``root``, their groups marked as its own."""
         place = root / source.root
         try:
             labels = read_labels(self.classes, {**self.class_map, **source.class_map})
-            folder = scan_folder(place, verify, labels, complete=False, table=locate_table(place, source.table))
+            table = locate_table(place, source.table)
+            folder = scan_folder(place, verify, labels, complete=False, table=table, words=words)
             check_map(source.class_map, folder.folders, place)
             records = name_groups(folder.records, source.groups, source.group_pattern)
         except ClassError as error:

@@ -1,13 +1,17 @@
 """Several sources: one table of all of them, each with its own classes and groups, and what is refused."""
 
 import csv
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import scan_folder
+from brainq_torch.data.dataset.sample import DataFolderError
 from brainq_torch.data.dataset.sources import ImageSet, Source
 from brainq_torch.data.synthesis.phantom import write_phantoms
 
@@ -78,6 +82,23 @@ def test_a_table_in_place_of_class_folders_says_what_is_known(root):
     folder = scan_folder(root / "other", labels=Labels(()), table=root / "other" / "images.csv")
     assert {record.source for record in folder.records} == {"cs", "du"}
     assert len(folder.records) == 12
+
+
+def test_names_that_a_number_tells_apart_are_asked_about_across_sources(root, tmp_path):
+    """One folder is glioma 1, the next hospital's table says glioma 2: grades, or one class? As within one folder."""
+    for source, folders in {"one": ("glioma 1", "no"), "two": ("pictures", "healthy")}.items():
+        for name, folder in zip(("glioma", "notumor"), folders, strict=True):
+            shutil.copytree(root / "kaggle" / "Training" / name, tmp_path / source / folder)
+    rows = [f"pictures/{path.name},glioma 2" for path in (tmp_path / "two" / "pictures").iterdir()]
+    rows += [f"healthy/{path.name},healthy" for path in (tmp_path / "two" / "healthy").iterdir()]
+    (tmp_path / "two" / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    images = ImageSet(sources=(Source("one", "one"), Source("two", "two")))
+    with pytest.raises(DataFolderError, match=r"two: glioma 1 and glioma 2 differ by a number") as raised:
+        images.find_classes(tmp_path)
+    one, two = (yaml.safe_load(answer) for answer in re.findall(r"'(\{.*?\})'", str(raised.value)))
+    assert replace(images, class_map=one).find_classes(tmp_path) == ("glioma", "notumor")
+    assert replace(images, class_map=two).find_classes(tmp_path) == ("glioma 1", "glioma 2", "notumor")
+    assert replace(images, classes=["glioma", "notumor"]).find_classes(tmp_path) == ("glioma", "notumor")
 
 
 KAGGLE = Source("kaggle", "kaggle")
