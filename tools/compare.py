@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge
 from export.verify.report import SHIFTED_COPIES, Limits, describe_shift
 from export.verify.shifted import measure_shift
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
+from tools.shared.text import fill_text
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,9 @@ def _compare(options: argparse.Namespace) -> int:
         if candidate not in known:
             known[candidate] = Logits(_run(candidate.name, runner, images), runner.logit_scale)
     measured = [{"reference": a.name, "artefact": b.name} | _measure(known[a], known[b]) for a, b in asked]
-    print(f"{folder.root}, split {split}: {len(images.labels)} images\n\n{format_rows(rows)}")
-    if measured:
-        print(f"\n{format_pairs(measured)}")
+    about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
+    print(fill_text("models", rows=rows, pairs=measured, describe_shift=describe_shift, **about))
     if options.json:
-        about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
         models = {"models": [row.to_json() for row in rows], "pairs": measured}
         write_json(options.json, about | models)
     return 0
@@ -196,43 +194,6 @@ def compare_models(
         rows.append(ComparedFile(candidate.name, size, ratio, metrics, against, shifted))
         reference = logits if reference is None else reference
     return rows
-
-
-def format_rows(rows: Sequence[ComparedFile]) -> str:
-    """Return a Markdown table, and under it the flips of each model."""
-    classes = " / ".join(rows[0].metrics.classes)
-    heads = ["model", "accuracy [95 %]", "macro F1", f"recall {classes}", "bytes", "ratio", "same class", "McNemar p"]
-    table, flips = [], []
-    for row in rows:
-        low, high = (100 * end for end in row.metrics.intervals["accuracy"])
-        recalls = " / ".join(f"{100 * row.metrics.per_class[name].recall:.2f}" for name in row.metrics.classes)
-        cells = [row.model, f"{100 * row.metrics.accuracy:.2f} % [{low:.2f}, {high:.2f}]"]
-        cells += [f"{row.metrics.macro_f1:.4f}", recalls, f"{row.size_bytes:,}", f"{row.size_ratio:.3f}"]
-        if row.against is None:
-            cells += ["-", "-"]
-        else:
-            cells += [f"{100 * row.against.agreement:.2f} %", f"{row.against.mcnemar_p:.3g}"]
-            changes = [
-                f"{name} {flip['changed']} (lost {flip['lost']}, gained {flip['gained']})"
-                for name, flip in row.against.flips_by_class.items()
-            ]
-            flips.append(f"{row.model}: {len(row.against.flips)} flips: {', '.join(changes)}")
-            flips += [f"{row.model}: {describe_shift(what, found)}" for what, found in row.shifted.items()]
-            flips.append(f"{row.model}: {row.verdict} on all of these")
-        table.append(cells)
-    return "\n".join([format_table(heads, table), *flips])
-
-
-def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
-    """Return a Markdown table of names, and of what ``verify.parity.judge`` measures, LSB of the artefact's scale."""
-    rows = []
-    for pair in pairs:
-        equal = "-" if pair["bit_equal"] is None else f"{100 * pair['bit_equal']:.2f} %"
-        lsb = ["-" if pair[key] is None else f"{pair[key]:.3g}" for key in ("mean_lsb", "max_lsb")]
-        cells = [pair["reference"], pair["artefact"], f"{100 * pair['top1_agreement']:.2f} %", equal, *lsb]
-        rows.append([*cells, f"{pair['max_abs_diff']:.3g}"])
-    heads = ["A", "B", "same class", "equal integers", "mean LSB", "max LSB", "max difference"]
-    return format_table(heads, rows)
 
 
 def _measure(reference: Logits, logits: Logits) -> dict[str, Any]:

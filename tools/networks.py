@@ -39,7 +39,8 @@ from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
-from tools.shared.command import add_json, as_main, check_targets, format_table, positive
+from tools.shared.command import add_json, as_main, check_targets, positive
+from tools.shared.text import fill_text
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""
@@ -85,7 +86,7 @@ def _networks(options: argparse.Namespace) -> int:
     images, labels = load_pixels(folder, pixels), torch.tensor([record.label for record in folder.records])
     trained, compared = np.split(images, [min(_FIT, len(images) // 2)])
     rows = [try_network(word, trained, compared, labels, options.steps, folder.classes) for word in options.names]
-    print(format_rows(rows))
+    print(fill_text("networks", rows=rows))
     if options.json:
         write_json(options.json, [asdict(row) for row in rows])
     return 0 if any(row.parameters for row in rows) else WRONG_INPUT  # no name is a network's: the rows say why
@@ -124,7 +125,7 @@ def try_network(
         except Exception as error:  # whatever a network does to a converter is what its row is to say
             found["note"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     row = Row(**found, seconds=round(time.perf_counter() - start, 1))
-    print(format_rows([row]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(fill_text("networks", rows=[row]).splitlines()[-1], file=sys.stderr, flush=True)
     return row
 
 
@@ -181,24 +182,6 @@ def _try_int8(
         "int8_bytes": tflite.stat().st_size,
         "note": "; ".join(map(str, parted)),
     }
-
-
-def format_rows(rows: list[Row]) -> str:
-    """Return the readable table."""
-    heads = ["network", "parameters", "fp32", "fp16", "ONNX", "LiteRT", "float", "INT8", "s", "note"]
-
-    def show(value: Any, form: str) -> str:
-        return "-" if value is None else form.format(value)
-
-    cells = [
-        [
-            row.network, f"{row.parameters:,}", show(row.fp32_max_diff, "{:.1e}"), show(row.fp16_top1, "{:.1%}"),
-            show(row.onnx_max_lsb, "{} LSB"), show(row.tflite_max_lsb, "{} LSB"), show(row.float_top1, "{:.1%}"),
-            show(row.int8_bytes, "{:,}"), f"{row.seconds:.0f}", row.note,
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return format_table(heads, cells)
 
 
 main = as_main(make_parser, _networks)

@@ -24,7 +24,8 @@ from brainq_torch.run_files import write_json
 from brainq_torch.series.answer import judge
 from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule, find_rule, rule_path
 from export.run.runners import Runner, load_runner
-from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, format_table
+from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets
+from tools.shared.text import fill_text
 
 COLUMNS = ("path", "class", "group", "sequence")
 FITTED, HELD_OUT = 0, 1
@@ -71,7 +72,7 @@ def _measure(options: argparse.Namespace) -> int:
         pixels = np.stack([runner.pixels.apply(grey) for grey in greys])
         answers = judge(runner(pixels), pixels, runner.classes, runner.abstention)
         found[model] = measure(rows, runner, answers, find_rule(Path(model)))
-        print(f"{model}\n{format_report(found[model])}")
+        print(fill_text("series_rule", model=model, found=found[model], healthy=HEALTHY))
     if options.json:
         write_json(options.json, found)
     if options.keep:
@@ -195,33 +196,6 @@ def _tell(series: Sequence[_Series], said: Sequence[SeriesAnswer]) -> dict[str, 
 def _share(hits: NDArray[np.bool_]) -> dict[str, Any]:
     low, high = wilson_interval(int(hits.sum()), len(hits)) if len(hits) else (0.0, 1.0)
     return {"hits": int(hits.sum()), "n": len(hits), "low": round(low, 4), "high": round(high, 4)}
-
-
-def format_report(found: dict[str, Any]) -> str:
-    """Return tables in Markdown."""
-    cells = [
-        [kind, str(part["right"]["n"]), *(_percent(part[name]) for name in ("right", "answered", "right of answered"))]
-        for kind, part in found["slices"].items()
-    ]
-    text = format_table(("slices", "n", "right", "answered", "right of answered"), cells)
-    heads = ("held-out", "series", "tumour", "uncertain", HEALTHY, "patients", "any series a tumour", f"all {HEALTHY}")
-    for name, part in found["rules"].items():
-        rule = part["rule"]
-        text += f"\n{name}: up to {rule['healthy_up_to']:.4g} {HEALTHY}, from {rule['tumour_from']:.4g} a tumour\n\n"
-        lines = []
-        for kind, told in part.items():
-            if kind != "rule":
-                patients = list(told["patients"].values())
-                series = [told["series"][label] for label in ("tumour", "uncertain", HEALTHY)]
-                counted = [str(series[0]["n"]), *map(_percent, series), str(patients[0]["n"]), *map(_percent, patients)]
-                lines.append([kind, *counted])
-        text += format_table(heads, lines)
-    return text
-
-
-def _percent(share: dict[str, Any]) -> str:
-    value = share["hits"] / share["n"] if share["n"] else float("nan")
-    return f"{100 * value:.0f} % [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
 
 
 def _digest(word: str) -> bytes:

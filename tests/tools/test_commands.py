@@ -17,7 +17,9 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
-from tools.shared.command import CommandError, check_targets, format_table
+from tools.networks import Row
+from tools.shared.command import CommandError, check_targets
+from tools.shared.text import fill_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,9 +234,14 @@ def test_loading_a_model_says_nothing(places):
     assert result.stderr == b""
 
 
-def test_a_table_may_have_a_column_of_sentences_alone():
-    lines = format_table(["n", "recall of " + "forty-four classes " * 4], [["1", "0.5 / " * 44]]).splitlines()
-    assert lines[2].startswith("| 1 | 0.5 / 0.5")
+def test_a_table_has_aligned_columns_whatever_is_in_its_cells():
+    """A bar in a name does not part a cell, a sentence does not widen its column, what is not known is a dash."""
+    rows = [Row("a|b", 1234567), Row("package.module:Class", note="a long sentence " * 8)]
+    lines = fill_text("networks", rows=rows).splitlines()
+    assert lines[0].startswith("| network              | parameters | fp32 |")
+    assert lines[2].startswith("| a/b                  | 1,234,567  | -    |")
+    assert lines[0].endswith("| s | note |")
+    assert lines[3].endswith("sentence  |")
 
 
 @pytest.mark.parametrize("missing", [(sys, "stderr"), (tempfile, "tempdir")])

@@ -10,7 +10,8 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.fit import main as fit_main
 from tests.conftest import TINY
 from tools.shared.command import CommandError
-from tools.sources.__main__ import describe, format_folds, main
+from tools.shared.text import fill_text
+from tools.sources.__main__ import describe, main
 from tools.sources.folds import make_folds
 from tools.study import runner
 
@@ -152,6 +153,6 @@ def test_the_table_names_the_spread_over_seeds_and_the_worst(tmp_path):
     assert [row["balanced_accuracy"] for row in found["folds"]] == pytest.approx([0.6, 0.7])
     assert found["mean_balanced_accuracy"] == pytest.approx(0.65)
     assert found["worst"] == ["a"]
-    table = format_folds(found)
+    table = fill_text("folds", found=found)
     assert "60.0 ± 14.1" in table
     assert "worst: a; 2 seeds" in table

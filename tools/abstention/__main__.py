@@ -18,8 +18,9 @@ from brainq_torch.run_files import write_json
 from brainq_torch.series.find import Unread, find_images
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets, format_table
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
+from tools.shared.text import fill_text
 
 DRAWN = 50
 """Pictures drawn of each kind of outlier."""
@@ -115,7 +116,7 @@ def _measure(options: argparse.Namespace) -> int:
     found = measure(judged, labels)
     name = str(Path(options.data))
     report = AbstentionReport(options.model, name, split, runner.abstention, found, curve, reports, scores)
-    print(format_report(report))
+    print(fill_text("abstention", report=report))
     if options.json:
         write_json(options.json, report.to_json())
     if options.plot:
@@ -154,30 +155,6 @@ def _report(said: Judgement, usual: NDArray[np.float64], classes: Sequence[str])
         float((said.answered & tumour).mean()),
         float(tumour.mean()),
     )
-
-
-def format_report(report: AbstentionReport) -> str:
-    """Return the report as readable text."""
-    found, own = report.in_distribution, report.abstention
-    accuracy = "none is answered" if found["accuracy"] is None else f"{found['accuracy']:.2%} of these are right"
-    lines = [
-        f"{report.model} on {report.data}, split {report.split}: {found['n']} images",
-        f"temperature {own.temperature:.3f}, least probability {own.threshold:.3f}, fitted on {own.fitted_on} images",
-        f"answered {found['coverage']:.1%}: {accuracy}; of all, {found['accuracy_of_all']:.2%}",
-        f"not answered: {found['unsure']:.1%} not sure enough, {found['unlike']:.1%} unlike the training images",
-        "",
-    ]
-    rows = [
-        [
-            kind,
-            str(row.n),
-            f"{row.auroc:.3f}",
-            *(f"{share:.1%}" for share in (row.answered, row.tumour, row.tumour_without)),
-        ]
-        for kind, row in report.outliers.items()
-    ]
-    heads = ["no heads", "n", "AUROC", "answered", "called a tumour", "if all are answered"]
-    return "\n".join([*lines, format_table(heads, rows)])
 
 
 def plot_report(report: AbstentionReport, path: str) -> None:

@@ -23,7 +23,8 @@ from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.adapt.change import NEW, OLD, Change, divide, held_out_split, measure_changes
 from tools.restore import describe_file, read_folded
-from tools.shared.command import CommandError, format_table, run_resumable
+from tools.shared.command import CommandError, run_resumable
+from tools.shared.text import fill_text
 from tools.sources.folds import IMAGES, check_begun, list_images
 from tools.study.runner import FAILED, Step, StepFailed, StepRunner, training_step
 
@@ -146,29 +147,12 @@ def _train(runner: StepRunner, name: str, words: list[str], rows: Sequence[Manif
 def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None:
     """Write and print what came out."""
     count = len(found[NEW].labels) if NEW in found else 0
-    said = [
-        f"{count} new images held out are too few to tell anything by: fewer than {FEWEST}. So the network was trained "
-        f"{folds} times more, each time without a fifth of the groups, and asked about those.",
-        "",
-    ]
-    heads = ["images", "held out by", "n", "accuracy, %", "macro F1", "gained / lost", "McNemar p"]
-    table = format_table(heads, [each.row(name) for name, each in found.items()])
-    text = "\n".join([title, "", *(said if folds else []), table, *(_recalls(*each) for each in found.items()), ""])
+    text = fill_text("change", title=title, count=count, fewest=FEWEST, folds=folds, found=found) + "\n"
     write_json(out / "adapt.json", {name: each.to_json() for name, each in found.items()})
     with atomic_path(out / "adapt.md") as partial:
         partial.write_text(text, encoding="utf-8")
     run, bundle = (shlex.quote(str(out / name)) for name in ("run", "bundle"))
     print(f"\n{text}\nnext: python -m export {run} --recipes fp32 fp16 int8 --bundle {bundle}")
-
-
-def _recalls(name: str, change: Change) -> str:
-    before, after, _ = change.measured
-    each = ", ".join(
-        f"{label} {100 * row.recall:.1f} -> {100 * after.per_class[label].recall:.1f}"
-        for label, row in before.per_class.items()
-        if row.support
-    )
-    return f"recall, {name}: {each}"
 
 
 if __name__ == "__main__":

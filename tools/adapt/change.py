@@ -43,19 +43,6 @@ class Change:
         before, after, paired = self.measured
         return {"how": self.how, "before": before.to_json(), "after": after.to_json(), "comparison": paired.to_json()}
 
-    def row(self, name: str) -> list[str]:
-        """Return the line of the table."""
-        before, after, paired = self.measured
-        return [
-            name,
-            self.how,
-            str(before.n),
-            f"{100 * before.accuracy:.1f} -> {100 * after.accuracy:.1f}",
-            f"{before.macro_f1:.3f} -> {after.macro_f1:.3f}",
-            f"{paired.only_b_right} / {paired.only_a_right}",
-            f"{paired.mcnemar_p:.2g}",
-        ]
-
 
 def held_out_split(rows: Sequence[ManifestRow], source: str) -> str:
     """Return the split that a source is measured on: its own Testing, else the validation part."""

@@ -13,6 +13,7 @@ from brainq_torch.run_files import write_json
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
 from tools.shared.command import add_json, add_table, as_main, check_targets
+from tools.shared.text import fill_text
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
@@ -44,38 +45,8 @@ def _audit(options: argparse.Namespace) -> int:
         write_groups(options.groups, found)
     if options.html:
         options.html.write_text(render_page(found, pixels), encoding="utf-8")
-    print(format_audit(found))
-    if folder.problems:
-        print(folder.report())
+    print(fill_text("audit", found=found))
     return LEAK if options.fail_on_leak and found.leaks else 0
-
-
-def format_audit(found: Audit) -> str:
-    """Return the audit as readable text, verdict first."""
-    lines = [*found.verdict(), ""]
-    for split, check in found.checks.items():
-        how = found.how(split)
-        lines += [f"{split}", *check.lines()[1:]]
-        lines.append(
-            f"  nearest copy: {how['same']} nearly equal, {how['turned']} mirrored or turned, {how['altered']} altered"
-        )
-    for name, row in found.duplicates().items():
-        classes = ", ".join(f"{name} {count}" for name, count in row["pictures_per_class"].items())
-        lines.append(
-            f"{name.replace('_', ' ')}: {row['pictures']} distinct of {found.links.count} ({classes}), largest group "
-            f"{row['largest_group']}"
-        )
-    if found.grouped_neighbour is not None:
-        lines.append(f"grouped validation part: a nearest neighbour scores {found.grouped_neighbour:.1%}")
-    lines += [
-        f"linear probe, {p.name}: balanced accuracy {p.balanced_accuracy:.1%} ({p.meaning})" for p in found.probes
-    ]
-    lines += found.sources.lines() if found.sources else []
-    lines += [
-        "label conflict: " + ", ".join(found.folder.records[image].path for image in group)
-        for group in found.conflicts[:10]
-    ]
-    return "\n".join(lines)
 
 
 def write_groups(path: Path, found: Audit) -> None:

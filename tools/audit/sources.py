@@ -48,24 +48,6 @@ class SourceAudit:
             lines.append(f"sources of one class only, which tell the class: {', '.join(one_class)}")
         return lines
 
-    def lines(self) -> list[str]:
-        """Return the findings, to be printed."""
-        lines = [
-            f"source {name}: " + ", ".join(f"{label} {count}" for label, count in row.items() if count)
-            for name, row in self.counts.items()
-        ]
-        lines += [f"the {word} alone tells the class: mean recall {value:.1%}" for word, value in self.told.items()]
-        lines += [f"linear probe of the source, {_words(probe)}" for probe in self.of_source]
-        return lines + [
-            f"linear probe of the class within {name}, {_words(probe)}"
-            for name, probes in self.of_class.items()
-            for probe in probes
-        ]
-
-
-def _words(probe: Probe) -> str:
-    return f"{probe.name}: balanced accuracy {probe.balanced_accuracy:.1%} of {len(probe.recall)} ({probe.meaning})"
-
 
 def audit_sources(
     folder: ImageFolder, pixels: NDArray[np.uint8], labels: NDArray[np.int64], links: Links

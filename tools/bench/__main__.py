@@ -23,7 +23,8 @@ from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import CHECKPOINT, write_json
 from export.extra import install_command
 from tools.bench.worker import SUFFIXES
-from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, format_table, positive
+from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, positive
+from tools.shared.text import fill_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,33 +152,8 @@ def size_bytes(model: Path) -> int:
 
 def format_bench(result: Bench) -> str:
     """Return the readable table."""
-    heads = ["model", "size", "ratio", "median", "p90", "ratio", "peak memory", "ratio", "before the model"]
-    heads += ["start-up", "equal logits", "engine"]
-    rows = [
-        [
-            model.model, f"{model.size_bytes / 1e6:7.3f} MB", f"{model.size_ratio:.3f}",
-            f"{model.latency_median_ms:7.2f} ms", f"{model.latency_p90_ms:7.2f} ms", f"{model.latency_ratio:.3f}",
-            f"{model.peak_memory_bytes / 1e6:7.1f} MB", f"{model.peak_memory_ratio:.3f}",
-            f"{model.memory_before_model_bytes / 1e6:.1f} MB", f"{model.start_up_s:.2f} s",
-            "" if model.equal_logits is None else f"{model.equal_logits:.1%}", model.engine,
-        ]
-        for model in result.models
-    ]  # fmt: skip
-    lines = [
-        f"threads: {result.threads}; {result.rounds} rounds of {result.calls_per_round} single images, models taking "
-        f"turns; {result.cpu}, {result.cpu_count} CPUs",
-        "",
-        format_table(heads, rows),
-        "ratios and equal logits are to the first model; peak memory is the whole process's, engine included",
-    ]
-    if any(model.model.endswith(".onnx") for model in result.models) and not find_spec("openvino"):
-        lines.append(
-            f"OpenVINO is not installed; with it an .onnx file has a second row: {install_command('openvino')}"
-        )
-    if result.load_average > 0.5 * (result.cpu_count or 1):
-        busy = f"warning: the machine was busy (load average {result.load_average:.1f})"
-        lines.append(f"{busy}; trust the ratios, not the latencies")
-    return "\n".join(lines)
+    lacking = any(model.model.endswith(".onnx") for model in result.models) and not find_spec("openvino")
+    return fill_text("bench", found=result, install_openvino=install_command("openvino") if lacking else "")
 
 
 class _Worker:

@@ -25,6 +25,7 @@ from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
 from tools.shared.command import CommandError, add_json, as_main, check_targets
 from tools.shared.images import decode_images, take_evenly
+from tools.shared.text import fill_text
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""
@@ -90,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _doctor(options: argparse.Namespace) -> int:
     check_targets(options.json)
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
-    print(format_diagnosis(diagnosis))
+    print(fill_text("diagnosis", found=diagnosis, name_first=name_first))
     if options.json:
         write_json(options.json, diagnosis.to_json())
     return 0 if diagnosis.healthy else UNHEALTHY
@@ -121,26 +122,6 @@ def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str 
         not_int8=tuple(name for node in graph.nodes for name in node.outputs if graph.tensors[name].kind != "int8"),
         findings=tuple(sorted(findings, key=lambda finding: order[finding.severity])),
     )
-
-
-def format_diagnosis(diagnosis: Diagnosis) -> str:
-    """Return the readable report, faults first."""
-    lines = [
-        f"{diagnosis.file}: {diagnosis.file_format}, {diagnosis.size_bytes / 1e6:.3f} MB, computes in {diagnosis.kind}",
-        *(f"  input   {text}" for text in diagnosis.inputs),
-        *(f"  output  {text}" for text in diagnosis.outputs),
-    ]
-    for finding in diagnosis.findings:
-        lines.append(
-            f"  {finding.severity.upper() if finding.severity == 'fault' else finding.severity:8}{finding.what}"
-        )
-        if finding.where:
-            lines.append(f"          in {name_first(finding.where)}")
-        if finding.remedy:
-            lines.append(f"          -> {finding.remedy}")
-    counts = [sum(finding.severity == severity for finding in diagnosis.findings) for severity in ("fault", "warning")]
-    lines.append(f"faults: {counts[0]}, warnings: {counts[1]}")
-    return "\n".join(lines)
 
 
 def _describe(tensor: Tensor) -> str:

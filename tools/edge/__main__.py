@@ -16,9 +16,9 @@ from tools.edge.devices import DEVICES
 from tools.edge.ethos_u import find_vela
 from tools.edge.examine import examine
 from tools.edge.layer_cost import measure_cost, write_layers
-from tools.edge.tables import format_layers, format_report
 from tools.edge.tflm import find_python
 from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
+from tools.shared.text import fill_text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,10 +49,10 @@ def _edge(options: argparse.Namespace) -> int:
     reports = []
     for cost in tqdm(costs, unit="model", disable=None):
         reports.append(examine(cost, vela, python, options.images, not options.static))
-    text = format_report(reports, DEVICES)
+    text = fill_text("edge", reports=reports, devices=DEVICES)
     print(text)
     if options.layers:
-        print("\n".join(format_layers(cost) for cost in costs))
+        print(fill_text("layers", costs=costs))
     for cost, table in zip(costs, tables, strict=False):
         write_layers(cost, table)
     if options.markdown:

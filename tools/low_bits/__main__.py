@@ -25,6 +25,7 @@ from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
 from tools.shared.command import CommandError, add_data, add_threads, as_main, positive
 from tools.shared.images import choose_images, decode_images, labels_of, take_evenly
+from tools.shared.text import fill_text
 
 CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "low_bits.json"
 BITS = "bits_{}.json"
@@ -101,28 +102,8 @@ def _low_bits(options: argparse.Namespace) -> int:
     lines = [f"{e.layer},{e.bits},{e.size_bytes},{e.error:.6g}" for e in table]
     (out / SENSITIVITY).write_text("\n".join(["layer,bits,size_bytes,error", *lines]) + "\n", encoding="utf-8")
     plot_curve([*curve, *mixed], out / CURVE)
-    print(format_report(report))
+    print(fill_text("low_bits", report=report))
     return 0
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """Return the readable table."""
-    lines = [
-        f"{report['images']} images of {report['split']}; bits of the weights that are not in the ends or depthwise"
-    ]
-    for point in [*report["curve"], *report["mixed"]]:
-        within = f"  within {point['budget_bytes']:,} bytes" if "layers" in point else ""
-        lines.append(
-            f"  {point['bits']:>4.3g} bits, {point['method']:9} accuracy {100 * point['accuracy']:6.2f} %  "
-            f"macro F1 {point['macro_f1']:.4f}  as float {100 * point['agreement']:6.2f} %  "
-            f"McNemar p {point['mcnemar_p']:.3g}{within}"
-        )
-    worst = sorted((e for e in report["sensitivity"] if e["bits"] == 4), key=lambda e: -e["error"])[:5]
-    lines.append("most sensitive to 4 bits: " + ", ".join(f"{e['layer']} ({e['error']:.3g})" for e in worst))
-    for point in report["mixed"]:
-        eight = [name for name, bits in point["layers"].items() if bits == 8]
-        lines.append(f"within {point['budget_bytes']:,} bytes, 8 bits for: {', '.join(eight) or 'no layer'}")
-    return "\n".join(lines)
 
 
 main = as_main(make_parser, _low_bits)

@@ -12,8 +12,6 @@ from brainq_torch.console import run_command
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 
-_WIDEST_COLUMN = 60
-
 
 class CommandError(BrainqError):
     """A wrong argument of a command, or arguments that do not fit together."""
@@ -104,19 +102,3 @@ def check_targets(*targets: str | Path | None) -> None:
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
         if target and not os.access(folder, os.W_OK):
             raise CommandError(f"{target} cannot be written: {folder} is read-only for you; name another place")
-
-
-def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as Markdown that reads well as plain text, too.
-
-    Its columns are aligned; a long sentence does not widen its column.
-    """
-    cells = [[cell.replace("|", "/") for cell in row] for row in (heads, *rows)]
-    widths = [
-        max((len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN), default=0)
-        for column in zip(*cells, strict=True)
-    ]
-    lines = [
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""])

@@ -37,8 +37,9 @@ from tools.shared.command import (
     positive,
 )
 from tools.shared.images import choose_images, class_order
+from tools.shared.text import fill_text
 from tools.shift.plot import plot_grid, plot_pictures
-from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare, format_comparison, format_outcome
+from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.shift.simulated import lesioned, restyle
 
 _READ_AT_ONCE = 16  # images; bounds the memory together with _LARGEST_SIDE
@@ -90,10 +91,7 @@ def _shift(options: argparse.Namespace) -> int:
     }
     if len(outcomes) > 1:
         report["compare"] = outcomes[1].to_json() | {"against": compare(*outcomes)}
-    print("\n".join(format_outcome(outcome) for outcome in outcomes))
-    if len(outcomes) > 1:
-        print(format_comparison(*outcomes))
-    print(f"{evaluated} images in {seconds:.0f} s, {evaluated / seconds:.0f} images/s, {options.threads} threads")
+    print(fill_text("shifts", report=report, classes=CLASSES, evaluated=evaluated, seconds=seconds))
     if options.json:
         write_json(options.json, report)
     if options.plot:

@@ -1,4 +1,4 @@
-"""Scores of the shift suite: what was asked, what a model answered, how two models differ, and the tables."""
+"""Scores of the shift suite: what was asked, what a model answered, and how two models differ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from sklearn.metrics import f1_score
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.corruptions import CORRUPTIONS, STRENGTHS
-from tools.shared.command import format_table
 
 NOTUMOR = CLASSES.index("notumor")
 LESIONS = tuple(label for label in range(len(CLASSES)) if label != NOTUMOR)
@@ -122,65 +121,6 @@ def _tabulate(row: Callable[[Shift], dict[str, Any]]) -> dict[str, Any]:
         "styles": {name: row(Shift("style", name)) for name in CLASSES},
         "lesions": {CLASSES[label]: row(Shift("lesion", CLASSES[label])) for label in LESIONS},
     }
-
-
-def format_outcome(outcome: Outcome) -> str:
-    """Return the readable tables."""
-    data = outcome.to_json()
-    strengths = [str(strength) for strength in STRENGTHS]
-    grid = [[name, *(_cell(row[key]) for key in strengths)] for name, row in data["corruptions"].items()]
-    grid.append(["mean", *(_cell(data["mean"][key]) for key in strengths)])
-    ends = [[f"{100 * end:.2f}" for end in data["mean"][key]["interval"]] for key in strengths]
-    grid.append(["95 %", *map("-".join, ends)])
-    asked = {name: ("accuracy_of_other_classes", "accuracy_of_own_class") for name in CLASSES}
-    styles = [[name, *(_percent(data["styles"][name].get(key)) for key in keys)] for name, keys in asked.items()]
-    styles.append(["all", *(_percent(data["styles"][key]) for key in ("other_classes", "own_class"))])
-    about = f"{outcome.model}: {data['clean']['n']} images, accuracy %, macro F1 in brackets"
-    lesions = [[name, _percent(row["accuracy"]), _percent(row.get("found"))] for name, row in data["lesions"].items()]
-    return "\n".join(
-        [
-            f"{about}; clean {_cell(data['clean'])}",
-            format_table(["corruption", *(f"strength {key}" for key in strengths)], grid),
-            format_table(["in the style of", "other classes", "its own class"], styles),
-            format_table(["lesion painted", "right class", "not notumor"], lesions),
-        ]
-    )
-
-
-def format_comparison(first: Outcome, second: Outcome) -> str:
-    """Return where two models differ."""
-    data = compare(first, second)
-    strengths = [str(strength) for strength in STRENGTHS]
-    grid = [[name, *(_difference(row[key]) for key in strengths)] for name, row in data["corruptions"].items()]
-    others = [
-        [f"{name} {family[:-1]}", _difference(row)]
-        for family in ("styles", "lesions")
-        for name, row in data[family].items()
-    ]
-    about = f"{second.model} less {first.model}: accuracy in points, images with the same class in brackets"
-    return "\n".join(
-        [
-            f"{about}; clean {_difference(data['clean'])}",
-            format_table(["corruption", *(f"strength {key}" for key in strengths)], grid),
-            format_table(["shift", "difference"], others),
-        ]
-    )
-
-
-def _cell(row: dict[str, Any]) -> str:
-    if row["accuracy"] is None:
-        return "no images"
-    return f"{100 * row['accuracy']:6.2f} ({row['macro_f1']:.3f})"
-
-
-def _difference(row: dict[str, Any]) -> str:
-    if row["accuracy_difference"] is None:
-        return "no images"
-    return f"{100 * row['accuracy_difference']:+6.2f} ({100 * row['agreement']:.2f} %)"
-
-
-def _percent(share: float | None) -> str:
-    return "no images" if share is None else f"{100 * share:.2f}"
 
 
 def _share(right: NDArray[np.bool_]) -> float | None:

@@ -21,7 +21,8 @@ from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
 from brainq_torch.run_files import METRICS, atomic_path, find_config, write_json
 from tools.pseudo_sources import name_looks
-from tools.shared.command import CommandError, format_table, natural, positive, run_resumable
+from tools.shared.command import CommandError, natural, positive, run_resumable
+from tools.shared.text import fill_text
 from tools.sources.folds import Fold, check_folder, list_images, make_folds
 from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 
@@ -74,7 +75,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         failures = list(_train(runner, folds, words, options.seeds))
     found = describe([fold for fold in folds if fold.name not in failures], out, options.seeds)
     write_json(out / "sources.json", found | {"failed": failures})
-    table = format_folds(found)
+    table = fill_text("folds", found=found) + "\n"
     with atomic_path(out / "sources.md") as partial:
         partial.write_text(table, encoding="utf-8")
     print(f"\n{table}\n{out / 'sources.json'}")
@@ -152,30 +153,6 @@ def _describe_run(run: Path, seed: int) -> dict[str, Any]:
         "recall": there,
         "val_accuracy": splits["val"]["accuracy"],
     }
-
-
-def format_folds(found: dict[str, Any]) -> str:
-    """Return the table of all folds, a line each, with their mean and the worst."""
-    rows = []
-    for row in found["folds"]:
-        spread = row["balanced_accuracy_deviation"]
-        rows.append(
-            [
-                " + ".join(row["left_out"]),
-                str(row["n"]),
-                f"{100 * row['accuracy']:.1f}",
-                f"{100 * row['balanced_accuracy']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"),
-                ", ".join(f"{name} {100 * value:.1f}" for name, value in row["recall"].items()),
-                f"{100 * row['val_accuracy']:.1f}",
-            ]
-        )
-    heads = ["left out", "images", "accuracy, %", "mean recall, %", "recall, %", "validation, %"]
-    if not rows:
-        return "no fold was trained\n"
-    worst = " + ".join(found["worst"])
-    count = len(found["seeds"])
-    said = f"Mean of the folds' mean recall {100 * found['mean_balanced_accuracy']:.1f} %, worst: {worst}; {count} seed"
-    return f"{format_table(heads, rows)}\n{said}{'s, ± their deviation' if count > 1 else ''}.\n"
 
 
 if __name__ == "__main__":
