@@ -16,14 +16,14 @@ FILES = {
 }
 TREES = {file: ast.parse(text) for file, text in FILES.items()}
 
-SOURCE_LINES, TEST_LINES = 30_304, 21_702
+SOURCE_LINES, TEST_LINES = 30_254, 21_704
 """Raising one is a visible line in a diff: new capabilities raise it by what they need."""
 
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6
 
 ONLY_IN = {
     r"\bInterpreter\(|\bInferenceSession\(": {
-        "export/run/sessions.py", "export/bundle/answers.py", "tools/edge/tflm_worker.py",
+        "export/run/sessions.py", "tools/edge/tflm_worker.py",
     },
     r"\bos\.(replace|rename)\(": {"brainq_torch/run_files.py", "export/folder.py"},
     r"</(p|td|tr|table|div|html|h[1-6])>": set(),

@@ -3,30 +3,33 @@
 Of the project it needs nothing but what lies in the bundle: no PyTorch, and nothing newer than predict.py's Python.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
+import ai_edge_litert.interpreter  # noqa: F401 - here, where predict.py says how to install what is not there
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from brainq_torch.abstention.policy import UNCERTAIN, Abstention
+from brainq_torch.abstention.policy import UNCERTAIN
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import run_command, without_chatter
-from brainq_torch.data.pixels import PixelSpec, scale_pixels
+from brainq_torch.console import run_command
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series.answer import READ_AT_ONCE, Answerer, BrokenModelError, judge
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.show import answer_command
+from export.run.metadata import FileMetadata
+from export.run.runners import Runner, TFLiteRunner
+from export.run.sessions import NotFiniteError
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
 FLOAT_TOLERANCE = 1e-3
@@ -45,11 +48,17 @@ class GoldenError(BundleError):
     exit_code = 1
 
 
+@dataclass(frozen=True)
 class BundledModel:
-    """A TFLite file in its interpreter, with the pixels and the classes that it was made for."""
+    """One of the bundle's TFLite files, running. rule: of a series."""
 
-    def __init__(self, folder: Path, file: str | None = None, threads: int = 1) -> None:
-        """Load one of the bundle's files, the first where none is named.
+    file: str
+    runner: TFLiteRunner
+    rule: SeriesRule
+
+    @classmethod
+    def load(cls, folder: Path, file: str | None = None, threads: int = 1) -> BundledModel:
+        """Load a file, the first where none is named.
 
         Raises:
             BundleError: The file is not in the bundle, or is damaged; or no machine has so many threads.
@@ -57,72 +66,38 @@ class BundledModel:
         if not 1 <= threads <= MOST_THREADS:
             raise BundleError(f"--threads is {threads}; allowed are 1 to {MOST_THREADS}")
         about = read_about(folder)
-        self.rule = SeriesRule.from_json(about["series_rule"], ABOUT)
-        models = {entry["file"]: entry for entry in about["models"]}
-        self.file = next(iter(models)) if file is None else file
-        if self.file not in models:
+        models = {entry["file"]: entry["metadata"] for entry in about["models"]}
+        file = next(iter(models)) if file is None else file
+        if file not in models:
             raise BundleError(f"{file} is not in this folder; allowed are {', '.join(models)}")
-        if damage := find_damage(folder / self.file):
+        if damage := find_damage(folder / file):
             raise BundleError(damage)
-        self.classes = (folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1]
-        self.pixels = PixelSpec.from_json(json.loads((folder / PIXELS).read_text(encoding="utf-8")))
-        abstention = models[self.file]["metadata"].get("abstention")
-        self.abstention = Abstention.from_json(abstention) if abstention else None
-        self._threads, self._free = min(threads, READ_AT_ONCE), SimpleQueue[Interpreter]()
-        for _ in range(self._threads):  # side by side they are faster than one with as many threads
-            with without_chatter():
-                interpreter = Interpreter(str(folder / self.file), num_threads=1)
-                interpreter.allocate_tensors()
-            self._free.put(interpreter)
-        self._input, self._output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        if int(self._output["shape"][-1]) != len(self.classes):
-            raise BundleError(f"the model gives {self._output['shape'][-1]} logits for {len(self.classes)} labels")
-
-    def run(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        """Map (size, size) uint8 pixels to the file's own logits, (C,) int8, uint8 or float32."""
-        values = scale_pixels(pixels[None]).transpose(0, 2, 3, 1)
-        dtype = self._input["dtype"]
-        if dtype != np.float32:
-            scale, zero_point = self._input["quantization"]
-            limits = np.iinfo(dtype)
-            values = np.clip(np.rint(values / np.float32(scale)) + zero_point, limits.min, limits.max).astype(dtype)
-        interpreter = self._free.get()
-        try:
-            interpreter.set_tensor(self._input["index"], values)
-            interpreter.invoke()
-            logits: NDArray[Any] = interpreter.get_tensor(self._output["index"])[0]
-        finally:
-            self._free.put(interpreter)
-        return logits
-
-    def logits(self, raw: NDArray[Any]) -> NDArray[np.float32]:
-        """Turn the file's own (C,) logits into float32 ones.
-
-        Raises:
-            BrokenModelError: They are NaN or infinite.
-        """
-        if raw.dtype == np.float32:
-            if not np.isfinite(raw).all():
-                raise BrokenModelError(f"{self.file} gives logits that are not finite, {raw.tolist()}: it is broken")
-            return raw
-        scale, zero_point = self._output["quantization"]
-        return np.asarray((raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale))
+        classes = (folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1]
+        pixels = json.loads((folder / PIXELS).read_text(encoding="utf-8"))
+        metadata = FileMetadata.from_json(models[file] | {"classes": classes, "pixels": pixels}, ABOUT)
+        runner = TFLiteRunner(folder / file, metadata, min(threads, READ_AT_ONCE))
+        return cls(file, runner, SeriesRule.from_json(about["series_rule"], ABOUT))
 
     def answerer(self) -> Answerer:
         """Return what answers images and series."""
-        return Answerer(self.pixels, self.classes, self.abstention, self._answer, self.rule)
+        return Answerer(self.runner.pixels, self.runner.classes, self.runner.abstention, self._answer, self.rule)
 
     def _answer(self, images: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.float32]:
-        with ThreadPoolExecutor(self._threads) as pool:
-            return np.stack([self.logits(raw) for raw in pool.map(self.run, images)])
+        try:
+            return self.runner(images)
+        except NotFiniteError as error:
+            raise BrokenModelError(f"{self.file} gives logits that are not finite: it is broken") from error
 
 
-def golden_answer(model: BundledModel, path: Path) -> tuple[str, dict[str, Any]]:
+def golden_answer(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
     """Return what a golden image must give: the hash of its pixels, and the answer."""
-    pixels = model.pixels.apply(read_grey(path).pixels)
-    raw = model.run(pixels)
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return digest, summarise(raw, judge(model.logits(raw)[None], pixels[None], model.classes, model.abstention)[0])
+    pixels = runner.pixels.apply(read_grey(path).pixels)
+    logits, scale = runner(pixels[None]), runner.logit_scale
+    raw = logits[0]
+    if scale is not None:
+        raw = (np.rint(raw / np.float32(scale.scale)) + scale.zero_point).astype(np.int8)
+    (answer,) = judge(logits, pixels[None], runner.classes, runner.abstention)
+    return hashlib.sha256(pixels.tobytes()).hexdigest(), summarise(raw, answer)
 
 
 def summarise(raw: NDArray[Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -148,9 +123,9 @@ def verify(model: BundledModel, folder: Path) -> list[str]:
     wrong, exact, tolerance = [], 0, 0.0
     for name, entry in golden.items():
         try:
-            digest, found = golden_answer(model, folder / name)
-        except BrokenModelError as error:
-            wrong.append(f"{name}: {error}")
+            digest, found = golden_answer(model.runner, folder / name)
+        except NotFiniteError:
+            wrong.append(f"{name}: {model.file} gives logits that are not finite: it is broken")
             continue
         expected = entry["answers"][model.file]
         difference = max(abs(one - other) for one, other in zip(found["logits"], expected["logits"], strict=True))
@@ -202,7 +177,7 @@ def _run(folder: Path, options: argparse.Namespace) -> int:
         if wrong:
             raise GoldenError("golden images differ here:\n  " + "\n  ".join(wrong))
         return 0
-    if model.abstention is None:
+    if model.runner.abstention is None:
         note = f"note: {model.file} cannot say {UNCERTAIN}: it names a class whatever the image shows"
         print(note, file=sys.stderr)
     return answer_command(model.answerer(), options, model=model.file)
@@ -210,7 +185,7 @@ def _run(folder: Path, options: argparse.Namespace) -> int:
 
 def _load(folder: Path, file: str | None, threads: int) -> BundledModel:
     try:
-        return BundledModel(folder, file, threads)
+        return BundledModel.load(folder, file, threads)
     except BundleError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -10,8 +10,8 @@ from brainq_torch.data.classes import CLASSES, Labels, check_name, split_of_fold
 from brainq_torch.data.dataset.layouts import is_folder, require_folder
 from brainq_torch.data.dataset.left_out import holds_others, why_left_out
 from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
-from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import IMAGE_SUFFIXES, Origin, read_origin
+from brainq_torch.data.reading.grey import Origin, UnreadableImageError
+from brainq_torch.data.reading.image import IMAGE_SUFFIXES, read_origin
 from brainq_torch.data.reading.raster import PICTURE_SUFFIXES
 from brainq_torch.data.reading.slices import MASK_FOLDERS
 

@@ -16,7 +16,14 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from brainq_torch.data.reading.grey import COPY_AGAIN, PLACEHOLDER, FilePath, OtherKindError, UnreadableImageError
+from brainq_torch.data.reading.grey import (
+    COPY_AGAIN,
+    PLACEHOLDER,
+    FilePath,
+    Origin,
+    OtherKindError,
+    UnreadableImageError,
+)
 
 _MAX_FILE_BYTES = 512 * 1024 * 1024
 _DEFER_BYTES = 64 * 1024
@@ -51,8 +58,8 @@ ONE_AT_A_TIME = threading.RLock()
 """Python's warnings are caught for the whole process, so pydicom is asked by one thread at a time."""
 
 
-def read_dicom_origin(path: FilePath) -> tuple[tuple[str, ...], str]:
-    """Return what the file says whose scan it is, and why it is no slice to train on (empty where it is one).
+def read_dicom_origin(path: FilePath) -> Origin:
+    """Return what the file says whose scan it is, and why it is no slice to train on.
 
     Files that share any of the names are of one patient (or study, or series, or stood in one frame of reference).
     The names are hashes, so that no identifier of a person ends up in ``manifest.csv``. A PatientID that is a
@@ -66,7 +73,7 @@ def read_dicom_origin(path: FilePath) -> tuple[tuple[str, ...], str]:
     names = [f"{kind} {hashlib.sha256(value.encode()).hexdigest()[:16]}" for kind, value in values.items() if value]
     if names and values["patient"] and _is_placeholder(values["patient"]):
         names[0] = f"{PLACEHOLDER}{values['patient']}"
-    return tuple(names), unfit
+    return Origin(names=tuple(names), unfit=unfit)
 
 
 def _is_placeholder(patient: str) -> bool:

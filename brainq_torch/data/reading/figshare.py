@@ -20,6 +20,7 @@ from brainq_torch.data.reading.grey import (
     COPY_AGAIN,
     FilePath,
     GreyImage,
+    Origin,
     UnreadableImageError,
     refuse_gigantic,
     rescale_to_uint8,
@@ -49,8 +50,8 @@ def read_figshare(path: FilePath) -> GreyImage:
     return GreyImage(grey, (note,))
 
 
-def read_figshare_origin(path: FilePath) -> tuple[int, str]:
-    """Return the label, an index into CLASSES, and the patient's pseudonym (``PID``), empty when the file has none.
+def read_figshare_origin(path: FilePath) -> Origin:
+    """Return the label and the patient's pseudonym (``PID``), empty when the file has none.
 
     Raises:
         UnreadableImageError: The label is none of 1, 2, 3.
@@ -66,7 +67,7 @@ def read_figshare_origin(path: FilePath) -> tuple[int, str]:
     if letters.size > _MAX_TEXT:
         raise UnreadableImageError(path, f"has a PID of {letters.size} letters", COPY_AGAIN)
     patient = "".join(chr(int(letter)) for letter in letters).strip().strip("\x00")
-    return CLASSES.index(FIGSHARE_CLASSES[number]), patient
+    return Origin(CLASSES.index(FIGSHARE_CLASSES[number]), patient)
 
 
 @contextmanager

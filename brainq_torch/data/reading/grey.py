@@ -56,6 +56,23 @@ class GreyImage:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What an image file says about itself beside its pixels.
+
+    Attributes:
+        label: index into CLASSES, None when the file does not say.
+        group: the patient, empty when the file does not say.
+        names: hashes of patient, study, series and frame of reference: files that share one belong together.
+        unfit: what kind of picture it is that is no slice through a head, empty for one that may be.
+    """
+
+    label: int | None = None
+    group: str = ""
+    names: tuple[str, ...] = ()
+    unfit: str = ""
+
+
 def rescale_to_uint8(
     path: FilePath, values: npt.NDArray[Any], what: str, measured: npt.NDArray[np.bool_] | None = None
 ) -> tuple[npt.NDArray[np.uint8], str]:

@@ -11,13 +11,21 @@ from functools import partial
 from pathlib import Path
 
 from brainq_torch.data.head_crop import BLANK, is_blank
-from brainq_torch.data.reading.grey import COPY_AGAIN, FilePath, GreyImage, UnreadableImageError, shrink_remedy
+from brainq_torch.data.reading.grey import (
+    COPY_AGAIN,
+    FilePath,
+    GreyImage,
+    Origin,
+    UnreadableImageError,
+    shrink_remedy,
+)
 from brainq_torch.data.reading.raster import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture, read_picture
 from brainq_torch.data.reading.slices import FileSlice
 
 IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | {".dcm", ".dicom", ".ima", ".nii", ".gz", ".mat"}
 """Suffixes (lower case) of files that claim to be images; any other file is an image only if its content says so."""
 
+_PICTURE, _DICOM, _NIFTI, _FIGSHARE = "picture", "DICOM", "NIfTI", "figshare .mat"
 _HEAD_BYTES = 1024
 _BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.\0\0\0)|\0\x08\0.[A-Z]{2}", re.DOTALL)
 """DICOM without preamble: the first tag is of group 2 or 8, with a type of two letters or a length below 256."""
@@ -33,23 +41,6 @@ _DICOMDIR = re.compile(rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.1\.3\.10[\0\x0
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What an image file says about itself beside its pixels.
-
-    Attributes:
-        label: index into CLASSES, None when the file does not say.
-        group: the patient, empty when the file does not say.
-        names: hashes of patient, study, series and frame of reference: files that share one belong together.
-        unfit: what kind of picture it is that is no slice through a head, empty for one that may be.
-    """
-
-    label: int | None = None
-    group: str = ""
-    names: tuple[str, ...] = ()
-    unfit: str = ""
-
-
 def read_grey(path: FilePath) -> GreyImage:
     """Decode one image file to grey uint8.
 
@@ -62,7 +53,8 @@ def read_grey(path: FilePath) -> GreyImage:
         UnreadableImageError: The file is missing, empty, truncated, damaged, not an image, animated, gigantic, not
             finite, or blank (``head_crop.is_blank``).
     """
-    return read_slice(FileSlice(path, partial(_require_reader(path), path)))
+    kind = _require_kind(path)
+    return read_slice(FileSlice(path, lambda: _load_reader(kind).grey(path)))
 
 
 def list_slices(path: FilePath, plane: str | None = None) -> list[FileSlice]:
@@ -75,13 +67,10 @@ def list_slices(path: FilePath, plane: str | None = None) -> list[FileSlice]:
     Raises:
         UnreadableImageError: As ``read_grey`` does, as far as no pixel has to be decoded for it.
     """
-    reader = _require_reader(path)
+    kind = _require_kind(path)
     with _guarded(path):
-        if reader is _read_dicom:
-            return _list_dicom_slices(path)
-        if reader is _read_nifti:
-            return _list_nifti_slices(path, plane)
-    return [FileSlice(path, partial(reader, path))]
+        reader = _load_reader(kind)
+        return reader.slices(path, plane) if reader.slices else [FileSlice(path, partial(reader.grey, path))]
 
 
 def read_slice(found: FileSlice) -> GreyImage:
@@ -97,15 +86,15 @@ def read_slice(found: FileSlice) -> GreyImage:
     return image
 
 
-def _require_reader(path: FilePath) -> Callable[[FilePath], GreyImage]:
+def _require_kind(path: FilePath) -> str:
     head = _read_head(path)
-    reader = _reader_of(head)
+    kind = _kind_of(head)
     if _IMAGELESS.search(head):
         raise UnreadableImageError(path, "is a DICOM directory, report or other file without an image", "leave it out")
-    if reader is None:
+    if kind is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
         raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
-    return reader
+    return kind
 
 
 def read_origin(path: FilePath) -> Origin:
@@ -114,13 +103,10 @@ def read_origin(path: FilePath) -> Origin:
     Raises:
         UnreadableImageError: As ``read_grey`` does.
     """
-    reader = _reader_of(_read_head(path))
+    kind = _kind_of(_read_head(path))
     with _guarded(path):
-        if reader is _read_dicom:
-            return _dicom_origin(path)
-        if reader is _read_figshare:
-            return _figshare_origin(path)
-    return Origin()
+        reader = _load_reader(kind) if kind else None
+        return reader.origin(path) if reader and reader.origin else Origin()
 
 
 def looks_like_image(path: FilePath) -> bool:
@@ -130,7 +116,7 @@ def looks_like_image(path: FilePath) -> bool:
         UnreadableImageError: There are no first bytes to look at.
     """
     head = _read_head(path)
-    return _reader_of(head) is not None and not _IMAGELESS.search(head)
+    return _kind_of(head) is not None and not _IMAGELESS.search(head)
 
 
 def is_meant_as_image(path: FilePath) -> bool:
@@ -175,16 +161,16 @@ def _read_head(path: FilePath) -> bytes:
         raise UnreadableImageError(path, f"cannot be opened ({error.strerror})", "check the file system") from error
 
 
-def _reader_of(head: bytes) -> Callable[[FilePath], GreyImage] | None:
-    """Choose the reader by the file's first bytes."""
+def _kind_of(head: bytes) -> str | None:
+    """Tell the kind of a file by its first bytes."""
     # Before pictures: a DICOM file may carry a TIFF header in its preamble.
     if head[128:132] == b"DICM" or _BARE_DICOM.match(head):
-        return _read_dicom
+        return _DICOM
     if is_picture(head):
-        return read_picture
+        return _PICTURE
     if head.startswith((b"MATLAB 7.3 MAT-file", b"MATLAB 5.0 MAT-file", _HDF5_MAGIC)):
-        return _read_figshare
-    return _read_nifti if _is_nifti(_gunzip(head)) else None
+        return _FIGSHARE
+    return _NIFTI if _is_nifti(_gunzip(head)) else None
 
 
 def _gunzip(head: bytes) -> bytes:
@@ -202,32 +188,32 @@ def _is_nifti(head: bytes) -> bool:
     return head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
 
 
-# The libraries behind these are an optional extra, so they are imported when such a file is met.
+@dataclass(frozen=True)
+class _Reader:
+    """What reads the files of one kind; ``origin``: what they say about themselves, nothing where it is None."""
+
+    grey: Callable[[FilePath], GreyImage]
+    slices: Callable[[FilePath, str | None], list[FileSlice]] | None = None
+    origin: Callable[[FilePath], Origin] | None = None
 
 
-def _read_dicom(path: FilePath) -> GreyImage:
-    from brainq_torch.data.reading.dicom import read_dicom
+def _load_reader(kind: str) -> _Reader:
+    """Import what reads a kind of files; of all but pictures, an optional extra brings the library behind it."""
+    if kind == _DICOM:
+        from brainq_torch.data.reading.dicom import read_dicom
+        from brainq_torch.data.reading.dicom_header import read_dicom_origin
+        from brainq_torch.data.reading.dicom_slices import list_dicom_slices
 
-    return read_dicom(path)
+        return _Reader(read_dicom, lambda path, plane: list_dicom_slices(path), read_dicom_origin)
+    if kind == _NIFTI:
+        from brainq_torch.data.reading.nifti import list_nifti_slices, read_nifti
 
+        return _Reader(read_nifti, list_nifti_slices)
+    if kind == _FIGSHARE:
+        from brainq_torch.data.reading.figshare import read_figshare, read_figshare_origin
 
-def _dicom_origin(path: FilePath) -> Origin:
-    from brainq_torch.data.reading.dicom_header import read_dicom_origin
-
-    names, unfit = read_dicom_origin(path)
-    return Origin(names=names, unfit=unfit)
-
-
-def _read_nifti(path: FilePath) -> GreyImage:
-    from brainq_torch.data.reading.nifti import read_nifti
-
-    return read_nifti(path)
-
-
-def _list_dicom_slices(path: FilePath) -> list[FileSlice]:
-    from brainq_torch.data.reading.dicom_slices import list_dicom_slices
-
-    return list_dicom_slices(path)
+        return _Reader(read_figshare, origin=read_figshare_origin)
+    return _Reader(read_picture)
 
 
 def list_named_files(path: FilePath) -> list[str]:
@@ -238,25 +224,6 @@ def list_named_files(path: FilePath) -> list[str]:
         from brainq_torch.data.reading.dicom_slices import list_dicomdir
 
         return list_dicomdir(path)
-
-
-def _list_nifti_slices(path: FilePath, plane: str | None) -> list[FileSlice]:
-    from brainq_torch.data.reading.nifti import list_nifti_slices
-
-    return list_nifti_slices(path, plane)
-
-
-def _read_figshare(path: FilePath) -> GreyImage:
-    from brainq_torch.data.reading.figshare import read_figshare
-
-    return read_figshare(path)
-
-
-def _figshare_origin(path: FilePath) -> Origin:
-    from brainq_torch.data.reading.figshare import read_figshare_origin
-
-    label, patient = read_figshare_origin(path)
-    return Origin(label, patient)
 
 
 @contextmanager

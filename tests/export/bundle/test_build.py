@@ -22,12 +22,12 @@ from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import find_series
 from export.__main__ import main as export_main
 from export.bundle import build as bundling
-from export.bundle.answers import GOLDEN, BundledModel, BundleError
+from export.bundle.answers import GOLDEN, BundleError
 from export.bundle.build import find_sources, make_bundle
 from export.bundle.predict import OLDEST_PYTHON, SUMS, check_files, main
 from export.folder import ExportFolderError
 from export.run.model import Model
-from export.run.runners import load_runner
+from export.run.runners import TFLiteRunner, load_runner
 
 
 @pytest.fixture(scope="module")
@@ -357,8 +357,8 @@ def test_golden_logits_are_compared(copy, capsys):
 
 
 def test_logits_that_are_not_finite_are_no_answer(copy, monkeypatch, capsys):
-    original = BundledModel.run
-    monkeypatch.setattr(BundledModel, "run", lambda self, pixels: original(self, pixels) * np.float32("nan"))
+    run = TFLiteRunner._run
+    monkeypatch.setattr(TFLiteRunner, "_run", lambda *words: run(*words) * np.float32("nan"))
     assert main(["--verify"], copy) == 1
     assert capsys.readouterr().err.count("gives logits that are not finite") == 8
     scans = [str(copy / "golden" / f"{name}_wide.png") for name in CLASSES]

@@ -222,7 +222,7 @@ ARTICLES = "[...document.querySelectorAll('article')]"
 
 def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bundle, scans, tmp_path):  # noqa: F811
     files = [*sorted((scans / "plain").iterdir()), scans / "plain.nii.gz"]
-    answerer = BundledModel(int8_bundle).answerer()
+    answerer = BundledModel.load(int8_bundle).answerer()
     rows = [one.row for one in answer_series(answerer, find_series(list(map(str, files))))]
     with serve(int8_bundle) as address:
         assert browser.open(address) == "ready"
