@@ -27,8 +27,9 @@ async function answer(slice) {
 
 const answers = {};
 const slices = [];
+const paths = job.paths.map((path) => ({ path })).sort(series.inOrder);
 const beside = new Map(job.paths.map((path) => [path, { open: () => readFile(path) }]));
-for (const path of job.paths) {
+for (const { path } of paths) {
   try {
     const found = await files.listSlices({ path, file: await readFile(path), isAlone: !job.together, beside, classes: job.classes });
     if (job.series) slices.push(...found);

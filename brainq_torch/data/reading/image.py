@@ -38,7 +38,7 @@ _IMAGELESS = re.compile(
 """Storage classes (PS3.4 B.5, Siemens' CSA) without a picture: DICOMDIR, reports, presentation states, spectra."""
 _DICOMDIR = re.compile(rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.1\.3\.10[\0\x02]", re.DOTALL)
 
-_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_HDF5_MAGIC, _GZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
 
 
 def read_grey(path: FilePath) -> GreyImage:
@@ -93,7 +93,8 @@ def _require_kind(path: FilePath) -> str:
         raise UnreadableImageError(path, "is a DICOM directory, report or other file without an image", "leave it out")
     if kind is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
-        raise UnreadableImageError(path, reason, "remove it or convert it to PNG")
+        remedy = "unpack it, for example with gunzip" if head.startswith(_GZIP_MAGIC) else "convert it to PNG"
+        raise UnreadableImageError(path, reason, f"remove it or {remedy}")
     return kind
 
 
@@ -175,7 +176,7 @@ def _kind_of(head: bytes) -> str | None:
 
 def _gunzip(head: bytes) -> bytes:
     """Decompress the first bytes of a gzip file; return any others as they are."""
-    if head[:2] != b"\x1f\x8b":
+    if not head.startswith(_GZIP_MAGIC):
         return head
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, _HEAD_BYTES)

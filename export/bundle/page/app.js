@@ -8,7 +8,7 @@ import { replay } from "./golden.js";
 import { decodeJpeg } from "./jpeg.js";
 import { dequantize, loadNetwork } from "./network.js";
 import { applySpec } from "./pixels.js";
-import { HEALTHY, sortIntoSeries, sumUp } from "./series.js";
+import { HEALTHY, inOrder, sortIntoSeries, sumUp } from "./series.js";
 import { showSeries } from "./strip.js";
 import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
@@ -51,13 +51,15 @@ async function answerSlice({ about, classes, spec }, network, slice) {
   return { ...judged, logits, image, warning: grey.warning ?? "", notes: [...grey.notes, ...notes] };
 }
 
-/** Answer chosen files, {path, file, isOfFolder}: single images each, slices of a series together. */
+/** Answer chosen files, {path, file, isOfFolder}, in Python's order: single images each, slices of a series together. */
 async function answerFiles(files) {
   const slices = [];
+  const before = find("answers").firstChild; // what is answered already stays below
+  files.sort(inOrder);
   const refused = new Map();
   const isAlone = files.length === 1;
   const beside = new Map(files.map(({ path, file }) => [path, file]));
-  const progress = makeArticle("Reading");
+  const progress = makeArticle("Reading", before);
   for (const [place, file] of files.entries()) {
     await say(progress, `${place + 1} of ${files.length} files`);
     try {
@@ -69,10 +71,14 @@ async function answerFiles(files) {
     }
   }
   progress.remove();
-  for (const { paths, error } of refused.values()) showError(makeArticle(paths[0]), paths, error, isAlone);
-  if (!slices.length && !refused.size) makeArticle("No image").querySelector("p").textContent = "in these files";
+  const [below] = [...refused.values()].map(({ paths, error }) => {
+    const article = makeArticle(paths[0], before);
+    showError(article, paths, error, isAlone);
+    return article;
+  });
+  if (!slices.length && !refused.size) makeArticle("No image", before).querySelector("p").textContent = "in these files";
   for (const series of sortIntoSeries(slices)) {
-    const article = makeArticle(series.title || series.path);
+    const article = makeArticle(series.title || series.path, below ?? before);
     await (series.slices.length > 1 ? answerSeries(article, series) : answerImage(article, series.slices[0]));
   }
 }
@@ -112,10 +118,10 @@ async function answerSeries(article, series) {
   article.dataset.answer = JSON.stringify({ ...said, rows });
 }
 
-function makeArticle(title) {
+function makeArticle(title, before = find("answers").firstChild) {
   const article = make("article");
   article.append(make("h3", title), make("p", "...", "class"));
-  find("answers").prepend(article);
+  find("answers").insertBefore(article, before);
   return article;
 }
 
@@ -244,7 +250,7 @@ async function listEntries(entries, isOfFolder) {
       some = await new Promise((...done) => reader.readEntries(...done));
     }
   }
-  return found.sort((one, other) => (one.path < other.path ? -1 : 1));
+  return found;
 }
 
 verify();

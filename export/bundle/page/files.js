@@ -25,6 +25,9 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   if (isMaskByName(path, classes) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
   const bytes = await readInflated(file);
   if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
+  if (isGzip(await read(file, HEAD_BYTES)) && !isNifti(bytes) && !isNiftiHeader(bytes)) {
+    throw new Unreadable("is a gzip file of something else than NIfTI", "unpack it, for example with gunzip");
+  }
   if (isDicom(bytes)) {
     const slices = listDicomSlices(path, bytes);
     if (slices?.length === 1) return [{ ...slices[0], decode: () => decodeAgain(path, file) }];
@@ -68,7 +71,7 @@ async function readInflated(file) {
 
 /** Read a DICOM file once more: a folder of them need not fit into memory. */
 async function decodeAgain(path, file) {
-  return listDicomSlices(path, await readInflated(file))[0].decode();
+  return listDicomSlices(path, await read(file))[0].decode();
 }
 
 /** Decode a slice: {image, notes, warning}, the last where it is no slice through a head. Throws Unreadable. */

@@ -4,7 +4,17 @@ import { UNCERTAIN } from "./abstention.js";
 
 export const HEALTHY = "notumor";
 
-/** Return files' slices as series: those of a volume stay together, DICOM files are joined by their series. */
+/** Compare {path} by the order in which Python walks folders: the files of each by name, then its folders. */
+export function inOrder({ path: one }, { path: other }) {
+  const [mine, others] = [one.split("/"), other.split("/")];
+  const place = mine.findIndex((name, index) => name !== others[index]);
+  if (place < 0) return 0;
+  const [isFile, isOthersFile] = [mine, others].map(({ length }) => length === place + 1);
+  if (isFile !== isOthersFile) return isFile ? -1 : 1;
+  return mine[place] < others[place] ? -1 : 1;
+}
+
+/** Return files' slices as series: pictures and volumes first, then DICOM files joined by their series. */
 export function sortIntoSeries(slices) {
   const series = new Map();
   for (const slice of slices) {
@@ -12,7 +22,8 @@ export function sortIntoSeries(slices) {
     if (!series.has(key)) series.set(key, []);
     series.get(key).push(slice);
   }
-  return [...series.values()].map((found) => ({
+  const isScattered = ([{ series: name, path }]) => Number(Boolean(name) && !name.startsWith(path));
+  return [...series.values()].toSorted((one, other) => isScattered(one) - isScattered(other)).map((found) => ({
     name: found[0].series,
     title: found[0].title,
     path: found.every(({ path }) => path === found[0].path) ? found[0].path : found[0].path.replace(/\/?[^/]*$/, "") || ".",

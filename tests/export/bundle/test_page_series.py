@@ -17,11 +17,11 @@ from pydicom.uid import ImplicitVRLittleEndian, JPEGLosslessSV1
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import read_slice
+from brainq_torch.data.reading.image import read_grey, read_slice
 from brainq_torch.data.reading.slices import is_mask_by_name
 from brainq_torch.data.synthesis.phantom import render_phantom
 from brainq_torch.series.answer import answer_series
-from brainq_torch.series.find import find_series
+from brainq_torch.series.find import Series, find_series
 from brainq_torch.series.rule import SeriesRule
 from export.bundle.answers import BundledModel
 from export.bundle.web import INSTALL, find_runtime
@@ -127,7 +127,7 @@ def test_the_page_reads_volumes_and_series_as_python_does(scans, tmp_path):
     parser = require_parser()
     paths = sorted(path for path in scans.rglob("*") if path.is_file())
     found, expected = read_in_node(tmp_path, paths, series=True, parser=parser), in_python(scans)
-    assert found.keys() == expected.keys()
+    assert list(found) == list(expected)
     for path, rows in expected.items():
         assert len(found[path]) == len(rows)
         for number, (one, other) in enumerate(zip(found[path], rows, strict=True)):
@@ -175,13 +175,23 @@ def test_the_page_leaves_masks_out_as_python_does(tmp_path):
         assert len(left_out) == {"glioma": 3, "masks": 2}[classes[0]]
 
 
-def test_the_page_inflates_a_gzipped_dicom_file(tmp_path):
+def test_page_and_python_unpack_nifti_alone(tmp_path):
+    """Any other gzip file is refused alike, and told what to do: the page once read what all commands refused."""
     parser = require_parser()
-    plain, zipped = write_dicom(tmp_path / "a", head()[2]), tmp_path / "a.dcm.gz"
-    zipped.write_bytes(gzip.compress(plain.read_bytes()))
-    found = read_in_node(tmp_path, [plain, zipped], parser=parser)
-    assert found[str(zipped)] == found[str(plain)]
-    assert "sha256" in found[str(plain)]
+    plain, volume = write_dicom(tmp_path / "a", head()[2]), tmp_path / "volume.nii"
+    picture = tmp_path / "a.png"
+    Image.fromarray(render_phantom(0, 64, seed=0, size=64)).save(picture)
+    nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), volume)
+    for path in (plain, picture, volume):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    found = read_in_node(tmp_path, sorted(tmp_path.glob("*.gz")), parser=parser)
+    assert "sha256" in found.pop(str(tmp_path / "volume.nii.gz"))
+    assert found.keys() == {str(tmp_path / "a.gz"), str(tmp_path / "a.png.gz")}
+    for path, answer in found.items():
+        with pytest.raises(UnreadableImageError) as refused:
+            read_grey(path)
+        assert answer["error"] == f"{refused.value.reason}; {refused.value.remedy}"
+        assert "is a gzip file of something else than NIfTI" in answer["error"]
 
 
 def test_the_rule_says_what_pythons_says(tmp_path):
@@ -241,6 +251,7 @@ def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bund
         caption = browser.evaluate("document.querySelector('article figcaption').textContent")
         assert caption.startswith(f"slice {DEPTH} of {DEPTH}")
     assert not browser.problems
+    in_order = []
     for said in found:
         names = {said["path"], str(scans / said["path"])} | ({str(scans / "plain")} if said["path"] == "." else set())
         series = next(row for row in rows if row["level"] == "series" and row["path"] in names)
@@ -249,9 +260,11 @@ def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bund
         for one, other in zip(said["rows"], mine, strict=True):
             if other["probabilities"]:
                 assert one["probabilities"] == pytest.approx(other["probabilities"])
+        in_order.append(series)
         assert said["limits"] == [0.01, 0.02]
         for key in ("class", "best", "reason", "counts", "carried_by", "notes", "limits", "limits_from"):
             assert said[key] == series[key], (said["path"], key)
+    assert in_order == [row for row in rows if row["level"] == "series"]
 
 
 def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noqa: F811
@@ -285,3 +298,21 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
     assert faults.keys() == {1, DEPTH}  # a file of several frames is one
     assert all("is compressed (JPEG Lossless)" in error for error in faults.values())
     assert not browser.problems
+
+
+def test_in_chromium_answers_stand_in_pythons_order_above_those_before(browser, int8_bundle, tmp_path):  # noqa: F811
+    for name in ("z.png", "b/a.png", "b/c/a.png", "b.png", "b/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(render_phantom(0, 64, seed=0, size=64)).save(tmp_path / name)
+    (tmp_path / "b" / "broken.png").write_bytes(b"")
+    paths = [series.path for series in find_series([str(tmp_path)]) if isinstance(series, Series)]
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.choose("#files", [tmp_path / "z.png"])
+        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 1")
+        browser.drop([tmp_path])
+        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === {len(paths) + 2}")
+        found = [json.loads(said)["path"] for said in browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")]
+    assert len(paths) == 5
+    expected = [*paths, str(tmp_path / "b" / "broken.png")]
+    assert found == [*(path.replace(str(tmp_path), tmp_path.name) for path in expected), "z.png"]
