@@ -11,12 +11,12 @@ from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import PARITY, write_json
 from brainq_torch.series.rule import SeriesRule, find_rule, rule_path
-from export.bundle.build import PREFERENCE, make_bundle
+from export.bundle.build import PREFERENCE, choose_best, make_bundle, read_parity
 from export.bundle.web import INSTALL, find_runtime
 from export.context import ExportOptions, RecipeError
 from export.integer_files import read_bits
 from export.pipeline import export_run
-from export.recipes import default_recipes
+from export.recipes import RECIPES, default_recipes, resolve_recipes
 from export.run.sample import PHANTOM
 from export.verify.report import ArtefactReport, ParityReport
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     how = _how(options)
     if options.limits:
         SeriesRule().with_limits(*options.limits)  # wrong ones are refused before any work
-    if options.bundle and (exported / PARITY).is_file() and not options.recipes:
+    if options.bundle and _is_made(exported, options):
         if replace(how, replace=False) != ExportOptions():
             raise RecipeError(
                 f"{exported} is there, and --bundle takes its files as they are: words on how files are made or "
@@ -56,6 +56,17 @@ def run(options: argparse.Namespace) -> int:
     if options.bundle and report.passed:
         return _bundle(trained, exported, options)
     return 0 if report.passed else 1
+
+
+def _is_made(exported: Path, options: argparse.Namespace) -> bool:
+    """Tell whether the export folder has the files of the named recipes, of none any, and need not be made anew."""
+    if not (exported / PARITY).is_file() or (options.recipes and options.force):
+        return False
+    return _files(options) <= read_parity(exported).keys()
+
+
+def _files(options: argparse.Namespace) -> set[str]:
+    return {file for name in resolve_recipes(options.recipes or ()) for file in RECIPES[name].files}
 
 
 def _how(options: argparse.Namespace) -> ExportOptions:
@@ -80,7 +91,8 @@ def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     if options.limits:
         write_json(rule_path(files), find_rule(files).with_limits(*options.limits).to_json())
     runtime = options.page or find_runtime()
-    made = make_bundle(run, exported, options.bundle, options.bundle_file, options.force, runtime)
+    chosen = options.bundle_file or [choose_best(exported, _files(options))]
+    made = make_bundle(run, exported, options.bundle, chosen, options.force, runtime)
     print(f"bundle: {options.bundle}, {len(made)} files; python {options.bundle / 'predict.py'} --verify replays it")
     print(find_rule(files).describe(run.classes))
     if runtime is None:

@@ -1,7 +1,7 @@
 """The folder a clinic gets: model files, a predictor without PyTorch, a browser page, golden images, checksums."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from modulefinder import ModuleFinder
@@ -91,7 +91,7 @@ def make_bundle(
         ExportFolderError: ``target`` is something else.
     """
     artefacts = read_parity(exported)
-    names = list(dict.fromkeys(files)) or [_choose_best(exported, artefacts)]
+    names = list(dict.fromkeys(files)) or [choose_best(exported)]
     models = [_choose(run, exported, artefacts, name, ".tflite") for name in names]
     page = _choose(run, exported, artefacts, find_twin(names[0], artefacts), ".onnx") if page_runtime else None
     with write_as_a_whole(target, replace, say_note, BUNDLE) as folder:
@@ -132,9 +132,11 @@ def _is_report(entry: Any) -> bool:
     return all(isinstance(entry[key], kind) for key, kind in kinds.items())
 
 
-def _choose_best(exported: Path, artefacts: dict[str, Any]) -> str:
+def choose_best(exported: Path, among: Collection[str] = ()) -> str:
+    """Return the first of ``PREFERENCE`` that passed parity, among these files where any are named; or BundleError."""
+    artefacts = read_parity(exported)
     for name in PREFERENCE:
-        if name in artefacts and artefacts[name]["passed"]:
+        if name in artefacts and artefacts[name]["passed"] and (not among or name in among):
             return name
     raise BundleError(f"no TFLite file in {exported} passed parity; a bundle needs one")
 

@@ -219,6 +219,23 @@ def test_words_that_a_bundle_of_finished_files_would_pass_over_are_refused(run, 
     assert not (tmp_path / "clinic").exists()
 
 
+def test_a_bundle_of_named_recipes_takes_their_files_where_they_are_made(run, quick, tmp_path, capsys):
+    """As without --recipes, and as the first time: only what they would make is in question."""
+    assert main([str(run), *FLOAT]) == 0
+    before = hashes(run / "export")
+    for recipes, file in (["fp32", "fp16"], "model_fp16.tflite"), (["fp32"], "model_fp32.tflite"):
+        words = [str(run), "--recipes", *recipes, "--bundle", str(tmp_path / recipes[-1])]
+        assert main(words) == 0
+        assert [path.name for path in (tmp_path / recipes[-1]).glob("*.tflite")] == [file]
+        assert main([*words, "--parity-images", "300"]) == 2
+    assert hashes(run / "export") == before
+    assert main([str(run), "--recipes", "int8", "--bundle", str(tmp_path / "no")]) == 2
+    assert f"{run / 'export'} exists; name another folder with --out, or replace it" in capsys.readouterr().err
+    assert main([str(run), "--recipes", "int9", "--bundle", str(tmp_path / "no")]) == 2
+    assert "unknown recipe int9" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):
     def make(context):
         context.path("model_fp16.tflite").write_bytes(b"half")
