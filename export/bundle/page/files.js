@@ -26,7 +26,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   const bytes = await readInflated(file);
   if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
   if (isGzip(await read(file, HEAD_BYTES)) && !isNifti(bytes) && !isNiftiHeader(bytes)) {
-    throw new Unreadable("is a gzip file of something else than NIfTI", "unpack it, for example with gunzip");
+    throw new Unreadable("is a gzip file of something else than NIfTI", "remove it or unpack it, for example with gunzip");
   }
   if (isDicom(bytes)) {
     const slices = listDicomSlices(path, bytes);
