@@ -23,25 +23,27 @@ from torch import Tensor, nn
 from brainq_torch.console import run_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
-from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.fit import DEFAULT_CONFIG, resolve
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.wiring import fuse_list
+from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.run import read_yaml, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, find_config, write_json
 from brainq_torch.series.rule import copy_rule
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
+from export.run.torch_runner import TorchRunner, torch_threads
 from tools.shared.command import CommandError
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IMAGES = 128
 """Training images whose statistics BatchNorm gets, and on which the network must answer as the file does."""
 
+_BATCH = 4
 _MOST_DIFFERENCE = 0.02
 """Largest change of a logit: the kernels of a Float16 file sum in another order."""
 
@@ -73,10 +75,10 @@ def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float3
     return values.astype(np.float32).reshape(tensor.shape)
 
 
-def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> Tensor:
+def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]) -> None:
     """Put folded weights into a network whose every convolution has a BatchNorm behind it, in place.
 
-    folded: in the order in which they run. images: (N, 1, H, W) float32 of training images. Returns their logits.
+    folded: in the order in which they run. pixels: (N, size, size) training images, whose statistics BatchNorm gets.
     """
     convolutions = dict(_convolutions(model))
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -87,17 +89,14 @@ def unfold(model: nn.Module, folded: Sequence[Folded], images: Tensor) -> Tensor
         )
     for (weight, bias), module in zip(folded, [*convolutions, *heads], strict=True):
         _copy(module.weight, _torch_layout(weight, module))
-        batchnorm = convolutions.get(module)
-        if batchnorm is None:
-            _copy(module.bias, bias)
-        else:
-            _copy(batchnorm.bias, bias)
-            batchnorm.register_forward_pre_hook(_learn_statistics)
-    with torch.no_grad():
-        logits: Tensor = model.eval()(images)
-    for batchnorm in convolutions.values():
+        _copy(convolutions.get(module, module).bias, bias)
+    moments = {batchnorm: _note_moments(batchnorm) for batchnorm in convolutions.values()}
+    with torch.no_grad(), torch_threads(1):  # two would wait for one another at every operation of small batches
+        for batch in make_batches(pixels, _BATCH):
+            model.eval()(batch)
+    for batchnorm, found in moments.items():
         batchnorm._forward_pre_hooks.clear()
-    return logits
+        _set_statistics(batchnorm, torch.stack(found).sum(0) / len(pixels))
 
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]]:
@@ -110,16 +109,28 @@ def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]
             yield module, batchnorm
 
 
-def _learn_statistics(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Take the statistics of what arrives, once, and undo them with scale and offset: (N, C, H, W)."""
-    assert isinstance(batchnorm, nn.BatchNorm2d)
-    assert batchnorm.running_mean is not None
-    assert batchnorm.running_var is not None
-    assert batchnorm.num_batches_tracked is not None
-    if batchnorm.num_batches_tracked.item():
-        return
-    # What batch_norm does in training with momentum 1, sums in float64, without an output that nobody needs.
-    torch.batch_norm_update_stats(inputs[0], batchnorm.running_mean, batchnorm.running_var, 1.0)
+def _note_moments(batchnorm: nn.BatchNorm2d) -> list[Tensor]:
+    """Return a list that will hold each batch's mean and mean square, (2, C) float64, times its images.
+
+    Meanwhile the BatchNorm only adds its offset, as the file does: no batch has to wait for the statistics of all.
+    """
+    found: list[Tensor] = []
+
+    def note(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, variance = torch.zeros(2, inputs[0].shape[1])
+        torch.batch_norm_update_stats(inputs[0], mean, variance, 1.0)
+        found.append(len(inputs[0]) * torch.stack([mean.double(), variance.double() + mean.double() ** 2]))
+
+    _copy(batchnorm.running_var, torch.full_like(batchnorm.bias, 1 - batchnorm.eps))
+    batchnorm.register_forward_pre_hook(note)
+    return found
+
+
+def _set_statistics(batchnorm: Any, moments: Tensor) -> None:
+    """Give a BatchNorm mean and variance, and the scale and offset that undo them. moments: mean and mean square."""
+    mean, square = moments
+    _copy(batchnorm.running_mean, mean)
+    _copy(batchnorm.running_var, square - mean**2)
     _copy(batchnorm.weight, torch.sqrt(batchnorm.running_var.double() + batchnorm.eps))
     _copy(batchnorm.bias, batchnorm.bias.double() + batchnorm.running_mean)
     batchnorm.num_batches_tracked.fill_(1)
@@ -200,8 +211,9 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
     training = data.datasets["Training"]
     pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
     model = build_model(options.name, len(data.classes), **options.arguments)
-    answers = unfold(model, folded, torch.from_numpy(scale_pixels(pixels))).numpy()
+    unfold(model, folded, pixels)
     runner = load_runner(file, os.cpu_count() or 1)
+    answers = TorchRunner(model, data.pixels, data.classes)(pixels)
     difference = float(np.abs(answers - runner(pixels)).max())
     print(f"largest difference of a logit between network and file on {len(pixels)} images: {difference:.2g}")
     if not difference <= _MOST_DIFFERENCE:

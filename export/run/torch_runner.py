@@ -47,7 +47,7 @@ class TorchRunner:
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See ``Runner``."""
-        with torch.inference_mode(), _torch_threads(self._threads):
+        with torch.inference_mode(), torch_threads(self._threads):
             scaled = (torch.from_numpy(scale_pixels(batch)) for batch in batches(images, self.pixels))
             rows = [self.model(batch).numpy() for batch in scaled]
         return join_logits(self._name, rows, np.float32, len(self.classes))
@@ -90,7 +90,7 @@ def _settled(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Set torch's threads for one call, and put back what the process had."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -99,6 +99,16 @@ def nearest_neighbour_accuracy(
     test_labels: NDArray[np.int64],
 ) -> float:
     """Return the share of test images whose nearest training image, at 32 x 32, has their class."""
+    return float(np.mean(_ask_neighbours(train_pixels, train_labels, test_pixels, test_labels)))
+
+
+def _ask_neighbours(
+    train_pixels: NDArray[np.uint8],
+    train_labels: NDArray[np.int64],
+    test_pixels: NDArray[np.uint8],
+    test_labels: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Return of each test image whether its nearest training image has its class."""
     from sklearn.neighbors import KNeighborsClassifier  # a second, and groups are told apart without
 
     if not len(train_pixels) or not len(test_pixels):
@@ -109,7 +119,7 @@ def nearest_neighbour_accuracy(
     train, test = (shrink(part, NEIGHBOUR_SIDE).reshape(len(part), -1) for part in (train_pixels, test_pixels))
     model = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
     model.fit(train.astype(np.float32), train_labels)
-    return float(np.mean(model.predict(test.astype(np.float32)) == test_labels))
+    return np.asarray(model.predict(test.astype(np.float32)) == test_labels)
 
 
 @dataclass(frozen=True)
@@ -188,17 +198,14 @@ def check_leak(
     equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
     unseen = in_test & ~related
     small = shrink(pixels, NEIGHBOUR_SIDE)  # before they are divided: a part of the full-size images is a copy of them
-
-    def neighbour(part: NDArray[np.bool_]) -> float:
-        return nearest_neighbour_accuracy(small[in_train], labels[in_train], small[part], labels[part])
-
+    right = _ask_neighbours(small[in_train], labels[in_train], small[in_test], labels[in_test])
     return LeakCheck(
         test_count=int(in_test.sum()),
         equal_count=int(equal.sum()),
         copy_count=int(copied.sum()),
         related_count=int(related.sum()),
-        nearest_neighbour=neighbour(in_test),
-        nearest_neighbour_unseen=neighbour(unseen) if unseen.any() else None,
+        nearest_neighbour=float(np.mean(right)),
+        nearest_neighbour_unseen=float(np.mean(right[unseen[in_test]])) if unseen.any() else None,
         majority=float(np.mean(labels[in_test] == np.bincount(labels[in_train]).argmax())),
         searched=links.searched,
         name=name,
