@@ -34,7 +34,7 @@ from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
 from brainq_torch.run_files import CONFIG, LOG, find_config
 from brainq_torch.training.across_sources import AcrossSources
-from brainq_torch.training.classifier import CrossEntropy, TrainingDivergedError
+from brainq_torch.training.classifier import CrossEntropy, KeepBy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import write_log
 from brainq_torch.training.loop import check_options, start_model, train_stage
@@ -111,6 +111,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--across_sources", type=AcrossSources | None, default=None, help="ask the same of each source")
     parser.add_argument("--mixstyle", type=MixStyle | None, default=None, help="features in other sources' looks")
     parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other; [] with --average")
+    words = (
+        "validation loss by which a stage keeps its best epoch, waits and stops (``CalibratedLoss``, or the plain one)"
+    )
+    parser.add_argument("--keep_by", type=KeepBy, default="val_calibrated_loss", help=words)
     parser.add_argument("--qat", type=Qat | None, default=None, help="fine-tune fake-quantized, from --init's weights")
     parser.add_argument("--ema_decay", type=Share, default=0.0, help="exponential average of the weights; 0 is off")
     parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network")

@@ -9,8 +9,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.utilities import dim_zero_cat
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.decoded import Batch, make_generator
@@ -50,6 +51,42 @@ class CrossEntropy:
         return loss
 
 
+KeepBy = Literal["val_calibrated_loss", "val_loss"]
+_TIE = 1e-3  # of the plain loss: it alone tells networks apart that are right on every image
+
+
+class CalibratedLoss(Metric):
+    """Cross-entropy at the temperature at which it is least: what an answer's own temperature will make of it.
+
+    Late in training a network gets more sure, and the plain loss worse, while it still gets better at telling classes
+    apart (Berta et al. 2025, "Rethinking early stopping: refine, then calibrate", https://arxiv.org/abs/2501.19195).
+    Each class of each source weighs as the square root of its number of images, inversely to the standard error of its
+    mean: neither does a big one decide alone, nor one of six images.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("logits", "labels", "sources"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor, sources: Tensor) -> None:
+        """Take in a batch: (N, classes) logits, and the number of each image's class and of its source, (N,)."""
+        for name, values in (("logits", logits), ("labels", labels), ("sources", sources)):
+            getattr(self, name).append(values)
+
+    def compute(self) -> Tensor:
+        """Return the loss over all batches."""
+        logits, labels, sources = (dim_zero_cat(getattr(self, name)) for name in ("logits", "labels", "sources"))
+        group = sources * logits.shape[1] + labels
+        weights = torch.bincount(group)[group] ** -0.5
+        temperatures = [1.0, *torch.logspace(-1.3, 1.3, 131).tolist()]  # 0.05 to 20, in steps of 5 %
+        each = [functional.cross_entropy(logits / one, labels, reduction="none") @ weights for one in temperatures]
+        loss: Tensor = (torch.stack(each).min() + _TIE * each[0]) / weights.sum()
+        return loss
+
+
 class Classifier(L.LightningModule):
     """Train ``model`` through one stage.
 
@@ -59,6 +96,7 @@ class Classifier(L.LightningModule):
         distillation: mixes a teacher into the training loss.
         count: of classes.
         across_sources: what is asked besides the labels where there are several sources.
+        keep_by: what the schedule ``plateau`` waits for.
     """
 
     def __init__(
@@ -71,14 +109,15 @@ class Classifier(L.LightningModule):
         distillation: Distillation | None = None,
         count: int = 4,
         across_sources: AcrossSources | None = None,
+        keep_by: KeepBy = "val_calibrated_loss",
     ) -> None:
         super().__init__()
         self.model = model
         self.stage, self.stage_index, self.seed = stage, stage_index, seed
         self.loss_options, self.distillation = loss or CrossEntropy(), distillation
-        self.across_sources = across_sources
+        self.across_sources, self.keep_by = across_sources, keep_by
         self.source_loss: SourceLoss | None = None
-        self.val_loss = MeanMetric()
+        self.val_loss, self.val_calibrated_loss = MeanMetric(), CalibratedLoss()
         self.val_accuracy = MulticlassAccuracy(count, average="micro")
         self.val_macro_f1 = MulticlassF1Score(count, average="macro")
 
@@ -129,14 +168,17 @@ class Classifier(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect cross-entropy, accuracy and macro F1 over the validation part."""
+        """Collect both losses, accuracy and macro F1 over the validation part."""
         logits = self(batch.images)
+        sources = torch.from_numpy(self.data.datasets["val"].sources)[batch.rows.cpu()]
+        self.val_calibrated_loss.update(logits, batch.labels, sources.to(logits.device))
         self.val_loss.update(functional.cross_entropy(logits, batch.labels, reduction="none"))
         self.val_accuracy.update(logits, batch.labels)
         self.val_macro_f1.update(logits, batch.labels)
         self.log("val_loss", self.val_loss, prog_bar=True)
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
         self.log("val_macro_f1", self.val_macro_f1)
+        self.log("val_calibrated_loss", self.val_calibrated_loss)
 
     def configure_optimizers(self) -> Any:
         """Build the stage's optimizer and schedule."""
@@ -144,4 +186,4 @@ class Classifier(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         if (warning := describe_short(self.stage, steps)) and self.trainer.is_global_zero:
             print(f"warning: {warning}", file=sys.stderr)
-        return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.stage, optimizer, steps)}
+        return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.stage, optimizer, steps, self.keep_by)}

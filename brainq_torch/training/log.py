@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from brainq_torch.run_files import atomic_path
 
 COLUMNS = (
-    "stage", "epoch", "rate", "train_loss", "val_loss", "val_accuracy", "val_macro_f1",
+    "stage", "epoch", "rate", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "val_calibrated_loss",
     "seconds", "data_seconds", "images_per_second",
 )  # fmt: skip
 """seconds: training part of the epoch; data_seconds: of these, fetching, scaling and augmenting batches."""
@@ -84,7 +84,7 @@ class EpochLog(Callback):
         if "val_loss" not in trainer.callback_metrics:  # max_steps or max_time ended it before
             return
         seconds = self._train_end - self._epoch_start
-        measured = {name: round(trainer.callback_metrics[name].item(), 6) for name in COLUMNS[3:7]}
+        measured = {name: round(trainer.callback_metrics[name].item(), 6) for name in COLUMNS[3:8]}
         self.rows.append(
             {
                 "stage": self.stage_name,

@@ -119,8 +119,9 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
     data.stage_index, data.batches_per_epoch = index, stage.batches_per_epoch
     if not done.exists():
         module = Classifier(
-            model, stage, index, config.loss, config.seed, config.distillation, len(data.classes), config.across_sources
-        )
+            model, stage, index, config.loss, config.seed, config.distillation, len(data.classes),
+            config.across_sources, config.keep_by,
+        )  # fmt: skip
         trainer = _make_trainer(out, config, index, folder)
         with warnings.catch_warnings():
             # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone
@@ -178,9 +179,9 @@ def _callbacks(config: Namespace, index: int, folder: Path, log: EpochLog) -> li
     if config.ema_decay and stage.train == "all":
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if stage.stop_after:
-        callbacks.append(EarlyStopping("val_loss", patience=stage.stop_after, check_on_train_epoch_end=True))
+        callbacks.append(EarlyStopping(config.keep_by, patience=stage.stop_after, check_on_train_epoch_end=True))
     best = ModelCheckpoint(
-        folder, "best", monitor="val_loss", save_on_train_epoch_end=True, enable_version_counter=False
+        folder, "best", monitor=config.keep_by, save_on_train_epoch_end=True, enable_version_counter=False
     )
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     return [*callbacks, best, last]

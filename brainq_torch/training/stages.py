@@ -29,10 +29,10 @@ class Stage:
         rate: learning rate at its highest.
         weight_decay: of weights; biases and BatchNorm are not decayed.
         schedule: ``constant``; ``cosine`` falls to 1 % of the rate over the stage; ``plateau`` divides the rate by 5
-            when the validation loss has not improved for ``patience`` epochs.
+            when the loss of ``keep_by`` has not improved for ``patience`` epochs.
         warmup_steps: optimizer steps over which the rate rises linearly from 1 % (not with ``plateau``).
         patience: epochs that ``plateau`` waits.
-        stop_after: epochs without a better validation loss after which the stage ends early; 0 never.
+        stop_after: epochs without a better loss of ``keep_by`` after which the stage ends early; 0 never.
     """
 
     name: str
@@ -78,11 +78,13 @@ def make_optimizer(stage: Stage, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=stage.rate)
 
 
-def make_schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
-    """Build the stage's schedule, over so many optimizer steps, in the form Lightning takes."""
+def make_schedule(
+    stage: Stage, optimizer: torch.optim.Optimizer, steps: int, monitor: str = "val_loss"
+) -> dict[str, Any]:
+    """Build the stage's schedule, over so many optimizer steps, in the form Lightning takes; monitor: a loss."""
     if stage.schedule == "plateau":
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.2, patience=stage.patience)
-        return {"scheduler": plateau, "interval": "epoch", "monitor": "val_loss"}
+        return {"scheduler": plateau, "interval": "epoch", "monitor": monitor}
 
     def factor(step: int) -> float:
         if step < stage.warmup_steps:

@@ -15,6 +15,7 @@ from brainq_torch.data.dataset.manifest import read_manifest, write_manifest
 from brainq_torch.fit import main
 from brainq_torch.run import load_run, read_checkpoint
 from brainq_torch.training import loop
+from brainq_torch.training.classifier import CalibratedLoss
 from brainq_torch.training.log import read_log
 from tests.conftest import TINY
 
@@ -113,6 +114,22 @@ def test_log_has_a_line_per_epoch(uninterrupted):
     rows = read_log(uninterrupted / "log.csv")
     assert [(row["stage"], row["epoch"]) for row in rows] == [("head", 0), ("all", 0), ("all", 1)]
     assert all(row["seconds"] >= row["data_seconds"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("keep_by", ["val_calibrated_loss", "val_loss"])
+def test_a_stage_keeps_the_epoch_of_the_loss_asked_for_and_stops_by_it(phantoms, tmp_path, monkeypatch, keep_by):
+    found = iter([0.5, 0.2, 0.3, 0.4, 0.1])
+    monkeypatch.setattr(CalibratedLoss, "compute", lambda self: torch.tensor(next(found)))
+    stages = "[{name: all, epochs: 5, stop_after: 2, schedule: plateau, patience: 0, rate: 0.01}]"
+    words = _words(phantoms, tmp_path / "run", f"--keep_by={keep_by}", "--ema_decay=0", stages=stages)
+    assert main(words) == 0
+    rows = read_log(tmp_path / "run" / "log.csv")
+    best = torch.load(tmp_path / "run" / "checkpoints" / "1-all" / "best.ckpt", weights_only=True)["epoch"]
+    losses = [row[keep_by] for row in rows]
+    assert losses[best] == min(losses)
+    if keep_by == "val_calibrated_loss":
+        assert losses == [0.5, 0.2, 0.3, 0.4]  # two epochs without a better one
+        assert [row["rate"] for row in rows] == pytest.approx([0.01, 0.01, 0.01, 0.002])
 
 
 def test_the_head_stage_leaves_the_backbone_as_it_was(uninterrupted):
