@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torchvision.models import get_model
 
 ALLOWED = "torchvision:NAME (torchvision:resnet18), timm:NAME (timm:mobilenetv4_conv_small) and package.module:Class"
 
@@ -39,6 +38,8 @@ def build_source(name: str, class_count: int, arguments: Mapping[str, Any]) -> n
 
 
 def _from_torchvision(name: str) -> Callable[..., Any]:
+    from torchvision.models import get_model  # over a second, and our own networks are built without
+
     def build(**arguments: Any) -> nn.Module:
         model: nn.Module = get_model(name, weights=None, **arguments)
         return model

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.quantization import mobilenet_v2
 
 from brainq_torch.models import MODELS, build_model
 from brainq_torch.models.wiring import fuse_list, shared_activation_groups
@@ -10,6 +11,16 @@ def test_parameters_are_the_papers_less_two_input_channels_and_with_four_classes
     count = sum(parameter.numel() for parameter in build_model("mobilenetv2").parameters())
     imagenet, head, new_head, dropped_stem = 3_504_872, 1280 * 1000 + 1000, 1280 * 4 + 4, 2 * 9 * 32
     assert count == imagenet - head + new_head - dropped_stem
+
+
+@pytest.mark.parametrize("width_mult", [0.35, 1.4])
+def test_names_and_first_weights_are_torchvisions_but_the_stems(width_mult):
+    torch.manual_seed(0)
+    own = build_model("mobilenetv2", 5, width_mult=width_mult).state_dict()
+    torch.manual_seed(0)
+    theirs = mobilenet_v2(num_classes=5, width_mult=width_mult).state_dict()
+    assert list(own) == list(theirs)
+    assert {name for name in own if not torch.equal(own[name], theirs[name])} == {"features.0.0.weight"}
 
 
 def test_no_relu6_is_left_and_every_convolution_is_fused_once():
