@@ -16,7 +16,7 @@ from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weig
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.quant.layers import is_fake_quantized, scheme_of
 from brainq_torch.quant.prepare import rebuild
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PHANTOMS, BrainqError, list_configs
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PHANTOMS, BrainqError, list_configs
 
 CHECKPOINT_FORMAT = 1
 _CHECKPOINT_KEYS = frozenset({"format", "model", "pixels", "classes", "state_dict", "quantization"})
@@ -54,6 +54,11 @@ class Run:
         path = self.folder / name
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content
+
+    @property
+    def may_have_seen_validation(self) -> bool:
+        """Whether it was made of a file, and its validation part is drawn anew: the network may have trained on it."""
+        return "restored_from" in self.read_json(METRICS) and not self.config["data"].get("manifest")
 
     def manifest(self) -> list[ManifestRow]:
         """Return the run's images. Raises ManifestError where the manifest is missing or damaged."""

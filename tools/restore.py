@@ -229,6 +229,8 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
     more = {"split": first, "splits": measured, **leaks.to_json(), "restored_from": file.name}
     write_json(partial / METRICS, measured[first] | more)
     data.discard()
+    if not data.manifest:
+        print("note: the network may have been trained on this validation part; name its own by --data.manifest")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from brainq_torch.abstention.outlier import Typicality, fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run import Run
-from brainq_torch.run_files import METRICS
 from export.run.runners import load_runner
 from export.run.sample import ImageSample, RunImages
 from export.run.sessions import RunnerError
@@ -41,7 +40,7 @@ class ValidationPart:
 
         A restored network may have been trained on any of them: its files keep what it learned on images of its own.
         """
-        if run.abstention is not None and _may_have_seen(run):
+        if run.abstention is not None and run.may_have_seen_validation:
             return cls(run, None, None)
         images = _leave_out_seen(images)
         counts = {split: sum(row.split == split for row in images.rows) for split in ("Training", "val")}
@@ -74,11 +73,6 @@ class ValidationPart:
         except RunnerError:  # the parity ladder says what is wrong with the file
             return self.run.abstention
         return fit_abstention(logits, self.sample.labels, self.sample.pixels, self.typicality)
-
-
-def _may_have_seen(run: Run) -> bool:
-    """Tell whether a run was made of a file, and its splits are none that were given."""
-    return "restored_from" in run.read_json(METRICS) and not run.config["data"]["manifest"]
 
 
 def _leave_out_seen(images: RunImages) -> RunImages:

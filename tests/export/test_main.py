@@ -276,15 +276,16 @@ def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, c
     assert {artefact["own_images"] for artefact in report["artefacts"].values()} == {0}
     assert "no image of the run was compared" in output.out
     assert output.out.count("on phantoms alone: passed") == len(report["artefacts"])
-    file = run / "export/model_fp16.tflite"
-    write_card(
-        tmp_path / "card.md",
-        load_run(run),
-        [(file, read_metadata(file), report["artefacts"][file.name])],
-        False,
-        SeriesRule(),
-    )
-    assert "Compared on images of the run: **NOT DONE**" in (tmp_path / "card.md").read_text()
+    file, card = run / "export/model_fp16.tflite", tmp_path / "card.md"
+    models = [(file, read_metadata(file), report["artefacts"][file.name])]
+    write_card(card, load_run(run), models, False, SeriesRule())
+    assert "Compared on images of the run: **NOT DONE**" in card.read_text()
+    assert "best on the validation part" in card.read_text()
+    metrics = json.loads((run / "metrics.json").read_text()) | {"restored_from": "model_fp16.tflite"}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_card(card, load_run(run), models, False, SeriesRule())
+    assert "the network may have been trained on any image of it" in card.read_text()
+    assert "best on the validation part" not in card.read_text()
 
 
 @pytest.mark.parametrize("recipe", ["int8", "w4a8", "int8_tf", "dynamic_int8"])

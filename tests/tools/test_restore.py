@@ -24,7 +24,7 @@ def words(tiny_run, phantoms, tmp_path):
 
 
 @pytest.mark.parametrize(("file", "most"), [("model_fp32.tflite", 1e-4), ("model_fp16.tflite", 0.02)])
-def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path, words, file, most):
+def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path, words, capsys, file, most):
     assert main([str(tiny_export / file), *words]) == 0
     run = load_run(tmp_path / "back")
     pixels = load_pixels(scan_folder(phantoms), run.pixels)
@@ -36,10 +36,20 @@ def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path
     }  # fmt: skip
     metrics = json.loads((tmp_path / "back" / "metrics.json").read_text())
     assert metrics["restored_from"] == file
+    assert run.may_have_seen_validation
+    assert "may have been trained on this validation part" in capsys.readouterr().out
     assert metrics["leakage"].keys() == metrics["splits"].keys() == {"val", "Testing"}
     testing = scan_folder(phantoms).select("Testing")
     right = load_runner(tmp_path / "back")(load_pixels(testing, run.pixels)).argmax(1) == labels_of(testing)
     assert metrics["accuracy"] == right.mean()
+
+
+def test_a_run_restored_with_its_own_splits_has_seen_no_validation(tiny_run, tiny_export, tmp_path, words, capsys):
+    own = f"--data.manifest={tiny_run / 'manifest.csv'}"
+    assert main([str(tiny_export / "model_fp32.tflite"), *words, own]) == 0
+    assert not load_run(tmp_path / "back").may_have_seen_validation
+    assert not load_run(tiny_run).may_have_seen_validation
+    assert "note: " not in capsys.readouterr().out
 
 
 def test_batchnorm_has_the_statistics_of_its_inputs(tiny_export, tmp_path, words):
