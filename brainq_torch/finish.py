@@ -18,11 +18,12 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import PixelDataset
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.metrics import compute_metrics, plot_confusion
-from brainq_torch.evaluation.sources import SourceMetrics, measure_sources, source_lines
-from brainq_torch.evaluation.unseen import find_unseen, measure_leaks, summarise
+from brainq_torch.evaluation.sources import SourceMetrics, measure_sources
+from brainq_torch.evaluation.unseen import find_unseen, measure_leaks
 from brainq_torch.quant.prepare import finalize
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, LOG, MANIFEST, METRICS, write_json
+from brainq_torch.texts import fill_text
 from brainq_torch.training.log import plot_curves, read_log
 from brainq_torch.training.loop import start_model
 from brainq_torch.training.qat import choose, load_ptq
@@ -65,10 +66,8 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     }
     write_json(out / METRICS, splits[first] | {"split": first, "splits": splits} | leaks.to_json() | more)
     data.discard()
-    lines = summarise(out, measured, leaks, data.root == "phantom")
-    for split, found in of_sources.items():
-        lines += [f"  {split}, by source:", *source_lines(found)]
-    print("\n".join([*lines, f"  next: {shlex.join(['python', '-m', 'export', str(out)])}"]))
+    about = {"phantom": data.root == "phantom", "command": shlex.join(["python", "-m", "export", str(out)])}
+    print(fill_text("run", out=out, measured=measured, leaks=leaks, sources=of_sources, **about))
 
 
 def by_source(

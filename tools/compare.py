@@ -16,13 +16,13 @@ from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import Metrics, compute_metrics
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, compare_paired, judge_all
 from brainq_torch.run_files import CHECKPOINT, write_json
+from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge
 from export.verify.report import SHIFTED_COPIES, Limits, describe_shift
 from export.verify.shifted import measure_shift
 from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
-from tools.shared.text import fill_text
 
 
 @dataclass(frozen=True)

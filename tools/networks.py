@@ -31,6 +31,7 @@ from brainq_torch.models.wiring import raise_for_obstacles
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.run_files import write_json
+from brainq_torch.texts import fill_text
 from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
 from export.graph.quantize import cast_to_float16
@@ -40,7 +41,6 @@ from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
 from tools.shared.command import add_json, as_main, check_targets, positive
-from tools.shared.text import fill_text
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""

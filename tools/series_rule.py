@@ -23,9 +23,9 @@ from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from brainq_torch.series.answer import judge
 from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule, find_rule, rule_path
+from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
 from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets
-from tools.shared.text import fill_text
 
 COLUMNS = ("path", "class", "group", "sequence")
 FITTED, HELD_OUT = 0, 1

@@ -20,6 +20,11 @@ class SourceMetrics:
         """Return the mean recall over the classes that a source has images of."""
         return float(np.mean([row.recall for row in self.metrics[name].per_class.values() if row.support]))
 
+    def interval(self, name: str) -> tuple[float, float]:
+        """Return Wilson's interval of a source's accuracy."""
+        metrics = self.metrics[name]
+        return wilson_interval(round(metrics.accuracy * metrics.n), metrics.n)
+
     @property
     def worst(self) -> str:
         """The source with the least mean recall."""
@@ -52,11 +57,7 @@ class SourceMetrics:
         metrics = self.metrics[name]
         plain = metrics.to_json()
         kept = {key: plain[key] for key in ("n", "accuracy", "macro_f1", "ece", "per_class", "confusion", "absent")}
-        return kept | {"balanced_accuracy": self.balanced(name), "accuracy_wilson": _interval(metrics)}
-
-
-def _interval(metrics: Metrics) -> tuple[float, float]:
-    return wilson_interval(round(metrics.accuracy * metrics.n), metrics.n)
+        return kept | {"balanced_accuracy": self.balanced(name), "accuracy_wilson": self.interval(name)}
 
 
 def measure_sources(
@@ -85,17 +86,3 @@ def measure_sources(
             logits[of_it], labels[of_it], classes, resamples=0, probabilities=parts
         )
     return SourceMetrics(found)
-
-
-def source_lines(found: SourceMetrics) -> list[str]:
-    """Return one line per source to be printed, the worst marked."""
-    width = max(map(len, found.metrics))
-    lines = []
-    for name, metrics in found.metrics.items():
-        low, high = _interval(metrics)
-        recalls = ", ".join(f"{each} {row.recall:.1%}" for each, row in metrics.per_class.items() if row.support)
-        lines.append(
-            f"    {name:{width}} {metrics.n:5} images: accuracy {metrics.accuracy:.2%} [{low:.2%}, {high:.2%}], recall "
-            f"{recalls}{'  <- worst' if name == found.worst and len(found.metrics) > 1 else ''}"
-        )
-    return lines

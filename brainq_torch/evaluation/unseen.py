@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.data.dataset.manifest import ManifestRow, number_groups
 from brainq_torch.data.leakage.check import SOURCES, LeakCheck, share_group
-from brainq_torch.evaluation.metrics import Metrics, wilson_interval
+from brainq_torch.evaluation.metrics import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -58,37 +57,3 @@ def find_unseen(rows: Sequence[ManifestRow], split: str) -> NDArray[np.bool_]:
     groups = number_groups(rows)
     held_out = splits == split
     return np.asarray(~share_group(groups, held_out, np.isin(splits, SOURCES[split]))[held_out])
-
-
-def summarise(out: Path, measured: Mapping[str, Metrics], leaks: LeakReport, phantom: bool) -> list[str]:
-    """Return the lines that a finished run prints: every accuracy with the nearest neighbour's beside it."""
-    lines = [f"{out}{' (synthetic phantoms, not patients)' if phantom else ''}"]
-    for split, metrics in measured.items():
-        low, high = metrics.intervals["accuracy"]
-        check = leaks.leakage[split]
-        lines.append(
-            f"  {_title(split, check)}: accuracy {metrics.accuracy:.2%} [{low:.2%}, {high:.2%}], macro F1 "
-            f"{metrics.macro_f1:.4f}, ECE {metrics.ece:.4f}, {metrics.n} images; a nearest neighbour "
-            f"{check.nearest_neighbour:.2%}"
-        )
-        if low <= check.majority:
-            lines.append(
-                f"    warning: that cannot be told from always naming the largest class ({check.majority:.2%}): train "
-                "longer, or give more images; the files of such a network fail their checks easily"
-            )
-        if check.leaks:
-            lines.append(f"    warning: {check.verdict}")
-        if split in leaks.unseen:
-            found = leaks.unseen[split]
-            lines.append(
-                f"    on its {found.n} images that training has not seen: accuracy {found.accuracy:.2%} "
-                f"[{found.interval[0]:.2%}, {found.interval[1]:.2%}]; a nearest neighbour "
-                f"{check.nearest_neighbour_unseen:.2%}"
-            )
-    return lines
-
-
-def _title(split: str, check: LeakCheck) -> str:
-    if split == "Testing":
-        return "Testing (official)"
-    return "val (shares groups with training: read it with care)" if check.related_count else "val (grouped)"

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from brainq_torch.run_files import PARITY
+from brainq_torch.texts import fill_text
 
 SHIFTED_COPIES = "shifted copies"
 """What figures call a source."""
@@ -103,59 +103,11 @@ class ParityReport:
         return {"passed": self.passed, "artefacts": artefacts, **self.about}
 
     def table(self) -> str:
-        """Return the artefacts as aligned text, one line each, then flips, ties and errors."""
-        measured = ("top-1", "max diff", "LSB max", "LSB mean", "like float", "noise")
-        head = ("artefact", "bytes", "compared with", *measured, "limits", "")
-        rows = [head, *(_row(name, report) for name, report in self.artefacts.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in [*lines, *self._remarks()])
-
-    def _remarks(self) -> list[str]:
-        remarks = []
-        for name, report in self.artefacts.items():
-            if report.error:
-                remarks.append(f"{name}: {report.error}")
-            remarks += [
-                f"{name}: {flip['image']}: {flip['before']} became {flip['after']} (margin {flip['margin']:.2g})"
-                for flip in report.flips
-            ]
-            remarks += [f"{name}: {tie['image']}: {_describe_tie(tie)}" for tie in report.ties[:_SHOWN]]
-            if len(report.ties) > _SHOWN:
-                remarks.append(f"{name}: {len(report.ties) - _SHOWN} more ties, named in {PARITY}")
-            if report.shifted is not None:
-                found = {SHIFTED_COPIES: report.shifted, **report.shifted.get("sources", {})}
-                remarks += [f"{name}: {describe_shift(*one)}" for one in found.items()]
-        return remarks
-
-
-def _row(name: str, report: ArtefactReport) -> tuple[str, ...]:
-    agreement = "-" if report.top1_agreement is None else f"{100 * report.top1_agreement:.2f} %"
-    measured = (report.max_abs_diff, report.max_lsb, report.mean_lsb)
-    cells = ["-" if value is None else f"{value:.2g}" for value in measured]
-    limits = ", ".join(
-        f"{key} {'>=' if key.endswith('agreement') else '<='} {value:g}"
-        for key, value in report.limits.to_json().items()
-    )
-    verdict = ("on phantoms alone: " if report.own_images == 0 else "") + ("passed" if report.passed else "FAILED")
-    if report.against_float is None:
-        cells += ["-", "-"]
-    else:
-        cells += [f"{100 * report.against_float['agreement']:.2f} %", f"{report.against_float['logit_noise']:.2g}"]
-    return (name, f"{report.size_bytes:,}", report.reference, agreement, *cells, limits or "none", verdict)
+        """Return the artefacts as a table, then flips, ties and errors."""
+        return fill_text("parity", artefacts=self.artefacts, shown=_SHOWN, describe_shift=describe_shift)
 
 
 def describe_shift(what: str, found: dict[str, Any]) -> str:
     """Return what ``measure_shift`` found on some images as a line."""
     counts = f"{found['flips']} flips of {found['n']} ({found['lost']} lost, {found['gained']} gained)"
     return f"{what}: {counts}, McNemar p {found['mcnemar_p']:.2g}, noise {found['logit_noise']:.2g}"
-
-
-def _describe_tie(tie: dict[str, Any]) -> str:
-    sides = [f"{' and '.join(tie[side])} tie in the {side}" for side in ("reference", "artefact") if len(tie[side]) > 1]
-    return ", ".join(sides)

@@ -15,11 +15,11 @@ import pytest
 from brainq_torch.console import escape_unprintable, run_command, without_chatter
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
 from tools.networks import Row
 from tools.shared.command import CommandError, check_targets
-from tools.shared.text import fill_text
 
 ROOT = Path(__file__).parents[2]
 

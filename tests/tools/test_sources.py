@@ -8,9 +8,9 @@ import pytest
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.fit import main as fit_main
+from brainq_torch.texts import fill_text
 from tests.conftest import TINY
 from tools.shared.command import CommandError
-from tools.shared.text import fill_text
 from tools.sources.__main__ import describe, main
 from tools.sources.folds import make_folds
 from tools.study import runner

@@ -16,11 +16,11 @@ from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.run_files import write_json
 from brainq_torch.series.find import Unread, find_images
+from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
 from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
-from tools.shared.text import fill_text
 
 DRAWN = 50
 """Pictures drawn of each kind of outlier."""

@@ -19,12 +19,12 @@ from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import load_run, read_yaml
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, atomic_path, find_config, hash_file, write_json
+from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.adapt.change import NEW, OLD, Change, divide, held_out_split, measure_changes
 from tools.restore import describe_file, read_folded
 from tools.shared.command import CommandError, run_resumable
-from tools.shared.text import fill_text
 from tools.sources.folds import IMAGES, check_begun, list_images
 from tools.study.runner import FAILED, Step, StepFailed, StepRunner, training_step
 

@@ -10,10 +10,10 @@ from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.leakage.near_duplicates import SCAN
 from brainq_torch.data.pixels import SEARCH_PIXELS
 from brainq_torch.run_files import write_json
+from brainq_torch.texts import fill_text
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
 from tools.shared.command import add_json, add_table, as_main, check_targets
-from tools.shared.text import fill_text
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import CHECKPOINT, write_json
+from brainq_torch.texts import fill_text
 from export.extra import install_command
 from tools.bench.worker import SUFFIXES
 from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, positive
-from tools.shared.text import fill_text
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,6 +16,7 @@ from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import write_json
+from brainq_torch.texts import fill_text
 from export.arithmetic import describe_kind
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor
 from export.graph.read_graph import naming_damage, read_graph
@@ -25,7 +26,6 @@ from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
 from tools.shared.command import CommandError, add_json, as_main, check_targets
 from tools.shared.images import decode_images, take_evenly
-from tools.shared.text import fill_text
 
 UNHEALTHY = 1
 """Exit code when the file has a fault."""

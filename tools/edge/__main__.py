@@ -12,13 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainq_torch.run_files import write_json
+from brainq_torch.texts import fill_text
 from tools.edge.devices import DEVICES
 from tools.edge.ethos_u import find_vela
 from tools.edge.examine import examine
 from tools.edge.layer_cost import measure_cost, write_layers
 from tools.edge.tflm import find_python
 from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
-from tools.shared.text import fill_text
 
 
 def make_parser() -> argparse.ArgumentParser:

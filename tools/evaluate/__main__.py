@@ -5,14 +5,13 @@ import sys
 
 from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.evaluation.metrics import plot_confusion
-from brainq_torch.evaluation.sources import source_lines
 from brainq_torch.run_files import write_json
+from brainq_torch.texts import fill_text
 from export.run.runners import load_runner
 from tools.evaluate.measure import Evaluation, find_images, measure
 from tools.evaluate.question import ask
 from tools.shared.command import CommandError, add_data, add_json, add_table, add_threads, as_main, check_targets
 from tools.shared.images import labels_of
-from tools.shared.text import fill_text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,7 +67,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _format(found: Evaluation, threads: int, problems: bool = True) -> str:
-    return fill_text("evaluation", found=found, threads=threads, problems=problems, source_lines=source_lines)
+    return fill_text("evaluation", found=found, threads=threads, problems=problems)
 
 
 main = as_main(make_parser, _evaluate)

@@ -20,12 +20,12 @@ from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.quant.sensitivity import choose_bits
 from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
+from brainq_torch.texts import fill_text
 from export.run.sample import check_run_images
 from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
 from tools.shared.command import CommandError, add_data, add_threads, as_main, positive
 from tools.shared.images import choose_images, decode_images, labels_of, take_evenly
-from tools.shared.text import fill_text
 
 CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "low_bits.json"
 BITS = "bits_{}.json"

@@ -25,6 +25,7 @@ from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
+from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
 from tools.shared.command import (
     CommandError,
@@ -37,7 +38,6 @@ from tools.shared.command import (
     positive,
 )
 from tools.shared.images import choose_images, class_order
-from tools.shared.text import fill_text
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.shift.simulated import lesioned, restyle

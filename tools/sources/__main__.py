@@ -20,9 +20,9 @@ from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
 from brainq_torch.run_files import METRICS, atomic_path, find_config, write_json
+from brainq_torch.texts import fill_text
 from tools.pseudo_sources import name_looks
 from tools.shared.command import CommandError, natural, positive, run_resumable
-from tools.shared.text import fill_text
 from tools.sources.folds import Fold, check_folder, list_images, make_folds
 from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 

@@ -164,22 +164,6 @@ class LeakCheck:
             return f"the {self.name} leaks: {count} of {self.test_count} images ({count / self.test_count:.1%}) {what}"
         return f"no image of the {self.name} {none}"
 
-    def lines(self) -> list[str]:
-        """Return the verdict and the figures behind it, to be printed."""
-        unseen = self.nearest_neighbour_unseen
-        rest = self.test_count - self.related_count
-        counts = f"pixel-equal {self.equal_count}, with mirrored, turned, cropped and re-windowed copies "
-        counts += f"{self.copy_count}, with neighbouring slices {self.related_count}"
-        if not self.searched:
-            counts = f"pixel-equal {self.equal_count}; other copies were not looked for, as groups were given"
-        return [
-            ("warning: " if self.leaks else "") + self.verdict,
-            *([f"  {counts}"] if self.related_count else []),
-            f"  a nearest neighbour on 32 x 32 pixels scores {self.nearest_neighbour:.1%} on the whole {self.name}, "
-            + ("no image of it is unseen" if unseen is None else f"{unseen:.1%} on the {rest} unseen images of it")
-            + f"; always naming the largest class {self.majority:.1%}",
-        ]
-
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data."""
         return asdict(self) | {"leaks": self.leaks}

@@ -25,6 +25,7 @@ from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, Image
 from brainq_torch.data.leakage.check import LeakCheck, check_splits, grouped_split
 from brainq_torch.data.leakage.groups import Grouping, group_images, name_groups, needs_search
 from brainq_torch.data.pixels import SEARCH_PIXELS
+from brainq_torch.texts import fill_text
 
 SPLITS = ("Training", "val", "Testing")
 
@@ -176,5 +177,5 @@ def _report_leaks(pixels: NDArray[np.uint8], records: Sequence[ImageRecord], fou
     labels, splits = np.array([record.label for record in records]), np.array([record.split for record in records])
     checks = check_splits(pixels, labels, splits, found.links)
     for split, check in checks.items():
-        print("\n".join([f"{split}: {check.lines()[0]}", *check.lines()[1:]]), flush=True)
+        print(fill_text("leak", split=split, check=check), flush=True)
     return checks

@@ -1,7 +1,8 @@
 import numpy as np
 
 from brainq_torch.evaluation.metrics import compute_metrics
-from brainq_torch.evaluation.sources import measure_sources, source_lines
+from brainq_torch.evaluation.sources import measure_sources
+from brainq_torch.texts import fill_text
 
 CLASSES = ("glioma", "notumor", "pituitary")
 LABELS = np.array([0, 0, 0, 1, 0, 1, 1, 1])
@@ -23,9 +24,13 @@ def test_every_source_is_measured_by_itself():
     low, high = plain["sources"]["a"]["accuracy_wilson"]
     assert round(low, 4) == 0.5101  # Wilson's interval of 4 of 4: 1 / (1 + z^2 / 4)
     assert high == 1
-    lines = source_lines(found)
-    assert "worst" not in lines[0]
-    assert lines[1].endswith("recall glioma 0.0%, notumor 66.7%  <- worst")
+    about = {"out": "runs/x", "measured": {}, "leaks": None, "phantom": False, "command": "export"}
+    assert fill_text("run", sources={"Testing": found}, **about).splitlines()[1:] == [
+        "  Testing, by source:",
+        "    a     4 images: accuracy 100.00% [51.01%, 100.00%], recall glioma 100.0%, notumor 100.0%",
+        "    b     4 images: accuracy 50.00% [15.00%, 85.00%], recall glioma 0.0%, notumor 66.7%  <- worst",
+        "  next: export",
+    ]
 
 
 def test_images_of_unknown_source_are_measured_beside_the_others_and_alone_not_at_all():

@@ -6,7 +6,8 @@ import pytest
 from brainq_torch.data.dataset.manifest import ManifestRow
 from brainq_torch.data.leakage.check import LeakCheck
 from brainq_torch.evaluation.metrics import compute_metrics
-from brainq_torch.evaluation.unseen import find_unseen, measure_leaks, summarise
+from brainq_torch.evaluation.unseen import find_unseen, measure_leaks
+from brainq_torch.texts import fill_text
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
@@ -37,7 +38,8 @@ def test_the_unseen_images_are_those_whose_group_training_lacks():
     assert data["unseen"]["Testing"]["n"] == 3
 
     measured = {split: compute_metrics(logits, labels) for split in ("val", "Testing")}
-    text = "\n".join(summarise("runs/x", measured, leaks, phantom=False))
+    about = {"out": "runs/x", "leaks": leaks, "phantom": False, "sources": {}, "command": "python"}
+    text = fill_text("run", measured=measured, **about)
     assert "Testing (official): accuracy 87.50% [" in text
     assert "a nearest neighbour 90.00%" in text
     assert "warning: the test set leaks: 5 of 8 images" in text
@@ -47,4 +49,4 @@ def test_the_unseen_images_are_those_whose_group_training_lacks():
     guess = "warning: that cannot be told from always naming the largest class (25.00%)"
     assert guess not in text
     named = {"val": compute_metrics(np.eye(4, dtype=np.float32)[np.zeros(8, int)], labels)}
-    assert guess in "\n".join(summarise("runs/x", named, leaks, phantom=False))
+    assert guess in fill_text("run", measured=named, **about)

@@ -12,6 +12,7 @@ from brainq_torch.data.leakage.candidates import ORIENTATIONS, head_boxes, orien
 from brainq_torch.data.leakage.check import check_leak, grouped_split, nearest_neighbour_accuracy, share_group
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, find_links, join
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.texts import fill_text
 
 SIDE = 128
 
@@ -205,7 +206,9 @@ def test_check_leak_counts_what_was_planted(phantoms):
     check = check_leak(planted, kinds, ~test, test, find_links(planted))
     assert (check.test_count, check.equal_count, check.copy_count, check.related_count) == (17, 2, 7, 7)
     assert check.leaks
-    assert check.lines()[0].startswith("warning: the test set leaks: 7 of 17 images (41.2%)")
+    text = fill_text("leak", split="Testing", check=check)
+    assert text.startswith("Testing: warning: the test set leaks: 7 of 17 images (41.2%)")
+    assert "  pixel-equal 2, with mirrored, turned, cropped and re-windowed copies 7, with neighbouring" in text
     assert check.to_json()["leaks"] is True
 
 
@@ -215,13 +218,13 @@ def test_check_leak_of_a_clean_set_and_of_one_that_is_all_seen(phantoms):
     clean = check_leak(pixels, labels, ~test, test, find_links(pixels))
     assert not clean.leaks
     assert clean.nearest_neighbour_unseen == clean.nearest_neighbour
-    assert clean.lines()[0].startswith("no image of the test set is a copy")
+    assert fill_text("leak", split="val", check=clean).startswith("val: no image of the test set is a copy")
 
     both, twice = np.concatenate([pixels, pixels]), np.concatenate([labels, labels])
     test = np.arange(80) >= 40
     seen = check_leak(both, twice, ~test, test, find_links(both))
     assert (seen.copy_count, seen.nearest_neighbour, seen.nearest_neighbour_unseen) == (40, 1.0, None)
-    assert "no image of it is unseen" in seen.lines()[2]
+    assert "no image of it is unseen" in fill_text("leak", split="val", check=seen)
 
 
 def test_check_leak_refuses_masks_and_links_that_do_not_fit(phantoms):

@@ -1,4 +1,4 @@
-"""What commands print, filled into the templates of ``tools/texts``.
+"""What commands print, filled into the templates here, in ``export/texts`` and ``tools/texts``.
 
 There ``{% filter table %}`` aligns lines whose cells ``|`` parts, heads first; a line may have fewer cells. ``form``
 writes a number as ``format`` does, and ``-`` in place of None; ``interval`` both of its ends.
@@ -9,9 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.evaluation.metrics import Interval
-
-_TEMPLATES = Path(__file__).parents[1] / "texts"
+_FOLDERS = [Path(__file__).parents[2] / package / "texts" for package in ("brainq_torch", "export", "tools")]
 _WIDEST_COLUMN = 60
 _BAR = "\x1f"
 """A ``|`` within a value, until the text is whole; in a table it becomes a slash."""
@@ -27,7 +25,7 @@ def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # not where a command ends before it prints
 
     environment = Environment(  # plain text: no HTML to escape
-        loader=FileSystemLoader(_TEMPLATES), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(_FOLDERS), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=lambda value: value.replace("|", _BAR) if isinstance(value, str) else value,
     )  # fmt: skip
     environment.filters |= {"table": _table, "form": _form, "interval": _interval}
@@ -50,6 +48,6 @@ def _form(value: float | None, words: str, absent: str = "-") -> str:
     return absent if value is None else format(value, words)
 
 
-def _interval(interval: Interval, scale: int = 1, digits: int = 4) -> str:
+def _interval(interval: tuple[float | None, float | None], scale: int = 1, digits: int = 4) -> str:
     low, high = interval
     return "[no images]" if low is None or high is None else f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
