@@ -203,7 +203,7 @@ class Rewriting:
             if not name or name in self.used:
                 self._replace(node, copy.deepcopy(pool), source, name)
             return
-        (high, wide), (down, across) = _pair(pool.padding), _pair(pool.stride)
+        (high, wide), (down, across) = pair(pool.padding), pair(pool.stride)
         far = (across - 1, down - 1) if pool.ceil_mode else (0, 0)
         with self.graph.inserting_before(node):
             padded = self.graph.call_function(functional.pad, (source, (wide, wide + far[0], high, high + far[1])))
@@ -256,23 +256,21 @@ class Rewriting:
         owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
         return f"{owner}.{kind}" if owner else kind
 
+    def _has(self, name: str) -> bool:
+        try:
+            operator.attrgetter(name)(self.traced)
+        except AttributeError:
+            return False
+        return True
+
     def _name(self, wanted: str) -> str:
         """Return a name that nothing has."""
         name, number = wanted, 1
-        while _has(self.traced, name) or name in self.used:
+        while name in self.used or self._has(name):
             number += 1
             name = f"{wanted}_{number}"
         self.used.add(name)
         return name
-
-
-def _has(root: nn.Module, path: str) -> bool:
-    part: Any = root
-    for name in path.split("."):
-        if not hasattr(part, name):
-            return False
-        part = getattr(part, name)
-    return True
 
 
 def _option(node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -280,5 +278,6 @@ def _option(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Return height and width, where one number may stand for both."""
     return (value, value) if isinstance(value, int) else tuple(value)

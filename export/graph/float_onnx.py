@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.models.rewriting import pair
 from brainq_torch.models.wiring import WiringError, is_passing, trace_modules
 from brainq_torch.quant.lower import fold_batchnorms, lower_batchnorms
 from brainq_torch.run_files import BrainqError
@@ -124,7 +125,7 @@ class GraphWriter(fx.Interpreter):
         if kind in (nn.ReLU, nn.ReLU6):
             return self.write_limit(source, output, 6.0 if kind is nn.ReLU6 else None)
         if kind in (nn.MaxPool2d, nn.AvgPool2d) and _is_plain(module):
-            windows = {"kernel_shape": _pair(module.kernel_size), "strides": _pair(module.stride)}
+            windows = {"kernel_shape": pair(module.kernel_size), "strides": pair(module.stride)}
             return self.add_node("MaxPool" if kind is nn.MaxPool2d else "AveragePool", [source], output, **windows)
         if kind is nn.AdaptiveAvgPool2d and made.shape[2:] == (1, 1):
             return self.write_mean(source, output)
@@ -185,10 +186,6 @@ def _tensors(arguments: Any) -> list[fx.Node]:
         elif isinstance(argument, list | tuple):
             found += _tensors(argument)
     return found
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _is_plain(pool: Any) -> bool:

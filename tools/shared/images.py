@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels, split_of_folder
 from brainq_torch.data.dataset.label_table import find_table, split_table
-from brainq_torch.data.dataset.load import read_images, scan_folder
+from brainq_torch.data.dataset.load import read_sound, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestError, manifest_folder, read_manifest, verify_manifest
-from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
+from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.grey import GreyImage, UnreadableImageError
+from brainq_torch.data.reading.grey import GreyImage
 from export.run.runners import Runner, run_named
 from tools.shared.command import CommandError
 
@@ -126,7 +126,7 @@ def _use_images(
 ) -> tuple[ImageFolder, NDArray[Any]]:
     """Return the readable images' folder, and what ``use`` makes of them and their paths, joined."""
 
-    def fit(grey: GreyImage) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    def fit(grey: GreyImage, _: ImageRecord) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         image, fitted = pixels.apply_with_notes(grey.pixels)
         return image, (*grey.notes, *fitted)
 
@@ -134,13 +134,9 @@ def _use_images(
     problems = list(folder.problems)
 
     def read() -> Iterator[NDArray[np.uint8]]:
-        for record, outcome in zip(folder.records, read_images(folder.root, folder.records, fit), strict=True):
-            if isinstance(outcome, UnreadableImageError):
-                problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
-                continue
+        for record, image in read_sound(folder.root, folder.records, fit, problems):
             kept.append(record)
-            problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in outcome[1])
-            yield outcome[0]
+            yield image
 
     images, results = read(), []
     while chunk := list(islice(images, _AT_ONCE)):

@@ -7,6 +7,7 @@ is done to the decoded image, before the model's own crop and resize, and depend
 import argparse
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import batched
@@ -19,10 +20,9 @@ from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.dataset.balanced import take_in_turn
+from brainq_torch.data.dataset.load import read_sound
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
 from brainq_torch.texts import fill_text
@@ -126,9 +126,8 @@ def measure(
     bar = tqdm(total=len(folder.records), desc="shifts", unit="image", disable=not progress)
     with ThreadPoolExecutor(threads) as pool:
         for batch in batched(folder.records, _READ_AT_ONCE):
-            read = [(record, _read(folder, record, problems)) for record in batch]
-            images = [(grey, record) for record, grey in read if grey is not None]
-            kept += [record for _, record in images]
+            images = list(_read(folder, batch, problems))
+            kept += [record for record, _ in images]
             fed = list(pool.map(lambda image: _feed(image[0], image[1], styles, specs), images))
             for name, runner in runners.items():
                 columns[name] += [_predict(runner, orders[name], *image) for image in fed]
@@ -142,7 +141,7 @@ def measure(
 
 
 def _feed(
-    grey: Grey, record: ImageRecord, styles: Styles, specs: tuple[PixelSpec, ...]
+    record: ImageRecord, grey: Grey, styles: Styles, specs: tuple[PixelSpec, ...]
 ) -> tuple[list[int], dict[PixelSpec, Grey]]:
     """Shift one image and make it ready for each spec at once, so that no more than pixels is kept.
 
@@ -180,13 +179,10 @@ def _predict(runner: Runner, order: list[int], run: list[int], pixels: dict[Pixe
     return answers
 
 
-def _read(folder: ImageFolder, record: ImageRecord, problems: list[Problem]) -> Grey | None:
-    try:
-        grey = read_grey(folder.root / record.path).pixels
-    except UnreadableImageError as error:
-        problems.append(Problem(record.path, error.reason, error.remedy, "error"))
-        return None
-    return _shrink(grey, _LARGEST_SIDE)
+def _read(
+    folder: ImageFolder, records: Sequence[ImageRecord], problems: list[Problem]
+) -> Iterator[tuple[ImageRecord, Grey]]:
+    return read_sound(folder.root, records, lambda grey, _: (_shrink(grey.pixels, _LARGEST_SIDE), ()), problems)
 
 
 def _shrink(grey: Grey, side: int) -> Grey:
@@ -203,8 +199,8 @@ def _collect_styles(folder: ImageFolder) -> Styles:
     for label, name in enumerate(CLASSES):
         records = [record for record in folder.records if record.label == label]
         order = seeded("styles", name).permutation(len(records))[:_STYLES_PER_CLASS]
-        found = [(records[place].path, _read(folder, records[place], [])) for place in sorted(order)]
-        images.append(tuple((path, _shrink(grey, _STYLE_SIDE)) for path, grey in found if grey is not None))
+        found = _read(folder, [records[place] for place in sorted(order)], [])
+        images.append(tuple((record.path, _shrink(grey, _STYLE_SIDE)) for record, grey in found))
     return tuple(images)
 
 
@@ -213,9 +209,8 @@ def pictures(folder: ImageFolder) -> list[tuple[str, list[Grey | None]]]:
     styles = _collect_styles(folder)
     rows = []
     for label, name in enumerate(CLASSES):
-        record = next((record for record in folder.records if record.label == label), None)
-        grey = _read(folder, record, []) if record else None
-        if record is not None and grey is not None:
+        records = [record for record in folder.records if record.label == label]
+        for record, grey in _read(folder, records[:1], []):
             rows.append((name, [render(shift, grey, record, styles) for shift in SHIFTS]))
     return rows
 

@@ -91,7 +91,7 @@ def load_pixels(folder: ImageFolder, pixels: PixelSpec) -> npt.NDArray[np.uint8]
     notes: Counter[str] = Counter()
     errors: list[UnreadableImageError] = []
     cache = np.empty((len(folder.records), pixels.size, pixels.size), np.uint8)
-    fitted = read_images(folder.root, folder.records, lambda grey: pixels.apply_with_notes(grey.pixels))
+    fitted = read_images(folder.root, folder.records, lambda grey, _: pixels.apply_with_notes(grey.pixels))
     for index, outcome in enumerate(fitted):
         if isinstance(outcome, UnreadableImageError):
             errors.append(outcome)
@@ -110,14 +110,12 @@ def _verify(walk: FolderWalk, records: Sequence[ImageRecord]) -> tuple[list[Imag
     """Decode every image; return the readable ones and their pixels, and name what was noticed."""
     readable: list[ImageRecord] = []
     pixels = np.empty((len(records), SEARCH_PIXELS.size, SEARCH_PIXELS.size), np.uint8)
-    decoded = read_images(walk.root, records, lambda grey: (SEARCH_PIXELS.apply(grey.pixels), grey.notes))
-    for record, outcome in zip(records, decoded, strict=True):
-        if isinstance(outcome, UnreadableImageError):
-            walk.problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
-            continue
-        pixels[len(readable)], notes = outcome
+    decoded = read_sound(
+        walk.root, records, lambda grey, _: (SEARCH_PIXELS.apply(grey.pixels), grey.notes), walk.problems
+    )
+    for record, image in decoded:
+        pixels[len(readable)] = image
         readable.append(record)
-        walk.problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in notes)
     return readable, pixels[: len(readable)]
 
 
@@ -150,7 +148,7 @@ def _missing_classes(walk: FolderWalk, records: Sequence[ImageRecord]) -> list[s
 
 
 def read_images[Result](
-    root: Path, records: Sequence[ImageRecord], use: Callable[[GreyImage], Result]
+    root: Path, records: Sequence[ImageRecord], use: Callable[[GreyImage, ImageRecord], Result]
 ) -> Iterator[Result | UnreadableImageError]:
     """Decode images in a few threads, as Pillow decodes outside the GIL, and ``use`` each at once.
 
@@ -160,9 +158,29 @@ def read_images[Result](
 
     def read(record: ImageRecord) -> Result | UnreadableImageError:
         try:
-            return use(read_grey(root / record.path))
+            return use(read_grey(root / record.path), record)
         except UnreadableImageError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         yield from pool.map(read, records)
+
+
+def read_sound[Result](
+    root: Path,
+    records: Sequence[ImageRecord],
+    use: Callable[[GreyImage, ImageRecord], tuple[Result, Sequence[str]]],
+    problems: list[Problem],
+) -> Iterator[tuple[ImageRecord, Result]]:
+    """Decode images as ``read_images`` does; ``use`` returns a result and notes.
+
+    Yields:
+        The images that can be read, with their results; the others and the notes are added to ``problems``.
+    """
+    for record, outcome in zip(records, read_images(root, records, use), strict=True):
+        if isinstance(outcome, UnreadableImageError):
+            problems.append(Problem(record.path, outcome.reason, outcome.remedy, "error"))
+            continue
+        result, notes = outcome
+        problems.extend(Problem(record.path, note, "nothing to do if that is right", "note") for note in notes)
+        yield record, result
