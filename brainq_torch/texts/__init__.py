@@ -1,7 +1,7 @@
 """What commands print, filled into the templates here, in ``export/texts`` and ``tools/texts``.
 
-There ``{% filter table %}`` aligns lines whose cells ``|`` parts, heads first; a line may have fewer cells. ``form``
-writes a number as ``format`` does, and ``-`` in place of None; ``interval`` both of its ends.
+There ``{% filter table %}`` aligns lines whose cells ``|`` parts, heads first; a line may have fewer cells; ``columns``
+does so without bars. ``form`` writes a number as ``format`` does, and ``-`` in place of None; ``interval`` both ends.
 """
 
 import re
@@ -28,20 +28,32 @@ def _environment() -> Any:
         loader=FileSystemLoader(_FOLDERS), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=lambda value: value.replace("|", _BAR) if isinstance(value, str) else value,
     )  # fmt: skip
-    environment.filters |= {"table": _table, "form": _form, "interval": _interval}
+    environment.filters |= {"table": _table, "columns": _columns, "form": _form, "interval": _interval}
     return environment
 
 
 def _table(text: str) -> str:
     """Return a Markdown table that reads well as plain text, too; a long sentence does not widen its column."""
+    rows, widths = _align(text)
+    lines = [
+        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""])
+
+
+def _columns(text: str) -> str:
+    """Return a table in the plainest form: nothing stands before, between or behind its cells."""
+    rows, widths = _align(text)
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _align(text: str) -> tuple[list[list[str]], list[int]]:
+    """Return the cells of each line, as many as there are heads, and the columns' widths."""
     heads, *rows = [re.split(r" ?\| ?", line.replace(_BAR, "/")) for line in text.split("\n") if line]
     cells = [heads, *([*row, *[""] * (len(heads) - len(row))] for row in rows)]
     columns = zip(*cells, strict=True)
-    widths = [max((len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN), default=0) for column in columns]
-    lines = [
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""])
+    return cells, [max((len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN), default=0) for column in columns]
 
 
 def _form(value: float | None, words: str, absent: str = "-") -> str:

@@ -298,12 +298,11 @@ def test_models_that_answered_at_once_run_no_more_and_one_that_cannot_says_so_wh
 
 def test_the_table_is_readable(check):
     lines = ParityReport(check("model_fp32.onnx", nudge_a_weight_in_onnx)).table().splitlines()
-    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
-        "artefact", "bytes", "compared with", "top-1", "max diff", "LSB max", "LSB mean", "like float", "noise",
-        "limits", "verdict",
-    ]  # fmt: skip
-    assert [line.split()[-2] for line in lines[2:5]] == ["FAILED", "FAILED", "passed"]
-    assert "max_abs_diff" in lines[6]
+    assert lines[0].split() == ["artefact", "bytes", "compared", "with", "top-1", "max", "diff", "LSB", "max", "LSB",
+                                "mean", "like", "float", "noise", "limits"]  # fmt: skip
+    assert lines[1].endswith("FAILED")
+    assert lines[3].endswith("passed")
+    assert "max_abs_diff" in lines[4]
 
 
 def test_what_a_shift_changes_is_counted_by_hand():
