@@ -34,7 +34,7 @@ def _environment() -> Any:
 
 def _table(text: str) -> str:
     """Return a Markdown table that reads well as plain text, too; a long sentence does not widen its column."""
-    rows, widths = _align(text)
+    rows, widths = _align(text, _WIDEST_COLUMN)
     lines = [
         "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
@@ -43,17 +43,17 @@ def _table(text: str) -> str:
 
 def _columns(text: str) -> str:
     """Return a table in the plainest form: nothing stands before, between or behind its cells."""
-    rows, widths = _align(text)
+    rows, widths = _align(text, len(text))
     lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _align(text: str) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of each line, as many as there are heads, and the columns' widths."""
+def _align(text: str, widest: int) -> tuple[list[list[str]], list[int]]:
+    """Return the cells of each line, as many as there are heads, and the columns' widths, longer cells aside."""
     heads, *rows = [re.split(r" ?\| ?", line.replace(_BAR, "/")) for line in text.split("\n") if line]
     cells = [heads, *([*row, *[""] * (len(heads) - len(row))] for row in rows)]
     columns = zip(*cells, strict=True)
-    return cells, [max((len(cell) for cell in column if len(cell) <= _WIDEST_COLUMN), default=0) for column in columns]
+    return cells, [max((len(cell) for cell in column if len(cell) <= widest), default=0) for column in columns]
 
 
 def _form(value: float | None, words: str, absent: str = "-") -> str:
