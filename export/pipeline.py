@@ -31,7 +31,6 @@ from export.run.metadata import write_metadata
 from export.run.runners import Runner, load_runner
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
-from export.verify.abstention import ValidationPart
 from export.verify.parity import FLOAT_MODEL, LogitTable, climb
 from export.verify.report import SHIFTED_COPIES, ArtefactReport, ParityReport
 from export.verify.shifted import add_shifted
@@ -84,7 +83,6 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
     with clock.step("images"):
         images = check_run_images(run, options.data)
         sample = images.sample(options.parity_images, ("Testing", "val", "Training"))
-        validation = ValidationPart.of(run, images)
         elsewhere = read_elsewhere(options.shifted, run.pixels, run.classes, _asks_images(run, names, options))
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
@@ -97,7 +95,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
         else:
             context.networks[FLOAT_MODEL] = plain
         for name in names:
-            _make(name, context, clock, validation)
+            _make(name, context, clock)
         with clock.step("parity"):
             artefacts = _check(context, names, sample)
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
@@ -140,7 +138,7 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def _make(name: str, context: ExportContext, clock: _Clock, validation: ValidationPart) -> None:
+def _make(name: str, context: ExportContext, clock: _Clock) -> None:
     """Make one recipe's files and put the metadata in."""
     recipe = RECIPES[name]
     print(f"{name}: {', '.join(recipe.files)} ...", flush=True)
@@ -148,10 +146,8 @@ def _make(name: str, context: ExportContext, clock: _Clock, validation: Validati
         recipe.make(context)
         metadata = describe_run(context.run, name, context.provenance.get(name))
         paths = [context.path(file) for file in recipe.files]
-        write_metadata(paths[-1], metadata)  # else what the file it was made from said of itself is still in it
-        abstention = validation.fit(paths[-1], name if recipe.is_integer else "float")
         for path in paths:
-            write_metadata(path, replace_fields(metadata, abstention=abstention))
+            write_metadata(path, metadata)
     made = ", ".join(f"{path.stat().st_size:,} bytes" for path in paths)
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
 

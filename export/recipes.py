@@ -147,7 +147,9 @@ def resolve_recipes(names: Sequence[str]) -> list[str]:
 def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -> FileMetadata:
     """Return the metadata of a run's artefacts.
 
-    Provenance holds hashes, versions and the commit, no times and no paths: the same run gives the same bytes.
+    Integer files, too, do not answer where their network does not: fitted to their own logits, on some of the images or
+    on all, they agreed with it no more often than by its limits (as parity holds them to it), and on fewer images much
+    less. Provenance holds hashes, versions and the commit, no times and no paths: the same run gives the same bytes.
 
     Args:
         run: The run.
@@ -164,7 +166,7 @@ def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -
         "versions": versions(),
         **(more or {}),
     }
-    return FileMetadata(run.classes, run.pixels, provenance)
+    return FileMetadata(run.classes, run.pixels, provenance, run.abstention)
 
 
 def versions() -> dict[str, str | None]:
