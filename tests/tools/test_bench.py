@@ -16,7 +16,6 @@ from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_float_onnx, write_float_tflite, write_int8_tflite
 from tools.bench import __main__ as bench
 from tools.bench import worker as bench_worker
-from tools.bench.torch_worker import torch_engine
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_a_run_folder_runs_in_pytorch(tmp_path):
     options = ModelOptions("mobilenetv2", arguments=arguments)
     save_checkpoint(tmp_path / RUN_CHECKPOINT, model, options, PixelSpec(32), CLASSES)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-    engine = torch_engine(tmp_path, 1)
+    engine = bench_worker.torch_engine(tmp_path, 1)
     call, images = engine.load()
     assert call(images[:1]).shape == (1, 4)
     assert engine.name.startswith("PyTorch")

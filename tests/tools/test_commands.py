@@ -51,10 +51,7 @@ COMMANDS = {
 }
 """Module -> words; ``given`` is what is wrong."""
 
-WORKERS = {
-    "tools.bench.openvino_worker", "tools.bench.torch_worker", "tools.bench.worker", "tools.doctor.probe",
-    "tools.edge.tflm_worker",
-}  # fmt: skip
+WORKERS = {"tools.bench.worker", "tools.doctor.probe", "tools.edge.tflm_worker"}
 """Started by commands, never by a user."""
 
 

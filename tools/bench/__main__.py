@@ -121,10 +121,10 @@ def bench_models(models: Sequence[str], threads: int = 1, rounds: int = 10, call
 
 
 def engines_of(model: Path) -> list[str]:
-    """Return the modules that serve a model: of an .onnx file ONNX Runtime's and, where it is there, OpenVINO's."""
+    """Return what runs a model, as the worker names it: of an .onnx file OpenVINO, too, where it is there."""
     if model.is_dir():
-        return ["torch_worker"]
-    return ["worker", *(["openvino_worker"] if model.suffix == ".onnx" and find_spec("openvino") else [])]
+        return ["torch"]
+    return {".onnx": ["onnxruntime", *(["openvino"] if find_spec("openvino") else [])]}.get(model.suffix, ["litert"])
 
 
 def _share_equal(first: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
@@ -163,7 +163,7 @@ class _Worker:
         self.model = model
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"tools.bench.{engine}", os.path.abspath(model), str(threads)],
+            [sys.executable, "-m", "tools.bench.worker", os.path.abspath(model), str(threads), engine],
             cwd=ROOT,
             # Libraries that read it at import start no more threads than are stated.
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},

@@ -1,8 +1,8 @@
 """One model in a process of its own, so that its peak memory is its own: ``bench`` starts one per model.
 
 Speaks JSON lines on stdin and stdout: first ``ready`` or ``error``; then ``{"calls": N}`` is answered with N latencies,
-and the end of input with the peak memory. Engines are imported here alone, each only where its file needs it; run
-folders have ``tools.bench.torch_worker``: PyTorch in a TFLite file's process would be most of the memory measured.
+and the end of input with the peak memory. Engines are imported here alone, each only where it runs: PyTorch in a TFLite
+file's process would be most of the memory measured.
 """
 
 import json
@@ -40,8 +40,8 @@ class Engine:
     load: Callable[[], tuple[Call, Any]]
 
 
-def serve(choose: Callable[[Path, int], Engine]) -> int:
-    """Serve one model, named with its threads on the command line."""
+def main() -> int:
+    """Serve one model, named with its threads and its engine on the command line."""
     # Engines print what they like on stdout; the answers get a channel of their own.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -51,7 +51,7 @@ def serve(choose: Callable[[Path, int], Engine]) -> int:
 
     try:
         start = time.perf_counter()
-        engine = choose(Path(sys.argv[1]), int(sys.argv[2]))
+        engine = ENGINES[sys.argv[3]](Path(sys.argv[1]), int(sys.argv[2]))
         before = memory_bytes("VmRSS")
         call, images = engine.load()
         call(images[:1])
@@ -78,12 +78,6 @@ def measure(call: Callable[[], Any], calls: int) -> list[float]:
         call()
         latencies.append(1000 * (time.perf_counter() - start))
     return latencies
-
-
-def choose_engine(model: Path, threads: int) -> Engine:
-    """Import what runs this kind of file."""
-    engines = {".onnx": _onnx_engine, ".tflite": _tflite_engine}
-    return engines[model.suffix](model, threads)
 
 
 def memory_bytes(field: str) -> int:
@@ -136,6 +130,44 @@ def _tflite_engine(path: Path, threads: int) -> Engine:
     return Engine(f"LiteRT {version('ai-edge-litert')}", load)
 
 
+def _openvino_engine(path: Path, threads: int) -> Engine:
+    openvino = import_extra("openvino")
+
+    def load() -> tuple[Call, Any]:
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        sides = [side.get_length() for side in list(model.input(0).partial_shape)[1:]]
+        return lambda image: model([image])[0], grey_squares(sides)
+
+    return Engine(f"OpenVINO {openvino.__version__.split('-')[0]}", load)
+
+
+def torch_engine(folder: Path, threads: int) -> Engine:
+    """Return what runs a run folder."""
+    import torch
+
+    from brainq_torch.run import load_run
+
+    torch.set_num_threads(threads)
+
+    def load() -> tuple[Call, Any]:
+        run = load_run(folder)
+
+        def call(image: Any) -> Any:
+            with torch.inference_mode():
+                return run.model(image)
+
+        return call, torch.from_numpy(grey_squares((1, run.pixels.size, run.pixels.size)))
+
+    return Engine(f"PyTorch {torch.__version__} eager", load)
+
+
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {
+    "onnxruntime": _onnx_engine, "openvino": _openvino_engine, "litert": _tflite_engine, "torch": torch_engine,
+}  # fmt: skip
+"""Each imports what runs a model, when it is called."""
+
+
 def _check_single(inputs: list[Any]) -> None:
     if len(inputs) != 1:
         raise ValueError(f"the file has {len(inputs)} inputs; one image is needed")
@@ -155,4 +187,4 @@ def grey_squares(shape: Sequence[Any]) -> NDArray[np.float32]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(choose_engine))
+    sys.exit(main())
