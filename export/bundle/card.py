@@ -7,14 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from brainq_torch.run import Run
 from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file
 from brainq_torch.series.rule import SeriesRule
+from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata
-
-_TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
 def write_card(
@@ -32,11 +29,10 @@ def write_card(
     config = run.config
     rows = run.manifest() if (run.folder / MANIFEST).is_file() else []
     pretrained = str(config["model"]["pretrained"])
-    environment = Environment(  # Markdown: no HTML to escape
-        autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"json": partial(json.dumps, sort_keys=True), "sha256": hash_file}
-    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    text = fill_text(
+        "model_card",
+        json=partial(json.dumps, sort_keys=True),
+        sha256=hash_file,
         run=run,
         config=config,
         start=Path(pretrained).name if pretrained != "none" else "random",
@@ -53,4 +49,4 @@ def write_card(
         page=page,
         rule=rule,
     )
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
