@@ -41,25 +41,23 @@ class Canvas:
         """Draw smooth noise in [-1, 1] over the frame."""
         return smooth_noise(self.rng, self.image.shape, cells)
 
-    def paint(self, distance: Field, value: Field | float, opacity: float = 1.0, softness: float = 1.0) -> None:
-        """Paint a shape given by its signed distance; softness in pixels."""
-        self.image = blend(self.image, opacity * cover(distance, softness * self.pixel), value)
+    def paint(self, distance: Field, value: Field | float, opacity: float = 1.0) -> None:
+        """Paint a shape given by its signed distance, its edge a pixel soft."""
+        self.image = blend(self.image, opacity * cover(distance, self.pixel), value)
 
     def oval(self, centre: Point, radii: Point, tilt: float = 0.0) -> Field:
         """Return the signed distance of a tilted ellipse."""
         return ellipse(self.x, self.y, centre, radii, tilt)
 
-    def dab(
-        self, tissue: str, centre: Point, radii: Point, tilt: float = 0.0, opacity: float = 1.0, softness: float = 1.0
-    ) -> None:
+    def dab(self, tissue: str, centre: Point, radii: Point, tilt: float = 0.0, opacity: float = 1.0) -> None:
         """Paint a small tilted ellipse of one tissue (or ``air``), touching only the pixels near it."""
         row, column = self.find(centre)
-        reach = (max(radii) * 1.1 + self._warp) / self.pixel + softness + 2.0
+        reach = (max(radii) * 1.1 + self._warp) / self.pixel + 3.0
         size = self.image.shape[0]
         window = tuple(slice(max(0, int(at - reach)), min(size, max(0, int(at + reach) + 1))) for at in (row, column))
         distance = ellipse(self.x[window], self.y[window], centre, radii, tilt)
         value = _AIR if tissue == "air" else self.grey[tissue]
-        self.image[window] = blend(self.image[window], opacity * cover(distance, softness * self.pixel), value)
+        self.image[window] = blend(self.image[window], opacity * cover(distance, self.pixel), value)
 
     def pair(self, tissue: str, centre: Point, radii: Point, tilt: float = 0.0, opacity: float = 1.0) -> None:
         """Paint a small ellipse on both sides of the midline."""
