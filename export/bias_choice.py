@@ -1,7 +1,9 @@
 """Whether a quantized network's biases are corrected: images decide that it was not calibrated on."""
 
 import copy
+import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +111,15 @@ def _measure(
     """Return {share: ``measure_change``}, those of less correction first."""
     run, plain = context.run, context.path(ONNX_FP32)
     about = FileMetadata(run.classes, run.pixels, {})
-    wanted = (OnnxRunner(plain, about) if plain.exists() else _float_runner(context))(images)
-    changes = {}
+    runners = [OnnxRunner(plain, about) if plain.exists() else _float_runner(context)]
     with tempfile.TemporaryDirectory(prefix="biases.", suffix=".partial", dir=context.folder) as folder:
-        onnx = Path(folder, "model.onnx")
-        for share, network in networks.items():
+        for number, network in enumerate(networks.values()):
+            onnx = Path(folder, f"{number}.onnx")
             export_qdq_onnx(network, run.pixels, onnx)
-            changes[share] = measure_change(wanted, OnnxRunner(onnx, about)(images))
-    return changes
+            runners.append(OnnxRunner(onnx, about))
+    with ThreadPoolExecutor(min(len(runners), os.cpu_count() or 1)) as pool:
+        wanted, *answers = pool.map(lambda runner: runner(images), runners)
+    return {share: measure_change(wanted, logits) for share, logits in zip(networks, answers, strict=True)}
 
 
 def _float_runner(context: ExportContext) -> Runner:

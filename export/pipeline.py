@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from os import PathLike
@@ -28,10 +28,10 @@ from export.recipes import (
 )
 from export.run.elsewhere import read_elsewhere
 from export.run.metadata import write_metadata
-from export.run.runners import Runner, load_runner
+from export.run.runners import load_runner
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner
-from export.verify.parity import FLOAT_MODEL, LogitTable, climb
+from export.verify.parity import FLOAT_MODEL, LogitTable, climb, list_models
 from export.verify.report import SHIFTED_COPIES, ArtefactReport, ParityReport
 from export.verify.shifted import add_shifted
 
@@ -94,10 +94,13 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
             print(f"warning: float model to compare with: {origin}", file=sys.stderr)
         else:
             context.networks[FLOAT_MODEL] = plain
-        for name in names:
-            _make(name, context, clock)
-        with clock.step("parity"):
-            artefacts = _check(context, names, sample)
+        with closing(LogitTable(folder, sample, {}, THREADS)) as table:
+            for name in names:
+                _make(name, context, clock)
+                # Files answer while the next are made; networks in PyTorch wait, as they may be traced meanwhile.
+                table.begin(one for one in list_models(RECIPES[name].rungs) if context.path(one[0]).exists())
+            with clock.step("parity"):
+                artefacts = _check(context, names, sample, table)
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
         copy_rule(run.folder, folder)
         write_json(folder / PARITY, report.to_json())
@@ -152,7 +155,9 @@ def _make(name: str, context: ExportContext, clock: _Clock) -> None:
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
 
 
-def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) -> dict[str, ArtefactReport]:
+def _check(
+    context: ExportContext, names: Sequence[str], sample: ImageSample, table: LogitTable
+) -> dict[str, ArtefactReport]:
     """Climb the parity ladder of the recipes that were made; where a rung breaks, say where the files part."""
     print(f"parity: {len(sample.names)} images ...", flush=True)
     run = context.run
@@ -160,10 +165,8 @@ def _check(context: ExportContext, names: Sequence[str], sample: ImageSample) ->
     if run.quantization is not None:  # training was free to leave the float model: measured, not limited
         free = [replace_fields(rung.limits, float_agreement=None, float_noise=None) for rung in rungs]
         rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
-    models: dict[str, Runner] = {
-        name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()
-    }
-    reports = climb(rungs, LogitTable(context.folder, sample, models, THREADS), sample, run.classes)
+    table.models |= {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
+    reports, models = climb(rungs, table, sample, run.classes), dict(table.models)
     if ONNX_FP32 in reports and reports[ONNX_FP32].passed:  # the network's answers, in a third of PyTorch's time
         models[FLOAT_MODEL] = load_runner(context.path(ONNX_FP32), THREADS)
     for source, images in {SHIFTED_COPIES: sample.shifted(run.pixels), **context.elsewhere.reporting}.items():

@@ -1,9 +1,8 @@
 """The ladder of comparisons: each exported file against what it was made from, and the verdict."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,61 +68,74 @@ class LogitTable:
     Args:
         folder: Where the artefacts are.
         sample: The images.
-        models: The run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and FOUR_BIT, as far as there are such.
+        models: The run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and FOUR_BIT, as far as there are such;
+            more may come.
         threads: Processor threads of one call.
     """
 
-    def __init__(self, folder: Path, sample: ImageSample, models: Mapping[str, Runner], threads: int) -> None:
+    def __init__(self, folder: Path, sample: ImageSample, models: dict[str, Runner], threads: int) -> None:
         self.folder = folder
-        self._sample, self._models, self._threads = sample, models, threads
-        self._known: dict[tuple[str, bool], Logits] = {}
+        self.models = models
+        self._sample, self._threads = sample, threads
+        self._answers: dict[tuple[str, bool], Future[Logits]] = {}
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
 
     def of(self, name: str, optimised: bool = True) -> Logits:
         """Return a model's logits. name: a file of the folder, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
 
         Raises RunnerError or MetadataError when a file cannot be run.
         """
-        key = (name, optimised or name in self._models)
-        if key not in self._known:
-            self._known[key] = self._run(self._load(*key))
-        return self._known[key]
+        (answer,) = self.begin([(name, optimised)])
+        return answer.result()
+
+    def begin(self, wanted: Iterable[tuple[str, bool]]) -> list[Future[Logits]]:
+        """Begin to compute what ``of`` will be asked for, several models at once; it raises what is wrong with one."""
+        keys = [(name, optimised or name in self.models) for name, optimised in wanted]
+        for key in keys:
+            if key in self._answers:
+                continue
+            try:
+                self._answers[key] = self._pool.submit(self._run, self._load(*key))
+            except (RunnerError, MetadataError) as error:
+                self._answers[key] = Future()
+                self._answers[key].set_exception(error)
+        return [self._answers[key] for key in keys]
 
     def fill(self, wanted: Iterable[tuple[str, bool]]) -> None:
-        """Compute what ``of`` will be asked for, several models at once; it raises what is wrong with one of them."""
-        runners: dict[tuple[str, bool], Runner] = {}
-        for name, optimised in wanted:
-            key = (name, optimised or name in self._models)
-            if key not in self._known and key not in runners:
-                with suppress(RunnerError, MetadataError):
-                    runners[key] = self._load(*key)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            answers = {key: pool.submit(self._run, runner) for key, runner in runners.items()}
-        for key, answer in answers.items():
-            with suppress(RunnerError):
-                self._known[key] = answer.result()
+        """Compute what ``of`` will be asked for."""
+        wait(self.begin(wanted))
+
+    def close(self) -> None:
+        """Wait for what runs, and begin no more."""
+        self._pool.shutdown(cancel_futures=True)
 
     def of_float(self) -> Logits | None:
         """Return the float model's logits, or None where the export has none."""
-        return self.of(FLOAT_MODEL) if FLOAT_MODEL in self._models else None
+        return self.of(FLOAT_MODEL) if FLOAT_MODEL in self.models else None
 
     def _run(self, runner: Runner) -> Logits:
         return Logits(run_named(runner, self._sample.pixels, self._sample.names), runner.logit_scale)
 
     def _load(self, name: str, optimised: bool) -> Runner:
         """Open a file without asking for its checksum: the ladder says in what a changed file differs."""
-        if name in self._models:
-            return self._models[name]
+        if name in self.models:
+            return self.models[name]
         path = self.folder / name
         if path.suffix == ".onnx":
             return OnnxRunner(path, read_metadata(path), self._threads, optimised)
         return TFLiteRunner(path, read_metadata(path), self._threads)
 
 
+def list_models(rungs: Iterable[Rung]) -> list[tuple[str, bool]]:
+    """Return what ``LogitTable.of`` is asked for to climb."""
+    return [(name, rung.optimised) for rung in rungs for name in (rung.artefact, rung.reference)]
+
+
 def climb(
     rungs: Sequence[Rung], table: LogitTable, sample: ImageSample, classes: tuple[str, ...]
 ) -> dict[str, ArtefactReport]:
     """Compare every artefact of the table's folder with its reference. Returns a report per file name."""
-    table.fill((name, rung.optimised) for rung in rungs for name in (rung.artefact, rung.reference))
+    table.fill(list_models(rungs))
     return {rung.artefact: _report(rung, table, sample, classes) for rung in rungs}
 
 
