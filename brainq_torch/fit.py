@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
+from brainq_torch.data.limits import check_limits
 from brainq_torch.data.ranges import Seed, Share, Threads
 from brainq_torch.finish import finish
 from brainq_torch.models import ModelOptions
@@ -55,7 +56,6 @@ IMPORTS = ("brainq_torch", "lightning")
 
 _FULL_DISK_BYTES = 16 << 20
 """Less than this and a failed write is put down to the disk."""
-
 
 _LISTS = ("stages", "data.sources", "distillation.terms", "trainer.logger", "trainer.callbacks")
 """Keys whose value is a list of parts that have keys of their own."""
@@ -263,12 +263,14 @@ def train(parser: ArgumentParser, config: Namespace) -> None:
 
 
 def resolve(parser: ArgumentParser, config: Namespace) -> str:
-    """Return the whole configuration as YAML; how the run is resumed is no part of it."""
+    """Return the whole configuration as YAML, its numbers in their limits; how the run is resumed is no part of it."""
     config.data.root = data_root(config.data.root, config.data.sources)
     kept = config.clone()
     for name in ("config", "resume"):
         kept.pop(name, None)
-    return str(parser.dump(kept, skip_validation=True))
+    text = str(parser.dump(kept, skip_validation=True))
+    check_limits(yaml.safe_load(text))
+    return text
 
 
 def _fit_claimed(out: Path, config: Namespace) -> None:

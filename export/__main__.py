@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.data.limits import MOST_IMAGES
 from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
 from brainq_torch.run_files import BrainqError
 from export.bundle.predict import add_limits
@@ -75,10 +76,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--limits are those of a bundle; name its folder with --bundle")
     if options.run is None and not options.list:
         parser.error("RUN is missing; name a run folder, or use --list")
-    if options.calibration_images < 1:
-        parser.error(f"--calibration-images is {options.calibration_images}; at least 1 is needed")
-    if options.parity_images < LEAST_PARITY_IMAGES:
-        parser.error(f"--parity-images is {options.parity_images}; at least {LEAST_PARITY_IMAGES} are needed")
+    for flag, count, least in (
+        ("--calibration-images", options.calibration_images, 1),
+        ("--parity-images", options.parity_images, LEAST_PARITY_IMAGES),
+    ):
+        if not least <= count <= MOST_IMAGES:
+            limits = f"at least {least} {'are' if least > 1 else 'is'} needed, at most {MOST_IMAGES} are taken"
+            parser.error(f"{flag} is {count}; {limits}")
     return options
 
 

@@ -23,7 +23,7 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
-from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, natural
+from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, positive, seed_number
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 IMAGES = 8
@@ -58,9 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
     parser.add_argument(
-        "--images", type=int, default=IMAGES, metavar="K", help="show K, half of them wrong ones (default: %(default)s)"
+        "--images",
+        type=positive,
+        default=IMAGES,
+        metavar="K",
+        help="show K, half of them wrong ones (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the draw (default: %(default)s)")
     add_threads(parser)
     return parser
 

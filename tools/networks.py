@@ -40,7 +40,7 @@ from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
-from tools.shared.command import add_json, as_main, check_targets, positive
+from tools.shared.command import add_json, as_main, check_targets, positive, whole_number
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""
@@ -72,7 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.networks", description=__doc__)
     parser.add_argument("names", metavar="NAME", nargs="+", help="as model.name, NAME{'key': value} with arguments")
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
-    parser.add_argument("--size", type=positive, default=64, help="side of the images in pixels (default: 64)")
+    words = "side of the images in pixels (default: 64)"
+    parser.add_argument("--size", type=whole_number(32, 1024), default=64, help=words)
     parser.add_argument("--images", type=positive, default=256, help="to compare on (default: 256)")
     parser.add_argument("--steps", type=positive, default=40, help="of training (default: 40)")
     add_json(parser)

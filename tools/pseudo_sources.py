@@ -30,7 +30,7 @@ from brainq_torch.data.dataset.manifest import (
 )
 from brainq_torch.data.leakage.check import grouped_split
 from brainq_torch.data.pixels import PixelSpec
-from tools.shared.command import CommandError, as_main, natural
+from tools.shared.command import CommandError, as_main, positive, seed_number
 
 _PIXELS = PixelSpec(128, "stretch")
 _AIR = 12  # grey levels up to here are no head
@@ -45,8 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--manifest", required=True, metavar="CSV", help="the images, with their groups")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
-    parser.add_argument("--sources", type=int, default=4, metavar="K", help="how many to look for (default: 4)")
-    parser.add_argument("--seed", type=natural, default=0, help="of clustering and validation part (default: 0)")
+    parser.add_argument("--sources", type=positive, default=4, metavar="K", help="how many to look for (default: 4)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of clustering and validation part (default: 0)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the K manifests; must not exist")
     return parser
 

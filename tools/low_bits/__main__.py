@@ -24,7 +24,7 @@ from brainq_torch.texts import fill_text
 from export.run.sample import check_run_images
 from tools.low_bits.measure import Kept, Measure
 from tools.low_bits.plot import plot_curve
-from tools.shared.command import CommandError, add_data, add_threads, as_main, positive
+from tools.shared.command import CommandError, add_data, add_threads, as_main, byte_count, positive
 from tools.shared.images import choose_images, decode_images, labels_of, take_evenly
 
 CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "low_bits.json"
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of these, to measure each layer on (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", nargs="+", type=positive, default=[], metavar="BYTES",
+        "--budget", nargs="+", type=byte_count, default=[], metavar="BYTES",
         help="choose 4 or 8 bits per layer so that all weights take at most this",
     )  # fmt: skip
     add_threads(parser, 2)

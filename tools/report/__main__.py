@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tools.report.statistics import RESAMPLES
 from tools.report.write import write_study_report
-from tools.shared.command import as_main
+from tools.shared.command import as_main, positive
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -14,7 +14,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("study", metavar="OUT", help="folder that tools.study made; the report is written into it")
     parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, help="bootstrap resamples of the intervals (default: %(default)s)"
+        "--resamples",
+        type=positive,
+        default=RESAMPLES,
+        help="bootstrap resamples of the intervals (default: %(default)s)",
     )
     return parser
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brainq_torch.console import run_command
+from brainq_torch.data.limits import MOST, MOST_SEED
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 
@@ -39,24 +40,20 @@ def as_main(
     return main
 
 
-def positive(word: str) -> int:
-    """Read a number of an option, 1 or more, as argparse's ``type``."""
-    return natural(word, 1)
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a whole number between two, as argparse's ``type``."""
 
+    def number(word: str) -> int:
+        if not least <= int(word) <= most:
+            size = "small" if int(word) < least else "large"
+            raise argparse.ArgumentTypeError(f"{word} is too {size}; allowed are {least} to {most}")
+        return int(word)
 
-def thread_count(word: str) -> int:
-    """Read a number of processor threads, as argparse's ``type``."""
-    if positive(word) > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{word} is too large; allowed are 1 to {MOST_THREADS}")
-    return int(word)
-
-
-def natural(word: str, least: int = 0) -> int:
-    """Read a number of an option, such as a seed, as argparse's ``type``."""
-    number = int(word)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{word} is too small; allowed are {least} and more")
     return number
+
+
+positive, thread_count = whole_number(1, MOST), whole_number(1, MOST_THREADS)
+seed_number, byte_count = whole_number(0, MOST_SEED), whole_number(1, 2**40)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

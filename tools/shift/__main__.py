@@ -34,8 +34,8 @@ from tools.shared.command import (
     add_threads,
     as_main,
     check_targets,
-    natural,
     positive,
+    seed_number,
 )
 from tools.shared.images import choose_images, class_order
 from tools.shift.plot import plot_grid, plot_pictures
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     parser.add_argument("--images", type=positive, metavar="N", help="draw N, as many of each class (default: all)")
-    parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of that draw (default: %(default)s)")
     parser.add_argument("--compare", metavar="MODEL", help="a second model on the same images, such as the INT8 file")
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the grid as PNG; FILE_pictures.png shows the shifts")

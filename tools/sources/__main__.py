@@ -22,7 +22,7 @@ from brainq_torch.run import read_yaml
 from brainq_torch.run_files import METRICS, atomic_path, find_config, write_json
 from brainq_torch.texts import fill_text
 from tools.pseudo_sources import name_looks
-from tools.shared.command import CommandError, natural, positive, run_resumable
+from tools.shared.command import CommandError, positive, run_resumable, seed_number
 from tools.sources.folds import Fold, check_folder, list_images, make_folds
 from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 
@@ -39,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     words = "the folds: a source each, or several joined by + (default: each source that has not all of a class)"
     parser.add_argument("--leave-out", nargs="+", metavar="SOURCE", help=words)
-    parser.add_argument("--seeds", nargs="+", type=natural, default=[0], metavar="N", help="train each fold so often")
+    words = "train each fold so often"
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0], metavar="N", help=words)
     words = "tell K sources apart by how images look, where none is known (tools.pseudo_sources)"
     parser.add_argument("--pseudo", type=positive, metavar="K", help=words)
     return parser

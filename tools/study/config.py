@@ -3,12 +3,13 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from brainq_torch.data.limits import check_limits
 from brainq_torch.run_files import BrainqError, find_config
 from export.catalogue import CATALOGUE
 
@@ -185,6 +186,7 @@ def read_plan(arguments: Sequence[str] | None = None) -> StudyPlan:
     made = parser.instantiate(config)
     values = {part.name: made[part.name] for part in fields(StudyPlan)}
     plan = StudyPlan(**values | {"config": str(config.config[-1]), "only": tuple(made.only)})
+    check_limits(asdict(plan))
     _check_models(plan)
     _check_rows(plan)
     return plan

@@ -478,6 +478,7 @@ BAD = [
     ({"rows": [dict(zip(KEYS, ROWS[0], strict=True))] * 2}, "each id once"),
     ({"gradcam": "absent"}, "gradcam names absent"),
     ({"latency": {"rounds": -1}}, "rounds from 0"),
+    ({"latency": {"calls": 10**9}}, "latency.calls is 1000000000; allowed are at most 100000"),
     ({"data": {"class_path": "this.ImageSource"}}, "Importing 'this.ImageSource' is not allowed"),
 ]
 
