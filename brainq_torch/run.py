@@ -16,7 +16,16 @@ from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weig
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.quant.layers import is_fake_quantized, scheme_of
 from brainq_torch.quant.prepare import rebuild
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PHANTOMS, BrainqError, list_configs
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    PHANTOMS,
+    BrainqError,
+    find_run_fault,
+    list_configs,
+)
 
 CHECKPOINT_FORMAT = 1
 _CHECKPOINT_KEYS = frozenset({"format", "model", "pixels", "classes", "state_dict", "quantization"})
@@ -128,15 +137,8 @@ def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> 
 def load_run(folder: str | PathLike[str]) -> Run:
     """Load a run folder for evaluation or export. Raises RunError where it is no finished run."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise RunError(f"{folder} is no folder; give a run folder made by python -m brainq_torch.fit --out {folder}")
-    if not (folder / CONFIG).is_file():
-        raise RunError(f"{folder} is no run folder: it has no {CONFIG}")
-    if not (folder / CHECKPOINT).is_file():
-        raise RunError(
-            f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with "
-            f"python -m brainq_torch.fit --resume --out {folder}"
-        )
+    if fault := find_run_fault(folder):
+        raise RunError(fault)
     config = read_config(folder)
     checkpoint = read_checkpoint(folder / CHECKPOINT)
     try:

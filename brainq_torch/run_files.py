@@ -40,6 +40,18 @@ def list_configs() -> list[str]:
     return sorted(name for name in names if not name.startswith("study"))
 
 
+def find_run_fault(folder: Path) -> str:
+    """Return why a folder is no finished run, and what to do; empty where it looks like one."""
+    if not folder.is_dir():
+        return f"{folder} is no folder; give a run folder made by python -m brainq_torch.fit --out {folder}"
+    if not (folder / CONFIG).is_file():
+        return f"{folder} is no run folder: it has no {CONFIG}"
+    if not (folder / CHECKPOINT).is_file():
+        resume = f"python -m brainq_torch.fit --resume --out {folder}"
+        return f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with {resume}"
+    return ""
+
+
 class BrainqError(ValueError):
     """What a user can cause: a command ends with the message in one line and this exit code."""
 

@@ -13,7 +13,7 @@ from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.data.limits import MOST_IMAGES
 from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
-from brainq_torch.run_files import BrainqError
+from brainq_torch.run_files import BrainqError, find_run_fault
 from export.bundle.predict import add_limits
 from export.bundle.web import DEFAULT_RUNTIME, PACKAGE
 from export.catalogue import CATALOGUE, PARITY_IMAGES
@@ -35,6 +35,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.list:
         _list_recipes()
         return 0
+    if fault := find_run_fault(Path(options.run)):
+        raise BrainqError(fault)
     try:
         code: int = _load_command().run(options)
         return code

@@ -428,3 +428,9 @@ def test_runs_as_a_command():
     assert result.returncode == 2
     assert result.stderr.startswith("error: nowhere is no folder")
     assert result.stdout == ""
+
+
+def test_what_is_no_run_is_refused_before_pytorch_loads():
+    code = "import sys; from export.__main__ import main; print(main(['nowhere']), 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["2", "False"]
