@@ -1,6 +1,5 @@
 """The largest numbers that an option takes: beyond them a typing error fills the memory, or goes on for days."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,17 +18,17 @@ class LimitError(BrainqError):
 
 
 def check_limits(settings: dict[str, Any]) -> None:
-    """Raise LimitError where a configuration, as YAML has it, holds a number beyond its limit, by default ``MOST``."""
+    """Raise LimitError where a configuration, as YAML has it, holds a count beyond its limit, by default ``MOST``."""
     for name, value in _numbers({key: each for key, each in settings.items() if key != _NOT_OURS}):
         most = _OF_KEYS.get(name.rpartition(".")[2], MOST)
-        if most < value < math.inf:  # what is infinite is refused where it is used
+        if value > most:
             raise LimitError(f"{name} is {value}; allowed are at most {most}")
 
 
-def _numbers(tree: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
-    """Yield every number with its key, ``stages.0.epochs``."""
+def _numbers(tree: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Yield every whole number with its key, ``stages.0.epochs``; others, such as a rate, count nothing."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     for key, value in items:
         yield from _numbers(value, f"{name}.{key}" if name else str(key))
-    if isinstance(tree, int | float):
+    if isinstance(tree, int):
         yield name, tree

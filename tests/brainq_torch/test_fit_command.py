@@ -100,7 +100,7 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--data.batch_size=1000000000"], "data.batch_size is 1000000000; allowed are at most 4096"),
         (["--data.root=phantom", "--data.phantoms_per_class=1000000000"], "allowed are at most 20000"),
         (["--data.views=100000"], "data.views is 100000; allowed are at most 1000"),
-        (["--model.arguments.width_mult=1e9"], "model.arguments.width_mult is 1000000000.0; allowed are at most"),
+        (["--model.arguments.width_mult=1000000000"], "model.arguments.width_mult is 1000000000; allowed are at most"),
         (["--seed=4294967296"], '"seed": Not of type Seed: 4294967296 does not'),
         (["--data.views=-1"], '"data.views": '),
         (["--ema_decay=1"], '"ema_decay": Not of type Share: 1 does not conform to restriction v>=0 and v<1'),
