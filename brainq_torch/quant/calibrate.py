@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.encoding import CalibrationMethod
+from brainq_torch.quant.equalize import Peaks, equalize, noting_peaks
 from brainq_torch.quant.layer_samples import apply_rows, make_batches, mean_of_positions, walk_inputs
-from brainq_torch.quant.layers import Layer, activation_quantizers, scheme_of, weighted_layers
+from brainq_torch.quant.layers import Layer, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
-from brainq_torch.quant.switches import set_fake_quant
 
 _BINS = 2048
 _PERCENTILE = 99.99
@@ -106,15 +107,24 @@ def quantize_post_training(
     scheme: Scheme = Scheme(),  # noqa: B008  # frozen
     method: CalibrationMethod = "percentile",
     means: dict[str, Tensor] | None = None,
+    equal: bool = True,
 ) -> nn.Module:
-    """Return a fake-quantized, calibrated, finalized copy of a float network; pixels are (N, H, W) uint8.
+    """Return a fake-quantized, calibrated, finalized copy of a float network.
 
-    means: is given the float layers' mean outputs over the first images, which are then on their way through anyway.
+    Args:
+        model: The float network.
+        pixels: (N, H, W) uint8 images to choose ranges on.
+        scheme: Bits and scales.
+        method: How ranges are chosen.
+        means: Is given the float layers' mean outputs over the first images, which are on their way through anyway.
+        equal: Make channels equally strong where that costs nothing (``equalize``); not for further training, to
+            which each weight's size matters.
     """
-    prepared = prepare_qat(model, scheme).eval()
-    with nullcontext() if means is None else _noting_means(prepared, means):
+    prepared, peaks = prepare_qat(model, scheme).eval(), Peaks()
+    readers = depthwise_readers(model) if equal else {}
+    with noting_peaks(prepared, readers, peaks), nullcontext() if means is None else _noting_means(prepared, means):
         ranges = choose_ranges(prepared, pixels, method)
-    set_activation_ranges(prepared, ranges)
+    set_activation_ranges(prepared, ranges | equalize(prepared, readers, peaks))
     finalize(prepared)
     return prepared
 
@@ -138,9 +148,7 @@ def choose_ranges(
 
 
 @torch.no_grad()
-def correct_biases(
-    network: nn.Module, means: Mapping[str, Tensor], pixels: NDArray[Any], share: float = _SHARE
-) -> None:
+def correct_biases(network: Any, means: Mapping[str, Tensor], pixels: NDArray[Any], share: float = _SHARE) -> None:
     """Move each bias, in running order and in place, so that the layer's mean output comes near the float network's.
 
     Args:
@@ -153,7 +161,8 @@ def correct_biases(
     walk = walk_inputs(network, [layer.name for layer in layers], batches, mean_of_positions)
     for layer, (name, rows) in zip(layers, walk, strict=True):
         weight = layer.module.weight_fake_quant(layer.weight)  # type: ignore[operator]  # a module of torch.ao
-        move_bias(network, layer, share * (means[name] - _mean_output(layer, weight, rows)))
+        wanted = means[name] * network.equalization.get(name, 1)
+        move_bias(network, layer, share * (wanted - _mean_output(layer, weight, rows)))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch.ao.nn.intrinsic.qat as fused_qat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brainq_torch.quant.fake_quantize import ActivationQuantizer
+from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.lower import probe_image
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run_files import BrainqError
@@ -206,3 +206,35 @@ def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
         ends.callback(model.train, model.training)
         model.eval()(probe_image(model))
     return order, sources
+
+
+def freeze_observers(model: nn.Module) -> None:
+    """Keep every activation range as it is. Weight scales go on following the weights until ``finalize``."""
+    for quantizer in activation_quantizers(model).values():
+        quantizer.refresh()
+        quantizer.observe(False)
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Use and keep the running statistics from here, also in training mode; not in the state dict: repeat on resume."""
+    scheme_of(model)
+    for module in model.modules():
+        if isinstance(module, FoldedConvBn2d):
+            module.freeze_bn_stats()
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let ranges and weight scales follow again after ``finalize``: fine-tuning may start from a calibrated network."""
+    for quantizer in activation_quantizers(model).values():
+        quantizer.observe(not quantizer.fixed)
+    for layer in weighted_layers(model):
+        quantizer_of_weight: Any = layer.module.weight_fake_quant
+        quantizer_of_weight.observe(True)
+
+
+def set_fake_quant(model: nn.Module, enabled: bool) -> None:
+    """Switch all rounding on or off; off, the network computes what the float one does."""
+    scheme_of(model)
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer | WeightQuantizer):
+            module.quantizing = enabled

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors
+from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.encoding import CalibrationMethod
+from brainq_torch.quant.equalize import Peaks, equalize, noting_peaks
 from brainq_torch.quant.layer_samples import apply_rows, at_positions, make_batches, sample_inputs, walk_inputs
-from brainq_torch.quant.layers import Layer, weighted_layers
+from brainq_torch.quant.layers import Layer, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
 from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
 from brainq_torch.quant.scheme import Scheme, encode_weight_clipped
-from brainq_torch.quant.switches import set_fake_quant
 
 W4A8 = Scheme(weight_bits=4, exceptions={"first": 8, "last": 8, "depthwise": 8})
 """4-bit weights where they save most; the few weights of the ends and of depthwise convolutions keep 8 bits."""
@@ -34,7 +35,7 @@ LARGEST_LEARNED = 31
 
 _BATCH = 16
 _SECONDS = "seconds"
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 """To be raised when what a state holds, or what would be computed anew, changes."""
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
@@ -149,16 +150,19 @@ def _start(
     model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: CalibrationMethod, kept: _State
 ) -> tuple[nn.Module, float]:
     """Return the network rounded to nearest and calibration's seconds; ranges are the same for any bits of weights."""
-    network = prepare_qat(model, scheme).eval()
-    found = kept.read("ranges")
-    if found is None:
-        began = time.process_time()
-        chosen = choose_ranges(network, pixels, ranges)
+    network, readers = prepare_qat(model, scheme).eval(), depthwise_readers(model)
+    found, peaks = kept.read("ranges"), kept.read("peaks")
+    if found is None or peaks is None:
+        began, peaks = time.process_time(), Peaks()
+        with noting_peaks(network, readers, peaks):
+            chosen = choose_ranges(network, pixels, ranges)
         found = {name: torch.tensor(ends, dtype=torch.float64) for name, ends in chosen.items()}
         found[_SECONDS] = torch.tensor(time.process_time() - began)
+        kept.write("peaks", peaks)
         kept.write("ranges", found)
     seconds = float(found.pop(_SECONDS))
-    set_activation_ranges(network, {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()})
+    chosen = {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()}
+    set_activation_ranges(network, chosen | equalize(network, readers, peaks))
     finalize(network)
     return network, seconds
 

@@ -34,6 +34,8 @@ from brainq_torch.quant.layers import (
     PrepareError,
     activation_quantizers,
     fold,
+    freeze_batchnorm,
+    freeze_observers,
     is_fake_quantized,
     running_order,
     scheme_of,
@@ -42,7 +44,6 @@ from brainq_torch.quant.layers import (
 )
 from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
 from brainq_torch.quant.scheme import LAYER_KINDS, Scheme, encode_weight, largest_integer, quantize_bias, raise_for_bias
-from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers
 
 _MODULES: dict[type[nn.Module], type[nn.Module]] = {
     fused.ConvBn2d: FoldedConvBn2d,
@@ -88,7 +89,7 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     for name in limited:
         prepared.get_submodule(name).ceiling = RELU6_CEILING
     _share(prepared, groups, scheme)
-    prepared.quantization_scheme = scheme
+    prepared.quantization_scheme, prepared.equalization = scheme, {}
     _drop_idle(prepared)
     if scheme.exceptions:
         _set_weight_bits(prepared, scheme)

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.quant.layer_samples import apply_rows, make_batches, sample_inputs
-from brainq_torch.quant.layers import Layer, scheme_of, weighted_layers
+from brainq_torch.quant.layers import Layer, scheme_of, set_fake_quant, weighted_layers
 from brainq_torch.quant.low_bits import learn_layer
 from brainq_torch.quant.prepare import settle_layer
 from brainq_torch.quant.rounding import Rounding, Target
 from brainq_torch.quant.scheme import encode_weight, largest_integer, quantize_weight
-from brainq_torch.quant.switches import set_fake_quant
 from brainq_torch.run_files import BrainqError
 
 Progress = Callable[[Iterable[str]], Iterable[str]]

@@ -19,9 +19,9 @@ from brainq_torch.data.ranges import Count, Natural
 from brainq_torch.files import load_tensors, save_tensors
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.encoding import CalibrationMethod
+from brainq_torch.quant.layers import freeze_batchnorm, freeze_observers, unfreeze
 from brainq_torch.quant.prepare import prepare_qat, rebuild
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers, unfreeze
 from brainq_torch.run_files import MANIFEST
 
 
@@ -59,7 +59,7 @@ def start_ptq(options: Qat, model: nn.Module, data: ImageDataModule) -> nn.Modul
         data.prepare_data()
         rows = draw_balanced(read_manifest(data.out / MANIFEST), options.calibration_images)
         pixels = load_pixels(manifest_folder(data.folder, rows), data.pixels)
-        quantized = quantize_post_training(model, pixels, options.scheme, options.method)
+        quantized = quantize_post_training(model, pixels, options.scheme, options.method, equal=False)
         kept.parent.mkdir(exist_ok=True)
         save_tensors(quantized.state_dict(), kept)
     quantized = load_ptq(options, model, data)

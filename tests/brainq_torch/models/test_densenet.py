@@ -8,11 +8,10 @@ from torchvision.models.densenet import DenseNet as TorchvisionDenseNet
 from brainq_torch.models import build_model
 from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.models.wiring import fuse_list, shared_activation_groups
-from brainq_torch.quant.layers import activation_quantizers, weighted_layers
+from brainq_torch.quant.layers import activation_quantizers, set_fake_quant, weighted_layers
 from brainq_torch.quant.lower import lower_batchnorms
 from brainq_torch.quant.prepare import finalize, prepare_qat
 from brainq_torch.quant.scheme import Scheme, quantize_weight
-from brainq_torch.quant.switches import set_fake_quant
 
 TINY = {"block_config": (2, 3, 2), "growth_rate": 8, "stem_channels": 16}
 

@@ -13,10 +13,9 @@ from brainq_torch.quant.calibrate import (
     collect_histograms,
     quantize_post_training,
 )
-from brainq_torch.quant.layers import activation_quantizers
+from brainq_torch.quant.layers import activation_quantizers, unfreeze
 from brainq_torch.quant.prepare import check_finalized, prepare_qat
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.quant.switches import unfreeze
 
 
 @pytest.fixture(scope="module")

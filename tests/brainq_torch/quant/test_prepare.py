@@ -14,14 +14,17 @@ from brainq_torch.quant.fake_quantize import ActivationQuantizer, fake_quantize
 from brainq_torch.quant.layers import (
     PrepareError,
     activation_quantizers,
+    freeze_batchnorm,
+    freeze_observers,
     is_fake_quantized,
     running_order,
     scheme_of,
+    set_fake_quant,
+    unfreeze,
     weighted_layers,
 )
 from brainq_torch.quant.prepare import check_finalized, finalize, prepare_qat, rebuild, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, quantize_bias
-from brainq_torch.quant.switches import freeze_batchnorm, freeze_observers, set_fake_quant, unfreeze
 from tests.support.small_network import SmallNetwork, as_input, small_images, small_network
 
 FREE = Scheme(exact_scales=False)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from brainq_torch.data.decoded import Batch
+from brainq_torch.fit import make_parser
 from brainq_torch.training.classifier import CrossEntropy
 from brainq_torch.training.distill import (
     AttentionTransfer,
@@ -227,6 +228,7 @@ def test_a_configuration_file_can_say_all_of_it():
     def of(name, **arguments):
         return {"class_path": f"brainq_torch.training.{name}", "init_args": arguments}
 
+    make_parser()  # its settings, which are the process's, say what a file may import
     parser = ArgumentParser()
     parser.add_argument("--loss", type=Distillation)
     standardized = of("distill.StandardizedLogits", term=of("distill.DecoupledTargets", temperature=2))

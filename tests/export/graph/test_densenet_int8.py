@@ -11,10 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.models import build_model
-from brainq_torch.quant.layers import activation_quantizers
+from brainq_torch.quant.layers import activation_quantizers, set_fake_quant
 from brainq_torch.quant.prepare import finalize, prepare_qat
 from brainq_torch.quant.scheme import Scheme
-from brainq_torch.quant.switches import set_fake_quant
 from tools.edge.layer_cost import measure_cost
 
 SIZE = 64
