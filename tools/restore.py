@@ -186,6 +186,8 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
     file, out, parser = words.file, Path(words.out), make_fit_parser()
     if out.exists():
         raise CommandError(f"{out} exists; name another folder with --out")
+    if not file.is_file():
+        raise CommandError(f"{file} is no file; give a .tflite file with float32 or float16 weights")
     metadata = read_metadata(file)
     root = [f"--data.root={words.data}"] if words.data else []
     known = [f"--config={config_file}", *describe_file(metadata), *root, *others, f"--out={out}"]

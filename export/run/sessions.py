@@ -1,5 +1,6 @@
 """Opens model files in ONNX Runtime and LiteRT, the only place that does, and feeds them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,9 +58,17 @@ def open_onnx(model: Path | bytes, threads: int = 1, optimised: bool = True, fus
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not fused:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    source = model if isinstance(model, bytes) else str(model)
+    source = model if isinstance(model, bytes) else _name_or_bytes(model)
     # Without a fallback, which would print to standard output before it fails in the same way.
     return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def _name_or_bytes(path: Path) -> str | bytes:
+    """Return a file's name as ONNX Runtime reads it, as UTF-8; where a folder's name is none, what the file holds."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return path.read_bytes()
 
 
 def open_tflite(
@@ -80,7 +89,7 @@ def open_tflite(
     litert = import_extra("ai_edge_litert.interpreter")
     with without_chatter() if quiet else nullcontext():
         interpreter = litert.Interpreter(
-            str(path),
+            os.fsencode(path),  # a name in any encoding: LiteRT takes text for UTF-8
             num_threads=threads,
             experimental_op_resolver_type=getattr(litert.OpResolverType, kernels),
             experimental_preserve_all_tensors=keep_all,

@@ -78,7 +78,9 @@ def test_the_verdict_comes_first_and_counts_what_was_planted(leaky, capsys):
 def test_a_clean_set_passes(clean, capsys):
     # The negative control: the same images without the planted ones.
     assert audit.main([str(clean), "--fail-on-leak"]) == 0
-    assert capsys.readouterr().out.startswith("Testing: no image of the test set is a copy of a training image")
+    printed = capsys.readouterr().out
+    assert printed.startswith("Testing: no image of the test set is a copy of a training image")
+    assert "\n  nearest copy: 0 nearly equal, 0 mirrored or turned, 0 altered\n" in printed
 
 
 def test_json_names_every_leak_with_its_source_and_orientation(report):

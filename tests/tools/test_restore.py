@@ -114,6 +114,11 @@ def test_an_existing_folder_is_left_alone(tiny_export, tmp_path, words, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_there_is_named_with_a_remedy(tmp_path, words, capsys):
+    assert main([str(tmp_path / "gone.tflite"), *words])
+    assert "gone.tflite is no file; give a .tflite file" in capsys.readouterr().err
+
+
 def test_what_is_no_tflite_file_is_refused(tiny_export, tmp_path, words, capsys):
     copy = shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "copy.tflite")
     copy.write_bytes(b"nothing")

@@ -1,3 +1,8 @@
+import os
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -71,6 +76,16 @@ def test_threads_deal_out_the_images_of_a_tflite_file(tiny_export):
     np.testing.assert_array_equal(together(images), expected)
     np.testing.assert_array_equal(together(images[:2]), expected[:2])
     assert (len(alone._interpreters), len(together._interpreters)) == (1, 3)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_whose_name_is_not_utf8_is_read(tiny_export, tmp_path, name):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/B\xfcndel"))  # as an archive packed elsewhere leaves it
+    folder.mkdir()
+    images = random_images(2)
+    moved = load_runner(shutil.copy(tiny_export / name, folder))
+    np.testing.assert_array_equal(moved(images), load_runner(tiny_export / name)(images))
 
 
 @pytest.mark.parametrize("name", ["", *FILES])
