@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.encoding import CalibrationMethod
-from brainq_torch.quant.equalize import Peaks, equalize, noting_peaks
+from brainq_torch.quant.equalize import equalize, noting_peaks
 from brainq_torch.quant.layer_samples import apply_rows, make_batches, mean_of_positions, walk_inputs
 from brainq_torch.quant.layers import Layer, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
@@ -120,9 +120,8 @@ def quantize_post_training(
         equal: Make channels equally strong where that costs nothing (``equalize``); not for further training, to
             which each weight's size matters.
     """
-    prepared, peaks = prepare_qat(model, scheme).eval(), Peaks()
-    readers = depthwise_readers(model) if equal else {}
-    with noting_peaks(prepared, readers, peaks), nullcontext() if means is None else _noting_means(prepared, means):
+    prepared, readers = prepare_qat(model, scheme).eval(), depthwise_readers(model) if equal else {}
+    with noting_peaks(prepared, readers) as peaks, nullcontext() if means is None else _noting_means(prepared, means):
         ranges = choose_ranges(prepared, pixels, method)
     set_activation_ranges(prepared, ranges | equalize(prepared, readers, peaks))
     finalize(prepared)

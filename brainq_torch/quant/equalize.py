@@ -28,21 +28,21 @@ _HIGHEST = 255 * 2.0**-4
 
 
 @contextmanager
-def noting_peaks(network: nn.Module, readers: Mapping[str, str], peaks: Peaks) -> Iterator[None]:
-    """Give ``peaks`` the peaks of what depthwise convolutions read, of all that runs through the network meanwhile.
+def noting_peaks(network: nn.Module, readers: Mapping[str, str]) -> Iterator[Peaks]:
+    """Note what depthwise convolutions read of all that runs through the network in the block: the peaks so far.
 
     readers: as ``brainq_torch.models.wiring.depthwise_readers`` finds them.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in readers}
+    peaks, quantizers = Peaks(), activation_quantizers(network)
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        found[name].append(inputs[0].amax((2, 3)))
+        found = inputs[0].amax((2, 3))
+        peaks[name] = torch.cat([peaks[name], found]) if name in peaks else found
 
     with ExitStack() as hooks:
         for name in readers:
-            hooks.enter_context(activation_quantizers(network)[name].register_forward_pre_hook(partial(note, name)))
-        yield
-    peaks.update({name: torch.cat(parts) for name, parts in found.items() if parts})
+            hooks.enter_context(quantizers[name].register_forward_pre_hook(partial(note, name)))
+        yield peaks
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.encoding import CalibrationMethod
-from brainq_torch.quant.equalize import Peaks, equalize, noting_peaks
+from brainq_torch.quant.equalize import equalize, noting_peaks
 from brainq_torch.quant.layer_samples import apply_rows, at_positions, make_batches, sample_inputs, walk_inputs
 from brainq_torch.quant.layers import Layer, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
@@ -153,8 +153,8 @@ def _start(
     network, readers = prepare_qat(model, scheme).eval(), depthwise_readers(model)
     found, peaks = kept.read("ranges"), kept.read("peaks")
     if found is None or peaks is None:
-        began, peaks = time.process_time(), Peaks()
-        with noting_peaks(network, readers, peaks):
+        began = time.process_time()
+        with noting_peaks(network, readers) as peaks:
             chosen = choose_ranges(network, pixels, ranges)
         found = {name: torch.tensor(ends, dtype=torch.float64) for name, ends in chosen.items()}
         found[_SECONDS] = torch.tensor(time.process_time() - began)

@@ -32,6 +32,7 @@ from export.run.runners import Runner, TFLiteRunner
 from export.run.sessions import NotFiniteError
 
 ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
+_NOT_FINITE = "gives logits that are not finite: it is broken"
 FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
 
@@ -86,7 +87,7 @@ class BundledModel:
         try:
             return self.runner(images)
         except NotFiniteError as error:
-            raise BrokenModelError(f"{self.file} gives logits that are not finite: it is broken") from error
+            raise BrokenModelError(f"{self.file} {_NOT_FINITE}") from error
 
 
 def golden_answer(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
@@ -125,7 +126,7 @@ def verify(model: BundledModel, folder: Path) -> list[str]:
         try:
             digest, found = golden_answer(model.runner, folder / name)
         except NotFiniteError:
-            wrong.append(f"{name}: {model.file} gives logits that are not finite: it is broken")
+            wrong.append(f"{name}: {model.file} {_NOT_FINITE}")
             continue
         expected = entry["answers"][model.file]
         difference = max(abs(one - other) for one, other in zip(found["logits"], expected["logits"], strict=True))

@@ -54,11 +54,11 @@ def error(quantized, model, images):
 
 
 def test_without_rounding_it_computes_what_it_did(uneven):
-    images, readers, peaks = as_input(small_images()), depthwise_readers(uneven), {}
+    images, readers = as_input(small_images()), depthwise_readers(uneven)
     assert readers == {"stem.0": "depth.0", "point.0": "twofold"}
     network = prepare_qat(uneven, Scheme()).eval()
     set_fake_quant(network, False)
-    with noting_peaks(network, readers, peaks):
+    with noting_peaks(network, readers) as peaks:
         network(images)
     ranges = equalize(network, readers, peaks)
     assert ranges.keys() == network.equalization.keys() == readers.keys()
