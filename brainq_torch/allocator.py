@@ -8,8 +8,10 @@ import itertools
 import os
 import sys
 
-TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=99999999999"
-"""Transparent huge pages, nothing mapped apart, nothing given back.
+TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=99999999999:glibc.malloc.arena_max=1"
+)
+"""Transparent huge pages, nothing mapped apart, nothing given back, one heap for all threads.
 
 Source: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html.
 """

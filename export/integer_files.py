@@ -50,7 +50,6 @@ from export.graph.quantize import quantize_dynamic, quantize_static
 from export.graph.tflite import convert_float, convert_int8_tensorflow
 from export.run.divergence import find_divergences
 from export.run.sample import ImageSample
-from export.run.torch_runner import torch_threads
 from export.verify.parity import FAKE_QUANTIZED, FOUR_BIT
 
 _IMAGES_TO_EXPLAIN = 4
@@ -118,9 +117,8 @@ def make_int8(context: ExportContext) -> None:
         return
     sample, about = _calibrate(context, ONNX_INT8)
     options, means = context.options, context.float_means if context.options.bias_correction != "off" else None
-    with torch_threads(1):  # two would wait for one another, and for those who answer meanwhile
-        network = quantize_post_training(run.model, sample.pixels, Scheme(), options.calibration_method, means)
-        INT8_FILES.write(context, network, {"scales": "calibrated after training", "calibration": about}, sample)
+    network = quantize_post_training(run.model, sample.pixels, Scheme(), options.calibration_method, means)
+    INT8_FILES.write(context, network, {"scales": "calibrated after training", "calibration": about}, sample)
 
 
 def make_w4a8(context: ExportContext) -> None:

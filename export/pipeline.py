@@ -30,7 +30,7 @@ from export.run.elsewhere import read_elsewhere
 from export.run.metadata import write_metadata
 from export.run.runners import load_runner
 from export.run.sample import ImageSample, RunImages, check_run_images
-from export.run.torch_runner import TorchRunner
+from export.run.torch_runner import TorchRunner, torch_threads
 from export.verify.parity import FLOAT_MODEL, LogitTable, climb, list_models
 from export.verify.report import SHIFTED_COPIES, ArtefactReport, ParityReport
 from export.verify.shifted import add_shifted
@@ -98,7 +98,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
             for name in names:
                 _make(name, context, clock)
                 # Files answer while the next are made; networks in PyTorch wait, as they may be traced meanwhile.
-                table.begin(one for one in list_models(RECIPES[name].rungs) if context.path(one[0]).exists())
+                table.begin(file for file in list_models(RECIPES[name].rungs) if context.path(file).exists())
             with clock.step("parity"):
                 artefacts = _check(context, names, sample, table)
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
@@ -146,7 +146,8 @@ def _make(name: str, context: ExportContext, clock: _Clock) -> None:
     recipe = RECIPES[name]
     print(f"{name}: {', '.join(recipe.files)} ...", flush=True)
     with clock.step(name):
-        recipe.make(context)
+        with torch_threads(THREADS):  # two would wait for one another, and choose other integers
+            recipe.make(context)
         metadata = describe_run(context.run, name, context.provenance.get(name))
         paths = [context.path(file) for file in recipe.files]
         for path in paths:

@@ -79,7 +79,7 @@ def _make_fp16(context: ExportContext) -> None:
 def _integer_rungs(files: IntegerFiles) -> tuple[Rung, Rung]:
     """Compare a network's integers in PyTorch with its QDQ file, and that with its TFLite file.
 
-    In float between Q and DQ in both: ONNX Runtime's integer kernels saturate on some older processors.
+    Where ONNX Runtime's integer kernels differ, in float between Q and DQ: on some older processors they saturate.
     """
     from_torch = Limits(max_lsb=1, **LIKE_FLOAT)
     from_onnx = Limits(top1_agreement=0.999, max_lsb=4, mean_lsb=0.25, **LIKE_FLOAT)

@@ -117,12 +117,16 @@ def mean_of_positions(layer: Any, inputs: Tensor, number: int) -> Tensor:
     """Keep the mean over all positions: rows are images."""
     if not isinstance(layer, nn.Conv2d):
         return inputs.unsqueeze(1)
-    image, (down, across) = _pad(layer, inputs), layer.stride
-    height, width = _output_size(layer, image)
-    (kernel_height, kernel_width) = layer.kernel_size
-    columns = [image[..., x : x + width * across : across].mean(3) for x in range(kernel_width)]  # (N, C, padded H)
-    means = [column[..., y : y + height * down : down].mean(2) for y in range(kernel_height) for column in columns]
-    return torch.stack(means, 2).reshape(len(image), layer.groups, -1)
+    shapes = zip(inputs.shape[2:], layer.kernel_size, layer.stride, layer.padding, strict=True)
+    means: Tensor = inputs.flatten(2) @ torch.kron(*(_shares(*shape) for shape in shapes))  # (N, C, kernel)
+    return means.reshape(len(inputs), layer.groups, -1)
+
+
+def _shares(size: int, kernel: int, stride: int, padding: Any) -> Tensor:
+    """Return (size, kernel): at which share of the positions of a convolution each input meets each weight."""
+    positions = torch.arange((size + 2 * padding - kernel) // stride + 1)[:, None] * stride - padding
+    meets: Tensor = torch.arange(size)[:, None, None] == positions + torch.arange(kernel)
+    return meets.float().mean(1)
 
 
 def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
@@ -130,23 +134,13 @@ def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("sgk,gok->sgo", rows, weight).flatten(1) if rows.shape[1] > 1 else rows[:, 0] @ weight[0].T
 
 
-def _pad(layer: nn.Conv2d, image: Tensor) -> Tensor:
-    padding: Any = layer.padding  # typed for the names that torch allows, too
-    return functional.pad(image, [side for side in reversed(padding) for _ in range(2)])
-
-
-def _output_size(layer: nn.Conv2d, padded: Tensor) -> list[int]:
-    """Return height and width of what a convolution makes of a padded image."""
-    sizes = zip(padded.shape[2:], layer.kernel_size, layer.stride, strict=True)
-    return [(side - kernel) // stride + 1 for side, kernel, stride in sizes]
-
-
 def _rows(layer: Any, image: Tensor, positions: int, seed: int) -> Tensor:
     if not isinstance(layer, nn.Conv2d):
         return image.unsqueeze(1)  # a linear layer: (N, 1, K)
-    image = _pad(layer, image)
+    padding: Any = layer.padding  # typed for the names that torch allows, too
+    image = functional.pad(image, [side for side in reversed(padding) for _ in range(2)])
     (kernel_height, kernel_width), (down, across) = layer.kernel_size, layer.stride
-    height, width = _output_size(layer, image)
+    height, width = (image.shape[2] - kernel_height) // down + 1, (image.shape[3] - kernel_width) // across + 1
     chosen = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))[:positions]
     top, left = chosen // width * down, chosen % width * across
     offsets_down = torch.arange(kernel_height).repeat_interleave(kernel_width)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Rung:
         artefact: File name.
         reference: Another file's name, FLOAT_MODEL, FAKE_QUANTIZED or FOUR_BIT.
         limits: What it must keep.
-        optimised: False runs ONNX files of this pair without ONNX Runtime's integer kernels.
+        optimised: False runs ONNX files of this pair once more, without ONNX Runtime's integer kernels, where these
+            differ from the other: on some older processors they saturate.
     """
 
     artefact: str
@@ -68,8 +69,7 @@ class LogitTable:
     Args:
         folder: Where the artefacts are.
         sample: The images.
-        models: The run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and FOUR_BIT, as far as there are such;
-            more may come.
+        models: The run's networks in PyTorch, by FLOAT_MODEL, FAKE_QUANTIZED and FOUR_BIT; more may come.
         threads: Processor threads of one call.
     """
 
@@ -85,25 +85,12 @@ class LogitTable:
 
         Raises RunnerError or MetadataError when a file cannot be run.
         """
-        (answer,) = self.begin([(name, optimised)])
-        return answer.result()
+        return self._begin(name, optimised or not name.endswith(".onnx")).result()
 
-    def begin(self, wanted: Iterable[tuple[str, bool]]) -> list[Future[Logits]]:
+    def begin(self, names: Iterable[str]) -> None:
         """Begin to compute what ``of`` will be asked for, several models at once; it raises what is wrong with one."""
-        keys = [(name, optimised or name in self.models) for name, optimised in wanted]
-        for key in keys:
-            if key in self._answers:
-                continue
-            try:
-                self._answers[key] = self._pool.submit(self._run, self._load(*key))
-            except (RunnerError, MetadataError) as error:
-                self._answers[key] = Future()
-                self._answers[key].set_exception(error)
-        return [self._answers[key] for key in keys]
-
-    def fill(self, wanted: Iterable[tuple[str, bool]]) -> None:
-        """Compute what ``of`` will be asked for."""
-        wait(self.begin(wanted))
+        for name in names:
+            self._begin(name, True)
 
     def close(self) -> None:
         """Wait for what runs, and begin no more."""
@@ -112,6 +99,15 @@ class LogitTable:
     def of_float(self) -> Logits | None:
         """Return the float model's logits, or None where the export has none."""
         return self.of(FLOAT_MODEL) if FLOAT_MODEL in self.models else None
+
+    def _begin(self, *key: Any) -> Future[Logits]:
+        if key not in self._answers:
+            try:
+                self._answers[key] = self._pool.submit(self._run, self._load(*key))
+            except (RunnerError, MetadataError) as error:
+                self._answers[key] = Future()
+                self._answers[key].set_exception(error)
+        return self._answers[key]
 
     def _run(self, runner: Runner) -> Logits:
         return Logits(run_named(runner, self._sample.pixels, self._sample.names), runner.logit_scale)
@@ -126,16 +122,16 @@ class LogitTable:
         return TFLiteRunner(path, read_metadata(path), self._threads)
 
 
-def list_models(rungs: Iterable[Rung]) -> list[tuple[str, bool]]:
+def list_models(rungs: Iterable[Rung]) -> list[str]:
     """Return what ``LogitTable.of`` is asked for to climb."""
-    return [(name, rung.optimised) for rung in rungs for name in (rung.artefact, rung.reference)]
+    return [name for rung in rungs for name in (rung.artefact, rung.reference)]
 
 
 def climb(
     rungs: Sequence[Rung], table: LogitTable, sample: ImageSample, classes: tuple[str, ...]
 ) -> dict[str, ArtefactReport]:
     """Compare every artefact of the table's folder with its reference. Returns a report per file name."""
-    table.fill(list_models(rungs))
+    table.begin(list_models(rungs))
     return {rung.artefact: _report(rung, table, sample, classes) for rung in rungs}
 
 
@@ -169,7 +165,7 @@ def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[s
         "own_images": sample.own_images,
     }
     try:
-        logits, reference = table.of(rung.artefact, rung.optimised), table.of(rung.reference, rung.optimised)
+        logits, reference = _answers(rung, table)
         claimed, plain = read_metadata(path).classes, table.of_float()
     except (RunnerError, MetadataError) as error:
         return ArtefactReport(**identity, **_UNMEASURED, limits=rung.limits, passed=False, error=str(error))
@@ -188,6 +184,13 @@ def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[s
         ties=_find_ties(reference.values, logits.values, sample, classes),
         against_float=against_float,
     )
+
+
+def _answers(rung: Rung, table: LogitTable) -> tuple[Logits, Logits]:
+    """Return the logits of a rung's artefact and of its reference: as users run ONNX files, where these agree."""
+    logits, reference = table.of(rung.artefact), table.of(rung.reference)
+    optimised = rung.optimised or np.array_equal(logits.values, reference.values)
+    return table.of(rung.artefact, optimised), table.of(rung.reference, optimised)
 
 
 def _lsb(reference: Logits, logits: Logits) -> dict[str, float | None]:

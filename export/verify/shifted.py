@@ -43,7 +43,7 @@ def add_shifted(
         and report.limits.max_abs_diff is None
         and (source == SHIFTED_COPIES or report.shifted is not None)  # else it broke on the copies
     }
-    table.fill((name, True) for name in (FLOAT_MODEL, *compared))
+    table.begin((FLOAT_MODEL, *compared))
     plain, result = table.of_float(), dict(reports)
     if plain is None:
         return result

@@ -287,13 +287,38 @@ def test_models_that_answered_at_once_run_no_more_and_one_that_cannot_says_so_wh
 
     fixed, broken = Fixed(np.zeros((24, 4), np.float32)), Mock(side_effect=refuse)
     table, alone = (LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed, "broken": broken}, 1) for _ in range(2))
-    table.fill([(FLOAT_MODEL, True), (FLOAT_MODEL, False), ("broken", True), ("model_fp32.onnx", False)])
-    assert (fixed.calls, broken.call_count) == (1, 1)
+    table.begin([FLOAT_MODEL, FLOAT_MODEL, "broken", "model_fp32.onnx"])
     assert table.of_float().values is table.of(FLOAT_MODEL, False).values
     np.testing.assert_array_equal(*(each.of("model_fp32.onnx", False).values for each in (table, alone)))
     assert fixed.calls == 1
-    with pytest.raises(RunnerError, match="no answer"):
-        table.of("broken")
+    for _ in range(2):
+        with pytest.raises(RunnerError, match="no answer"):
+            table.of("broken")
+    assert broken.call_count == 1
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_integer_kernels_that_differ_are_left_for_the_graph_as_written_where_a_rung_says_so(
+    tiny_export, sample, monkeypatch, optimised
+):
+    written = np.tile(np.array([2, 1, 0, 0], np.float32), (24, 1))
+    answers = {True: Fixed(written - 1, Encoding(1.0, 0)), False: Fixed(written, Encoding(1.0, 0))}
+    monkeypatch.setattr("export.verify.parity.OnnxRunner", lambda path, about, threads, fused: answers[fused])
+    table = LogitTable(tiny_export, sample, {"integers": Fixed(written, Encoding(1.0, 0))}, threads=1)
+    rung = Rung("model_fp32.onnx", "integers", Limits(max_lsb=0), optimised)
+    assert climb((rung,), table, sample, CLASSES)["model_fp32.onnx"].passed is not optimised
+    assert answers[False].calls == (not optimised)
+
+
+def test_integer_kernels_that_agree_are_enough(tiny_export, sample, monkeypatch):
+    same, refused = Fixed(np.eye(4, dtype=np.float32)[[0] * 24], Encoding(1.0, 0)), Mock(side_effect=RunnerError("no"))
+    monkeypatch.setattr(
+        "export.verify.parity.OnnxRunner", lambda path, about, threads, fused: same if fused else refused
+    )
+    table = LogitTable(tiny_export, sample, {"integers": same}, threads=1)
+    rung = Rung("model_fp32.onnx", "integers", Limits(max_lsb=0), optimised=False)
+    assert climb((rung,), table, sample, CLASSES)["model_fp32.onnx"].bit_equal == 1
+    assert not refused.called
 
 
 def test_the_table_is_readable(check):
