@@ -21,7 +21,14 @@ from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.equalize import equalize, noting_peaks
 from brainq_torch.quant.layer_samples import apply_rows, make_batches, mean_of_positions, walk_inputs
-from brainq_torch.quant.layers import Layer, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
+from brainq_torch.quant.layers import (
+    Layer,
+    PrepareError,
+    activation_quantizers,
+    scheme_of,
+    set_fake_quant,
+    weighted_layers,
+)
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
 
@@ -222,6 +229,9 @@ def collect_histograms(
     try:
         for note in (note_tails,) if tails else (note_tails, note_counts):
             _run_noting(prepared, batches, note)
+            for name, tail in found.items():
+                if not np.isfinite(tail.ends).all():
+                    raise PrepareError(f"{name} gives values that are not finite: weights are broken, or too large")
     finally:
         set_fake_quant(prepared, True)
         prepared.train(training)

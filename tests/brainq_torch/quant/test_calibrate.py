@@ -13,7 +13,7 @@ from brainq_torch.quant.calibrate import (
     collect_histograms,
     quantize_post_training,
 )
-from brainq_torch.quant.layers import activation_quantizers, unfreeze
+from brainq_torch.quant.layers import PrepareError, activation_quantizers, unfreeze
 from brainq_torch.quant.prepare import check_finalized, prepare_qat
 from brainq_torch.quant.scheme import Scheme
 
@@ -121,3 +121,13 @@ def test_wrong_words_are_refused(float_model, pixels):
         choose_ranges(prepared, pixels, "median")
     with pytest.raises(ValueError, match="no images"):
         choose_ranges(prepared, pixels[:0])
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse"])
+@pytest.mark.parametrize("broken", [torch.nan, 1e38])
+def test_values_that_are_not_finite_are_refused(float_model, pixels, method, broken):
+    prepared = prepare_qat(float_model, Scheme())
+    with torch.no_grad():
+        next(prepared.parameters()).fill_(broken)
+    with pytest.raises(PrepareError, match=r"gives values that are not finite: weights are broken"):
+        choose_ranges(prepared, pixels, method)
