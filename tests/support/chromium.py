@@ -153,6 +153,13 @@ class Chromium:
         picture = self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(picture))
 
+    def width_on_a_phone(self) -> int:
+        """Return how wide the page is on a screen of 390 pixels; a wider one widens ``innerWidth``, too."""
+        self.send("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
+        width: int = self.evaluate("document.documentElement.scrollWidth")
+        self.send("Emulation.clearDeviceMetricsOverride")
+        return width
+
     def close(self) -> None:
         """End the browser."""
         os.close(self._write)
