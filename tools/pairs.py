@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labels, require_four
 from brainq_torch.data.dataset.load import load_pixels
-from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
+from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest, verify_manifest
 from brainq_torch.data.synthesis.counterfactual import CounterfactualMaker
 from brainq_torch.data.synthesis.drawing import to_bytes
 from brainq_torch.data.synthesis.editing import paint_any, transplant_lesion
@@ -129,9 +129,11 @@ def _run(words: argparse.Namespace) -> int:
     for model, runner in runners.items():
         require_four(runner.classes, f"tools.pairs, which draws and moves lesions, of {model}")
     orders = {model: class_order(model, runner, CLASSES) for model, runner in runners.items()}
-    folder = manifest_folder(Path(words.data), read_manifest(Path(words.manifest)), words.split, Labels())
-    if not folder.records:
+    rows = [row for row in read_manifest(Path(words.manifest)) if row.split == words.split]
+    if not rows:
         raise CommandError(f"{words.manifest} has no images in part {words.split!r}")
+    verify_manifest(Path(words.data), rows)
+    folder = manifest_folder(Path(words.data), rows, labels=Labels())
     labels = np.array([record.label for record in folder.records])
     report = {}
     for model, runner in runners.items():

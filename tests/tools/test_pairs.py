@@ -96,12 +96,20 @@ def test_command_refuses_an_empty_part(phantoms, tiny_run, tmp_path, capsys):
     assert "no images in part 'val'" in capsys.readouterr().err
 
 
-def test_command_writes_its_figures(tiny_run, tmp_path, heads, monkeypatch):
+def test_command_refuses_images_that_are_not_the_manifests(tiny_run, tmp_path, capsys):
+    manifest = tiny_run / "manifest.csv"
+    assert main([str(tiny_run), "--data", str(tmp_path), "--manifest", str(manifest)]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "are not those of the run's manifest" in error
+    assert error.count("\n") == 1
+
+
+def test_command_writes_its_figures(tiny_run, phantoms, tmp_path, heads, monkeypatch):
     monkeypatch.setattr("tools.pairs.load_pixels", lambda folder, spec: heads[0])
     monkeypatch.setattr("tools.pairs.make_pairs", lambda pixels, labels, count: {"painted": _resized(heads, count)})
     report = tmp_path / "pairs.json"
-    words = ["--data", "nowhere", "--manifest", str(tiny_run / "manifest.csv"), "--count", "3", "--json", str(report)]
-    assert main([str(tiny_run), *words]) == 0
+    words = [str(tiny_run), "--data", str(phantoms), "--manifest", str(tiny_run / "manifest.csv")]
+    assert main([*words, "--count", "3", "--json", str(report)]) == 0
     figures = json.loads(report.read_text())["models"][str(tiny_run)]["painted"]
     assert figures["pairs"] == 3
     assert set(figures) == {"pairs", "tumours_found", "tumours_named", "normal_named", "pairs_told_apart"}

@@ -173,6 +173,5 @@ def verify_manifest(root: Path, rows: Sequence[ManifestRow]) -> None:
     if faults:
         raise ManifestError(
             f"{len(faults)} of {len(rows)} images under {root} are not those of the run's manifest: "
-            f"{name_first(faults)}. "
-            "Restore them, name the right folder with --data.root, or train a new run"
+            f"{name_first(faults)}. Restore them, name the folder that they are below, or train a new run"
         )
