@@ -5,7 +5,6 @@ trained for a few steps only: a row is about its files, not about accuracy.
 """
 
 import argparse
-import ast
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,7 +70,7 @@ class Row:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.networks", description=__doc__)
-    parser.add_argument("names", metavar="NAME", nargs="+", help="as model.name, NAME{'key': value} with arguments")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="as model.name, NAME{key: value} with arguments")
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     words = "side of the images in pixels (default: 64)"
     parser.add_argument("--size", type=whole_number(32, 1024), default=64, help=words)
@@ -117,7 +117,7 @@ def try_network(
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.manual_seed(0)
-            model = build_model(name, len(classes), **ast.literal_eval(brace + rest or "{}"))
+            model = build_model(name, len(classes), **yaml.safe_load(brace + rest or "{}"))
             found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             train(model, trained, labels, steps)
             found |= _try_float(model, compared, Path(folder), classes)

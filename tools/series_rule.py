@@ -6,7 +6,6 @@ many tumour-free slices, so tumour-free series are joined from several patients 
 """
 
 import argparse
-import csv
 import hashlib
 import sys
 from collections import defaultdict
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.reading.image import read_grey
+from brainq_torch.data.tables import read_table
 from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from brainq_torch.series.answer import judge
@@ -84,9 +84,10 @@ def _measure(options: argparse.Namespace) -> int:
 
 def read_rows(table: Path, sources: str) -> list[dict[str, str]]:
     """Return the table's rows of some sources, sorted by path, so that slices of a series follow each other."""
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    missing = [name for name in COLUMNS if rows and name not in rows[0]]
+    if not table.is_file():
+        raise CommandError(f"{table} is missing; write one with the columns {', '.join(COLUMNS)}")
+    columns, rows = read_table(table, CommandError)
+    missing = [name for name in COLUMNS if name not in columns]
     if missing or not rows:
         raise CommandError(f"{table} has no {', '.join(missing) or 'rows'}; it needs the columns {', '.join(COLUMNS)}")
     chosen = [row for row in rows if row.get("source", "").startswith(sources)]

@@ -175,7 +175,7 @@ def test_wrong_models_are_named(tmp_path, capsys):
         ("missing.onnx", "does not exist"),
         ("notes.txt", "ends in '.txt'"),
         ("folder", "no finished run folder"),
-        ("noise.tflite", "cannot be run"),
+        ("noise.tflite", "; python -m tools.doctor tells more of an exported file"),
         ("damaged.onnx", "is damaged"),
     ):
         assert bench.main([str(tmp_path / name)]) == 2

@@ -35,9 +35,11 @@ def link_classes(data, phantoms):
 
 
 def test_it_tries_them_on_any_classes(phantoms, tmp_path):
-    assert main([NAMES[1], *link_classes(tmp_path, phantoms)]) == 0
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    small = "mobilenetv2{width_mult: 0.1}"
+    assert main([NAMES[1], small, *link_classes(tmp_path, phantoms)]) == 0
+    row, other = json.loads((tmp_path / "rows.json").read_text())
     assert row["fp32_max_diff"] <= 1e-4
+    assert 0 < other["parameters"] < 300_000
 
 
 def test_names_of_no_network_are_wrong_input(phantoms, tmp_path, capsys):

@@ -103,7 +103,10 @@ def test_too_few_patients_and_a_source_that_is_not_there_are_a_line(data, tmp_pa
     assert "series with a tumour and 0 of 3 or more slices without; both are needed" in capsys.readouterr().err
 
 
-def test_a_table_without_patients_is_refused(tmp_path, capsys):
-    (tmp_path / "images.csv").write_text("path,class\na.png,glioma\n")
-    assert series_rule.main(["results/robust_mobilenetv2/model_int8.tflite", "--data", str(tmp_path)]) == 2
+def test_a_table_that_is_missing_or_has_no_patients_is_refused(tmp_path, capsys):
+    words = ["results/robust_mobilenetv2/model_int8.tflite", "--data", str(tmp_path)]
+    assert series_rule.main(words) == 2
+    assert "is missing; write one with the columns path, class, group, sequence" in capsys.readouterr().err
+    (tmp_path / "images.csv").write_text("\ufeffpath;Class\r\na.png;glioma\r\n")
+    assert series_rule.main(words) == 2
     assert "has no group, sequence; it needs the columns path, class, group, sequence" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.run.sessions import feed, open_onnx, open_tflite
 
@@ -60,7 +61,8 @@ def main() -> int:
         if not np.isfinite(logits).all():
             raise ValueError("its logits are not finite")
     except Exception as error:  # the parent says it, whatever it was
-        answer(error=f"{type(error).__name__}: {error}")
+        remedy = "" if isinstance(error, BrainqError) else "; python -m tools.doctor tells more of an exported file"
+        answer(error=f"{type(error).__name__}: {error}{remedy}")
         return 1
     answer(ready=engine.name, start_up_s=start_up_s, logits=logits.tolist())
     for line in sys.stdin:

@@ -71,13 +71,13 @@ def _low_bits(options: argparse.Namespace) -> int:
     run, out = load_run(options.run), Path(options.out)
     if run.quantization is not None:
         raise CommandError(f"{options.run} is quantized already; name the float run that it was started from")
-    out.mkdir(parents=True, exist_ok=True)
     split, folder = choose_images(Path(options.data), options.split, options.manifest, Labels(tuple(run.classes)))
     if options.images is not None:
         folder = take_evenly(folder, options.images)
     folder, pixels = decode_images(folder, run.pixels)
     labels = labels_of(folder)
     calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)
+    out.mkdir(parents=True, exist_ok=True)
     about = [hash_file(run.folder / CHECKPOINT), calibration.names, [record.path for record in folder.records]]
     measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)
     table = measure.sensitivity(options.sensitivity_images, options.rounding[0])
