@@ -3,8 +3,10 @@
 import io
 import logging
 import os
+import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType, TracebackType
@@ -15,6 +17,7 @@ WRONG_INPUT, STOPPED = 2, 130
 """Exit codes of an error that a user can cause, as argparse's own, and after Ctrl-C, as the shell's own."""
 
 _CHATTER = b"INFO: "
+_TALKERS = r"(PIL|sklearn)\b"  # of damaged EXIF data, or of many classes: we say what matters ourselves
 _ADVERTISEMENTS = ("TPU available: False", "💡 Tip", "Loading `train_dataloader`")
 
 
@@ -24,6 +27,7 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
     advice: what to do after Ctrl-C.
     """
     escape_unprintable()
+    warnings.filterwarnings("ignore", category=UserWarning, module=_TALKERS)
     try:
         return command()
     except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
@@ -65,6 +69,11 @@ def printable(path: str | os.PathLike[str]) -> str:
     """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def format_command(*words: object) -> str:
+    """Return what a user types to run ``python -m`` with these words, quoted where a shell needs it."""
+    return shlex.join(["python", "-m", *map(str, words)])
 
 
 def silence_training() -> None:

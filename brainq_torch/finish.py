@@ -1,6 +1,5 @@
 """The end of a training: measure the network, learn when not to answer, and write what the run folder promises."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
+from brainq_torch.console import format_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import PixelDataset
@@ -66,7 +66,7 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     }
     write_json(out / METRICS, splits[first] | {"split": first, "splits": splits} | leaks.to_json() | more)
     data.discard()
-    about = {"phantom": data.root == "phantom", "command": shlex.join(["python", "-m", "export", str(out)])}
+    about = {"phantom": data.root == "phantom", "command": format_command("export", out)}
     print(fill_text("run", out=out, measured=measured, leaks=leaks, sources=of_sources, **about))
 
 

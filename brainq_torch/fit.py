@@ -5,7 +5,6 @@ Exit codes: 0 trained, 1 the loss became no number, 2 wrong input, 130 or 143 in
 
 import argparse
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -24,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, silence_training
+from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, format_command, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.data.limits import check_limits
@@ -172,7 +171,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _resume_command(out: Path) -> str:
-    return shlex.join(["python", "-m", "brainq_torch.fit", "--resume", "--out", str(out)])
+    return format_command("brainq_torch.fit", "--resume", "--out", out)
 
 
 def _explain(error: Exception, out: Path) -> str:

@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from brainq_torch.abstention.policy import Abstention
+from brainq_torch.console import format_command
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weight_faults
@@ -98,7 +99,7 @@ def save_checkpoint(
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read ``model.ckpt`` without running any code it may hold. Raises RunError where it is damaged or not ours."""
     if not path.is_file():
-        raise RunError(f"{path} is missing; train first: python -m brainq_torch.fit --out {path.parent}")
+        raise RunError(f"{path} is missing; train first: {format_command('brainq_torch.fit', '--out', path.parent)}")
     try:
         checkpoint = load_tensors(path)
     except TensorFileError as error:

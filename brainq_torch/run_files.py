@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +44,12 @@ def list_configs() -> list[str]:
 def find_run_fault(folder: Path) -> str:
     """Return why a folder is no finished run, and what to do; empty where it looks like one."""
     if not folder.is_dir():
-        return f"{folder} is no folder; give a run folder made by python -m brainq_torch.fit --out {folder}"
+        made = "python -m tools.restore makes one of a float .tflite" if folder.is_file() else "check the path"
+        return f"{folder} is no folder; give a run folder, as python -m brainq_torch.fit makes it; {made}"
     if not (folder / CONFIG).is_file():
         return f"{folder} is no run folder: it has no {CONFIG}"
     if not (folder / CHECKPOINT).is_file():
-        resume = f"python -m brainq_torch.fit --resume --out {folder}"
+        resume = f"python -m brainq_torch.fit --resume --out {shlex.quote(str(folder))}"
         return f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with {resume}"
     return ""
 

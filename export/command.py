@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from brainq_torch.console import format_command
 from brainq_torch.quant.encoding import ROUNDING
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
@@ -93,12 +94,14 @@ def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     runtime = options.page or find_runtime()
     chosen = options.bundle_file or [choose_best(exported, _files(options))]
     made = make_bundle(run, exported, options.bundle, chosen, options.force, runtime)
-    print(f"bundle: {options.bundle}, {len(made)} files; python {options.bundle / 'predict.py'} --verify replays it")
+    verify = f"python {shlex.quote(str(options.bundle / 'predict.py'))} --verify"
+    print(f"bundle: {options.bundle}, {len(made)} files; {verify} replays it")
     print(find_rule(files).describe(run.classes))
     if runtime is None:
         print(f"no browser page: {INSTALL}, and the same command again, adds it")
     else:
-        print(f"browser page: python -m http.server --bind 127.0.0.1 --directory {options.bundle}")
+        served = format_command("http.server", "--bind", "127.0.0.1", "--directory", options.bundle)
+        print(f"browser page: {served}")
     return 0
 
 
@@ -136,9 +139,8 @@ def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list
         )
     usable = [name for name in PREFERENCE if name in report.artefacts and name not in failed]
     if usable:
-        elsewhere = ["--out", str(options.out)] if options.out else []
-        target = str(options.bundle or "DIR")
-        words = shlex.join(["python", "-m", "export", str(options.run), *elsewhere, "--bundle", target])
+        elsewhere = ["--out", options.out] if options.out else []
+        words = format_command("export", options.run, *elsewhere, "--bundle", options.bundle or "DIR")
         lines.append(f"{usable[0]} passed; a bundle of it: {words}")
     return lines
 

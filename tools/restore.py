@@ -80,14 +80,8 @@ def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]
 
     folded: in the order in which they run. pixels: (N, size, size) training images, whose statistics BatchNorm gets.
     """
-    convolutions = dict(_convolutions(model))
-    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if len(folded) != len(convolutions) + len(heads):
-        raise CommandError(
-            f"the file has {len(folded)} weighted operators, the network {len(convolutions) + len(heads)}; "
-            "only networks whose every convolution has a BatchNorm behind it can be restored, such as mobilenetv2"
-        )
-    for (weight, bias), module in zip(folded, [*convolutions, *heads], strict=True):
+    layers, convolutions = match_layers(model, folded), dict(_convolutions(model))
+    for (weight, bias), module in zip(folded, layers, strict=True):
         _copy(module.weight, _torch_layout(weight, module))
         _copy(convolutions.get(module, module).bias, bias)
     moments = {batchnorm: _note_moments(batchnorm) for batchnorm in convolutions.values()}
@@ -97,6 +91,18 @@ def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]
     for batchnorm, found in moments.items():
         batchnorm._forward_pre_hooks.clear()
         _set_statistics(batchnorm, torch.stack(found).sum(0) / len(pixels))
+
+
+def match_layers(model: nn.Module, folded: Sequence[Folded]) -> list[nn.Module]:
+    """Return the network's layer for each of a file's weights. Raises CommandError where it has others."""
+    layers = [module for module, _ in _convolutions(model)]
+    layers += [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if len(folded) != len(layers):
+        raise CommandError(
+            f"the file has {len(folded)} weighted operators, the network {len(layers)}; "
+            "only networks whose every convolution has a BatchNorm behind it can be restored, such as mobilenetv2"
+        )
+    return layers
 
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]]:

@@ -1,6 +1,20 @@
-from brainq_torch.console import name_first
+import warnings
+
+from brainq_torch.console import name_first, run_command
 
 
 def test_the_first_are_named_and_the_others_counted():
     assert name_first(["a", "b"]) == name_first(["a", "b"], most=2) == "a, b"
     assert name_first(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
+
+
+def test_what_libraries_warn_of_is_not_shown():
+    def chat():
+        for module in ("PIL.TiffImagePlugin", "sklearn.neighbors._base", "ours"):
+            warnings.warn_explicit(f"of {module}", UserWarning, "file.py", 1, module)
+        return 0
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert run_command(chat) == 0
+    assert [str(each.message) for each in shown] == ["of ours"]

@@ -70,8 +70,11 @@ def test_other_files_are_refused(run):
     torch.save({"weights": torch.zeros(1)}, run / CHECKPOINT)
     with pytest.raises(RunError, match="not a brainq_torch checkpoint"):
         load_run(run)
+    with pytest.raises(RunError, match=r"is no folder; .* python -m tools\.restore makes one of a float"):
+        load_run(run / CHECKPOINT)
     (run / CHECKPOINT).unlink()
-    with pytest.raises(RunError, match=r"not finished.*--resume"):
+    run = run.rename(run.with_name("a run"))
+    with pytest.raises(RunError, match=r"not finished.*--resume --out '.*a run'"):
         load_run(run)
     (run / "config.yaml").unlink()
     with pytest.raises(RunError, match="no config"):

@@ -8,22 +8,23 @@ OUT/adapt.md the report; then: python -m export OUT/run --recipes fp32 fp16 int8
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brainq_torch.console import format_command
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
+from brainq_torch.models import build_model
 from brainq_torch.run import load_run, read_yaml
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, atomic_path, find_config, hash_file, write_json
 from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.adapt.change import NEW, OLD, Change, divide, held_out_split, measure_changes
-from tools.restore import describe_file, read_folded
+from tools.restore import describe_file, match_layers, read_folded
 from tools.shared.command import CommandError, run_resumable
 from tools.sources.folds import IMAGES, check_begun, list_images
 from tools.study.runner import FAILED, Step, StepFailed, StepRunner, training_step
@@ -85,8 +86,11 @@ def _adapt(options: argparse.Namespace, others: list[str]) -> int:
 def _describe_file(file: Path) -> FileMetadata:
     """Return what a file says of itself. Raises CommandError, or another BrainqError, where it cannot be restored."""
     load_runner(file)
-    read_folded(file)
-    return read_metadata(file)
+    folded, metadata = read_folded(file), read_metadata(file)
+    made_of = metadata.provenance
+    if "model" in made_of:
+        match_layers(build_model(made_of["model"], len(metadata.classes), **made_of["arguments"]), folded)
+    return metadata
 
 
 def _describe_run(folder: Path) -> FileMetadata:
@@ -151,8 +155,8 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
     write_json(out / "adapt.json", {name: each.to_json() for name, each in found.items()})
     with atomic_path(out / "adapt.md") as partial:
         partial.write_text(text, encoding="utf-8")
-    run, bundle = (shlex.quote(str(out / name)) for name in ("run", "bundle"))
-    print(f"\n{text}\nnext: python -m export {run} --recipes fp32 fp16 int8 --bundle {bundle}")
+    words = ("--recipes", "fp32", "fp16", "int8", "--bundle", out / "bundle")
+    print(f"\n{text}\nnext: {format_command('export', out / 'run', *words)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from brainq_torch.console import format_command
 from tools.report.statistics import RowStatistics
 from tools.report.stored_study import FP32_TFLITE, MeasuredRow, Study
 from tools.shared.study_schema import ENGINES, Omission
@@ -26,36 +27,40 @@ def find_gaps(study: Study, statistics: dict[str, RowStatistics]) -> list[Omissi
 def _of_study(study: Study) -> Iterator[Omission]:
     data = study.about.data
     if None in (data.nearest_neighbour.all, data.nearest_neighbour.unseen, data.majority):
-        reason, command = "no run of the study has a leak check", f"python -m tools.audit {data.root}"
+        reason, command = "no run of the study has a leak check", format_command("tools.audit", data.root)
         yield Omission("nearest-neighbour and majority baselines", reason, command)
     if study.about.gradcam is None:
         run = next((row.run for row in study.done if row.is_float), "RUN")
-        command = f"python -m tools.gradcam {run} --data {data.root} --out {study.folder / 'gradcam.png'}"
+        command = format_command("tools.gradcam", run, "--data", data.root, "--out", study.folder / "gradcam.png")
         yield Omission("Grad-CAM", "the study has no picture of it", command)
 
 
 def _of_measurement(row: MeasuredRow) -> Iterator[Omission]:
     if row.latency is None and not row.is_checkpoint:
-        files = " ".join(filter(None, (row.file, row.onnx_twin)))
-        yield Omission("latency", "the study folder has no time of it", f"python -m tools.bench {files} --threads 1")
+        files = filter(None, (row.file, row.onnx_twin))
+        yield Omission("latency", "the study folder has no time of it", _bench(*files))
     for engine, name in ENGINES.items() if row.latency is not None else ():
         file = row.engine_file(engine)
         if engine not in row.latencies and file is not None:
-            command = f"python -m tools.bench {file} --threads 1"
-            yield Omission(f"latency in {name}", "it was not measured in this engine", command)
+            yield Omission(f"latency in {name}", "it was not measured in this engine", _bench(file))
     if row.parity is None and not row.is_checkpoint:
-        yield Omission("parity", "the study names no parity.json for it", f"python -m export {row.run} --force")
+        yield Omission("parity", "the study names no parity.json for it", format_command("export", row.run, "--force"))
     if row.checkpoint_bytes is None:
         reason = "the run keeps no training checkpoint with its optimizer, so there is no ratio to it"
         yield Omission("checkpoint", reason, _train_again(row))
 
 
-def _train_again(row: MeasuredRow) -> str:
-    return f"python -m brainq_torch.fit --config {row.sources.get('config', 'CONFIG')} --out NEW_RUN"
+def _bench(*files: object) -> str:
+    return format_command("tools.bench", *files, "--threads", 1)
+
+
+def _train_again(row: MeasuredRow, *more: str) -> str:
+    config = row.sources.get("config", "CONFIG")
+    return format_command("brainq_torch.fit", "--config", config, "--out", "NEW_RUN", *more)
 
 
 def _of_splits(row: MeasuredRow, found: RowStatistics) -> Iterator[Omission]:
-    again = f"{_train_again(row)} --data.split grouped"
+    again = _train_again(row, "--data.split", "grouped")
     if found.validation is None:
         yield Omission("grouped validation", "the run has no validation part", again)
     elif not found.grouped:
@@ -74,4 +79,4 @@ def _of_comparison(study: Study, row: MeasuredRow) -> Iterator[Omission]:
         yield Omission("comparison with the float model", reason, "; ".join(reference.commands))
     if study.fp32_tflite(row.family) is None:
         reason = f"the study has no {FP32_TFLITE} of {row.family}"
-        yield Omission("ratio to fp32 TFLite", reason, f"python -m export {row.run} --recipes fp32")
+        yield Omission("ratio to fp32 TFLite", reason, format_command("export", row.run, "--recipes", "fp32"))

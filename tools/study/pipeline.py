@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from brainq_torch.console import format_command
 from brainq_torch.data.dataset.label_table import split_table
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.provenance import find_commit, is_dirty
@@ -11,7 +12,7 @@ from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, PHANTOM
 from export.catalogue import CATALOGUE
 from tools.shared.study_schema import FORMAT, LATENCY, PREDICTIONS, STUDY, CreatedFrom, GradCam, StudyFile
 from tools.study.config import RowPlan, StudyPlan
-from tools.study.runner import FAILED, RUN_FILES, Step, StepFailed, StepRunner, format_command
+from tools.study.runner import FAILED, RUN_FILES, Step, StepFailed, StepRunner
 from tools.study.runs import (
     Handling,
     check_finished,
@@ -255,7 +256,7 @@ class _Study:
 
     def _write_study(self) -> None:
         """Write ``study.json``: the same bytes for the same rows."""
-        again = format_command(["tools.study", "--config", self.plan.config, "--out", str(self.out)])
+        again = format_command("tools.study", "--config", self.plan.config, "--out", self.out)
         for state in self.rows.values():
             if not state.done:
                 state.commands = [*(state.commands or self._trainings_behind(state.model)), again]

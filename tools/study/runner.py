@@ -6,7 +6,6 @@
 import json
 import os
 import resource
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brainq_torch.console import format_command
 from brainq_torch.lock import LockedError, hold_lock
 from brainq_torch.provenance import CODE, find_commit, find_versions, is_dirty
 from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, BrainqError, hash_file, write_json
@@ -59,7 +59,7 @@ class Step:
     @property
     def command(self) -> str:
         """Return what a user would type."""
-        return format_command(self.words)
+        return format_command(*self.words)
 
 
 def training_step(name: str, words: list[str], manifest: Path, run: Path, own: Sequence[str] = ()) -> Step:
@@ -199,11 +199,6 @@ class StepRunner:
 def describe_code() -> str:
     """Return the last commit that changed the code, and whether the code was changed since."""
     return f"{find_commit(*CODE) or 'no checkout'}{' with changes' if is_dirty() else ''}"
-
-
-def format_command(words: Sequence[str]) -> str:
-    """Return a step's words as a user would type them."""
-    return shlex.join(["python", "-m", *words])
 
 
 def relative_to(path: Path, folder: Path) -> str:

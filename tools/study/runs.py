@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from brainq_torch.console import name_first
+from brainq_torch.console import format_command, name_first
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, read_manifest
@@ -21,7 +21,7 @@ from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_co
 from export.catalogue import CATALOGUE
 from tools.shared.study_schema import StudyError
 from tools.study.config import StudyPlan
-from tools.study.runner import RUN_FILES, StepFailed, format_command
+from tools.study.runner import RUN_FILES, StepFailed
 
 _NO_TESTING = "no Testing images, and a study measures every file on them: give them a folder, or a split in labels.csv"
 
@@ -50,7 +50,7 @@ def check_finished(run: Path) -> None:
     """Raise StepFailed unless a folder is a finished run."""
     lacking = [name for name in RUN_FILES if not (run / name).is_file()]
     if lacking:
-        finish = format_command(["brainq_torch.fit", "--resume", "--out", str(run)])
+        finish = format_command("brainq_torch.fit", "--resume", "--out", run)
         raise StepFailed(
             f"{run} is no finished run: it has no {', '.join(lacking)}. Finish it ({finish}) and give the same command "
             "again; a study does not go on with a run that it did not begin"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from brainq_torch.console import format_command
 from brainq_torch.run_files import CHECKPOINT, CONFIG, ENVIRONMENT, LOG, METRICS, PARITY, write_json
 from tools.shared.study_schema import (
     LATENCY,
@@ -21,7 +22,7 @@ from tools.shared.study_schema import (
     StudyImages,
     StudyRow,
 )
-from tools.study.runner import StepFailed, format_command, relative_to
+from tools.study.runner import StepFailed, relative_to
 from tools.study.runs import read_entry
 from tools.study.states import RowState
 
@@ -124,11 +125,11 @@ def split_latency(bench: Path, states: Sequence[RowState], out: Path) -> None:
 def _find_omissions(state: RowState, checkpoint: Path | None) -> list[Omission]:
     omitted = []
     if state.latency is None:
-        command = f"python -m tools.bench {' '.join(map(str, state.files))}"
+        command = format_command("tools.bench", *state.files)
         omitted.append(Omission("latency", "not measured in this study", command))
     if checkpoint is None:
         reason = f"{state.model.run} has no checkpoints/ with optimizer state"
-        anew = format_command(["brainq_torch.fit", "--config", str(state.model.run / CONFIG), "--out", "NEW_RUN"])
+        anew = format_command("brainq_torch.fit", "--config", state.model.run / CONFIG, "--out", "NEW_RUN")
         omitted.append(Omission("checkpoint", reason, state.model.command or anew))
     return omitted
 

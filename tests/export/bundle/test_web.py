@@ -258,6 +258,10 @@ def test_a_bundle_with_a_page_is_whole_and_made_twice_the_same(tiny_run, tiny_ex
     words = [str(tiny_run), "--out", str(tiny_export), "--page", str(stub), "--bundle"]
     assert export_main([*words, str(tmp_path / "one")]) == 0
     assert "python -m http.server --bind 127.0.0.1 --directory" in capsys.readouterr().out
+    assert export_main([*words, str(tmp_path / "a clinic")]) == 0
+    said = capsys.readouterr().out
+    assert f"python '{tmp_path}/a clinic/predict.py' --verify replays it" in said
+    assert f"--directory '{tmp_path}/a clinic'" in said
     assert export_main([*words, str(tmp_path / "two")]) == 0
     one = files(tmp_path / "one")
     assert one == files(tmp_path / "two")

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -230,7 +231,7 @@ def test_every_flip_is_listed(report):
 def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
     """No Grad-CAM, no time, no parity, no checkpoint, a split that was not grouped, files that were not kept."""
     kept = [f"mobilenetv2_{name}" for name in ("float", "fp16", "int8_ptq", "int8_qat")]
-    folder = write_study(tmp_path / "study", 40, 8, [*kept, "densenet32_float", "densenet32_int8"])
+    folder = write_study(tmp_path / "a study", 40, 8, [*kept, "densenet32_float", "densenet32_int8"])
     data = read_json(folder)["data"] | {"nearest_neighbour": {"all": None, "unseen": None}, "majority": None}
     data["differences"] = ["densenet101: size 128 instead of 224"]
     write_json(folder, read_json(folder) | {"gradcam": None, "data": data})
@@ -260,6 +261,8 @@ def test_lesser_studies_say_not_done_instead_of_failing(tmp_path):
     ):
         assert said in text
     assert text.count("MobileNetV2 Float16: latency") == 1
+    commands = [shlex.split(command) for command in re.findall(r"Command: `(python -m tools\.gradcam.*?)`", text)]
+    assert [command[-1] for command in commands] == [str(folder / "gradcam.png")]
 
 
 def test_names_that_mean_something_in_html_or_markdown_stay_names(tmp_path):
