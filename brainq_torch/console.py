@@ -1,5 +1,6 @@
 """How a command ends, and what it writes to the terminal: always printable, and not what libraries chat about."""
 
+import errno
 import io
 import logging
 import os
@@ -37,7 +38,8 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
         return WRONG_INPUT
     except (BrainqError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        print(f"error: {error}{'; free some space, and give the same command again' * is_full}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:
         print(f"stopped{advice}", file=sys.stderr)

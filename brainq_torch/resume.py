@@ -21,8 +21,8 @@ from brainq_torch.run_files import (
     METRICS,
     PHANTOMS,
     SEARCH,
-    atomic_path,
     write_json,
+    write_text,
 )
 
 LOCK = "fit.lock"
@@ -104,8 +104,7 @@ def _begin(out: Path, text: str, resume: bool) -> bool:
         raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
     else:
         _check_same(out, text)
-    with atomic_path(out / CONFIG) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(out / CONFIG, text)
     return not (out / METRICS).exists()
 
 

@@ -64,10 +64,19 @@ class BrainqError(ValueError):
 def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Give a file beside ``path`` to write; flushed, it takes its place at a good end, and ``keep`` gets the old one.
 
-    Beside, not in the folder for temporary files: from another file system it would be copied over the old file.
+    Beside, not in the folder for temporary files: from another file system it would be copied over the old file. A link
+    stays one. What is no file, such as a pipe or /dev/stdout, is given itself: as root, we would replace the device.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     partial = path.with_name(path.name + ".partial")
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     if keep is not None and path.exists():
@@ -93,8 +102,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON, complete or not at all. Raises ValueError for NaN and infinity, which are no JSON."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, complete or not at all."""
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
 
 
 def hash_file(path: Path) -> str:

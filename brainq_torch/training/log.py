@@ -155,4 +155,5 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.legend()
     axes[2].set_yscale("log")
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

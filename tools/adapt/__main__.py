@@ -19,7 +19,16 @@ from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.models import build_model
 from brainq_torch.run import load_run, read_yaml
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, atomic_path, find_config, hash_file, write_json
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    atomic_path,
+    find_config,
+    hash_file,
+    write_json,
+    write_text,
+)
 from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
@@ -153,8 +162,7 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
     count = len(found[NEW].labels) if NEW in found else 0
     text = fill_text("change", title=title, count=count, fewest=FEWEST, folds=folds, found=found) + "\n"
     write_json(out / "adapt.json", {name: each.to_json() for name, each in found.items()})
-    with atomic_path(out / "adapt.md") as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(out / "adapt.md", text)
     words = ("--recipes", "fp32", "fp16", "int8", "--bundle", out / "bundle")
     print(f"\n{text}\nnext: {format_command('export', out / 'run', *words)}")
 

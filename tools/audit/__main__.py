@@ -9,7 +9,7 @@ from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.leakage.near_duplicates import SCAN
 from brainq_torch.data.pixels import SEARCH_PIXELS
-from brainq_torch.run_files import write_json
+from brainq_torch.run_files import atomic_path, write_json, write_text
 from brainq_torch.texts import fill_text
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
@@ -44,14 +44,14 @@ def _audit(options: argparse.Namespace) -> int:
     if options.groups:
         write_groups(options.groups, found)
     if options.html:
-        options.html.write_text(render_page(found, pixels), encoding="utf-8")
+        write_text(options.html, render_page(found, pixels))
     print(fill_text("audit", found=found))
     return LEAK if options.fail_on_leak and found.leaks else 0
 
 
 def write_groups(path: Path, found: Audit) -> None:
     """Write path, split, label, group of every image. A group may not be divided: copies, and slices of one head."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "split", "label", "group"))
         for record, group in zip(found.folder.records, found.links.groups(SCAN).tolist(), strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from brainq_torch.run_files import write_json
+from brainq_torch.run_files import write_json, write_text
 from brainq_torch.texts import fill_text
 from tools.edge.devices import DEVICES
 from tools.edge.ethos_u import find_vela
@@ -56,7 +56,7 @@ def _edge(options: argparse.Namespace) -> int:
     for cost, table in zip(costs, tables, strict=False):
         write_layers(cost, table)
     if options.markdown:
-        Path(options.markdown).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(options.markdown), text + "\n")
     if options.json:
         write_json(options.json, {"models": [report.to_json() for report in reports]})
     return 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from brainq_torch.checksum import find_damage
+from brainq_torch.run_files import atomic_path
 from export.arithmetic import describe_kind
 from export.graph.flatbuffer import read_model
 from export.graph.model_graph import ModelGraph, Tensor
@@ -194,7 +195,7 @@ def size_bytes(tensor: Tensor) -> int:
 
 def write_layers(cost: ModelCost, path: Path) -> None:
     """Write the layers of a file as CSV, replacing it."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(LayerCost)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(layer) for layer in cost.layers)

@@ -19,7 +19,7 @@ from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
 from brainq_torch.quant.sensitivity import choose_bits
 from brainq_torch.run import load_run
-from brainq_torch.run_files import CHECKPOINT, hash_file, write_json
+from brainq_torch.run_files import CHECKPOINT, hash_file, write_json, write_text
 from brainq_torch.texts import fill_text
 from export.run.sample import check_run_images
 from tools.low_bits.measure import Kept, Measure
@@ -100,7 +100,7 @@ def _low_bits(options: argparse.Namespace) -> int:
     for budget, bits in budgets.items():
         write_json(out / BITS.format(budget), bits)
     lines = [f"{e.layer},{e.bits},{e.size_bytes},{e.error:.6g}" for e in table]
-    (out / SENSITIVITY).write_text("\n".join(["layer,bits,size_bytes,error", *lines]) + "\n", encoding="utf-8")
+    write_text(out / SENSITIVITY, "\n".join(["layer,bits,size_bytes,error", *lines]) + "\n")
     plot_curve([*curve, *mixed], out / CURVE)
     print(fill_text("low_bits", report=report))
     return 0

@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from brainq_torch.run_files import atomic_path
+
 
 def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw accuracy against bits."""
@@ -34,4 +36,5 @@ def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="bits per weight (ends and depthwise: 8)", ylabel="accuracy / %", xticks=range(2, 9), ylim=(0, 110))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.evaluation.metrics import ECE_BINS
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, MARGIN_PER_CLASS
-from brainq_torch.run_files import atomic_path, write_json
+from brainq_torch.run_files import write_json, write_text
 from tools.report.figures import FIGURES, draw_figures
 from tools.report.gaps import find_gaps
 from tools.report.render import render_html, render_markdown
@@ -55,8 +55,7 @@ def write_study_report(folder: Path, resamples: int = RESAMPLES) -> tuple[Path, 
     for path, data in context["figures"].files().items():
         (folder / path).write_bytes(data)
     for name, text in ((HTML, page), (MARKDOWN, twin)):
-        with atomic_path(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     write_json(folder / NUMBERS, _to_json(study, statistics, resamples))
     return folder / HTML, folder / MARKDOWN, folder / NUMBERS
 

@@ -97,5 +97,6 @@ def check_targets(*targets: str | Path | None) -> None:
         folder = Path(target or "").absolute().parent
         if target and (Path(target).is_dir() or not folder.is_dir()):
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
-        if target and not os.access(folder, os.W_OK):
+        is_device = target and Path(target).exists() and not Path(target).is_file()  # /dev/stdout, or a pipe
+        if target and not is_device and not os.access(folder, os.W_OK):
             raise CommandError(f"{target} cannot be written: {folder} is read-only for you; name another place")

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.corruptions import CORRUPTIONS, STRENGTHS, Grey
+from brainq_torch.run_files import atomic_path
 
 _TILE = 96  # pixels
 _LABEL = 110
@@ -28,7 +29,8 @@ def plot_grid(report: dict[str, Any], path: str | Path) -> None:
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
         _draw_panel(axes, *panel)
     figure.suptitle(f"accuracy, {report['n']} images, {report['split']}")
-    figure.savefig(path, dpi=110)
+    with atomic_path(Path(path)) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def _tell_apart(paths: Sequence[str]) -> list[str]:
@@ -87,4 +89,5 @@ def plot_pictures(examples: Sequence[tuple[str, Sequence[Grey | None]]], path: s
                     x = _LABEL + (place * across + column) * _TILE
                     small = Image.fromarray(tile).resize((_TILE - 2, _TILE - 2), Image.Resampling.BILINEAR)
                     sheet.paste(small, (x, 16 + row * _TILE))
-    sheet.save(path)
+    with atomic_path(Path(path)) as partial:
+        sheet.save(partial, "PNG")

@@ -19,7 +19,7 @@ from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
-from brainq_torch.run_files import METRICS, atomic_path, find_config, write_json
+from brainq_torch.run_files import METRICS, atomic_path, find_config, write_json, write_text
 from brainq_torch.texts import fill_text
 from tools.pseudo_sources import name_looks
 from tools.shared.command import CommandError, positive, run_resumable, seed_number
@@ -77,8 +77,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
     found = describe([fold for fold in folds if fold.name not in failures], out, options.seeds)
     write_json(out / "sources.json", found | {"failed": failures})
     table = fill_text("folds", found=found) + "\n"
-    with atomic_path(out / "sources.md") as partial:
-        partial.write_text(table, encoding="utf-8")
+    write_text(out / "sources.md", table)
     print(f"\n{table}\n{out / 'sources.json'}")
     return FAILED if failures else 0
 

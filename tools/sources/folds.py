@@ -9,7 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, number_groups, read_manifest
-from brainq_torch.run_files import CONFIG, LEAKAGE, MANIFEST, SEARCH, atomic_path
+from brainq_torch.run_files import CONFIG, LEAKAGE, MANIFEST, SEARCH, write_text
 from tools.shared.command import CommandError
 
 IMAGES = "images"
@@ -57,8 +57,7 @@ def list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str)
         except ValueError:
             _clear_images(out)
             raise
-        with atomic_path(out / CONFIG) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(out / CONFIG, text)
     return read_manifest(folder / MANIFEST)
 
 
