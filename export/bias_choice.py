@@ -29,9 +29,9 @@ from export.verify.parity import logit_noise
 HELD_OUT = 256
 """Images to decide on at most, each in another look."""
 
-SHARES = (0.5, 1.0)
-"""Of the difference of means that biases may take back, besides nothing. The first is what is ``on``; the whole was no
-choice's best for six files of three networks, and is tried where other sources' images are there to tell."""
+SHARES = (1.0, 0.5)
+"""Of what rounding moves the means by, what biases may take back, besides nothing. The first is what is ``on``; half is
+tried where other sources' images are there to tell."""
 
 _LOOKS = StyleMixing(tone=0.6, match=0.4, fourier=0.5, filter=0.5, bias=0.5, blur=0.5, noise=0.05)
 _AT_ONCE = 64  # images, each of which may take its look from another

@@ -184,22 +184,6 @@ def _fuse(steps: Sequence[WiredStep]) -> list[list[str]]:
     return groups
 
 
-def depthwise_readers(model: nn.Module) -> dict[str, str]:
-    """Return {convolution with a ReLU behind it: the depthwise convolution that alone reads it}, by first modules.
-
-    Raises WiringError.
-    """
-    steps, found = read_steps(model), {}
-    readers, kinds = _readers(steps), {step.name: step.kind for step in steps}
-    for group in _fuse(steps):
-        after = readers[group[-1]]
-        if (kinds[group[0]], kinds[group[-1]], *(step.kind for step in after)) == ("Conv2d", "ReLU", "Conv2d"):
-            reader: Any = model.get_submodule(after[0].name)
-            if reader.groups == reader.in_channels > 1:
-                found[group[0]] = after[0].name
-    return found
-
-
 def shared_activation_groups(model: nn.Module) -> list[list[str]]:
     """Name, per group, the modules whose outputs must share one activation quantizer, in running order.
 

@@ -1,73 +1,131 @@
-"""Equalization: make the channels of an activation equally strong where that costs nothing.
+"""Equalization: make the channels of an activation alike in strength, and let its values fill all integers.
 
-An activation has one scale, set by its strongest channel; a channel a hundred times weaker is left with two integers.
-A ReLU lets a positive factor through, and a depthwise convolution has a weight scale for every channel: so the layer
-before may make a channel stronger and the depthwise convolution weaker again, and neither's weights are rounded more
-coarsely (Nagel et al. 2019, arXiv:1906.04721, section 4.1, which balances both weights, as they have one scale each).
+An activation has one scale, a power of two, set by its strongest channel; a channel a hundred times weaker is left with
+two integers, and of the 256 up to half are never used. ReLU, addition and pooling let a positive factor a channel
+through: the layers before may make a channel stronger and those behind it weaker again (Nagel et al. 2019,
+arXiv:1906.04721, section 4.1, which balances both weights, as they have one scale each; here the layers before have a
+scale for every channel, so that it costs them nothing).
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brainq_torch.quant.layers import FoldedConvBn2d, activation_quantizers
+from brainq_torch.quant.fake_quantize import ActivationQuantizer
+from brainq_torch.quant.layers import FoldedConvBn2d, Layer, activation_quantizers, running_order, weighted_layers
+from brainq_torch.quant.scheme import largest_integer
 
 Peaks = dict[str, Tensor]
-"""{activation: (N, C) largest value of every image and channel}."""
+"""{activation: (2, C) largest value of each channel, and largest of its negative}."""
+Ranges = dict[str, tuple[float, float]]
+"""{activation: (smallest, largest)}."""
 
-_SHARE = 0.99
-"""Of images whose largest value keeps its place; of the others it is clipped."""
+_DENSE_SHARE = 0.5
+"""Power of the factor where a reader has one scale for all channels, and rounds those made weaker again more coarsely.
+Noise of a MobileNetV2 on 512 held-out images in another look, mean of two draws: 0.080 with 0, 0.065, 0.087 with 1."""
 _WEAKEST = 2.0**-6
 """In parts of the strongest channel: one that calibration hardly sees may be stronger in other images."""
-_HIGHEST = 255 * 2.0**-4
-"""What every channel's peak becomes: all integers of a scale that is a power of two, none beyond."""
+_WIDTH = 255 * 2.0**-4
+"""What every range's width becomes: all integers of a scale that is a power of two, none beyond."""
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Activations of one scale whose channels may be multiplied: the layers that make them, those that read them."""
+
+    members: list[str]
+    writers: list[Layer]
+    readers: list[Layer]
+
+    @property
+    def share(self) -> float:
+        """Power of the factors; 0 makes them one. Depthwise convolutions have a scale a channel, and lose nothing."""
+        if all(layer.weight.shape[1] == 1 for layer in self.readers):
+            return 1.0
+        return _DENSE_SHARE if all(layer.largest == largest_integer(8) for layer in self.readers) else 0.0
+
+
+def find_equal(network: nn.Module) -> list[Equal]:
+    """Find what may be equalized in a prepared network: not the input, the logits, or what a ReLU6 makes."""
+    layers, last = weighted_layers(network), running_order(network)[-1]
+    groups: defaultdict[int, dict[str, ActivationQuantizer]] = defaultdict(dict)
+    for name, quantizer in activation_quantizers(network).items():
+        groups[min(map(id, quantizer.group))][name] = quantizer
+    found = []
+    for group in groups.values():
+        writers = [layer for layer in layers if layer.name in group]
+        readers = [layer for layer in layers if layer.source in group]
+        limited = any(isinstance(network.get_submodule(name), nn.ReLU6) for name in group)
+        limited = limited or any(layer.ceiling for layer in writers)
+        if readers and last not in group and not limited and not any(one.fixed for one in group.values()):
+            found.append(Equal(list(group), writers, readers))
+    return found
 
 
 @contextmanager
-def noting_peaks(network: nn.Module, readers: Mapping[str, str]) -> Iterator[Peaks]:
-    """Note what depthwise convolutions read of all that runs through the network in the block: the peaks so far.
-
-    readers: as ``brainq_torch.models.wiring.depthwise_readers`` finds them.
-    """
+def noting_peaks(network: nn.Module, equals: Sequence[Equal]) -> Iterator[Peaks]:
+    """Note the peaks so far of what runs through the network in the block."""
     peaks, quantizers = Peaks(), activation_quantizers(network)
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        found = inputs[0].amax((2, 3))
-        peaks[name] = torch.cat([peaks[name], found]) if name in peaks else found
+        low, high = inputs[0].reshape(*inputs[0].shape[:2], -1).aminmax(dim=2)
+        found = torch.stack([high.amax(0), -low.amin(0)])
+        peaks[name] = torch.maximum(peaks[name], found) if name in peaks else found
 
     with ExitStack() as hooks:
-        for name in readers:
+        for name in (name for equal in equals for name in equal.members):
             hooks.enter_context(quantizers[name].register_forward_pre_hook(partial(note, name)))
         yield peaks
 
 
 @torch.no_grad()
-def equalize(network: Any, readers: Mapping[str, str], peaks: Peaks) -> dict[str, tuple[float, float]]:
-    """Make channels equally strong, in place; without rounding the network computes what it did.
+def equalize(network: Any, equals: Sequence[Equal], peaks: Peaks, ranges: Ranges) -> Ranges:
+    """Multiply channels, in place; without rounding the network computes what it did.
 
     Args:
         network: Prepared, neither trained nor finalized since; its attribute ``equalization`` says the factors
-            afterwards, {layer: (C,)}.
-        readers: {layer with a ReLU: the depthwise convolution that alone reads it}.
+            afterwards, {activation: (C,)}.
+        equals: As ``find_equal`` finds them.
         peaks: Of the float network.
+        ranges: As calibration chose them.
 
     Returns:
-        {activation: (smallest, largest)} of those that were changed.
+        The ranges, those of what was changed in its new size.
     """
-    for name, reader in readers.items():
-        typical = peaks[name].quantile(_SHARE, 0)
-        if not (strongest := typical.max()) > 0:
+    changed = dict(ranges)
+    for equal in equals:
+        found = [peaks[name] for name in equal.members]
+        if len({one.shape for one in found}) > 1:  # a concatenation and its parts
             continue
-        factor = _HIGHEST / typical.clamp(min=float(strongest) * _WEAKEST)
-        _multiply_output(network.get_submodule(name), factor)
-        weight = network.get_submodule(reader).weight
-        weight.div_(factor.repeat_interleave(len(weight) // len(factor)).reshape(-1, 1, 1, 1))
-        network.equalization[name] = factor
-    return dict.fromkeys(network.equalization, (0.0, _HIGHEST))
+        ends = torch.stack(found).amax(0).clamp(min=0)
+        if not (strongest := ends.max()) > 0:
+            continue
+        factor = (ends.amax(0) / strongest).clamp(min=_WEAKEST) ** -equal.share
+        kept = _share_kept(equal, ends, ranges)
+        high, low = ((ends * factor).amax(1) * kept).tolist()
+        size = _WIDTH / (high + low)
+        factor = factor * size
+        for layer in equal.writers:
+            _multiply_output(layer.module, factor)
+        for layer in equal.readers:
+            _divide_input(layer.module, factor)
+        network.equalization |= dict.fromkeys(equal.members, factor)
+        changed |= dict.fromkeys(equal.members, (-low * size, high * size))
+    return changed
+
+
+def _share_kept(equal: Equal, ends: Tensor, ranges: Ranges) -> float:
+    """Return what share of the whole range calibration kept; all of what a ReLU makes: its channels peak together."""
+    if any(layer.relu for layer in equal.writers):
+        return 1.0
+    low, high = zip(*(ranges[name] for name in equal.members), strict=True)
+    return float((max(high) - min(low)) / ends.amax(1).sum())
 
 
 def _multiply_output(module: Any, factor: Tensor) -> None:
@@ -75,6 +133,13 @@ def _multiply_output(module: Any, factor: Tensor) -> None:
         module.bn.weight.mul_(factor)
         module.bn.bias.mul_(factor)
         return
-    module.weight.mul_(factor.reshape(-1, 1, 1, 1))
+    module.weight.mul_(factor.reshape(-1, *[1] * (module.weight.dim() - 1)))
     if module.bias is not None:
         module.bias.mul_(factor)
+
+
+def _divide_input(module: Any, factor: Tensor) -> None:
+    groups = getattr(module, "groups", 1)
+    outputs, inputs = len(module.weight) // groups, module.weight[0].numel()
+    spread = factor.reshape(groups, -1).repeat_interleave(groups * inputs // len(factor), 1)
+    module.weight.div_(spread.repeat_interleave(outputs, 0).view_as(module.weight))

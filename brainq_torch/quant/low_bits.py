@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors
-from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.encoding import CalibrationMethod
-from brainq_torch.quant.equalize import equalize, noting_peaks
+from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
 from brainq_torch.quant.layer_samples import apply_rows, at_positions, make_batches, sample_inputs, walk_inputs
 from brainq_torch.quant.layers import Layer, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
@@ -35,7 +34,7 @@ LARGEST_LEARNED = 31
 
 _BATCH = 16
 _SECONDS = "seconds"
-_STATE_FORMAT = 3
+_STATE_FORMAT = 4
 """To be raised when what a state holds, or what would be computed anew, changes."""
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
@@ -150,11 +149,12 @@ def _start(
     model: nn.Module, pixels: NDArray[Any], scheme: Scheme, ranges: CalibrationMethod, kept: _State
 ) -> tuple[nn.Module, float]:
     """Return the network rounded to nearest and calibration's seconds; ranges are the same for any bits of weights."""
-    network, readers = prepare_qat(model, scheme).eval(), depthwise_readers(model)
+    network = prepare_qat(model, scheme).eval()
+    equals = find_equal(network)
     found, peaks = kept.read("ranges"), kept.read("peaks")
     if found is None or peaks is None:
         began = time.process_time()
-        with noting_peaks(network, readers) as peaks:
+        with noting_peaks(network, equals) as peaks:
             chosen = choose_ranges(network, pixels, ranges)
         found = {name: torch.tensor(ends, dtype=torch.float64) for name, ends in chosen.items()}
         found[_SECONDS] = torch.tensor(time.process_time() - began)
@@ -162,7 +162,7 @@ def _start(
         kept.write("ranges", found)
     seconds = float(found.pop(_SECONDS))
     chosen = {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()}
-    set_activation_ranges(network, chosen | equalize(network, readers, peaks))
+    set_activation_ranges(network, equalize(network, equals, peaks, chosen))
     finalize(network)
     return network, seconds
 

@@ -54,7 +54,7 @@ def test_held_out_images_decide(monkeypatch, small_int8, tiny_run, tmp_path, spo
 def test_asked_for_it_is_not_measured(monkeypatch, small_int8, tiny_run, tmp_path, asked, spoilt, kept):
     monkeypatch.setattr(bias_choice, "_measure", None)
     before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, asked, spoilt)
-    assert about == {"asked": asked, "kept": kept, "images": 0, "share": 0.5 * kept}
+    assert about == {"asked": asked, "kept": kept, "images": 0, "share": 1.0 * kept}
     assert (chosen is before) != kept
 
 
@@ -80,7 +80,7 @@ def test_the_share_with_the_least_noise_is_taken(monkeypatch, small_int8, tiny_r
     elsewhere = Elsewhere({"clinic": PHANTOMS.sample(8, ())})
     before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, asked, False, elsewhere=elsewhere)
     if asked == "on":
-        assert about == {"asked": "on", "kept": True, "images": 0, "share": 0.5}
+        assert about == {"asked": "on", "kept": True, "images": 0, "share": 1.0}
         return
     assert (about["share"], about["kept"], chosen is before) == (best, best > 0, best == 0)
     assert about["shares"] == {f"{share:g}": found for share, found in changes.items()}

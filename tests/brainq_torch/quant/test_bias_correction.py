@@ -1,9 +1,9 @@
-"""Corrected biases: means as in the float network, on the int32 grid."""
+"""Corrected biases: means as without rounding, on the int32 grid."""
 
 import pytest
 import torch
-from torch.nn import functional
 
+from brainq_torch.quant import calibrate
 from brainq_torch.quant.calibrate import correct_biases, measure_means, quantize_post_training
 from brainq_torch.quant.layers import activation_quantizers, scheme_of, weighted_layers
 from brainq_torch.quant.prepare import check_finalized, move_bias
@@ -35,36 +35,44 @@ def integers_of(network, layer):
 
 
 def mean_error(network, name, images):
-    """Return by how much the mean output of a layer of ``stem``, ``depth``, ``point`` or ``classifier`` is off."""
+    """Return by how much the mean output of a layer is off what its weights make, not rounded, of what it is fed."""
     layer = next(one for one in weighted_layers(network) if one.name == name)
-    model, plain, weight_and_bias = small_network(), name.split(".")[0], integers_of(network, layer)
-    fed, wanted_of = inputs_of(network, name, images), model.get_submodule(plain)
-    float_fed = inputs_of(model, plain, images)
+    fed = inputs_of(network, name, images)
+    plain = next(one for one in weighted_layers(coarse_network()) if one.name == name)
     with torch.no_grad():
-        if plain == "classifier":
-            return (functional.linear(fed, *weight_and_bias).mean(0) - wanted_of(float_fed).mean(0)).abs().max().item()
-        convolution = wanted_of[0]
-        geometry = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-        made = functional.conv2d(fed, *weight_and_bias, *geometry)
-        return (made.mean((0, 2, 3)) - wanted_of[:2](float_fed).mean((0, 2, 3))).abs().max().item()
+        made, wanted = layer.compute(fed, *integers_of(network, layer)), layer.compute(fed, plain.weight, plain.bias)
+    return (made - wanted).mean((0, *range(2, made.dim()))).abs().max().item()
 
 
 @pytest.mark.parametrize("name", ["stem.0", "depth.0", "point.0", "classifier"])
-def test_mean_outputs_are_the_float_networks(name):
+def test_mean_outputs_are_those_of_weights_that_are_not_rounded(name, monkeypatch):
+    monkeypatch.setattr(calibrate, "_CARRIED", 0.0)
     images, network = small_images(), coarse_network()
     before = mean_error(network, name, as_input(images))
-    correct_biases(network, measure_means(small_network(), scheme_of(network), images), images, share=1)
+    correct_biases(network, measure_means(small_network(), scheme_of(network), images), images)
     step = network.get_submodule(name).weight_fake_quant.bias_scale.max().item()
     assert mean_error(network, name, as_input(images)) <= step / 2 + 1e-5 < before
     check_finalized(network)
 
 
-def test_half_of_the_way_is_half_of_the_first_error():
+def test_half_of_the_way_is_half_of_the_error():
     images, network = small_images(), coarse_network()
     before = mean_error(network, "stem.0", as_input(images))
-    correct_biases(network, measure_means(small_network(), scheme_of(network), images), images)
+    correct_biases(network, measure_means(small_network(), scheme_of(network), images), images, share=0.5)
     step = network.get_submodule("stem.0").weight_fake_quant.bias_scale.max().item()
     assert mean_error(network, "stem.0", as_input(images)) == pytest.approx(before / 2, abs=step / 2 + 1e-5)
+
+
+@pytest.mark.parametrize(("bits", "nearer"), [(4, True), (8, False)])
+def test_what_earlier_layers_moved_is_taken_back_where_weights_have_few_bits(bits, nearer, monkeypatch):
+    images, logits = small_images(), []
+    for carried in (0.0, 0.5):
+        monkeypatch.setattr(calibrate, "_CARRIED", carried)
+        network = quantize_post_training(small_network(), images, Scheme(weight_bits=bits))
+        correct_biases(network, measure_means(small_network(), Scheme(), images), images)
+        with torch.no_grad():
+            logits.append((network(as_input(images)) - small_network()(as_input(images))).mean(0).abs().max().item())
+    assert (logits[1] < logits[0]) if nearer else (logits[1] == logits[0])
 
 
 def test_a_moved_bias_is_on_the_grid_and_moved_once():

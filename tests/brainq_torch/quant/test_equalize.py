@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-from brainq_torch.models.wiring import depthwise_readers
 from brainq_torch.quant.calibrate import correct_biases, measure_means, quantize_post_training
-from brainq_torch.quant.equalize import equalize, noting_peaks
+from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
 from brainq_torch.quant.layers import activation_quantizers, set_fake_quant
 from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.scheme import Scheme
@@ -53,16 +52,27 @@ def error(quantized, model, images):
         return (quantized(images) - model(images)).pow(2).mean().sqrt().item()
 
 
-def test_without_rounding_it_computes_what_it_did(uneven):
-    images, readers = as_input(small_images()), depthwise_readers(uneven)
-    assert readers == {"stem.0": "depth.0", "point.0": "twofold"}
-    network = prepare_qat(uneven, Scheme()).eval()
+@pytest.mark.parametrize("small", [False, True])
+def test_without_rounding_it_computes_what_it_did(uneven, small):
+    """Behind depthwise and dense layers, a BatchNorm of its own, an addition, poolings and a linear layer."""
+    images, model = as_input(small_images()), small_network() if small else uneven
+    network = prepare_qat(model, Scheme()).eval()
     set_fake_quant(network, False)
-    with noting_peaks(network, readers) as peaks:
+    equals = find_equal(network)
+    with noting_peaks(network, equals) as peaks:
         network(images)
-    ranges = equalize(network, readers, peaks)
-    assert ranges.keys() == network.equalization.keys() == readers.keys()
-    assert error(network, uneven, images) < 1e-5 * uneven(images).abs().max().item()
+    ranges = equalize(network, equals, peaks, dict.fromkeys(activation_quantizers(network), (-1.0, 1.0)))
+    left = {"quant", "classifier"}
+    assert network.equalization.keys() == ranges.keys() - left == activation_quantizers(network).keys() - left
+    assert error(network, model, images) < 1e-5 * model(images).abs().max().item()
+    assert {round(high - low, 5) for name, (low, high) in ranges.items() if name not in left} == {15.9375}
+
+
+def test_factors_are_whole_for_depthwise_readers_half_for_dense_ones_one_for_few_bits(uneven):
+    for bits, dense in ((8, 0.5), (4, 0.0)):
+        network = prepare_qat(uneven, Scheme(weight_bits=bits, exceptions={"depthwise": 8}))
+        shares = {equal.members[0]: equal.share for equal in find_equal(network)}
+        assert shares == {"stem.0": 1.0, "point.0": 1.0, "depth.0": dense, "twofold": dense}
 
 
 def test_a_weak_channel_gets_as_many_integers_as_a_strong_one(uneven):
@@ -82,10 +92,9 @@ def largest_integers(network, name, images):
     return found[0] / quantizer.encoding.scale
 
 
-@pytest.mark.parametrize("model", [small_network(), Uneven(nn.ReLU6)])
-def test_what_an_addition_reads_too_and_what_has_a_ceiling_is_left(model):
-    assert depthwise_readers(model) == {}
-    assert quantize_post_training(model.eval(), small_images()).equalization == {}
+def test_what_has_a_ceiling_is_left():
+    network = quantize_post_training(Uneven(nn.ReLU6).eval(), small_images())
+    assert network.equalization.keys() == {"twofold", "pool"}
 
 
 def test_corrected_biases_aim_at_means_in_the_changed_size(uneven):
