@@ -28,12 +28,11 @@ from export.recipes import (
 )
 from export.run.elsewhere import read_elsewhere
 from export.run.metadata import write_metadata
-from export.run.runners import load_runner
 from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner, torch_threads
 from export.verify.parity import FLOAT_MODEL, LogitTable, climb, list_models
 from export.verify.report import SHIFTED_COPIES, ArtefactReport, ParityReport
-from export.verify.shifted import add_shifted
+from export.verify.shifted import add_shifted, list_shifted
 
 THREADS = 1
 
@@ -94,13 +93,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
             print(f"warning: float model to compare with: {origin}", file=sys.stderr)
         else:
             context.networks[FLOAT_MODEL] = plain
-        with closing(LogitTable(folder, sample, {}, THREADS)) as table:
-            for name in names:
-                _make(name, context, clock)
-                # Files answer while the next are made; networks in PyTorch wait, as they may be traced meanwhile.
-                table.begin(file for file in list_models(RECIPES[name].rungs) if context.path(file).exists())
-            with clock.step("parity"):
-                artefacts = _check(context, names, sample, table)
+        artefacts = _make_and_check(context, names, sample, clock)
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
         copy_rule(run.folder, folder)
         write_json(folder / PARITY, report.to_json())
@@ -141,6 +134,21 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
+def _make_and_check(
+    context: ExportContext, names: Sequence[str], sample: ImageSample, clock: _Clock
+) -> dict[str, ArtefactReport]:
+    """Files answer while the next are made; networks in PyTorch wait, as they may be traced meanwhile."""
+    images = (sample, sample.shifted(context.run.pixels))
+    table, shifted = (LogitTable(context.folder, one, {}, THREADS) for one in images)
+    with closing(table), closing(shifted):
+        for name in names:
+            _make(name, context, clock)
+            table.begin(file for file in list_models(RECIPES[name].rungs) if context.path(file).exists())
+            shifted.begin(list_shifted(RECIPES[name].rungs))
+        with clock.step("parity"):
+            return _check(context, names, table, shifted)
+
+
 def _make(name: str, context: ExportContext, clock: _Clock) -> None:
     """Make one recipe's files and put the metadata in."""
     recipe = RECIPES[name]
@@ -157,21 +165,24 @@ def _make(name: str, context: ExportContext, clock: _Clock) -> None:
 
 
 def _check(
-    context: ExportContext, names: Sequence[str], sample: ImageSample, table: LogitTable
+    context: ExportContext, names: Sequence[str], table: LogitTable, shifted: LogitTable
 ) -> dict[str, ArtefactReport]:
     """Climb the parity ladder of the recipes that were made; where a rung breaks, say where the files part."""
+    run, sample = context.run, table.sample
     print(f"parity: {len(sample.names)} images ...", flush=True)
-    run = context.run
     rungs = [rung for name in names for rung in RECIPES[name].rungs]
     if run.quantization is not None:  # training was free to leave the float model: measured, not limited
         free = [replace_fields(rung.limits, float_agreement=None, float_noise=None) for rung in rungs]
         rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
     table.models |= {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
-    reports, models = climb(rungs, table, sample, run.classes), dict(table.models)
-    if ONNX_FP32 in reports and reports[ONNX_FP32].passed:  # the network's answers, in a third of PyTorch's time
-        models[FLOAT_MODEL] = load_runner(context.path(ONNX_FP32), THREADS)
-    for source, images in {SHIFTED_COPIES: sample.shifted(run.pixels), **context.elsewhere.reporting}.items():
-        reports = add_shifted(reports, LogitTable(context.folder, images, models, THREADS), images.labels, source)
+    reports = climb(rungs, table)
+    proven = ONNX_FP32 in reports and reports[ONNX_FP32].passed  # the network's answers, in a third of PyTorch's time
+    shifted.models |= table.models
+    other = (
+        LogitTable(context.folder, images, table.models, THREADS) for images in context.elsewhere.reporting.values()
+    )
+    for source, images in zip((SHIFTED_COPIES, *context.elsewhere.reporting), (shifted, *other), strict=True):
+        reports = add_shifted(reports, images, ONNX_FP32 if proven else FLOAT_MODEL, source)
     for recipe in (RECIPES[name] for name in names):
         if recipe.explain is None or all(reports[file].passed for file in recipe.files):
             continue

@@ -75,8 +75,8 @@ class LogitTable:
 
     def __init__(self, folder: Path, sample: ImageSample, models: dict[str, Runner], threads: int) -> None:
         self.folder = folder
-        self.models = models
-        self._sample, self._threads = sample, threads
+        self.sample, self.models = sample, models
+        self._threads = threads
         self._answers: dict[tuple[str, bool], Future[Logits]] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE)
 
@@ -110,7 +110,7 @@ class LogitTable:
         return self._answers[key]
 
     def _run(self, runner: Runner) -> Logits:
-        return Logits(run_named(runner, self._sample.pixels, self._sample.names), runner.logit_scale)
+        return Logits(run_named(runner, self.sample.pixels, self.sample.names), runner.logit_scale)
 
     def _load(self, name: str, optimised: bool) -> Runner:
         """Open a file without asking for its checksum: the ladder says in what a changed file differs."""
@@ -127,12 +127,10 @@ def list_models(rungs: Iterable[Rung]) -> list[str]:
     return [name for rung in rungs for name in (rung.artefact, rung.reference)]
 
 
-def climb(
-    rungs: Sequence[Rung], table: LogitTable, sample: ImageSample, classes: tuple[str, ...]
-) -> dict[str, ArtefactReport]:
+def climb(rungs: Sequence[Rung], table: LogitTable) -> dict[str, ArtefactReport]:
     """Compare every artefact of the table's folder with its reference. Returns a report per file name."""
     table.begin(list_models(rungs))
-    return {rung.artefact: _report(rung, table, sample, classes) for rung in rungs}
+    return {rung.artefact: _report(rung, table) for rung in rungs}
 
 
 def judge(reference: Logits, logits: Logits, limits: Limits) -> dict[str, Any]:
@@ -156,8 +154,8 @@ def judge(reference: Logits, logits: Logits, limits: Limits) -> dict[str, Any]:
     return {**measured, "passed": not faults, "error": None if not faults else "; ".join(faults)}
 
 
-def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[str, ...]) -> ArtefactReport:
-    path = table.folder / rung.artefact
+def _report(rung: Rung, table: LogitTable) -> ArtefactReport:
+    path, sample = table.folder / rung.artefact, table.sample
     identity: dict[str, Any] = {
         "size_bytes": path.stat().st_size,
         "sha256": hash_file(path),
@@ -170,18 +168,18 @@ def _report(rung: Rung, table: LogitTable, sample: ImageSample, classes: tuple[s
     except (RunnerError, MetadataError) as error:
         return ArtefactReport(**identity, **_UNMEASURED, limits=rung.limits, passed=False, error=str(error))
     verdict = judge(reference, logits, rung.limits)
-    against_float = _compare(plain, logits, sample, classes)
+    against_float = _compare(plain, logits, sample)
     faults = [] if against_float is None else _float_faults(against_float, rung.limits)
-    if claimed != classes:
-        faults.append(f"names the classes {claimed}, the run {classes}")
+    if claimed != sample.classes:
+        faults.append(f"names the classes {claimed}, the run {sample.classes}")
     if faults:
         verdict |= {"passed": False, "error": "; ".join(filter(None, (verdict["error"], *faults)))}
     return ArtefactReport(
         **identity,
         **verdict,
         limits=rung.limits,
-        flips=_find_flips(reference.values, logits.values, sample, classes),
-        ties=_find_ties(reference.values, logits.values, sample, classes),
+        flips=_find_flips(reference.values, logits.values, sample),
+        ties=_find_ties(reference.values, logits.values, sample),
         against_float=against_float,
     )
 
@@ -249,7 +247,7 @@ def logit_noise(plain: npt.NDArray[Any], logits: npt.NDArray[Any]) -> float:
 
 
 def _find_flips(
-    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], sample: ImageSample, classes: tuple[str, ...]
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], sample: ImageSample
 ) -> tuple[dict[str, Any], ...]:
     """List the images whose class changed, with the margin by which the reference had decided."""
     if not _comparable(a, b):
@@ -258,9 +256,9 @@ def _find_flips(
     return tuple(
         {
             "image": sample.names[i],
-            "label": classes[sample.labels[i]],
-            "before": classes[before[i]],
-            "after": classes[after[i]],
+            "label": sample.classes[sample.labels[i]],
+            "before": sample.classes[before[i]],
+            "after": sample.classes[after[i]],
             "margin": float(top[i, -1] - top[i, -2]),
         }
         for i in np.flatnonzero(before != after)
@@ -268,7 +266,7 @@ def _find_flips(
 
 
 def _find_ties(
-    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], sample: ImageSample, classes: tuple[str, ...]
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], sample: ImageSample
 ) -> tuple[dict[str, Any], ...]:
     """List the images whose largest logit is shared, in the reference, the artefact, or both."""
     if not _comparable(a, b):
@@ -277,20 +275,18 @@ def _find_ties(
     return tuple(
         {
             "image": sample.names[i],
-            "reference": [classes[label] for label in np.flatnonzero(best_a[i])],
-            "artefact": [classes[label] for label in np.flatnonzero(best_b[i])],
+            "reference": [sample.classes[label] for label in np.flatnonzero(best_a[i])],
+            "artefact": [sample.classes[label] for label in np.flatnonzero(best_b[i])],
         }
         for i in np.flatnonzero((best_a.sum(1) > 1) | (best_b.sum(1) > 1))
     )
 
 
-def _compare(
-    plain: Logits | None, logits: Logits, sample: ImageSample, classes: tuple[str, ...]
-) -> dict[str, Any] | None:
+def _compare(plain: Logits | None, logits: Logits, sample: ImageSample) -> dict[str, Any] | None:
     """Return McNemar's test, flips, the recall differences and the noise against the float model."""
     if plain is None or not _comparable(plain.values, logits.values):
         return None
-    comparison = compare_predictions(plain.values, logits.values, sample.labels, classes, RESAMPLES).to_json()
+    comparison = compare_predictions(plain.values, logits.values, sample.labels, sample.classes, RESAMPLES).to_json()
     comparison["flips"] = [{**flip, "image": sample.names[flip.pop("index")]} for flip in comparison["flips"]]
     comparison["logit_noise"] = logit_noise(plain.values, logits.values)
     return comparison

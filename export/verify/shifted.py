@@ -1,6 +1,6 @@
 """What compression changes on images that are not like those of training: shifted copies, and other sources' images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.evaluation.paired import compare_answers
+from export.catalogue import ONNX_FP32
 from export.run.sessions import RunnerError
-from export.verify.parity import FLOAT_MODEL, LogitTable, logit_noise
+from export.verify.parity import FLOAT_MODEL, LogitTable, Rung, logit_noise
 from export.verify.report import SHIFTED_COPIES, ArtefactReport
 
 
@@ -26,15 +27,24 @@ def measure_shift(plain: npt.NDArray[Any], logits: npt.NDArray[Any], labels: npt
     }
 
 
+def list_shifted(rungs: Iterable[Rung]) -> list[str]:
+    """Return the files that shifted images are asked of: rounded ones, and what they are held against."""
+    return [rung.artefact for rung in rungs if rung.artefact == ONNX_FP32 or rung.limits.max_abs_diff is None]
+
+
 def add_shifted(
     reports: Mapping[str, ArtefactReport],
     table: LogitTable,
-    labels: npt.NDArray[np.int64],
+    reference: str = FLOAT_MODEL,
     source: str = SHIFTED_COPIES,
 ) -> dict[str, ArtefactReport]:
-    """Return the reports with what each quantized file does to shifted images.
+    """Return the reports with what each rounded file does to shifted images.
 
-    table: of these images. source: where they come from; shifted copies come before other sources.
+    Args:
+        reports: Of the ladder.
+        table: Of these images.
+        reference: What answers in the table as the float model does; where there is none, nothing is added.
+        source: Where the images come from; shifted copies come before other sources.
     """
     compared = {
         name: report
@@ -43,13 +53,13 @@ def add_shifted(
         and report.limits.max_abs_diff is None
         and (source == SHIFTED_COPIES or report.shifted is not None)  # else it broke on the copies
     }
-    table.begin((FLOAT_MODEL, *compared))
-    plain, result = table.of_float(), dict(reports)
-    if plain is None:
-        return result
+    if not compared:
+        return dict(reports)
+    table.begin((reference, *compared))
+    plain, result = table.of(reference).values, dict(reports)
     for name, report in compared.items():
         try:
-            found = measure_shift(plain.values, table.of(name).values, labels)
+            found = measure_shift(plain, table.of(name).values, table.sample.labels)
         except RunnerError as error:
             result[name] = replace(report, passed=False, error=f"on {source}: {error}")
             continue

@@ -152,7 +152,7 @@ def test_calibration_on_noise_is_caught_although_all_files_agree(tmp_path, calib
         for name, net in ((FLOAT_MODEL, model), (FAKE_QUANTIZED, network))
     }
     sample = sample_of(images)
-    report = climb(RECIPES["int8"].rungs[:1], LogitTable(tmp_path, sample, runners, 1), sample, CLASSES)[path.name]
+    report = climb(RECIPES["int8"].rungs[:1], LogitTable(tmp_path, sample, runners, 1))[path.name]
     assert report.max_lsb == 0.0
     assert report.passed == passes
     assert passes or "ranges do not fit these images" in report.error
