@@ -74,8 +74,8 @@ def noting_peaks(network: nn.Module, equals: Sequence[Equal]) -> Iterator[Peaks]
     peaks, quantizers = Peaks(), activation_quantizers(network)
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        low, high = inputs[0].reshape(*inputs[0].shape[:2], -1).aminmax(dim=2)
-        found = torch.stack([high.amax(0), -low.amin(0)])
+        places = [0, *range(2, inputs[0].dim())]
+        found = torch.stack([inputs[0].amax(places), -inputs[0].amin(places)])
         peaks[name] = torch.maximum(peaks[name], found) if name in peaks else found
 
     with ExitStack() as hooks:
