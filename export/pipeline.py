@@ -32,7 +32,7 @@ from export.run.sample import ImageSample, RunImages, check_run_images
 from export.run.torch_runner import TorchRunner, torch_threads
 from export.verify.parity import FLOAT_MODEL, LogitTable, climb, list_models
 from export.verify.report import SHIFTED_COPIES, ArtefactReport, ParityReport
-from export.verify.shifted import add_shifted, list_shifted
+from export.verify.shifted import add_shifted
 
 THREADS = 1
 
@@ -93,7 +93,13 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
             print(f"warning: float model to compare with: {origin}", file=sys.stderr)
         else:
             context.networks[FLOAT_MODEL] = plain
-        artefacts = _make_and_check(context, names, sample, clock)
+        with closing(LogitTable(folder, sample, {}, THREADS)) as table:
+            for name in names:
+                _make(name, context, clock)
+                # Files answer while the next are made; networks in PyTorch wait, as they may be traced meanwhile.
+                table.begin(file for file in list_models(RECIPES[name].rungs) if context.path(file).exists())
+            with clock.step("parity"):
+                artefacts = _check(context, names, table)
         report = ParityReport(artefacts, _about(context, names, sample, clock.seconds) | {"float_model": origin})
         copy_rule(run.folder, folder)
         write_json(folder / PARITY, report.to_json())
@@ -134,21 +140,6 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def _make_and_check(
-    context: ExportContext, names: Sequence[str], sample: ImageSample, clock: _Clock
-) -> dict[str, ArtefactReport]:
-    """Files answer while the next are made; networks in PyTorch wait, as they may be traced meanwhile."""
-    images = (sample, sample.shifted(context.run.pixels))
-    table, shifted = (LogitTable(context.folder, one, {}, THREADS) for one in images)
-    with closing(table), closing(shifted):
-        for name in names:
-            _make(name, context, clock)
-            table.begin(file for file in list_models(RECIPES[name].rungs) if context.path(file).exists())
-            shifted.begin(list_shifted(RECIPES[name].rungs))
-        with clock.step("parity"):
-            return _check(context, names, table, shifted)
-
-
 def _make(name: str, context: ExportContext, clock: _Clock) -> None:
     """Make one recipe's files and put the metadata in."""
     recipe = RECIPES[name]
@@ -164,9 +155,7 @@ def _make(name: str, context: ExportContext, clock: _Clock) -> None:
     print(f"{name}: {made}, {clock.seconds[name]:.1f} s", flush=True)
 
 
-def _check(
-    context: ExportContext, names: Sequence[str], table: LogitTable, shifted: LogitTable
-) -> dict[str, ArtefactReport]:
+def _check(context: ExportContext, names: Sequence[str], table: LogitTable) -> dict[str, ArtefactReport]:
     """Climb the parity ladder of the recipes that were made; where a rung breaks, say where the files part."""
     run, sample = context.run, table.sample
     print(f"parity: {len(sample.names)} images ...", flush=True)
@@ -177,12 +166,9 @@ def _check(
     table.models |= {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
     reports = climb(rungs, table)
     proven = ONNX_FP32 in reports and reports[ONNX_FP32].passed  # the network's answers, in a third of PyTorch's time
-    shifted.models |= table.models
-    other = (
-        LogitTable(context.folder, images, table.models, THREADS) for images in context.elsewhere.reporting.values()
-    )
-    for source, images in zip((SHIFTED_COPIES, *context.elsewhere.reporting), (shifted, *other), strict=True):
-        reports = add_shifted(reports, images, ONNX_FP32 if proven else FLOAT_MODEL, source)
+    for source, images in {SHIFTED_COPIES: sample.shifted(run.pixels), **context.elsewhere.reporting}.items():
+        other = LogitTable(context.folder, images, table.models, THREADS)
+        reports = add_shifted(reports, other, ONNX_FP32 if proven else FLOAT_MODEL, source)
     for recipe in (RECIPES[name] for name in names):
         if recipe.explain is None or all(reports[file].passed for file in recipe.files):
             continue

@@ -1,6 +1,6 @@
 """What compression changes on images that are not like those of training: shifted copies, and other sources' images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.evaluation.paired import compare_answers
-from export.catalogue import ONNX_FP32
 from export.run.sessions import RunnerError
-from export.verify.parity import FLOAT_MODEL, LogitTable, Rung, logit_noise
+from export.verify.parity import FLOAT_MODEL, LogitTable, logit_noise
 from export.verify.report import SHIFTED_COPIES, ArtefactReport
 
 
@@ -25,11 +24,6 @@ def measure_shift(plain: npt.NDArray[Any], logits: npt.NDArray[Any], labels: npt
         "logit_noise": logit_noise(plain, logits),
         **compare_answers(plain, logits, labels).to_json(),
     }
-
-
-def list_shifted(rungs: Iterable[Rung]) -> list[str]:
-    """Return the files that shifted images are asked of: rounded ones, and what they are held against."""
-    return [rung.artefact for rung in rungs if rung.artefact == ONNX_FP32 or rung.limits.max_abs_diff is None]
 
 
 def add_shifted(
