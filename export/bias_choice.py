@@ -56,9 +56,8 @@ def choose_biases(context: ExportContext, network: nn.Module, sample: ImageSampl
     tried = SHARES if asked == "auto" and context.elsewhere.choosing else SHARES[:1]
     shares = tried if asked == "on" or images is not None else ()
     networks = {0.0: network}
-    means = context.float_means
+    means = measure_means(context.run.model, scheme_of(network), sample.pixels) if shares else {}
     for share in shares:
-        means = means or measure_means(context.run.model, scheme_of(network), sample.pixels)
         networks[share] = copy.deepcopy(network)
         correct_biases(networks[share], means, sample.pixels, share)
     changes = {} if images is None else _measure(context, networks, images)

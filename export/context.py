@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.quant.encoding import BiasCorrection, CalibrationMethod
@@ -65,7 +65,6 @@ class ExportContext:
         elsewhere: Images of other sources.
         networks: PyTorch networks that rungs refer to, by name; recipes leave theirs.
         provenance: {recipe: what its files say of themselves besides}; left by recipes.
-        float_means: ``measure_means`` of the float network; left by a recipe that ran it on the calibration images.
         calibrated_on: {file: the names of the images}, for ``parity.json``; left by recipes.
     """
 
@@ -76,7 +75,6 @@ class ExportContext:
     elsewhere: Elsewhere = field(default_factory=Elsewhere)
     networks: dict[str, nn.Module] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
-    float_means: dict[str, Tensor] = field(default_factory=dict)
     calibrated_on: dict[str, list[str]] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:

@@ -116,8 +116,7 @@ def make_int8(context: ExportContext) -> None:
         INT8_FILES.write(context, run.model, {"scales": "learned in training"})
         return
     sample, about = _calibrate(context, ONNX_INT8)
-    options, means = context.options, context.float_means if context.options.bias_correction != "off" else None
-    network = quantize_post_training(run.model, sample.pixels, Scheme(), options.calibration_method, means)
+    network = quantize_post_training(run.model, sample.pixels, Scheme(), context.options.calibration_method)
     INT8_FILES.write(context, network, {"scales": "calibrated after training", "calibration": about}, sample)
 
 

@@ -6,8 +6,8 @@ And correct biases, where that is asked: rounding shifts the mean of what a laye
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -113,7 +113,6 @@ def quantize_post_training(
     pixels: NDArray[Any],
     scheme: Scheme = Scheme(),  # noqa: B008  # frozen
     method: CalibrationMethod = "percentile",
-    means: dict[str, Tensor] | None = None,
     equal: bool = True,
 ) -> nn.Module:
     """Return a fake-quantized, calibrated, finalized copy of a float network.
@@ -123,13 +122,12 @@ def quantize_post_training(
         pixels: (N, H, W) uint8 images to choose ranges on.
         scheme: Bits and scales.
         method: How ranges are chosen.
-        means: Is given the float layers' mean outputs over the first images, which are on their way through anyway.
-        equal: Make channels equally strong where that costs nothing (``equalize``); not for further training, to
-            which each weight's size matters.
+        equal: Make channels alike in strength (``equalize``); not for further training, to which each weight's size
+            matters.
     """
     prepared = prepare_qat(model, scheme).eval()
     equals = find_equal(prepared) if equal else []
-    with noting_peaks(prepared, equals) as peaks, nullcontext() if means is None else _noting_means(prepared, means):
+    with noting_peaks(prepared, equals) as peaks:
         ranges = choose_ranges(prepared, pixels, method)
     set_activation_ranges(prepared, equalize(prepared, equals, peaks, ranges))
     finalize(prepared)
@@ -166,41 +164,41 @@ def correct_biases(network: Any, means: Mapping[str, Tensor], pixels: NDArray[An
     """
     batches, layers = _correction_batches(pixels), weighted_layers(network)
     walk = walk_inputs(network, [layer.name for layer in layers], batches, mean_of_positions)
-    carried = _CARRIED if scheme_of(network).weight_bits < Scheme().weight_bits else 0.0
+    carried = _share_carried(scheme_of(network))
     for layer, (name, rows) in zip(layers, walk, strict=True):
         weight = layer.module.weight_fake_quant(layer.weight)  # type: ignore[operator]  # a module of torch.ao
-        wanted = means[name] * network.equalization.get(name, 1)
         plain, rounded = (_mean_output(layer, one, rows) for one in (layer.weight, weight))
-        move_bias(network, layer, share * (plain - rounded + carried * (wanted - plain)))
+        shift = plain - rounded
+        if carried:
+            shift += carried * (means[name] * network.equalization.get(name, 1) - plain)
+        move_bias(network, layer, share * shift)
 
 
 @torch.no_grad()
 def measure_means(model: nn.Module, scheme: Scheme, pixels: NDArray[Any]) -> dict[str, Tensor]:
-    """Return {layer: mean output (O,)} of a float network, before the ReLU, over the first (N, H, W) images."""
+    """Return {layer: mean output (O,)} of a float network, before the ReLU, over the first (N, H, W) images.
+
+    Nothing, and no image runs, where ``correct_biases`` asks for none: for weights of 8 bits.
+    """
+    if not _share_carried(scheme):
+        return {}
     reference = prepare_qat(model, scheme).eval()
     set_fake_quant(reference, False)
-    means: dict[str, Tensor] = {}
-    with _noting_means(reference, means):
-        for batch in _correction_batches(pixels):
-            reference(batch)
-    return means
-
-
-@contextmanager
-def _noting_means(network: nn.Module, means: dict[str, Tensor]) -> Iterator[None]:
-    """Give ``means`` what ``measure_means`` returns, of the first batches that run through the network in the block."""
-    layers = weighted_layers(network)
+    layers = weighted_layers(reference)
     rows: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if len(rows[name]) < _TO_CORRECT // _BATCH:
-            rows[name].append(mean_of_positions(module, inputs[0], 0))
+        rows[name].append(mean_of_positions(module, inputs[0], 0))
 
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.enter_context(layer.module.register_forward_pre_hook(partial(note, layer.name)))
-        yield
-    means.update({layer.name: _mean_output(layer, layer.weight, torch.cat(rows[layer.name])) for layer in layers})
+    for layer in layers:
+        layer.module.register_forward_pre_hook(partial(note, layer.name))
+    for batch in _correction_batches(pixels):
+        reference(batch)
+    return {layer.name: _mean_output(layer, layer.weight, torch.cat(rows[layer.name])) for layer in layers}
+
+
+def _share_carried(scheme: Scheme) -> float:
+    return _CARRIED if scheme.weight_bits < Scheme().weight_bits else 0.0
 
 
 def _correction_batches(pixels: NDArray[Any]) -> list[Tensor]:

@@ -69,7 +69,7 @@ def test_what_earlier_layers_moved_is_taken_back_where_weights_have_few_bits(bit
     for carried in (0.0, 0.5):
         monkeypatch.setattr(calibrate, "_CARRIED", carried)
         network = quantize_post_training(small_network(), images, Scheme(weight_bits=bits))
-        correct_biases(network, measure_means(small_network(), Scheme(), images), images)
+        correct_biases(network, measure_means(small_network(), scheme_of(network), images), images)
         with torch.no_grad():
             logits.append((network(as_input(images)) - small_network()(as_input(images))).mean(0).abs().max().item())
     assert (logits[1] < logits[0]) if nearer else (logits[1] == logits[0])
@@ -89,9 +89,11 @@ def test_a_moved_bias_is_on_the_grid_and_moved_once():
         assert (integers_of(network, moved)[1] - before - 0.5).abs().max() <= quantizer.bias_scale.max()
 
 
-def test_calibration_measures_the_means_on_its_way():
-    images, means = small_images(), {}
-    quantize_post_training(small_network(), images, means=means)
-    alone = measure_means(small_network(), Scheme(), images)
-    assert means.keys() == alone.keys() == {layer.name for layer in weighted_layers(coarse_network())}
-    assert all(torch.equal(means[name], alone[name]) for name in alone)
+def test_means_are_measured_where_they_are_asked_for():
+    images = small_images()
+    found = measure_means(small_network(), Scheme(weight_bits=4), images)
+    assert found.keys() == {layer.name for layer in weighted_layers(coarse_network())}
+    with torch.no_grad():
+        made = small_network()(as_input(images)).mean(0)
+    torch.testing.assert_close(found["classifier"], made)
+    assert not measure_means(small_network(), Scheme(), images)
