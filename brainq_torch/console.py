@@ -4,7 +4,6 @@ import errno
 import io
 import logging
 import os
-import shlex
 import sys
 import tempfile
 import warnings
@@ -37,13 +36,23 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
     except UnicodeDecodeError as error:
         print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
         return WRONG_INPUT
-    except (BrainqError, OSError) as error:
-        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        print(f"error: {error}{'; free some space, and give the same command again' * is_full}", file=sys.stderr)
+    except Exception as error:
+        full = _find_full_disk(error)
+        if full is None and not isinstance(error, BrainqError | OSError):
+            raise
+        advice = f"the disk is full ({full}); free some space, and give the same command again"
+        print(f"error: {advice if full else error}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:
         print(f"stopped{advice}", file=sys.stderr)
         return STOPPED
+
+
+def _find_full_disk(error: BaseException | None) -> OSError | None:
+    """Return the full disk among an error's causes: libraries wrap it in errors of their own."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def stop_in_a_line() -> None:
@@ -71,11 +80,6 @@ def printable(path: str | os.PathLike[str]) -> str:
     """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-
-
-def format_command(*words: object) -> str:
-    """Return what a user types to run ``python -m`` with these words, quoted where a shell needs it."""
-    return shlex.join(["python", "-m", *map(str, words)])
 
 
 def silence_training() -> None:

@@ -12,7 +12,6 @@ from torch import nn
 
 from brainq_torch.abstention.outlier import fit_typicality
 from brainq_torch.abstention.policy import Abstention, fit_abstention, measure
-from brainq_torch.console import format_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import PixelDataset
@@ -22,7 +21,7 @@ from brainq_torch.evaluation.sources import SourceMetrics, measure_sources
 from brainq_torch.evaluation.unseen import find_unseen, measure_leaks
 from brainq_torch.quant.prepare import finalize
 from brainq_torch.run import save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, LOG, MANIFEST, METRICS, write_json
+from brainq_torch.run_files import CHECKPOINT, LOG, MANIFEST, METRICS, format_command, write_json
 from brainq_torch.texts import fill_text
 from brainq_torch.training.log import plot_curves, read_log
 from brainq_torch.training.loop import start_model

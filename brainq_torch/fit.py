@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, format_command, silence_training
+from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.data.limits import check_limits
@@ -32,7 +32,7 @@ from brainq_torch.finish import finish
 from brainq_torch.models import ModelOptions
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
-from brainq_torch.run_files import CONFIG, LOG, find_config
+from brainq_torch.run_files import CONFIG, LOG, find_config, resume_command
 from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, KeepBy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DIVERGED if isinstance(error, TrainingDivergedError) else WRONG_INPUT
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
         if is_first_process():
-            begun = f"; continue with: {_resume_command(out)}" if (out / CONFIG).is_file() else ""
+            begun = f"; continue with: {resume_command(out)}" if (out / CONFIG).is_file() else ""
             print(f"stopped{begun}", file=sys.stderr)
         return TERMINATED if isinstance(stop, SIGTERMException) else STOPPED
     return 0
@@ -170,14 +170,10 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _resume_command(out: Path) -> str:
-    return format_command("brainq_torch.fit", "--resume", "--out", out)
-
-
 def _explain(error: Exception, out: Path) -> str:
     """Return the error's message; a full disk comes in many wordings, so it is recognised by the space left."""
     if isinstance(error, OSError) and out.is_dir() and shutil.disk_usage(out).free < _FULL_DISK_BYTES:
-        return f"the disk is full ({error}); free some space, then: {_resume_command(out)}"
+        return f"the disk is full ({error}); free some space, then: {resume_command(out)}"
     return " ".join(str(error).split())
 
 

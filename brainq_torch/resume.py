@@ -59,7 +59,7 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
     if not is_first_process():  # the first one owns it for all
         yield not (out / METRICS).exists()
         return
-    made = not out.exists()
+    made = [path for path in (out, *out.parents) if not path.exists()]
     if not (made or out.is_dir()):
         raise RunError(f"{out} is a file, and a run is a folder; name another with --out")
     try:
@@ -75,9 +75,9 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
     except LockedError as error:
         raise RunError(f"{out} is being trained by {error}; wait for it, or name another folder with --out") from error
     finally:
-        if made:
-            with suppress(OSError):  # it is not empty
-                out.rmdir()
+        with suppress(OSError):  # one is not empty
+            for path in made:
+                path.rmdir()
 
 
 def _remove(names: set[str], out: Path) -> None:

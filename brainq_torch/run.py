@@ -10,7 +10,6 @@ import yaml
 from torch import Tensor, nn
 
 from brainq_torch.abstention.policy import Abstention
-from brainq_torch.console import format_command
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weight_faults
@@ -25,6 +24,7 @@ from brainq_torch.run_files import (
     PHANTOMS,
     BrainqError,
     find_run_fault,
+    format_command,
     list_configs,
 )
 

@@ -49,9 +49,18 @@ def find_run_fault(folder: Path) -> str:
     if not (folder / CONFIG).is_file():
         return f"{folder} is no run folder: it has no {CONFIG}"
     if not (folder / CHECKPOINT).is_file():
-        resume = f"python -m brainq_torch.fit --resume --out {shlex.quote(str(folder))}"
-        return f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with {resume}"
+        return f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with {resume_command(folder)}"
     return ""
+
+
+def format_command(*words: object) -> str:
+    """Return what a user types to run ``python -m`` with these words, quoted where a shell needs it."""
+    return shlex.join(["python", "-m", *map(str, words)])
+
+
+def resume_command(run: Path) -> str:
+    """Return what a user types to continue a training."""
+    return format_command("brainq_torch.fit", "--resume", "--out", run)
 
 
 class BrainqError(ValueError):

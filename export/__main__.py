@@ -1,7 +1,6 @@
 """Turns a run into files that run without PyTorch, and checks each: ``python -m export RUN``."""
 
 import argparse
-import errno
 import gc
 import sys
 from collections.abc import Sequence
@@ -37,15 +36,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if fault := find_run_fault(Path(options.run)):
         raise BrainqError(fault)
-    try:
-        code: int = _load_command().run(options)
-        return code
-    except Exception as error:
-        full = _find_full_disk(error)
-        if full is None:
-            raise
-        advice = f"the disk is full ({full}); nothing was kept. Free some space and run the same command again"
-        raise BrainqError(advice) from error
+    code: int = _load_command().run(options)
+    return code
 
 
 def _load_command() -> Any:
@@ -168,16 +160,6 @@ def _add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"folder of the npm package {PACKAGE}, for the bundle's browser page (default: {DEFAULT_RUNTIME})",
     )
-
-
-def _find_full_disk(error: BaseException) -> OSError | None:
-    """Return the full disk among an error's causes: the libraries wrap it in errors of their own."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return link
-        link = link.__cause__ or link.__context__
-    return None
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from brainq_torch.console import format_command
 from brainq_torch.quant.encoding import ROUNDING
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
-from brainq_torch.run_files import PARITY, write_json
+from brainq_torch.run_files import PARITY, format_command, write_json
 from brainq_torch.series.rule import SeriesRule, find_rule, rule_path
 from export.bundle.build import PREFERENCE, choose_best, make_bundle, read_parity
 from export.bundle.web import INSTALL, find_runtime

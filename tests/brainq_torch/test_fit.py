@@ -287,10 +287,10 @@ def test_a_missing_class_is_named(tmp_path, capsys):
 
 
 def test_a_run_that_never_began_leaves_no_folder_in_the_way(phantoms, tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "runs" / "run"
     assert main([*_words(phantoms, out), "--model.pretrained=nowhere.pth"]) == 2
     assert main([*_words(tmp_path / "nowhere", out)]) == 2
-    assert not out.exists()
+    assert not out.parent.exists()
 
 
 def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.console import format_command
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
@@ -25,6 +24,7 @@ from brainq_torch.run_files import (
     MANIFEST,
     atomic_path,
     find_config,
+    format_command,
     hash_file,
     write_json,
     write_text,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from brainq_torch.console import format_command
+from brainq_torch.run_files import format_command
 from tools.report.statistics import RowStatistics
 from tools.report.stored_study import FP32_TFLITE, MeasuredRow, Study
 from tools.shared.study_schema import ENGINES, Omission

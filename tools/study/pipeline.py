@@ -4,11 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from brainq_torch.console import format_command
 from brainq_torch.data.dataset.label_table import split_table
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.provenance import find_commit, is_dirty
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, PHANTOMS, find_config, hash_file, write_json
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    PARITY,
+    PHANTOMS,
+    find_config,
+    format_command,
+    hash_file,
+    write_json,
+)
 from export.catalogue import CATALOGUE
 from tools.shared.study_schema import FORMAT, LATENCY, PREDICTIONS, STUDY, CreatedFrom, GradCam, StudyFile
 from tools.study.config import RowPlan, StudyPlan

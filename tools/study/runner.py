@@ -13,10 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.console import format_command
 from brainq_torch.lock import LockedError, hold_lock
 from brainq_torch.provenance import CODE, find_commit, find_versions, is_dirty
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, BrainqError, hash_file, write_json
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    BrainqError,
+    format_command,
+    hash_file,
+    write_json,
+)
 from tools.shared.command import CommandError
 from tools.shared.study_schema import StudyError
 from tools.study.process import describe_end, run_logged

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from brainq_torch.console import format_command, name_first
+from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, class_names, read_manifest
 from brainq_torch.data.dataset.sample import DataFolderError
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_config, hash_file
+from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, PARITY, find_config, hash_file, resume_command
 from export.catalogue import CATALOGUE
 from tools.shared.study_schema import StudyError
 from tools.study.config import StudyPlan
@@ -50,10 +50,9 @@ def check_finished(run: Path) -> None:
     """Raise StepFailed unless a folder is a finished run."""
     lacking = [name for name in RUN_FILES if not (run / name).is_file()]
     if lacking:
-        finish = format_command("brainq_torch.fit", "--resume", "--out", run)
         raise StepFailed(
-            f"{run} is no finished run: it has no {', '.join(lacking)}. Finish it ({finish}) and give the same command "
-            "again; a study does not go on with a run that it did not begin"
+            f"{run} is no finished run: it has no {', '.join(lacking)}. Finish it ({resume_command(run)}) and give the "
+            "same command again; a study does not go on with a run that it did not begin"
         )
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from brainq_torch.console import format_command
-from brainq_torch.run_files import CHECKPOINT, CONFIG, ENVIRONMENT, LOG, METRICS, PARITY, write_json
+from brainq_torch.run_files import CHECKPOINT, CONFIG, ENVIRONMENT, LOG, METRICS, PARITY, format_command, write_json
 from tools.shared.study_schema import (
     LATENCY,
     EngineLatency,
