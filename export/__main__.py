@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
-from brainq_torch.data.limits import MOST_IMAGES
+from brainq_torch.data.limits import MOST_IMAGES, whole_number
 from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
 from brainq_torch.run_files import BrainqError, find_run_fault
 from export.bundle.predict import add_limits
@@ -70,13 +70,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--limits are those of a bundle; name its folder with --bundle")
     if options.run is None and not options.list:
         parser.error("RUN is missing; name a run folder, or use --list")
-    for flag, count, least in (
-        ("--calibration-images", options.calibration_images, 1),
-        ("--parity-images", options.parity_images, LEAST_PARITY_IMAGES),
-    ):
-        if not least <= count <= MOST_IMAGES:
-            limits = f"at least {least} {'are' if least > 1 else 'is'} needed, at most {MOST_IMAGES} are taken"
-            parser.error(f"{flag} is {count}; {limits}")
     return options
 
 
@@ -87,7 +80,7 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="where the run's images are now, if they moved")
     parser.add_argument(
         "--parity-images",
-        type=int,
+        type=whole_number(LEAST_PARITY_IMAGES, MOST_IMAGES),
         default=PARITY_IMAGES,
         metavar="N",
         help=f"images to compare the files on, {LEAST_PARITY_IMAGES} or more (default: {PARITY_IMAGES})",
@@ -113,7 +106,7 @@ def _add_integer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration-images",
-        type=int,
+        type=whole_number(1, MOST_IMAGES),
         default=CALIBRATION_IMAGES,
         metavar="N",
         help="training images to choose them from (%(default)s)",

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.dataset.balanced import take_in_turn
+from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
-from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, positive, seed_number
+from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, seed_number
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 IMAGES = 8
@@ -59,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
     parser.add_argument(
         "--images",
-        type=positive,
+        type=whole_number(2, MOST),
         default=IMAGES,
         metavar="K",
         help="show K, half of them wrong ones (default: %(default)s)",
@@ -71,8 +72,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _gradcam(options: argparse.Namespace) -> int:
     check_targets(options.out)
-    if options.images < 2:
-        raise CommandError(f"--images is {options.images}; allowed are 2 and more, half of them wrong ones")
     if not Path(options.run).is_dir():
         raise CommandError(
             f"{options.run} is no run folder; Grad-CAM needs gradients, which exported files do not have"

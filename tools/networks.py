@@ -25,6 +25,7 @@ from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
+from brainq_torch.data.limits import whole_number
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.models import build_model
 from brainq_torch.models.wiring import raise_for_obstacles
@@ -40,7 +41,7 @@ from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
-from tools.shared.command import add_json, as_main, check_targets, positive, whole_number
+from tools.shared.command import add_json, as_main, check_targets, positive
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""

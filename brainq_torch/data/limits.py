@@ -1,6 +1,7 @@
 """The largest numbers that an option takes: beyond them a typing error fills the memory, or goes on for days."""
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from brainq_torch.run_files import BrainqError
@@ -11,6 +12,18 @@ MOST, MOST_IMAGES, MOST_SEED = 100_000, 20_000, 2**32 - 1
 _OF_KEYS = {"seed": MOST_SEED, "batch_size": 4096, "views": 1000, "phantoms_per_class": MOST_IMAGES}
 _NOT_OURS = "trainer"
 """Lightning's own, which it checks: a training may well have a million steps."""
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a whole number between two, as argparse's ``type``."""
+
+    def number(word: str) -> int:
+        if not least <= int(word) <= most:
+            size = "small" if int(word) < least else "large"
+            raise argparse.ArgumentTypeError(f"{word} is too {size}; allowed are {least} to {most}")
+        return int(word)
+
+    return number
 
 
 class LimitError(BrainqError):

@@ -89,7 +89,6 @@ def test_the_map_colours_the_picture_where_the_activation_is(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN", "--images", "1"], "--images is 1; allowed are 2"),
         (["model.tflite"], "no run folder; Grad-CAM needs gradients"),
         (["EMPTY"], "has no config.yaml"),
         (["RUN", "--split", "nowhere"], "nowhere"),

@@ -167,5 +167,3 @@ def test_the_command_writes_grid_and_pictures(folder, tmp_path, monkeypatch, cap
     assert Image.open(target).width > 300
     assert Image.open(tmp_path / "grid_pictures.of").height > 1000
     assert "images/s" in capsys.readouterr().out
-    assert main([*words, "--images", "3"]) == 2
-    assert "allowed are 4" in capsys.readouterr().err

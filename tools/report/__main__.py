@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from brainq_torch.data.limits import MOST, whole_number
 from tools.report.statistics import RESAMPLES
 from tools.report.write import write_study_report
-from tools.shared.command import as_main, positive
+from tools.shared.command import as_main
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -15,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("study", metavar="OUT", help="folder that tools.study made; the report is written into it")
     parser.add_argument(
         "--resamples",
-        type=positive,
+        type=whole_number(10, MOST),
         default=RESAMPLES,
         help="bootstrap resamples of the intervals (default: %(default)s)",
     )

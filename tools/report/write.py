@@ -22,7 +22,6 @@ from tools.report.statistics import (
     compute_statistics,
 )
 from tools.report.stored_study import Study, read_study
-from tools.shared.command import CommandError
 from tools.shared.study_schema import ENGINES
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
@@ -45,8 +44,6 @@ SECTIONS = {
 
 def write_study_report(folder: Path, resamples: int = RESAMPLES) -> tuple[Path, ...]:
     """Write the report into a study folder, replacing an earlier one."""
-    if resamples < 10:
-        raise CommandError(f"resamples is {resamples}; allowed are 10 and more")
     study = read_study(folder)
     statistics = compute_statistics(study, resamples)
     context = _make_context(study, statistics, resamples)

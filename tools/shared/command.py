@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brainq_torch.console import run_command
-from brainq_torch.data.limits import MOST, MOST_SEED
+from brainq_torch.data.limits import MOST, MOST_SEED, whole_number
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.run_files import BrainqError
 
@@ -38,18 +38,6 @@ def as_main(
         return run_command(lambda: body(options))
 
     return main
-
-
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return what reads a whole number between two, as argparse's ``type``."""
-
-    def number(word: str) -> int:
-        if not least <= int(word) <= most:
-            size = "small" if int(word) < least else "large"
-            raise argparse.ArgumentTypeError(f"{word} is too {size}; allowed are {least} to {most}")
-        return int(word)
-
-    return number
 
 
 positive, thread_count = whole_number(1, MOST), whole_number(1, MOST_THREADS)

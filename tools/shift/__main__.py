@@ -22,19 +22,18 @@ from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import read_sound
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
+from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
 from tools.shared.command import (
-    CommandError,
     add_data,
     add_json,
     add_threads,
     as_main,
     check_targets,
-    positive,
     seed_number,
 )
 from tools.shared.images import choose_images, class_order
@@ -57,7 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.shift", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
-    parser.add_argument("--images", type=positive, metavar="N", help="draw N, as many of each class (default: all)")
+    words = "draw N, as many of each class (default: all)"
+    parser.add_argument("--images", type=whole_number(len(CLASSES), MOST), metavar="N", help=words)
     parser.add_argument("--seed", type=seed_number, default=0, help="of that draw (default: %(default)s)")
     parser.add_argument("--compare", metavar="MODEL", help="a second model on the same images, such as the INT8 file")
     add_json(parser)
@@ -103,8 +103,6 @@ def _shift(options: argparse.Namespace) -> int:
 
 def draw_balanced(folder: ImageFolder, count: int, seed: int) -> ImageFolder:
     """Draw ``count`` images, as many of each class as can be had."""
-    if count < len(CLASSES):
-        raise CommandError(f"--images is {count}; allowed are {len(CLASSES)} (one of each class) and more")
     queues = []
     for label, name in enumerate(CLASSES):
         paths = [record.path for record in folder.records if record.label == label]

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import printable
 from brainq_torch.data.classes import CLASSES, split_of_folder
 from brainq_torch.run_files import BrainqError
 
@@ -133,16 +134,9 @@ def _problem_lines(problems: Sequence[Problem]) -> list[str]:
         same.append(problem.what)
         if len(same) > _SHOWN and problem.severity != "error":
             continue
-        lines.append(f"  {problem.severity}: {_on_one_line(problem.path)}: {problem.what}; {problem.remedy}")
+        lines.append(f"  {problem.severity}: {printable(problem.path)}: {problem.what}; {problem.remedy}")
     for (severity, what, remedy), same in alike.items():
         if len(same) > _SHOWN and severity != "error":
             said = same[0] if len(set(same)) == 1 else what
             lines.append(f"  {severity}: {len(same) - _SHOWN} more files: {said}; {remedy}")
     return lines
-
-
-def _on_one_line(path: str) -> str:
-    """Escape what would break a line or cannot be printed, as Python's own strings show it."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in path
-    )

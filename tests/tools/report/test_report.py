@@ -295,15 +295,11 @@ def test_the_same_study_gives_the_same_bytes(tmp_path):
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--resamples", "5"], "resamples is 5; allowed are 10 and more"), ([], "have other paths or another order")],
-)
-def test_wrong_input_ends_with_a_message_and_leaves_nothing(tmp_path, capsys, arguments, message):
+def test_wrong_input_ends_with_a_message_and_leaves_nothing(tmp_path, capsys):
     folder = write_study(tmp_path / "study", images=24, unseen=8)
     change_arrays(folder, "mobilenetv2_fp16", paths=[f"{i}.jpg" for i in range(24)])
-    assert main([str(folder), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert main([str(folder)]) == 2
+    assert "have other paths or another order" in capsys.readouterr().err
     assert not list(folder.glob("report.*"))
 
 
