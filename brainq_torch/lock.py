@@ -12,17 +12,27 @@ from brainq_torch.run_files import BrainqError
 
 
 class LockedError(BrainqError):
-    """Another process has the lock. The message names it."""
+    """Another process works in the folder. The message names it."""
 
 
 @contextmanager
-def hold_lock(path: Path, seconds: float = 0) -> Iterator[None]:
-    """Hold a lock file, which names its holder, while the block runs; wait so many seconds. Raises LockedError."""
+def hold_lock(path: Path, what: str, flag: str = "--out", seconds: float = 0) -> Iterator[None]:
+    """Hold a lock file, which names its holder, while the block runs.
+
+    Args:
+        path: The file.
+        what: Is said of the folder where another process has the lock: ``runs/mine is being trained``.
+        flag: Names the folder on the command line.
+        seconds: How long to wait for it.
+
+    Raises:
+        LockedError: Another process has it.
+    """
     lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout as error:
-        raise LockedError(_read_holder(path)) from error
+        raise LockedError(f"{what} by {_read_holder(path)}; wait for it, or name another folder with {flag}") from error
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from brainq_torch.lock import LockedError, hold_lock
+from brainq_torch.lock import hold_lock
 from brainq_torch.provenance import describe_environment
 from brainq_torch.run import RunError, read_config
 from brainq_torch.run_files import (
@@ -64,7 +64,7 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
         raise RunError(f"{out} is a file, and a run is a folder; name another with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with hold_lock(out / LOCK):
+        with hold_lock(out / LOCK, f"{out} is being trained"):
             before = {path.name for path in out.iterdir()}
             try:
                 yield _begin(out, text, resume)
@@ -72,8 +72,6 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
                 if not (out / MANIFEST).exists():
                     _remove({CONFIG, ENVIRONMENT, LEAKAGE, PHANTOMS, SEARCH} - before, out)
                 raise
-    except LockedError as error:
-        raise RunError(f"{out} is being trained by {error}; wait for it, or name another folder with --out") from error
     finally:
         with suppress(OSError):  # one is not empty
             for path in made:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from brainq_torch.lock import LockedError, hold_lock
+from brainq_torch.lock import hold_lock
 from brainq_torch.run_files import PARITY, BrainqError
 from brainq_torch.series.rule import SERIES_RULE
 
@@ -61,26 +61,22 @@ def write_as_a_whole(
         kind: What kind of folder it is.
 
     Raises:
-        ExportFolderError: The target may not be written, or another process is writing it.
+        ExportFolderError: The target may not be written.
+        LockedError: Another process is writing it.
     """
     partial, replaced = _beside(target, ".partial"), _beside(target, ".replaced.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with hold_lock(_beside(target, ".lock")):
-            _recover(target, replaced, say)
-            check_target(target, replace, kind)
-            _make_empty(partial, say)
-            try:
-                yield partial
-                _flush(partial)
-            except BaseException:
-                shutil.rmtree(partial)
-                raise
-            _take_place(partial, target, replaced)
-    except LockedError as error:
-        raise ExportFolderError(
-            f"another export is writing {target} ({error}); wait for it, or use another {kind.flag}"
-        ) from error
+    with hold_lock(_beside(target, ".lock"), f"{target} is being written", kind.flag):
+        _recover(target, replaced, say)
+        check_target(target, replace, kind)
+        _make_empty(partial, say)
+        try:
+            yield partial
+            _flush(partial)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+        _take_place(partial, target, replaced)
 
 
 def check_target(target: Path, replace: bool, kind: FolderKind = EXPORT) -> None:

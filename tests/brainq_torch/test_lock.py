@@ -9,14 +9,17 @@ from brainq_torch.lock import LockedError, hold_lock
 
 HOLD = (
     "import sys, time; from pathlib import Path; from brainq_torch.lock import hold_lock\n"
-    "with hold_lock(Path(sys.argv[1])):\n"
+    "with hold_lock(Path(sys.argv[1]), 'it is used'):\n"
     "    print('held', flush=True); time.sleep(60)\n"
 )
 
 
 def test_the_holder_is_named_and_leaves_no_file(tmp_path):
-    with hold_lock(tmp_path / "lock"), pytest.raises(LockedError, match=f"process {os.getpid()} on "):
-        hold_lock(tmp_path / "lock").__enter__()
+    with (
+        hold_lock(tmp_path / "lock", "it is used"),
+        pytest.raises(LockedError, match=f"it is used by process {os.getpid()} on "),
+    ):
+        hold_lock(tmp_path / "lock", "it is used").__enter__()
     assert not list(tmp_path.iterdir())
 
 
@@ -24,9 +27,9 @@ def test_a_lock_ends_with_its_process_whatever_kills_it(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(LockedError, match=f"process {process.pid} on "):
-            hold_lock(tmp_path / "lock").__enter__()
+            hold_lock(tmp_path / "lock", "it is used").__enter__()
         process.kill()
-    with hold_lock(tmp_path / "lock"):
+    with hold_lock(tmp_path / "lock", "it is used"):
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
@@ -39,7 +42,7 @@ def test_a_process_that_the_holder_forked_does_not_keep_the_lock(tmp_path):
         process.kill()
         process.wait()
         try:
-            with hold_lock(tmp_path / "lock"):
+            with hold_lock(tmp_path / "lock", "it is used"):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)

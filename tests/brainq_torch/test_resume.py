@@ -66,7 +66,7 @@ def test_a_folder_with_nothing_but_the_configuration_is_begun(resumed, words, te
 def test_a_second_training_is_told_who_is_in_the_way(words, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
-    with hold_lock(out / "fit.lock"):
+    with hold_lock(out / "fit.lock", "it is used"):
         holder = (out / "fit.lock").read_text()
         assert main(words) == main([*words, "--resume"]) == 2
         assert capsys.readouterr().err.count(f"is being trained by {holder}") == 2

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from brainq_torch.lock import hold_lock
+from brainq_torch.lock import LockedError, hold_lock
 from export.folder import ExportFolderError, check_target, write_as_a_whole
 
 
@@ -120,8 +120,8 @@ def test_two_exports_do_not_write_the_same_folder(tmp_path):
     (tmp_path / "export.partial").mkdir()
     (tmp_path / "export.partial/model").write_text("of the other")
     with (
-        hold_lock(tmp_path / "export.lock"),
-        pytest.raises(ExportFolderError, match=f"another export is writing .*process {os.getpid()} on "),
+        hold_lock(tmp_path / "export.lock", "it is used"),
+        pytest.raises(LockedError, match=f"export is being written by process {os.getpid()} on "),
     ):
         write(tmp_path / "export")
     assert (tmp_path / "export.partial/model").exists()
@@ -136,7 +136,7 @@ def test_a_killed_process_leaves_no_half_export(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "export")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        with pytest.raises(ExportFolderError, match="another export is writing"):
+        with pytest.raises(LockedError, match="is being written by"):
             write(tmp_path / "export")
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from brainq_torch.lock import hold_lock
 from brainq_torch.quant.sensitivity import Sensitivity, choose_bits
 from tools.low_bits import __main__ as low_bits
 from tools.low_bits import measure
@@ -62,6 +63,13 @@ def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     assert (out / low_bits.REPORT).read_bytes() == before
     (kept,) = (out / "state").glob("*/descent-4.npz")
     assert np.load(kept)["logits"].shape == (12, 4)
+
+
+def test_two_commands_do_not_share_a_folder(measured, capsys):
+    out, arguments = measured
+    with hold_lock(out / low_bits.LOCK, "it is used"):
+        assert low_bits.main(arguments) == 2
+    assert f"{out} is being worked in by process" in capsys.readouterr().err
 
 
 def test_a_budget_that_cannot_be_kept_is_refused(measured, capsys):

@@ -13,6 +13,7 @@ from typing import Any
 
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
+from brainq_torch.lock import hold_lock
 from brainq_torch.quant.encoding import RoundingMethod
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
@@ -28,6 +29,7 @@ from tools.shared.command import CommandError, add_data, add_threads, as_main, b
 from tools.shared.images import choose_images, decode_images, labels_of, take_evenly
 
 CURVE, SENSITIVITY, REPORT = "accuracy_against_bits.png", "sensitivity.csv", "low_bits.json"
+LOCK = "low_bits.lock"
 BITS = "bits_{}.json"
 """Bits per layer within a budget, for the exporter's --bits-from."""
 
@@ -79,7 +81,17 @@ def _low_bits(options: argparse.Namespace) -> int:
     calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)
     out.mkdir(parents=True, exist_ok=True)
     about = [hash_file(run.folder / CHECKPOINT), calibration.names, [record.path for record in folder.records]]
-    measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)
+    with hold_lock(out / LOCK, f"{out} is being worked in"):
+        measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)
+        about_images = {"split": split, "images": len(labels), "calibration": calibration.to_json()}
+        report = about_images | _measure(measure, options)
+        _write(report, out)
+    print(fill_text("low_bits", report=report))
+    return 0
+
+
+def _measure(measure: Measure, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the words ask for, or take what an earlier command measured of it."""
     table = measure.sensitivity(options.sensitivity_images, options.rounding[0])
     budgets = {budget: choose_bits(table, budget) for budget in options.budget}  # refused before the long part
     curve = [measure.float_point()]
@@ -91,19 +103,19 @@ def _low_bits(options: argparse.Namespace) -> int:
         | measure.point(options.rounding[0], Scheme(exceptions=bits), f"{options.rounding[0]}-budget-{budget}")
         for budget, bits in budgets.items()
     ]
-    report: dict[str, Any] = {
-        "split": split, "images": len(labels), "calibration": calibration.to_json(),
+    return {
         "sensitivity_images": options.sensitivity_images, "curve": curve, "mixed": mixed,
         "sensitivity": [entry.to_json() for entry in table],
     }  # fmt: skip
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
     write_json(out / REPORT, report)
-    for budget, bits in budgets.items():
-        write_json(out / BITS.format(budget), bits)
-    lines = [f"{e.layer},{e.bits},{e.size_bytes},{e.error:.6g}" for e in table]
+    for point in report["mixed"]:
+        write_json(out / BITS.format(point["budget_bytes"]), point["layers"])
+    lines = [f"{e['layer']},{e['bits']},{e['size_bytes']},{e['error']:.6g}" for e in report["sensitivity"]]
     write_text(out / SENSITIVITY, "\n".join(["layer,bits,size_bytes,error", *lines]) + "\n")
-    plot_curve([*curve, *mixed], out / CURVE)
-    print(fill_text("low_bits", report=report))
-    return 0
+    plot_curve([*report["curve"], *report["mixed"]], out / CURVE)
 
 
 main = as_main(make_parser, _low_bits)

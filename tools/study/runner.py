@@ -7,13 +7,13 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.lock import LockedError, hold_lock
+from brainq_torch.lock import hold_lock
 from brainq_torch.provenance import CODE, find_commit, find_versions, is_dirty
 from brainq_torch.run_files import (
     CHECKPOINT,
@@ -26,7 +26,6 @@ from brainq_torch.run_files import (
     write_json,
 )
 from tools.shared.command import CommandError
-from tools.shared.study_schema import StudyError
 from tools.study.process import describe_end, run_logged
 
 RUN_FILES = (CONFIG, MANIFEST, CHECKPOINT, METRICS)
@@ -97,16 +96,9 @@ class StepRunner:
         for name in (STEPS, LOGS):
             (out / name).mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other studies out of the folder. Raises StudyError where one works in it."""
-        try:
-            with hold_lock(self.out / LOCK, _LOCK_SECONDS):
-                yield
-        except LockedError as error:
-            raise StudyError(
-                f"{self.out} is being worked in by another study ({error}); wait for it, or name another with --out"
-            ) from error
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other studies out of the folder. Raises LockedError where one works in it."""
+        return hold_lock(self.out / LOCK, f"{self.out} is being worked in", seconds=_LOCK_SECONDS)
 
     def say(self, text: str) -> None:
         """Print a line of progress: step k of n, elapsed, which step, text."""

@@ -357,7 +357,7 @@ def test_two_studies_do_not_share_a_folder(bench, monkeypatch, capsys):
     process = bench.start(STAND_IN_HANG="quickstart")
     wait_until(bench.calls_file.exists)
     assert bench.run() == 2
-    assert "being worked in by another study" in capsys.readouterr().err
+    assert f"is being worked in by process {process.pid} on" in capsys.readouterr().err
     process.kill()
     process.communicate()
 
