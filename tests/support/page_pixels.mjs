@@ -38,9 +38,9 @@ for (const { path } of paths) {
     answers[path] = { error: error.message };
   }
 }
-for (const { path, slices: found } of series.sortIntoSeries(slices)) {
+for (const { path, title, slices: found } of series.sortIntoSeries(slices)) {
   answers[path] ??= []; // of volumes in one file
-  for (const slice of found) answers[path].push({ ...(await answer(slice)), position: slice.position, unfit: slice.unfit });
+  for (const slice of found) answers[path].push({ ...(await answer(slice)), title, position: slice.position, unfit: slice.unfit });
 }
 if (job.rule) answers.rule = job.rule.map(({ classes, probabilities, counts, rule }) => series.judgeSeries(classes, probabilities, counts, rule));
 console.log(JSON.stringify(answers));

@@ -36,6 +36,8 @@ from brainq_torch.data.reading.grey import (
 _REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+"""What a window may be (PS3.3 C.11.2.1.3); of an empty or unknown name it is the first."""
 _FEWEST_SHOWN = 0.01  # of all pixels between black and white: less is a head in one grey
 
 
@@ -172,6 +174,8 @@ def _apply_voi(
         if not 8 <= bits <= 16:
             raise UnreadableImageError(path, f"has a VOI look-up table of {bits} bits; allowed are 8 to 16", COPY_AGAIN)
         return apply_voi(values, header) / (2**bits - 1), ["VOI look-up table applied"]
+    function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+    header.VOILUTFunction = function if function in _WINDOWS else "LINEAR"
     window, notes = _window(header)
     if window is None:
         return None, notes
@@ -200,7 +204,7 @@ def _window(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, list[s
     if any(value in (None, "") for value in (*centres[:1], *widths[:1])) or not len(centres) or not len(widths):
         return None, ["VOI window without centre or width ignored"]
     centre, width = float(centres[0]), float(widths[0])
-    smallest = 1 if str(header.get("VOILUTFunction", "LINEAR")).upper() == "LINEAR" else 0
+    smallest = 1 if header.VOILUTFunction == "LINEAR" else 0
     if not np.isfinite([centre, width]).all() or width < smallest or width <= 0:
         return None, [f"VOI window centre {centre:g} width {width:g} is impossible, ignored"]
     return (centre, width), [f"first of {len(centres)} VOI windows"] if len(centres) > 1 else []

@@ -26,6 +26,12 @@ const UNFIT = {
   "a phase map": ["P", "PHASE", "PHASE MAP", "PHASE MAP B0"],
   "a projection": ["PROJECTION IMAGE", "MIP", "MAXIP", "MINIP", "MAX_IP", "MIN_IP", "MNIP"],
 };
+/** Numbers of SpecificCharacterSet, ISO_IR or ISO 2022 IR, and browsers' names of them. */
+const CHARACTER_SETS = {
+  13: "shift_jis", 58: "gb18030", 87: "iso-2022-jp", 101: "iso-8859-2", 109: "iso-8859-3", 110: "iso-8859-4",
+  126: "iso-8859-7", 127: "iso-8859-6", 138: "iso-8859-8", 144: "iso-8859-5", 148: "windows-1254", 149: "euc-kr",
+  166: "tis-620", 192: "utf-8", 203: "iso-8859-15", 18030: "gb18030", GBK: "gbk",
+}; // prettier-ignore
 const NEEDED = {
   Rows: "x00280010", Columns: "x00280011", BitsAllocated: "x00280100", BitsStored: "x00280101",
   PixelRepresentation: "x00280103", PhotometricInterpretation: "x00280004",
@@ -42,7 +48,7 @@ export function listDicomSlices(path, bytes) {
   requireMr(header);
   const count = header.intString("x00280008") || 1;
   const series = header.string("x0020000e") || path;
-  const title = header.string("x0008103e") ?? "";
+  const title = readText(header, "x0008103e");
   const number = Number(header.string("x00200013") || 0);
   return Array.from({ length: count }, (_, frame) => {
     const { normal, position } = planeOf(header, frame);
@@ -50,6 +56,13 @@ export function listDicomSlices(path, bytes) {
     const unfit = whyUnfit((tag) => header.string(tag));
     return { path, series, title, place, position, unfit, decode: () => decode(header, frame) };
   });
+}
+
+/** Return a text in the file's character set (PS3.3 C.12.1.1.2), which dicomParser takes for Latin-1. */
+function readText(header, tag) {
+  const bytes = Uint8Array.from(header.string(tag) ?? "", (letter) => letter.charCodeAt(0));
+  const set = (header.string("x00080005") ?? "").match(/(?:\d+|GBK)\s*$/)?.[0].trim(); // of several the last, which adds letters
+  return new TextDecoder(CHARACTER_SETS[set] ?? "iso-8859-1").decode(bytes).replaceAll("\x1b$)C", "").trim();
 }
 
 function latin(bytes, start, end) {
@@ -166,7 +179,8 @@ function readStored(header, frame) {
   const step = allocated / 8;
   const size = rows * columns * step;
   const start = element.dataOffset + frame * size;
-  if (start + size > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
+  const end = element.dataOffset + size * (header.intString("x00280008") || 1); // of all frames: a file is whole or damaged
+  if (end > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
   const view = new DataView(header.byteArray.buffer, header.byteArray.byteOffset);
   const read = { 8: "getUint8", 16: "getUint16", 32: "getUint32" }[allocated];
   const unused = 32 - bits;
@@ -215,12 +229,13 @@ function show({ text, find, stored, isMeasured, width }) {
 /** Return the first window's {fractions, notes}, fractions null where there is no useful one (PS3.3 C.11.2.1.2). */
 function applyWindow({ text, find, values, dark, bright }) {
   const [centres, widths] = ["x00281050", "x00281051"].map((tag) => numbers(find(tag), tag));
-  if (text("x00281050") === undefined && text("x00281051") === undefined) return { fractions: null, notes: [] };
+  if (!["x00281050", "x00281051"].some((tag) => find(tag).elements[tag])) return { fractions: null, notes: [] };
   const [centre, width] = [centres[0], widths[0]];
   if (centre === undefined || width === undefined || Number.isNaN(centre) || Number.isNaN(width)) {
     return { fractions: null, notes: ["VOI window without centre or width ignored"] };
   }
-  const kind = (text("x00281056") || "LINEAR").toUpperCase();
+  const named = (text("x00281056") ?? "").toUpperCase();
+  const kind = ["LINEAR_EXACT", "SIGMOID"].includes(named) ? named : "LINEAR"; // of an empty or unknown name, too
   const name = `VOI window centre ${general(centre)} width ${general(width)}`;
   if (width < (kind === "LINEAR" ? 1 : 0) || width <= 0) return { fractions: null, notes: [`${name} is impossible, ignored`] };
   const notes = centres.length > 1 ? [`first of ${centres.length} VOI windows`] : [];

@@ -82,6 +82,13 @@ def write_all(folder):
     sigmoid = {"WindowCenter": 900, "WindowWidth": 900, "VOILUTFunction": "SIGMOID", "ImageType": ["A", "B", "P"]}
     write_series(folder, "sigmoids", **sigmoid)
     write_series(folder, "implicit1", syntax=ImplicitVRLittleEndian, BodyPartExamined="BRAIN", BitsStored=12)
+    names = {"": "Schadel", "ISO_IR 192": "Schä 頭", "ISO_IR 101": "Głowa", "ISO_IR 144": "Голова", "GB18030": "头部"}
+    for place, (letters, title) in enumerate(names.items()):  # with a window that is there and empty
+        named = {"SpecificCharacterSet": letters, "SeriesDescription": title, "SeriesInstanceUID": f"1.3.{place}"}
+        write_series(folder, f"letters{place}", WindowCenter="", WindowWidth="", **named)
+    japanese = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "SeriesDescription": "頭部"}
+    write_series(folder, "no function", **window | japanese | {"VOILUTFunction": ""})
+    write_series(folder, "other function", **window | {"VOILUTFunction": "CUBIC"})
     frames = head(4)[1:3]
     groups = []
     for centre in (600, 700):
@@ -99,7 +106,7 @@ def in_python(folder):
     for series in find_series([str(folder)]):
         rows = found.setdefault(series.path, [])
         for one in series.slices:
-            row = {"position": one.position_mm, "unfit": one.unfit}
+            row = {"title": series.title, "position": one.position_mm, "unfit": one.unfit}
             try:
                 grey = read_slice(one)
                 rows.append(
