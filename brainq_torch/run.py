@@ -20,7 +20,6 @@ from brainq_torch.run_files import (
     CHECKPOINT,
     CONFIG,
     MANIFEST,
-    METRICS,
     PHANTOMS,
     BrainqError,
     find_run_fault,
@@ -64,11 +63,6 @@ class Run:
         path = self.folder / name
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content
-
-    @property
-    def may_have_seen_validation(self) -> bool:
-        """Whether it was made of a file, and its validation part is drawn anew: the network may have trained on it."""
-        return "restored_from" in self.read_json(METRICS) and not self.config["data"].get("manifest")
 
     def manifest(self) -> list[ManifestRow]:
         """Return the run's images. Raises ManifestError where the manifest is missing or damaged."""

@@ -14,10 +14,14 @@ CHECKPOINT = "model.ckpt"
 CONFIG = "config.yaml"
 MANIFEST = "manifest.csv"
 METRICS = "metrics.json"
+DOUBT = "validation_doubt"  # an entry of it
 ENVIRONMENT = "environment.json"
 LOG = "log.csv"
 LEAKAGE, SEARCH = "leakage.json", "search.npy"
 """How far the held-out splits leak, until ``metrics.json`` says it; what a search for copies has found so far."""
+
+ABOUT_BUNDLE = "bundle.json"
+"""In a clinic's folder: its model files, and by what it answers a series."""
 
 PHANTOMS = "phantoms"
 """Sub-folder of a run whose data root is ``phantom``: the images it wrote and trained on."""
@@ -51,6 +55,21 @@ def find_run_fault(folder: Path) -> str:
     if not (folder / CHECKPOINT).is_file():
         return f"{folder} is not finished: it has no {CHECKPOINT}. Continue it with {resume_command(folder)}"
     return ""
+
+
+def home_of(model: Path) -> Path:
+    """Return the folder of what belongs to a model: of a run and what is exported in it the run's, else the file's."""
+    folder = (model if model.is_dir() else model.parent).absolute()
+    alone = (folder / CHECKPOINT).is_file() or (folder / ABOUT_BUNDLE).is_file()
+    return folder.parent if not alone and (folder.parent / CHECKPOINT).is_file() else folder
+
+
+def validation_doubt(model: Path) -> str:
+    """Return why a model's validation part says too much of it, as ``tools.restore`` noted; empty where it did not."""
+    try:
+        return str(json.loads((home_of(model) / METRICS).read_text(encoding="utf-8"))[DOUBT])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def format_command(*words: object) -> str:

@@ -31,7 +31,7 @@ from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.wiring import fuse_list
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.run import read_yaml, save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, atomic_folder, find_config, write_json
+from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, find_config, write_json
 from brainq_torch.series.rule import copy_rule
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import FileMetadata, read_metadata
@@ -235,10 +235,11 @@ def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataMo
     leaks = measure_leaks(read_manifest(partial / MANIFEST), predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     more = {"split": first, "splits": measured, **leaks.to_json(), "restored_from": file.name}
+    if not data.manifest:
+        more[DOUBT] = f"val is drawn anew for {file.name}: the network may have been trained on any image of it"
+        print(f"note: {more[DOUBT]}; name the network's own by --data.manifest")
     write_json(partial / METRICS, measured[first] | more)
     data.discard()
-    if not data.manifest:
-        print("note: the network may have been trained on this validation part; name its own by --data.manifest")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.run_files import CHECKPOINT, BrainqError
+from brainq_torch.run_files import ABOUT_BUNDLE, BrainqError, home_of
 
 HEALTHY = "notumor"
 SERIES_RULE = "series_rule.json"
-"""Beside a model's file, or in its run folder; a bundle has the same in bundle.json."""
+"""Beside a model's file, or in its run folder; a bundle has the same in its ``ABOUT_BUNDLE``."""
 
 _NO_HEALTHY = f"the model has no class {HEALTHY}"
 
@@ -121,16 +121,21 @@ class SeriesRule:
 
 def rule_path(model: Path) -> Path:
     """Return where a model's own rule lies: beside a file; in the run folder for a run and what is exported in it."""
-    folder = (model if model.is_dir() else model.parent).absolute()
-    is_exported = not (folder / CHECKPOINT).is_file() and (folder.parent / CHECKPOINT).is_file()
-    return (folder.parent if is_exported else folder) / SERIES_RULE
+    return home_of(model) / SERIES_RULE
 
 
 def find_rule(model: Path) -> SeriesRule:
-    """Return a model's own rule, the built-in one where it has none. Raises BrainqError: Its file holds no rule."""
+    """Return a model's own rule, of a file in a bundle the bundle's; the built-in one where it has none.
+
+    Raises:
+        BrainqError: Its file holds no rule.
+    """
     path = rule_path(model)
+    bundle = path.with_name(ABOUT_BUNDLE)
+    path = bundle if bundle.is_file() and not path.is_file() else path
     try:
-        return SeriesRule.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return SeriesRule.from_json(data["series_rule"] if path == bundle else data, str(path))
     except FileNotFoundError:
         return SeriesRule()
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

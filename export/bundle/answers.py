@@ -23,7 +23,7 @@ from brainq_torch.checksum import find_damage
 from brainq_torch.console import run_command
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.run_files import BrainqError
+from brainq_torch.run_files import ABOUT_BUNDLE, BrainqError
 from brainq_torch.series.answer import READ_AT_ONCE, Answerer, BrokenModelError, judge
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.show import answer_command
@@ -31,7 +31,7 @@ from export.run.metadata import FileMetadata
 from export.run.runners import Runner, TFLiteRunner
 from export.run.sessions import NotFiniteError
 
-ABOUT, LABELS, PIXELS, GOLDEN = "bundle.json", "labels.txt", "pixels.json", "golden.json"
+LABELS, PIXELS, GOLDEN = "labels.txt", "pixels.json", "golden.json"
 _NOT_FINITE = "gives logits that are not finite: it is broken"
 FLOAT_TOLERANCE = 1e-3
 """Float logits may differ by this much on another processor; the same one gives the same bits."""
@@ -75,9 +75,9 @@ class BundledModel:
             raise BundleError(damage)
         classes = (folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1]
         pixels = json.loads((folder / PIXELS).read_text(encoding="utf-8"))
-        metadata = FileMetadata.from_json(models[file] | {"classes": classes, "pixels": pixels}, ABOUT)
+        metadata = FileMetadata.from_json(models[file] | {"classes": classes, "pixels": pixels}, ABOUT_BUNDLE)
         runner = TFLiteRunner(folder / file, metadata, min(threads, READ_AT_ONCE))
-        return cls(file, runner, SeriesRule.from_json(about["series_rule"], ABOUT))
+        return cls(file, runner, SeriesRule.from_json(about["series_rule"], ABOUT_BUNDLE))
 
     def answerer(self) -> Answerer:
         """Return what answers images and series."""
@@ -153,7 +153,7 @@ def _both(answer: dict[str, Any]) -> str:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """Return bundle.json."""
-    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about: dict[str, Any] = json.loads((folder / ABOUT_BUNDLE).read_text(encoding="utf-8"))
     return about
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import brainq_torch
 import export
 from brainq_torch.run import Run
-from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file
+from brainq_torch.run_files import ABOUT_BUNDLE, CHECKPOINT, PARITY, hash_file
 from brainq_torch.series.rule import find_rule
 from export.bundle import predict
-from export.bundle.answers import ABOUT, GOLDEN, LABELS, PIXELS, BundleError, read_about
+from export.bundle.answers import GOLDEN, LABELS, PIXELS, BundleError, read_about
 from export.bundle.card import write_card
 from export.bundle.golden import PACKAGES, answer_golden, draw_golden, replay_alone
 from export.bundle.predict import SUMS, read_sums
@@ -184,7 +184,7 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
         }
     rule = find_rule(models[0].path)
     about["series_rule"] = rule.to_json()  # predict.py and the page answer a series by it
-    _dump(folder / ABOUT, about)
+    _dump(folder / ABOUT_BUNDLE, about)
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
     write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None, rule)
     answers = answer_golden(folder, draw_golden(folder), [m.path for m in models], page.path if page else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brainq_torch.run import Run
-from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file
+from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file, validation_doubt
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata
@@ -46,6 +46,7 @@ def write_card(
         files=[file for file, *_ in models],
         metadata=models[0][1],
         reports={file.name: report for file, _, report in models},
+        doubt=validation_doubt(run.folder),
         page=page,
         rule=rule,
     )

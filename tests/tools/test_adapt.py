@@ -3,12 +3,15 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.synthesis.phantom import write_phantoms
+from brainq_torch.texts import fill_text
 from tools import restore
 from tools.adapt import __main__ as adapt
+from tools.adapt.change import Change
 from tools.shared.command import CommandError
 
 SMALL = ["--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -62,6 +65,14 @@ def test_old_images_mixed_in_are_measured_beside_the_new(
     assert found["old"]["after"]["n"] == 12
     assert {row.source for row in read_manifest(out / "run" / "manifest.csv")} == {"new", "old"}
     assert (out / "adapt.md").read_text().startswith(f"{tiny_run} -> ")
+
+
+@pytest.mark.parametrize(("how", "warned"), [("val", True), ("Testing", False)])
+def test_old_images_that_validate_may_have_been_trained_on_before(how, warned):
+    labels, logits = np.arange(12) % 2, np.tile(np.eye(2, dtype=np.float32), (6, 1))
+    found = {"old": Change(how, labels, logits, logits, ("glioma", "notumor"))}
+    text = fill_text("change", title="a -> b", count=0, fewest=100, folds=0, found=found)
+    assert ("the network before may have been trained on any image of it" in text) == warned
 
 
 def rows_of(count):

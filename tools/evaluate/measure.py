@@ -15,6 +15,7 @@ from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.evaluation.metrics import Metrics, compute_metrics
 from brainq_torch.evaluation.sources import SourceMetrics, measure_sources
+from brainq_torch.run_files import validation_doubt
 from export.run.model import Model, load
 from export.run.runners import Runner
 from tools.evaluate.question import Question, ask
@@ -105,6 +106,8 @@ def measure(name: str, runner: Runner, split: str, folder: ImageFolder, question
         DataFolderError: a class has images, but no readable one.
     """
     print(f"{name}: running {len(folder.records)} images", file=sys.stderr)
+    if split == "val" and (doubt := validation_doubt(Path(name))):
+        print(f"warning: {doubt}", file=sys.stderr)
     readable, logits = answer_images(folder, runner)
     labels = labels_of(readable)
     scores, sums = question.score(logits, runner.classes), question.probabilities(logits, runner.classes)

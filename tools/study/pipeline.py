@@ -30,7 +30,7 @@ from tools.study.runs import (
     find_lacking,
     hash_images,
     read_handling,
-)  # fmt: skip
+)
 from tools.study.states import ModelState, RowState
 from tools.study.table import describe_images, describe_row, split_latency
 

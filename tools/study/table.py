@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from brainq_torch.run_files import CHECKPOINT, CONFIG, ENVIRONMENT, LOG, METRICS, PARITY, format_command, write_json
+from brainq_torch.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    ENVIRONMENT,
+    LOG,
+    METRICS,
+    PARITY,
+    format_command,
+    validation_doubt,
+    write_json,
+)
 from tools.shared.study_schema import (
     LATENCY,
     EngineLatency,
@@ -130,6 +140,9 @@ def _find_omissions(state: RowState, checkpoint: Path | None) -> list[Omission]:
         reason = f"{state.model.run} has no checkpoints/ with optimizer state"
         anew = format_command("brainq_torch.fit", "--config", state.model.run / CONFIG, "--out", "NEW_RUN")
         omitted.append(Omission("checkpoint", reason, state.model.command or anew))
+    if doubt := validation_doubt(state.model.run):
+        command = format_command("tools.restore", "FILE", "--data.manifest", "CSV", "--out", "NEW_RUN")
+        omitted.append(Omission("validation on images not trained on", doubt, command))
     return omitted
 
 

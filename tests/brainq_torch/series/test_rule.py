@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from brainq_torch.run_files import CHECKPOINT, BrainqError
-from brainq_torch.series.rule import SERIES_RULE, SeriesRule, copy_rule, find_rule
+from brainq_torch.run_files import ABOUT_BUNDLE, CHECKPOINT, BrainqError
+from brainq_torch.series.rule import SERIES_RULE, SeriesRule, copy_rule, find_rule, rule_path
 
 OWN = SeriesRule(2, 0.125, 0.5, 4)
 
@@ -27,6 +27,17 @@ def test_a_rule_lies_beside_its_model_and_is_of_a_run_and_its_export(tmp_path, m
     assert find_rule(tmp_path / "model.tflite") == OWN
     assert OWN.describe(["a", "notumor"]) == "limits of a series: up to 0.125 notumor, from 0.5 a tumour (built in)"
     assert OWN.describe(["a", "b"]) == "no series is answered: the model has no class notumor"
+
+
+def test_a_file_in_a_bundle_has_the_bundle_s_rule(tmp_path):
+    model = tmp_path / "bundle" / "model.tflite"
+    model.parent.mkdir()
+    (model.parent / ABOUT_BUNDLE).write_text(json.dumps({"models": [], "series_rule": OWN.to_json()}))
+    (tmp_path / CHECKPOINT).touch()  # the bundle lies in its run's folder, which has another rule since
+    (tmp_path / SERIES_RULE).write_text(json.dumps(SeriesRule(neighbours=2).to_json()))
+    assert (find_rule(model), find_rule(model).source) == (OWN, str(model.parent / ABOUT_BUNDLE))
+    rule_path(model).write_text(json.dumps(SeriesRule(fewest=5).to_json()))  # as tools.series_rule --keep does
+    assert find_rule(model) == SeriesRule(fewest=5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tools.study import runs as study_runs
 from tools.study import table as study_table
 from tools.study.__main__ import main
 from tools.study.process import run_logged
+from tools.study.table import _find_omissions
 
 MODELS = {
     "mobile": {"config": "configs/quickstart.yaml"},
@@ -360,6 +362,13 @@ def test_two_studies_do_not_share_a_folder(bench, monkeypatch, capsys):
     assert f"is being worked in by process {process.pid} on" in capsys.readouterr().err
     process.kill()
     process.communicate()
+
+
+def test_a_validation_part_that_may_have_been_trained_on_is_an_omission(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"validation_doubt": "val is drawn anew"}')
+    state = SimpleNamespace(latency=tmp_path, model=SimpleNamespace(run=tmp_path))
+    (found,) = _find_omissions(state, tmp_path)
+    assert (found.reason, "--data.manifest" in found.command) == ("val is drawn anew", True)
 
 
 def test_a_finished_run_serves_and_is_not_touched(made):
