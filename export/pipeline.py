@@ -167,8 +167,8 @@ def _check(context: ExportContext, names: Sequence[str], table: LogitTable) -> d
     reports = climb(rungs, table)
     proven = ONNX_FP32 in reports and reports[ONNX_FP32].passed  # the network's answers, in a third of PyTorch's time
     for source, images in {SHIFTED_COPIES: sample.shifted(run.pixels), **context.elsewhere.reporting}.items():
-        other = LogitTable(context.folder, images, table.models, THREADS)
-        reports = add_shifted(reports, other, ONNX_FP32 if proven else FLOAT_MODEL, source)
+        with closing(LogitTable(context.folder, images, table.models, THREADS)) as other:
+            reports = add_shifted(reports, other, ONNX_FP32 if proven else FLOAT_MODEL, source)
     for recipe in (RECIPES[name] for name in names):
         if recipe.explain is None or all(reports[file].passed for file in recipe.files):
             continue

@@ -23,6 +23,7 @@ from export.recipes import RECIPES
 from export.run.metadata import read_metadata, write_metadata
 from export.run.runners import OnnxRunner, TFLiteRunner
 from export.run.torch_runner import TorchRunner
+from export.verify.parity import LogitTable
 from tests.support.handmade_models import write_float_tflite
 
 ROOT = Path(__file__).parents[2]
@@ -313,6 +314,19 @@ def test_files_are_compared_on_as_many_images_as_asked_for(run, quick):
     report = json.loads((run / "export/parity.json").read_text())
     assert report["images"]["count"] == 300
     assert report["artefacts"]["model_fp16.tflite"]["against_float"]["n"] == 300
+
+
+def test_every_table_of_logits_is_closed(run, quick, monkeypatch):
+    tables = []
+
+    class Table(LogitTable):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            tables.append(self)
+
+    monkeypatch.setattr(export.pipeline, "LogitTable", Table)
+    assert main([str(run), *FLOAT]) == 0
+    assert [table._pool._shutdown for table in tables] == [True, True]  # of the images, of their shifted copies
 
 
 def test_too_few_images_to_compare_on_are_refused(run, capsys):

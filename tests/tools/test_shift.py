@@ -122,14 +122,15 @@ def test_scores_by_hand():
     first, second = Outcome("a", labels, predictions), Outcome("b", labels, spoilt)
     data = first.to_json()
     assert data["clean"] == {"n": 4, "accuracy": 1.0, "macro_f1": 1.0}
-    assert data["styles"]["glioma"]["accuracy_of_other_classes"] == 0.0
-    assert data["styles"]["glioma"]["accuracy_of_own_class"] == 1.0
+    assert data["styles"]["glioma"] == {"n": 3, "accuracy": 0.0, "macro_f1": 0.0, "accuracy_of_own_class": 1.0}
     assert data["styles"]["other_classes"] == pytest.approx(9 / 12)
     assert data["lesions"]["glioma"] == {"n": 1, "accuracy": 1.0, "found": 1.0}
     assert data["lesions"]["meningioma"] == {"n": 1, "accuracy": 0.0, "found": 0.0}
     assert data["lesions"]["pituitary"] == {"n": 1, "accuracy": 0.0, "found": 1.0}
     assert second.to_json()["mean"]["3"]["accuracy"] == pytest.approx((12 + 0.25) / 13)
+    spoilt[SHIFTS.index(Shift("style", "notumor"))] = [NOTUMOR, 1, NOTUMOR, 3]  # one of the others, and its own
     against = compare(first, second)
+    assert against["styles"]["notumor"] == pytest.approx({"accuracy_difference": -1 / 3, "agreement": 2 / 3})
     assert against["corruptions"]["blur"]["3"] == {"accuracy_difference": -0.75, "agreement": 0.25}
     assert against["corruptions"]["blur"]["2"] == {"accuracy_difference": 0.0, "agreement": 1.0}
     assert against["lowest_agreement"] == 0.25

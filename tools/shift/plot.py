@@ -47,8 +47,8 @@ def _accuracies(report: dict[str, Any]) -> NDArray[np.float64]:
     rows.append([report["mean"][str(strength)]["accuracy"] for strength in STRENGTHS])
     for name in CLASSES:
         style = report["styles"][name]
-        rows.append([style.get("accuracy_of_other_classes"), style.get("accuracy_of_own_class"), None])
-    rows += [[row["accuracy"], row.get("found"), None] for row in report["lesions"].values()]
+        rows.append([style["accuracy"], style["accuracy_of_own_class"], None])
+    rows += [[row["accuracy"], row["found"], None] for row in report["lesions"].values()]
     return 100 * np.array(rows, float)
 
 

@@ -50,26 +50,28 @@ class Outcome:
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
 
-    def answers(self, shift: Shift) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return labels and predictions of the images that the shift concerns; a painted lesion changes the label."""
+    def answers(self, shift: Shift, own: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return labels and predictions of the images that the shift concerns; a painted lesion changes the label.
+
+        A style is asked of the images of other classes, with ``own`` of those of its own class.
+        """
         predicted = self.predictions[SHIFTS.index(shift)]
-        run = predicted != NOT_RUN
-        truth = np.full_like(self.labels, CLASSES.index(shift.name)) if shift.family == "lesion" else self.labels
+        run, truth = predicted != NOT_RUN, self.labels
+        if shift.family == "style":
+            run &= (truth == CLASSES.index(shift.name)) == own
+        elif shift.family == "lesion":
+            truth = np.full_like(truth, CLASSES.index(shift.name))
         return truth[run], predicted[run]
 
     def score(self, shift: Shift) -> dict[str, Any]:
-        """Return n, accuracy and macro F1; for a style also the accuracy on images of other classes."""
+        """Return n, accuracy and macro F1; of a style also the accuracy on other images of its own class."""
         truth, predicted = self.answers(shift)
-        if not len(truth):
-            return {"n": 0, "accuracy": None, "macro_f1": None}
-        row: dict[str, Any] = {"n": len(truth), "accuracy": float(np.mean(truth == predicted))}
+        row: dict[str, Any] = {"n": len(truth), "accuracy": _share(truth == predicted)}
         if shift.family == "lesion":
-            return row | {"found": float(np.mean(predicted != NOTUMOR))}
-        row["macro_f1"] = float(f1_score(truth, predicted, average="macro", zero_division=0))
+            return row | {"found": _share(predicted != NOTUMOR)}
+        row["macro_f1"] = float(f1_score(truth, predicted, average="macro", zero_division=0)) if len(truth) else None
         if shift.family == "style":
-            own = truth == CLASSES.index(shift.name)
-            row["accuracy_of_other_classes"] = _share(truth[~own] == predicted[~own])
-            row["accuracy_of_own_class"] = _share(truth[own] == predicted[own])
+            row["accuracy_of_own_class"] = _share(np.equal(*self.answers(shift, own=True)))
         return row
 
     def mean_accuracy(self, shifts: Sequence[Shift]) -> dict[str, Any]:
@@ -88,16 +90,10 @@ class Outcome:
             shifts = [Shift("corruption", name, strength) for name in CORRUPTIONS]
             f1 = [row[str(strength)]["macro_f1"] for row in grid["corruptions"].values()]
             means[str(strength)] = self.mean_accuracy(shifts) | {"macro_f1": float(np.mean(f1))}
-        swapped, own = self._pool_styles()
-        styles = grid["styles"] | {"other_classes": swapped, "own_class": own}
+        rows = [Shift("style", name) for name in CLASSES]
+        pools = [np.concatenate([np.equal(*self.answers(row, own)) for row in rows]) for own in (False, True)]
+        styles = grid["styles"] | dict(zip(("other_classes", "own_class"), map(_share, pools), strict=True))
         return {"model": self.model} | grid | {"mean": means, "styles": styles}
-
-    def _pool_styles(self) -> tuple[float | None, float | None]:
-        """Return the accuracy over all images in the styles of other classes, and of other images of their own."""
-        rows = [self.predictions[SHIFTS.index(Shift("style", name))] for name in CLASSES]
-        styles = np.arange(len(CLASSES))[:, None]
-        run, right, own = np.array(rows) != NOT_RUN, np.array(rows) == self.labels, styles == self.labels
-        return _share(right[run & ~own]), _share(right[run & own])
 
 
 def compare(first: Outcome, second: Outcome) -> dict[str, Any]:
