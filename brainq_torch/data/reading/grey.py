@@ -99,7 +99,7 @@ def rescale_to_uint8(
     if not used.size or not np.isfinite(float(used.max()) - float(used.min())):
         reason = "has pixels that are not finite numbers, or beyond all bounds"
         raise UnreadableImageError(path, reason, "rescale it and save it again")
-    low, high = _black_and_white(used)
+    low, high = (end + 0.0 for end in _black_and_white(used))  # no -0 in the note
     if not is_finite.all():
         if (_is_enclosed(is_finite & (values > low)) & ~is_finite).any():
             remedy = "replace NaN and infinity by numbers and save it again"

@@ -39,10 +39,10 @@ class FileSlice:
 
 
 def find_header(path: str) -> str:
-    """Return the header (.hdr) beside a file that holds a NIfTI volume's voxels (.img, .img.gz), else nothing."""
+    """Return the header (.hdr, .hdr.gz) beside a file of a NIfTI volume's voxels (.img, .img.gz), else nothing."""
     stem, end = os.path.splitext(path.removesuffix(".gz"))
     header = stem + {".img": ".hdr", ".IMG": ".HDR"}.get(end, "")
-    return header if header != stem and os.path.isfile(header) else ""
+    return next((name for name in (header, f"{header}.gz") if header != stem and os.path.isfile(name)), "")
 
 
 def is_mask_by_name(path: FilePath, classes: Sequence[str] = ()) -> bool:

@@ -2,14 +2,14 @@
 
 import { isDicom, listDicomSlices } from "./dicom.js";
 import { isBlank } from "./head_crop.js";
-import { gunzip, isGzip, isNifti, isNiftiHeader, joinPair, listNiftiSlices } from "./nifti.js";
+import { gunzip, isGzip, isNifti, isNifti2, isNiftiHeader, joinPair, listNiftiSlices } from "./nifti.js";
 import { isPicture, readPicture } from "./picture.js";
 import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
 const IMAGE_SUFFIX = /\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|ima|nii|gz|mat)$/i;
 const MASK = /[^/][_-](mask|seg|segmentation)s?(\.nii)?\.[a-z0-9]+[^/]*$/i;
 const MASK_FOLDER = /(?:^|\/)(masks?|segmentations?|annotations?)\/[^/]*$/i;
-const HEADER = /\.hdr$/i;
+const HEADER = /\.hdr(\.gz)?$/i;
 const VOXELS = /\.img(\.gz)?$/i;
 const HEAD_BYTES = 1024;
 
@@ -19,12 +19,13 @@ const HEAD_BYTES = 1024;
  * classes: of the model; a folder of such a name holds no masks.
  */
 export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map(), classes = [] }, decodeJpeg) {
-  if (["hdr", "HDR"].some((end) => VOXELS.test(path) && beside.has(path.replace(VOXELS, `.${end}`)))) return [];
+  if (["hdr", "HDR", "hdr.gz", "HDR.gz"].some((end) => VOXELS.test(path) && beside.has(path.replace(VOXELS, `.${end}`)))) return [];
   const isNamed = IMAGE_SUFFIX.test(path);
   if (isOfFolder && (path.includes("/.") || !(isNamed || isImage(await read(file, HEAD_BYTES))))) return [];
   if (isMaskByName(path, classes) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
   const bytes = await readInflated(file);
   if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
+  if (isNifti2(bytes)) throw new Unreadable("is a NIfTI-2 file", "use predict.py, or save it as NIfTI-1");
   if (isGzip(await read(file, HEAD_BYTES)) && !isNifti(bytes) && !isNiftiHeader(bytes)) {
     throw new Unreadable("is a gzip file of something else than NIfTI", "remove it or unpack it, for example with gunzip");
   }

@@ -13,7 +13,7 @@ export function rescaleToUint8(values, width, what, measured = null) {
   if (!used.length) {
     throw new Unreadable("has pixels that are not finite numbers, or beyond all bounds", "rescale it and save it again");
   }
-  const [low, high] = blackAndWhite(used);
+  const [low, high] = blackAndWhite(used).map((end) => end + 0); // no -0 in the note
   if (values.some((value) => !Number.isFinite(value)) && encloses(values, width, low)) {
     throw new Unreadable("has pixels on the head that are not finite numbers", "replace NaN and infinity by numbers and save it again");
   }

@@ -20,6 +20,11 @@ export function isNifti(bytes) {
   return magic(bytes) === "n+1";
 }
 
+/** Whether it is a file of the second version, which is not read here. */
+export function isNifti2(bytes) {
+  return ["n+2", "ni2"].includes(String.fromCharCode(...bytes.subarray(4, 7)));
+}
+
 /** Whether it is the header (.hdr) of a volume whose voxels lie in a second file (.img). */
 export function isNiftiHeader(bytes) {
   return magic(bytes) === "ni1";
@@ -79,11 +84,14 @@ function readHeader(bytes) {
   if (dimensions > 7 || sides.length < 2 || Math.min(...sides) < 1) throw damaged("NIfTI file: its sides make no sense");
   const [read, step] = READERS[short(70)] ?? [];
   if (!read) throw new Unreadable(`has voxels of NIfTI type ${short(70)}`, "use predict.py, or save one channel of it");
-  const start = float(108);
+  const start = Math.trunc(float(108));
   const size = sides.reduce((product, side) => product * side, step);
   if (!(start > 348 && start <= MOST_EXTENSION_BYTES) || size > MOST_BYTES) throw damaged("NIfTI file: its header makes no sense");
   if (bytes.length < start + size) throw damaged(`NIfTI file: ${start + size - bytes.length} bytes are missing`);
-  const zooms = [0, 1, 2].map((place) => (place < sides.length ? float(80 + 4 * place) : 1));
+  const zooms = [0, 1, 2].map((place) => {
+    const zoom = place < sides.length ? Math.abs(float(80 + 4 * place)) : 1;
+    return zoom === 0 ? 1 : zoom; // as nibabel mends them
+  });
   const shape = [sides[0], sides[1], sides[2] ?? 1];
   const { affine, isKnown } = bestAffine({ short, float, zooms, shape });
   const slope = float(112);
@@ -112,7 +120,7 @@ function bestAffine({ short, float, zooms, shape }) {
       [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
       [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ];
-    const steps = [zooms[0], zooms[1], float(76) < 0 ? -zooms[2] : zooms[2]];
+    const steps = [zooms[0], zooms[1], float(76) === -1 ? -zooms[2] : zooms[2]];
     const affine = turn.map((row, place) => [...row.map((value, column) => value * steps[column]), float(268 + 4 * place)]);
     return { affine, isKnown: true };
   }

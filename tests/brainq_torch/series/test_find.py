@@ -121,6 +121,11 @@ def test_the_gzipped_half_of_a_pair_is_no_image_of_its_own(tmp_path):
     assert (series.path, len(series.slices)) == (str(header), 6)
     assert "read with that" in why_left_out(tmp_path / "a.img.gz")[0]
     assert why_left_out(header) is None
+    zipped = tmp_path / "a.hdr.gz"  # as nibabel writes the pair a.img.gz
+    zipped.write_bytes(gzip.compress(header.read_bytes()))
+    header.unlink()
+    (series,) = find_series([str(tmp_path)])
+    assert (series.path, len(series.slices)) == (str(zipped), 6)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr"])

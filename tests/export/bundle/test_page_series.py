@@ -60,6 +60,11 @@ def write_volumes(folder):
     nibabel.save(nibabel.Nifti1Image(np.stack([values, values[::-1]], -1), np.eye(4)), folder / "two.nii")
     pair = nibabel.Nifti1Pair(values.astype(np.int16), OBLIQUE, nibabel.nifti1.Nifti1PairHeader(endianness=">"))
     nibabel.save(pair, folder / "pair.hdr")
+    nibabel.save(pair, folder / "both.img.gz")  # and both.hdr.gz
+    odd = bytearray(gzip.decompress((folder / "plain.nii.gz").read_bytes()))
+    odd[76:92] = np.array([2, -1, 0, -3], "<f4").tobytes()  # sizes of voxels that make no sense
+    odd[252:256] = np.array([1, 0], "<i2").tobytes()
+    (folder / "odd.nii").write_bytes(odd)
     (folder / "zipped.hdr").write_bytes((folder / "pair.hdr").read_bytes())
     (folder / "zipped.img.gz").write_bytes(gzip.compress((folder / "pair.img").read_bytes()))
 
@@ -154,10 +159,12 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     (tmp_path / "cut").write_bytes(whole[:3000])
     nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), tmp_path / "a.nii")
     (tmp_path / "cut.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:9000])
+    nibabel.save(nibabel.Nifti2Image(head(), np.eye(4)), tmp_path / "second.nii.gz")
     nibabel.save(nibabel.Nifti1Pair(head(), np.eye(4)), tmp_path / "half.img")
     (tmp_path / "half.img").unlink()
     reasons = {
         "half.hdr": "one half of a NIfTI pair",
+        "second.nii.gz": "is a NIfTI-2 file",
         "ct": "modality 'CT'",
         "mosaic": "a mosaic",
         "compressed": "is compressed (JPEG Lossless)",

@@ -228,3 +228,14 @@ def test_a_gzip_file_that_is_no_nifti(tmp_path):
     path.write_bytes(b"\x1f\x8b\x08 damaged")
     with pytest.raises(UnreadableImageError, match="is not an image"):
         read_grey(path)
+
+
+def test_sizes_of_voxels_that_make_no_sense_are_mended_without_a_word_of_nibabel(tmp_path, caplog):
+    path = save(tmp_path / "a.nii", np.where(VOLUME > 500, -VOLUME, -0.0).astype(np.float32))
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array([-1, 0, -2], "<f4").tobytes()
+    path.write_bytes(content)
+    grey = read_grey(path)
+    assert not caplog.records  # which would name no file
+    assert grey.pixels.shape == (50, 40)
+    assert grey.notes[1].endswith("..0 to 0..255")  # not -0
