@@ -71,7 +71,7 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message in one line: jsonargparse's has a line for each thing that a value might have been."""
-        super().error(" ".join(message.split()), ex)
+        super().error(" ".join(message.replace("Expected a typing.Literal", "Allowed are ").split()), ex)
 
 
 def _clear_lists(words: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from brainq_torch.run_files import BrainqError
 
 
 class LockedError(BrainqError):
-    """Another process works in the folder. The message names it."""
+    """Another process works in the folder, and is named, or nobody can."""
 
 
 @contextmanager
@@ -20,19 +20,25 @@ def hold_lock(path: Path, what: str, flag: str = "--out", seconds: float = 0) ->
     """Hold a lock file, which names its holder, while the block runs.
 
     Args:
-        path: The file.
+        path: The file; its folder is made.
         what: Is said of the folder where another process has the lock: ``runs/mine is being trained``.
         flag: Names the folder on the command line.
         seconds: How long to wait for it.
 
     Raises:
-        LockedError: Another process has it.
+        LockedError: Another process has it, or nobody can write it.
     """
     lock = FileLock(path, timeout=seconds)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # where no file can be made, as in /proc, the lock would seem to be another's
         lock.acquire()
     except Timeout as error:
         raise LockedError(f"{what} by {_read_holder(path)}; wait for it, or name another folder with {flag}") from error
+    except OSError as error:
+        raise LockedError(
+            f"{path.parent} cannot be written ({error.strerror}); name another folder with {flag}"
+        ) from error
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield

@@ -63,7 +63,6 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
     if not (made or out.is_dir()):
         raise RunError(f"{out} is a file, and a run is a folder; name another with --out")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         with hold_lock(out / LOCK, f"{out} is being trained"):
             before = {path.name for path in out.iterdir()}
             try:

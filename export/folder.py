@@ -65,7 +65,6 @@ def write_as_a_whole(
         LockedError: Another process is writing it.
     """
     partial, replaced = _beside(target, ".partial"), _beside(target, ".replaced.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(_beside(target, ".lock"), f"{target} is being written", kind.flag):
         _recover(target, replaced, say)
         check_target(target, replace, kind)

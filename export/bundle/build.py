@@ -134,11 +134,12 @@ def _is_report(entry: Any) -> bool:
 
 def choose_best(exported: Path, among: Collection[str] = ()) -> str:
     """Return the first of ``PREFERENCE`` that passed parity, among these files where any are named; or BundleError."""
-    artefacts = read_parity(exported)
+    passed = [file for file, entry in read_parity(exported).items() if entry["passed"] and file.endswith(".tflite")]
     for name in PREFERENCE:
-        if name in artefacts and artefacts[name]["passed"] and (not among or name in among):
+        if name in passed and (not among or name in among):
             return name
-    raise BundleError(f"no TFLite file in {exported} passed parity; a bundle needs one")
+    other = f"; name another with --bundle-file: {', '.join(passed)}" if passed else ""
+    raise BundleError(f"{exported} has none of {', '.join(PREFERENCE)} that is asked for and passed parity{other}")
 
 
 def _choose(run: Run, exported: Path, artefacts: dict[str, Any], name: str, suffix: str) -> Chosen:

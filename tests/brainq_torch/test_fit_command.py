@@ -77,6 +77,7 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--trainer.fast_dev_run=1"], "keeps no checkpoint"),
         (["--trainer.limit_train_batches=0"], "nothing would be trained"),
         (["--trainer.max_steps=1"], "ended before its first epoch was validated"),
+        (["--keep_by=loss"], "Allowed are ['val_calibrated_loss', 'val_loss']. Got value: loss"),
         (["--trainer.precision=64"], "allowed are 32-true, 16-mixed and bf16-mixed"),
         (["--trainer.precision=64-true"], "allowed are 32-true, 16-mixed and bf16-mixed"),
         (["--trainer.precision=16-true"], "allowed are 32-true, 16-mixed and bf16-mixed"),

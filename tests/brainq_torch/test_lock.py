@@ -23,6 +23,13 @@ def test_the_holder_is_named_and_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["file", "/proc"])
+def test_a_folder_that_cannot_be_written_is_no_other_process(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(LockedError, match=r"cannot be written .*; name another folder with --bundle"):
+        hold_lock(tmp_path / place / "lock", "it is used", "--bundle").__enter__()
+
+
 def test_a_lock_ends_with_its_process_whatever_kills_it(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"

@@ -79,7 +79,6 @@ def _low_bits(options: argparse.Namespace) -> int:
     folder, pixels = decode_images(folder, run.pixels)
     labels = labels_of(folder)
     calibration = check_run_images(run, Path(options.data)).calibration(options.calibration_images)
-    out.mkdir(parents=True, exist_ok=True)
     about = [hash_file(run.folder / CHECKPOINT), calibration.names, [record.path for record in folder.records]]
     with hold_lock(out / LOCK, f"{out} is being worked in"):
         measure = Measure(run, calibration, pixels, labels, Kept(out / "state", about), options.threads)

@@ -23,7 +23,7 @@ from brainq_torch.series.find import find_series
 from export.__main__ import main as export_main
 from export.bundle import build as bundling
 from export.bundle.answers import GOLDEN, BundleError
-from export.bundle.build import find_sources, make_bundle
+from export.bundle.build import choose_best, find_sources, make_bundle
 from export.bundle.predict import OLDEST_PYTHON, SUMS, check_files, main
 from export.folder import ExportFolderError
 from export.run.model import Model
@@ -182,6 +182,12 @@ def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path
     assert main([scan, "--model", "model_int8.tflite"], folder) == 2
     assert "allowed are model_fp32.tflite, model_fp16.tflite" in capsys.readouterr().err
     assert (folder / "MODEL_CARD.md").read_text().count("- Paired with the float network on ") == 2
+
+
+def test_other_files_that_passed_are_named_where_no_preferred_one_is_asked_for(tiny_export):
+    assert choose_best(tiny_export) == "model_fp16.tflite"
+    with pytest.raises(BundleError, match=r"; name another with --bundle-file: model_fp32.tflite, model_fp16.tflite$"):
+        choose_best(tiny_export, {"model_w4a8.tflite"})
 
 
 def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, tiny_export, tmp_path, capsys):
