@@ -18,6 +18,7 @@ const COMPRESSIONS = {
 }; // prettier-ignore
 const PER_FRAME = "x52009230";
 const SHARED = "x52009229";
+const PIXELS = "x7fe00010"; // what stands before them is parsed: where they are cut short, it is a slice that cannot be read
 /** Pixel measures, VOI, pixel value transformation, plane position, plane orientation, frame type. */
 const GROUPS = ["x00289110", "x00289132", "x00289145", "x00209113", "x00209116", "x00189226"];
 const HEADS = /HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|IAC|TEMPORAL|CRANI|FACE/;
@@ -83,7 +84,7 @@ function parse(bytes) {
     }
   }
   try {
-    return globalThis.dicomParser.parseDicom(whole, { TransferSyntaxUID });
+    return globalThis.dicomParser.parseDicom(whole, { TransferSyntaxUID, untilTag: PIXELS });
   } catch (error) {
     const text = String(error?.exception ?? error?.message ?? error);
     if (text.includes("inflat")) throw new Unreadable("is a deflated DICOM file", "use predict.py");
@@ -174,7 +175,7 @@ function readStored(header, frame) {
   if (!isPlain || !["MONOCHROME1", "MONOCHROME2"].includes(kind) || ![8, 16, 32].includes(allocated)) {
     throw new Unreadable(`has pixels that this page does not decode (${isPlain ? kind : syntax}, ${allocated} bits)`, "use predict.py");
   }
-  const element = header.elements.x7fe00010;
+  const element = header.elements[PIXELS];
   if (!element) throw new Unreadable("has no pixels", "leave it out");
   const step = allocated / 8;
   const size = rows * columns * step;
