@@ -31,7 +31,7 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
     try:
         return command()
     except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 1
     except UnicodeDecodeError as error:
         print(f"error: a file that should be text in UTF-8 is not: {error}; save it as UTF-8", file=sys.stderr)
@@ -46,6 +46,11 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
     except KeyboardInterrupt:
         print(f"stopped{advice}", file=sys.stderr)
         return STOPPED
+
+
+def drop_output() -> None:
+    """Send what is printed from now on nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _find_full_disk(error: BaseException | None) -> OSError | None:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.evaluation.figure import save_figure
 from brainq_torch.run import Run, load_run
-from brainq_torch.run_files import atomic_path
 from export.run.runners import load_runner, run_named
 from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, seed_number
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
@@ -146,8 +146,7 @@ def plot_cases(cases: Sequence[Case], path: str | Path) -> None:
             axes.set_axis_off()
         for (left, right), case in zip(panels, side, strict=False):
             _draw_case(left, right, case)
-    with atomic_path(Path(path)) as partial:
-        figure.savefig(partial, format="png")
+    save_figure(figure, path)
 
 
 def _draw_case(left: Axes, right: Axes, case: Case) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.run_files import atomic_path
+from brainq_torch.evaluation.figure import save_figure
 
 ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
@@ -208,7 +208,7 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
         share = shares[row, column]
         text = f"{count}\n{100 * share:.1f} %" if count else "0"
         colour = "white" if share > 0.5 else "#222222" if count else "#999999"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10 if many == 1 else 8)
     ticks = range(len(metrics.classes))
     axes.set_xticks(ticks, metrics.classes, rotation=90 if len(ticks) > 6 else 0)
     axes.set_yticks(ticks, [f"{name}\n({counts[label].sum()})" for label, name in enumerate(metrics.classes)])
@@ -219,8 +219,7 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
     axes.set_title(
         f"accuracy {100 * metrics.accuracy:.2f} %, macro F1 {metrics.macro_f1:.3f}, {metrics.n} images", fontsize=11
     )
-    with atomic_path(Path(path)) as partial:
-        figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.1)
+    save_figure(figure, path, bbox_inches="tight", pad_inches=0.1)
 
 
 def check_predictions(

@@ -1,7 +1,9 @@
 """A contact sheet of what was answered: each slice, the part of it that the network saw, and what it was called."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ _SIDE, _GAP, _LINE, _COLUMNS = 128, 6, 14, 12
 _GREY = (110, 110, 110)
 _COLOURS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (132, 145, 180), (145, 209, 194))
 """Of classes, in order and again; what is not answered has a thin grey line."""
+
+
+def drawable(text: str) -> str:
+    """Return a text in the letters that Pillow's own font has, ASCII: others without their marks, or ``?``."""
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(filterfalse(unicodedata.combining, letters)).encode("ascii", "replace").decode()
 
 
 @dataclass
@@ -79,7 +87,9 @@ class Montage:
         pen.rectangle([min(max(place, 0), _SIDE - 1) for place in places], outline=colour)
         if not row["uncertain"]:
             pen.rectangle((0, 0, _SIDE - 1, _SIDE - 1), outline=colour, width=3)
-        best = f"{row['best']}{'?' * row['uncertain']} {100 * row['probability']:.0f} %"
+        name = drawable(row["best"])
+        name = f"class {self.classes.index(row['best']) + 1}" if "?" in name else name
+        best = f"{name}{'?' * row['uncertain']} {100 * row['probability']:.0f} %"
         pen.text((2, _SIDE), " ".join([str(row.get("slice", "")), best]).strip(), fill=colour)
         return tile
 
@@ -97,7 +107,7 @@ class Montage:
         sheet, top = Image.new("RGB", size), 0
         pen = ImageDraw.Draw(sheet)
         for section, count in zip(sections, rows, strict=True):
-            pen.text((2, top + 2), section.title.encode("latin-1", "replace").decode("latin-1"), fill="white")
+            pen.text((2, top + 2), drawable(section.title), fill="white")
             for number, tile in enumerate(section.tiles):
                 down, across = divmod(number, columns)
                 sheet.paste(tile, (across * (_SIDE + _GAP), top + line + down * step))

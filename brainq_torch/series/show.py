@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brainq_torch.abstention.policy import UNCERTAIN
-from brainq_torch.console import printable
+from brainq_torch.console import drop_output, printable
 from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series
 from brainq_torch.series.find import find_series
@@ -70,10 +70,15 @@ def _answer_all(
         else:
             row |= more
             counts[row["level"]][row["class"]] += 1
-        if options.json:
-            print(json.dumps(row, allow_nan=False), flush=True)
-        elif "error" not in row:
-            print(printable(format_row(row)), flush=True)
+        try:
+            if options.json:
+                print(json.dumps(row, allow_nan=False), flush=True)
+            elif "error" not in row:
+                print(printable(format_row(row)), flush=True)
+        except BrokenPipeError:
+            if not keepers:
+                raise
+            drop_output()  # nobody reads on; the table and the sheet are wanted whole
         for keeper in keepers:
             keeper.add(answer)
         progress.answered()

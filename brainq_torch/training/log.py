@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.figure import Figure
 
+from brainq_torch.evaluation.figure import save_figure
 from brainq_torch.run_files import atomic_path
 
 COLUMNS = (
@@ -155,5 +156,4 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.legend()
     axes[2].set_yscale("log")
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)

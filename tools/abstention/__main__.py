@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
-from brainq_torch.run_files import atomic_path, write_json
+from brainq_torch.evaluation.figure import save_figure
+from brainq_torch.run_files import write_json
 from brainq_torch.series.find import Unread, find_images
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner, run_named
@@ -181,8 +182,7 @@ def plot_report(report: AbstentionReport, path: str) -> None:
     right.invert_yaxis()
     right.axvline(1.0, color="tab:red", linestyle="--")
     right.set(xlabel="outlier score (above 1: no answer; cut at 5)", title="pictures that are no heads")
-    with atomic_path(Path(path)) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 main = as_main(make_parser, _measure)

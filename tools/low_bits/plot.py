@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from brainq_torch.run_files import atomic_path
+from brainq_torch.evaluation.figure import save_figure
 
 
 def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
@@ -36,5 +36,4 @@ def plot_curve(points: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="bits per weight (ends and depthwise: 8)", ylabel="accuracy / %", xticks=range(2, 9), ylim=(0, 110))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)

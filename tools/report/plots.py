@@ -14,6 +14,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from brainq_torch.evaluation.figure import draw_letters
 from tools.report.statistics import Reliability, find_front
 
 _DPI, _DPI_OF_MANY = 150, 110
@@ -170,7 +171,12 @@ def _count_covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> int:
 
 def _save(figure: Figure) -> bytes:
     drawn, file = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
+
+    def draw() -> None:
+        drawn.seek(0)
+        figure.savefig(drawn, format="png")
+
+    draw_letters(figure, draw, "a figure of the report")
     # A third of the size, which counts twice: the page holds it, too. No software version inside: the same bytes again.
     with Image.open(drawn) as image:
         image.convert("RGB").quantize(_COLOURS_OF_A_FILE, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)

@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.corruptions import CORRUPTIONS, STRENGTHS, Grey
+from brainq_torch.evaluation.figure import save_figure
 from brainq_torch.run_files import atomic_path
+from brainq_torch.series.montage import drawable
 
 _TILE = 96  # pixels
 _LABEL = 110
@@ -29,8 +31,7 @@ def plot_grid(report: dict[str, Any], path: str | Path) -> None:
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
         _draw_panel(axes, *panel)
     figure.suptitle(f"accuracy, {report['n']} images, {report['split']}")
-    with atomic_path(Path(path)) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _tell_apart(paths: Sequence[str]) -> list[str]:
@@ -78,7 +79,7 @@ def plot_pictures(examples: Sequence[tuple[str, Sequence[Grey | None]]], path: s
     for row, name in enumerate(rows):
         draw.text((4, 16 + row * _TILE + _TILE // 2), name, fill=255)
     for place, (name, images) in enumerate(examples):
-        draw.text((_LABEL + place * across * _TILE + 4, 2), name, fill=255)
+        draw.text((_LABEL + place * across * _TILE + 4, 2), drawable(name), fill=255)
         clean, rest = images[0], list(images[1:])
         grid = [[clean, *rest[start : start + across - 1]] for start in range(0, 3 * len(CORRUPTIONS), 3)]
         styles = rest[3 * len(CORRUPTIONS) :]

@@ -5,15 +5,18 @@
 import argparse
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
 pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
 
+from brainq_torch.console import drop_output
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import render_phantom
@@ -215,6 +218,35 @@ def test_a_table_and_a_sheet_hold_what_was_answered(tmp_path, capsys):
     options.montage = str(tmp_path / "sheet.jpg")
     with pytest.raises(KeptFileError, match=r"name a \.png file"):
         answer_command(answerer(), options)
+
+
+def test_a_reader_who_leaves_costs_the_table_no_answer(tmp_path, monkeypatch):
+    """``predict ... --csv all.csv --json | head -2`` left a table of two lines."""
+    path, table = write_volume(tmp_path / "a.nii", [True] * 5), tmp_path / "a.csv"
+    for kept in ({"csv": str(table)}, {}):
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "w") as gone:
+            monkeypatch.setattr("sys.stdout", gone)
+            if kept:
+                assert answer_command(answerer(), asked(images=[path], json=True, **kept)) == 0
+            else:
+                with pytest.raises(BrokenPipeError):
+                    answer_command(answerer(), asked(images=[path], json=True))
+                drop_output()  # or closing it would raise again
+    assert len(table.read_text().splitlines()) == 7  # with the names of columns and the series
+
+
+def test_a_sheet_names_classes_in_letters_that_its_font_has(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, place, text, **more: drawn.append(text))
+    path = write_volume(tmp_path / "Schädel 頭.nii", [True, False])
+    named = replace(answerer(), classes=("tumeur bénigne", "b", "健康", "d"))
+    options = asked(images=[path], json=True, montage=str(tmp_path / "sheet.png"))
+    assert answer_command(named, options) == 0
+    assert drawn[:2] == ["1 tumeur benigne 100 %", "2 class 3 100 %"]
+    assert "Schadel ?.nii" in drawn[2]
+    assert all(text.isascii() for text in drawn)
 
 
 @pytest.mark.parametrize("word", ["csv", "montage"])
