@@ -81,9 +81,13 @@ def test_a_prediction_is_the_command_s(path, png, capsys):
 def test_an_array_is_answered_as_its_file(path, png):
     model, grey = bq.load(path), np.asarray(Image.open(png))
     (of_file,) = model.predict([png])
-    for array in (grey, grey[None]):
+    for array in (grey, grey[None], Image.open(png), [grey]):
         (answer,) = model.predict(array)
         assert (answer.path, answer.probabilities) == ("image 0", of_file.probabilities)
+    several = model.predict([grey, np.stack([grey, grey]), Image.fromarray(grey)])
+    assert [answer.path for answer in several] == [f"image {number}" for number in range(4)]
+    assert {answer.probability for answer in several} == {of_file.probability}
+    assert model.predict(path for path in [png]) == [of_file]
 
 
 def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
@@ -95,8 +99,12 @@ def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
     assert type(model.predict(blank, slices=3)[0]) is Unread
     with pytest.raises(SliceChoiceError, match="--slices is 'some'"):
         model.predict([missing], slices="some")
-    with pytest.raises(ValueError, match=r"40, 40\) float64; give .* uint8"):
-        model.predict(blank.astype(float))
+    for wrong in (blank.astype(float), np.zeros((40, 40, 3), np.uint8), Image.new("RGB", (40, 40)), [blank[0]]):
+        with pytest.raises(ValueError, match=r"images are .*; give \(h, w\) or \(N, h, w\) uint8 grey ones"):
+            model.predict(wrong)
+    for wrong, kinds in (([png, blank], "ndarray"), (None, "NoneType"), ([3, blank], "int, ndarray")):
+        with pytest.raises(ValueError, match=f"images hold {kinds}; give names of files alone, or pictures alone"):
+            model.predict(wrong)
 
 
 def test_an_evaluation_is_the_command_s(tiny_int8_export, phantoms, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """A model as Python sees it: one class for a run folder, an .onnx and a .tflite file; predictions as typed values."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from brainq_torch.abstention.policy import Abstention
 from brainq_torch.data.head_crop import BLANK, is_blank
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.slices import choose_slices
+from brainq_torch.run_files import BrainqError
 from brainq_torch.series.answer import Answerer, answer_series, judge
 from brainq_torch.series.find import Unread, find_series
 from brainq_torch.series.rule import SeriesRule, find_rule
 from export.run.runners import Runner, load_runner, run_named
 
-type Images = str | os.PathLike[str] | NDArray[np.uint8] | Sequence[str | os.PathLike[str]]
+type Name = str | os.PathLike[str]
+type Picture = NDArray[np.uint8] | Image.Image
+type Images = Name | Picture | Iterable[Name] | Iterable[Picture]
 """Names of files, folders or patterns, or grey pictures, (h, w) or (N, h, w) uint8 of any size."""
 
 
@@ -126,8 +130,8 @@ class Model:
         """Name the classes of pictures and of series, as ``python -m tools.predict`` does.
 
         Args:
-            images: File, folder (searched), or glob pattern, or several of them; or an array of (h, w) or (N, h, w)
-                uint8 grey pictures of any size, which are fitted first.
+            images: File, folder (searched), or glob pattern, or several of them; or grey pictures of any size, which
+                are fitted first: an array, (h, w) or (N, h, w) uint8, a Pillow image of mode L, or several of these.
             slices: Which of a series: all, middle, a number, or every=K.
 
         Returns:
@@ -136,18 +140,19 @@ class Model:
 
         Raises:
             SliceChoiceError: ``slices`` is none of these.
-            ValueError: The array is not uint8, or of another shape.
+            ValueError: A picture is not uint8, or of another shape, or what is given is neither names nor pictures.
         """
         choose_slices(1, slices := str(slices))  # a wrong word is refused before anything is read
-        if isinstance(images, np.ndarray):
-            return list(self._answer(images[None] if images.ndim == 2 else images))
-        words = [images] if isinstance(images, str | os.PathLike) else images
-        found = find_series([os.fspath(word) for word in words], classes=self.answerer.classes)
+        one = isinstance(images, str | os.PathLike | np.ndarray | Image.Image)
+        given: list[Any] = [images] if one or not isinstance(images, Iterable) else list(images)
+        if given and all(isinstance(each, np.ndarray | Image.Image) for each in given):
+            return list(self._answer([picture for each in given for picture in _pictures(np.asarray(each))]))
+        if kinds := {type(each).__name__ for each in given if not isinstance(each, str | os.PathLike)}:
+            raise BrainqError(f"images hold {', '.join(sorted(kinds))}; give names of files alone, or pictures alone")
+        found = find_series([os.fspath(each) for each in given], classes=self.answerer.classes)
         return [_typed(answer.row) for answer in answer_series(self.answerer, found, slices)]
 
-    def _answer(self, pictures: NDArray[np.uint8]) -> Iterator[Prediction | SeriesPrediction | Unread]:
-        if pictures.ndim != 3 or pictures.dtype != np.uint8:
-            raise ValueError(f"images are {pictures.shape} {pictures.dtype}; give (h, w) or (N, h, w) uint8 grey ones")
+    def _answer(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[Prediction | SeriesPrediction | Unread]:
         for number, picture in enumerate(pictures):
             name = f"image {number}"
             if is_blank(picture):
@@ -157,6 +162,13 @@ class Model:
             logits = run_named(self.runner, fitted[None], [name])
             (row,) = judge(logits, fitted[None], self.classes, self.abstention)
             yield _typed(row | {"level": "slice", "path": name, "notes": notes})
+
+
+def _pictures(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an array as (N, h, w)."""
+    if array.ndim not in (2, 3) or array.dtype != np.uint8 or array.shape[2:] == (3,):
+        raise BrainqError(f"images are {array.shape} {array.dtype}; give (h, w) or (N, h, w) uint8 grey ones")
+    return array.reshape(-1, *array.shape[-2:])
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> Model:
