@@ -83,7 +83,8 @@ def escape_unprintable() -> None:
 
 def printable(path: str | os.PathLike[str]) -> str:
     """Return a path as text for a terminal: undecodable bytes and control characters are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    # Not fsencode: a class's name need not be in the letters of this locale.
+    text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 

@@ -90,7 +90,7 @@ def _find_added_code(folder: Path, sums: dict[str, str]) -> list[str]:
 
 def _printable(text: str) -> str:
     """Escape control characters and undecodable bytes: a file name may hold anything."""
-    letters = os.fsencode(text).decode("utf-8", "backslashreplace")
+    letters = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
 
 

@@ -248,6 +248,13 @@ def test_names_that_would_break_a_terminal_are_escaped():
     assert printable("Größe.png") == "Größe.png"
 
 
+def test_a_name_in_letters_that_the_locale_has_not_ends_no_command():
+    code = r"from brainq_torch.console import *; escape_unprintable(); print(printable('\u5065\u5eb7'))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | plain, capture_output=True, check=True)
+    assert run.stdout.split() == [rb"\u5065\u5eb7"]
+
+
 def test_only_the_projects_own_errors_become_messages(capsys):
     def fail(error):
         raise error
