@@ -102,6 +102,10 @@ def match_layers(model: nn.Module, folded: Sequence[Folded]) -> list[nn.Module]:
             f"the file has {len(folded)} weighted operators, the network {len(layers)}; "
             "only networks whose every convolution has a BatchNorm behind it can be restored, such as mobilenetv2"
         )
+    for (weight, _), module in zip(folded, layers, strict=True):
+        found, own = _torch_layout(weight, module).shape, tuple(module.state_dict()["weight"].shape)
+        if found != own:
+            raise CommandError(f"the file has weights of shape {found}, the network {own}")
     return layers
 
 
@@ -143,18 +147,15 @@ def _set_statistics(batchnorm: Any, moments: Tensor) -> None:
 
 
 def _torch_layout(weight: NDArray[np.float32], module: nn.Module) -> NDArray[np.float32]:
-    if isinstance(module, nn.Linear):
+    if weight.ndim == 2:
         return weight
     depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
     return np.ascontiguousarray(np.transpose(weight, (3, 0, 1, 2) if depthwise else (0, 3, 1, 2)))
 
 
 def _copy(target: Any, values: Any) -> None:
-    values = torch.as_tensor(values)
-    if tuple(target.shape) != tuple(values.shape):
-        raise CommandError(f"the file has weights of shape {tuple(values.shape)}, the network {tuple(target.shape)}")
     with torch.no_grad():
-        target.copy_(values)
+        target.copy_(torch.as_tensor(values))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -204,21 +205,24 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
     if metadata.pixels != data.pixels:
         raise CommandError(f"{file} is for {metadata.pixels}, the configuration says {data.pixels}")
     folded = read_folded(file)
+    model = build_model(options.name, len(metadata.classes), **options.arguments)
+    match_layers(model, folded)  # before images are read
     with atomic_folder(out) as partial:
         data.place(partial)
-        _fill(partial, file, folded, data, options)
+        _fill(partial, file, folded, model, data, options)
         (partial / CONFIG).write_text(text, encoding="utf-8")
         copy_rule(file, partial)
     print(f"wrote {out}")
     return 0
 
 
-def _fill(partial: Path, file: Path, folded: Sequence[Folded], data: ImageDataModule, options: ModelOptions) -> None:
+def _fill(
+    partial: Path, file: Path, folded: Sequence[Folded], model: nn.Module, data: ImageDataModule, options: ModelOptions
+) -> None:
     data.prepare_data()
     data.setup("fit")
     training = data.datasets["Training"]
     pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
-    model = build_model(options.name, len(data.classes), **options.arguments)
     unfold(model, folded, pixels)
     runner = load_runner(file, os.cpu_count() or 1)
     answers = TorchRunner(model, data.pixels, data.classes)(pixels)
