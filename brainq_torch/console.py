@@ -96,6 +96,11 @@ def silence_training() -> None:
     )
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number of things: ``1 image``, ``2 images``. many: where an s at the end does not make it."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def name_first(items: Sequence[str], most: int = 5) -> str:
     """Return the first items, and how many more there are: ``a, b and 3 more``."""
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

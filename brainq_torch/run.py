@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from brainq_torch.abstention.policy import Abstention
+from brainq_torch.console import counted
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weight_faults
@@ -125,7 +126,8 @@ def check_weights_fit(model: nn.Module, state: dict[str, Tensor], what: str) -> 
     """Raise RunError naming the first entries of ``state`` that are missing, unexpected or differently shaped."""
     if faults := weight_faults(model.state_dict(), state):
         raise RunError(
-            f"{what} holds weights of another architecture ({len(faults)} differences): {'; '.join(faults[:4])}"
+            f"{what} holds weights of another architecture ({counted(len(faults), 'difference')}): "
+            f"{'; '.join(faults[:4])}"
         )
 
 

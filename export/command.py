@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from brainq_torch.console import counted
 from brainq_torch.quant.encoding import ROUNDING
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
@@ -94,7 +95,7 @@ def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     chosen = options.bundle_file or [choose_best(exported, _files(options))]
     made = make_bundle(run, exported, options.bundle, chosen, options.force, runtime)
     verify = f"python {shlex.quote(str(options.bundle / 'predict.py'))} --verify"
-    print(f"bundle: {options.bundle}, {len(made)} files; {verify} replays it")
+    print(f"bundle: {options.bundle}, {counted(len(made), 'file')}; {verify} replays it")
     print(find_rule(files).describe(run.classes))
     if runtime is None:
         print(f"no browser page: {INSTALL}, and the same command again, adds it")

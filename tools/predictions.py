@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import counted
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
@@ -72,7 +73,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _say(name: str, part: str, found: dict[str, NDArray[Any]]) -> None:
     right = int((found["logits"].argmax(1) == found["labels"]).sum())
-    print(f"{name}: {part}, {right} of {len(found['labels'])} images right")
+    print(f"{name}: {part}, {right} of {counted(len(found['labels']), 'image')} right")
 
 
 def answer_elsewhere(name: str, runner: Runner, places: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -117,7 +118,7 @@ def answer(
         return answers | {"labels": np.empty(0, int), "paths": np.empty(0, "U1"), "unseen": np.empty(0, bool)}
     folder, pixels = decode_images(choose_known(name, runner, data, split, str(manifest))[1], runner.pixels)
     if len(folder.records) < len(listed):
-        raise CommandError(f"{len(listed) - len(folder.records)} images cannot be read.\n{folder.report()}")
+        raise CommandError(f"{counted(len(listed) - len(folder.records), 'image')} cannot be read.\n{folder.report()}")
     fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
     paths, sources = [record.path for record in folder.records], [record.source for record in folder.records]
     order = class_order(name, runner, names)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.abstention.policy import UNCERTAIN, Abstention, softmax
+from brainq_torch.console import counted
 from brainq_torch.data.head_crop import BLANK
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.reading.grey import UnreadableImageError
@@ -204,10 +205,11 @@ def _sum_up(series: Series, model: Answerer, kept: Sequence[tuple[FileSlice, _Ro
     said = model.rule.judge(model.classes, values, fit)
     counts = Counter(row["class"] for _, row in answered)
     unfit = Counter(one.unfit for one, _ in kept if one.unfit)
-    notes = [f"{count} slices left out: each {why}" for why, count in unfit.items()]
-    unlike = sum(row.get("outlier", 0.0) > 1.0 for _, row in shown)
-    notes += [f"{unlike} slices do not count: unlike the images it was trained on"] * (unlike > 0)
-    notes += [f"{len(kept) - len(answered)} slices could not be read"] * (len(kept) > len(answered))
+    notes = [f"{counted(count, 'slice')} left out: each {why}" for why, count in unfit.items()]
+    if unlike := sum(row.get("outlier", 0.0) > 1.0 for _, row in shown):
+        notes.append(f"{counted(unlike, 'slice does', 'slices do')} not count: unlike the images it was trained on")
+    if unread := len(kept) - len(answered):
+        notes.append(f"{counted(unread, 'slice')} could not be read")
     strongest = None
     if said.strongest is not None and said.best is not None:
         row = shown[said.strongest][1]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from brainq_torch.console import counted
 from brainq_torch.data.head_crop import find_head
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.run_files import atomic_path
@@ -99,7 +100,8 @@ class Montage:
         if not sections:
             return
         if self._left_out:
-            sections.append(_Section("", f"{self._left_out} more slices are not on this sheet"))
+            more = counted(self._left_out, "more slice is", "more slices are")
+            sections.append(_Section("", f"{more} not on this sheet"))
         columns = min(_COLUMNS, max(len(section.tiles) for section in sections))
         rows = [-(-len(section.tiles) // columns) for section in sections]
         step, line = _SIDE + _LINE + _GAP, _LINE + _GAP

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import counted
 from brainq_torch.run_files import ABOUT_BUNDLE, BrainqError, home_of
 
 HEALTHY = "notumor"
@@ -113,7 +114,7 @@ class SeriesRule:
         strongest = int(used[int(np.argmax(kept[:, list(classes).index(best)]))])
         reason = ""
         if len(used) < self.fewest:
-            reason = f"{len(used)} slices count, {self.fewest} are needed"
+            reason = f"{counted(len(used), 'slice counts', 'slices count')}, {self.fewest} are needed"
         elif self.healthy_up_to < tumour < self.tumour_from:
             reason = "a tumour is neither likely nor unlikely enough"
         return SeriesAnswer(None if reason else best, best, reason, tumour, strongest)

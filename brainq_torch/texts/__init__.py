@@ -1,13 +1,16 @@
 """What commands print, filled into the templates here, in ``export/texts`` and ``tools/texts``.
 
 There ``{% filter table %}`` aligns lines whose cells ``|`` parts, heads first; a line may have fewer cells; ``columns``
-does so without bars. ``form`` writes a number as ``format`` does, and ``-`` in place of None; ``interval`` both ends.
+does so without bars. ``form`` writes a number as ``format`` does, and ``-`` in place of None; ``interval`` both ends;
+``counted`` a number of things, ``1 image``.
 """
 
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from brainq_torch.console import counted
 
 _FOLDERS = [Path(__file__).parents[2] / package / "texts" for package in ("brainq_torch", "export", "tools")]
 _WIDEST_COLUMN = 60
@@ -29,6 +32,7 @@ def _environment() -> Any:
         lstrip_blocks=True, finalize=lambda value: value.replace("|", _BAR) if isinstance(value, str) else value,
     )  # fmt: skip
     environment.filters |= {"table": _table, "columns": _columns, "form": _form, "interval": _interval}
+    environment.filters["counted"] = counted
     return environment
 
 

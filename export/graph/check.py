@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brainq_torch.console import counted
 from brainq_torch.quant.encoding import Encoding
 from export.graph.encodings import Array, EncodingError, Encodings, activation_of, in_tflite_layout, weighted_operators
 from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4
@@ -29,7 +30,8 @@ def check_encodings(path: Path, encodings: Encodings) -> None:
     faults = [*_activation_faults(model, encodings), *_layer_faults(model, encodings)]
     if faults:
         shown = "\n  ".join(faults[:20])
-        raise EncodingError(f"{path.name} does not hold what training left ({len(faults)} differences):\n  {shown}")
+        count = counted(len(faults), "difference")
+        raise EncodingError(f"{path.name} does not hold what training left ({count}):\n  {shown}")
 
 
 def _activation_faults(model: Any, encodings: Encodings) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brainq_torch.console import counted
 from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.quant.encoding import Encoding
 from brainq_torch.run_files import hash_file
@@ -143,7 +144,7 @@ def judge(reference: Logits, logits: Logits, limits: Limits) -> dict[str, Any]:
         return {**_UNMEASURED, "passed": False, "error": f"logits are {b.shape}, the reference's {a.shape}"}
     broken = int((~np.isfinite(b)).any(axis=1).sum()), int((~np.isfinite(a)).any(axis=1).sum())
     if any(broken):
-        error = f"logits of {broken[0]} images are not finite ({broken[1]} of the reference's) among {len(a)}"
+        error = f"logits of {counted(broken[0], 'image')} of {len(a)} are not finite ({broken[1]} of the reference's)"
         return {**_UNMEASURED, "passed": False, "error": error}
     measured = {
         "top1_agreement": float((a.argmax(1) == b.argmax(1)).mean()),

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from brainq_torch.console import counted
 from brainq_torch.texts import fill_text
 
 SHIFTED_COPIES = "shifted copies"
@@ -109,5 +110,5 @@ class ParityReport:
 
 def describe_shift(what: str, found: dict[str, Any]) -> str:
     """Return what ``measure_shift`` found on some images as a line."""
-    counts = f"{found['flips']} flips of {found['n']} ({found['lost']} lost, {found['gained']} gained)"
+    counts = f"{counted(found['flips'], 'flip')} of {found['n']} ({found['lost']} lost, {found['gained']} gained)"
     return f"{what}: {counts}, McNemar p {found['mcnemar_p']:.2g}, noise {found['logit_noise']:.2g}"

@@ -1,11 +1,16 @@
 import warnings
 
-from brainq_torch.console import name_first, run_command
+from brainq_torch.console import counted, name_first, run_command
 
 
 def test_the_first_are_named_and_the_others_counted():
     assert name_first(["a", "b"]) == name_first(["a", "b"], most=2) == "a, b"
     assert name_first(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
+
+
+def test_one_thing_is_not_said_as_many():
+    assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(number, "slice is", "slices are") for number in (1, 2)] == ["1 slice is", "2 slices are"]
 
 
 def test_what_libraries_warn_of_is_not_shown():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import counted
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.leakage.near_duplicates import COPY, SCAN, Links
 from tools.audit.shortcuts import Probe, run_probes
@@ -42,7 +43,10 @@ class SourceAudit:
 
     def verdict(self) -> list[str]:
         """Return one plain sentence per finding that changes what a figure means."""
-        lines = [f"{count} images of {a} and {b} have a copy in the other" for (a, b), count in self.copies.items()]
+        lines = [
+            f"{counted(count, f'image of {a} and {b} has', f'images of {a} and {b} have')} a copy in the other"
+            for (a, b), count in self.copies.items()
+        ]
         one_class = [name for name, row in self.counts.items() if sum(map(bool, row.values())) == 1]
         if one_class:
             lines.append(f"sources of one class only, which tell the class: {', '.join(one_class)}")

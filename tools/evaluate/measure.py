@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import counted
 from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.evaluation.metrics import Metrics, compute_metrics
@@ -105,7 +106,7 @@ def measure(name: str, runner: Runner, split: str, folder: ImageFolder, question
     Raises:
         DataFolderError: a class has images, but no readable one.
     """
-    print(f"{name}: running {len(folder.records)} images", file=sys.stderr)
+    print(f"{name}: running {counted(len(folder.records), 'image')}", file=sys.stderr)
     if split == "val" and (doubt := validation_doubt(Path(name))):
         print(f"warning: {doubt}", file=sys.stderr)
     readable, logits = answer_images(folder, runner)

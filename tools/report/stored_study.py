@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import counted
 from tools.shared.study_schema import (
     FORMAT,
     STUDY,
@@ -220,7 +221,8 @@ def _check_predictions(where: str, found: Predictions, classes: int) -> None:
     if broken.any():
         first = found.paths[broken.argmax()]
         raise StudyError(
-            f"{where}: {broken.sum()} images have logits that are not finite, first {first}; the artefact is broken"
+            f"{where}: logits of {counted(int(broken.sum()), 'image')} are not finite, first {first}; "
+            "the artefact is broken"
         )
     if count and not 0 <= found.labels.min() <= found.labels.max() < classes:
         raise StudyError(

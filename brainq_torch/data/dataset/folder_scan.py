@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brainq_torch.console import name_first
+from brainq_torch.console import counted, name_first
 from brainq_torch.data.classes import CLASSES, Labels, check_name, split_of_folder
 from brainq_torch.data.dataset.layouts import is_folder, require_folder
 from brainq_torch.data.dataset.left_out import holds_others, why_left_out
@@ -201,7 +201,8 @@ class FolderWalk:
         nested = [parent for parent in parents if parent != own]
         if nested:
             count = len(set(nested))
-            what = f"{len(nested)} images in {count} nested folders (the first: {nested[0]}) read as {class_name}"
+            where = counted(count, "nested folder")
+            what = f"{counted(len(nested), 'image')} in {where} (the first: {nested[0]}) read as {class_name}"
             self.name_problem(folder, what, "nothing to do, or move out what is no scan of that class", "warning")
 
     def _list(self, folder: Path) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from brainq_torch.console import name_first
+from brainq_torch.console import counted, name_first
 from brainq_torch.data.classes import split_of_folder
 from brainq_torch.data.dataset.folder_scan import FolderWalk
 from brainq_torch.data.dataset.sample import DataFolderError
@@ -105,4 +105,4 @@ def _check_paths(table: Path, paths: Sequence[str]) -> None:
         )
     twice = len(paths) - len(set(paths))
     if twice:
-        raise DataFolderError(f"{table} lists {twice} images more than once; leave one line each")
+        raise DataFolderError(f"{table} lists {counted(twice, 'image')} more than once; leave one line each")

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import printable
+from brainq_torch.console import counted, printable
 from brainq_torch.data.classes import CLASSES, split_of_folder
 from brainq_torch.run_files import BrainqError
 
@@ -98,7 +98,8 @@ class ImageFolder:
         wanted = split_of_folder(split) or split
         records = tuple(record for record in self.records if record.split == wanted)
         if not records:
-            found = ", ".join(f"{name} ({count} images)" for name, count in self.split_counts().items()) or "no images"
+            there = [f"{name} ({counted(count, 'image')})" for name, count in self.split_counts().items()]
+            found = ", ".join(there) or "no images"
             raise DataFolderError(f"{self.root} has no images of split {split!r}; choose among those it has: {found}")
         return replace(self, records=records, pixels=None)
 
@@ -118,7 +119,7 @@ def sort_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
 
 def _count_lines(folder: ImageFolder) -> list[str]:
     counts = Counter((record.split, record.label) for record in folder.records)
-    lines = [f"{len(folder.records)} images"]
+    lines = [counted(len(folder.records), "image")]
     for split, total in folder.split_counts().items():
         classes = ", ".join(f"{name} {counts[split, label]}" for label, name in enumerate(folder.classes))
         lines.append(f"  {split}: {total} ({classes})")
@@ -127,7 +128,7 @@ def _count_lines(folder: ImageFolder) -> list[str]:
 
 def _problem_lines(problems: Sequence[Problem]) -> list[str]:
     totals = Counter(problem.severity for problem in problems)
-    lines = [f"{totals['error']} errors, {totals['warning']} warnings, {totals['note']} notes"]
+    lines = [", ".join(counted(totals[severity], severity) for severity in ("error", "warning", "note"))]
     alike: defaultdict[tuple[Severity, str, str], list[str]] = defaultdict(list)
     for problem in problems:
         same = alike[problem.severity, _NUMBER.sub("...", problem.what), problem.remedy]
@@ -138,5 +139,5 @@ def _problem_lines(problems: Sequence[Problem]) -> list[str]:
     for (severity, what, remedy), same in alike.items():
         if len(same) > _SHOWN and severity != "error":
             said = same[0] if len(set(same)) == 1 else what
-            lines.append(f"  {severity}: {len(same) - _SHOWN} more files: {said}; {remedy}")
+            lines.append(f"  {severity}: {counted(len(same) - _SHOWN, 'more file')}: {said}; {remedy}")
     return lines

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import name_first
+from brainq_torch.console import counted, name_first
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestError,
@@ -105,7 +105,7 @@ def adopt_splits(folder: ImageFolder, manifest: Path, kept: Path | None = None) 
     rows = [replace(row, source=row.source or known.get(row.path, "")) for row in rows]
     unlisted = len({record.path for record in folder.records} - {row.path for row in rows})
     if unlisted:
-        print(f"{unlisted} images of {folder.root} are not in {manifest} and are left out", flush=True)
+        print(f"not in {manifest}, and left out: {counted(unlisted, 'image')} of {folder.root}", flush=True)
     return check_rows(folder.root, rows, kept)
 
 
@@ -133,7 +133,7 @@ def _check_splits(manifest: Path, rows: Sequence[ManifestRow], classes: Sequence
     twice = [path for path, count in Counter(row.path for row in rows).items() if count > 1]
     if twice:
         raise ManifestError(
-            f"{manifest} lists {len(twice)} images more than once, first: {twice[0]}; leave one line each"
+            f"{manifest} lists {counted(len(twice), 'image')} more than once, first: {twice[0]}; leave one line each"
         )
 
 
@@ -159,7 +159,7 @@ def _check_labels(folder: ImageFolder, manifest: Path, rows: Sequence[ManifestRo
     ]
     if wrong:
         raise ManifestError(
-            f"{manifest} gives {len(wrong)} images another class than {folder.root}: {name_first(wrong)}. "
+            f"{manifest} gives {counted(len(wrong), 'image')} another class than {folder.root}: {name_first(wrong)}. "
             "Correct the manifest, or move the images"
         )
 
@@ -169,7 +169,7 @@ def _find_groups(
 ) -> tuple[NDArray[np.uint8], Grouping]:
     pixels = load_pixels(folder, SEARCH_PIXELS)
     if needs_search(records, are_given):
-        print(f"looking for copies among {len(records)} images, half a minute for 7000 ...", flush=True)
+        print(f"looking for copies among {counted(len(records), 'image')}, half a minute for 7000 ...", flush=True)
     return pixels, group_images(records, pixels, kept, are_given)
 
 

@@ -45,13 +45,13 @@ export function sumUp(series, rows, classes, rule) {
   const counts = Object.fromEntries([...classes, UNCERTAIN].map((name) => [name, answered.filter((row) => row.class === name).length]));
   const strongest = said.strongest === null ? null : shown[said.strongest];
   const reasons = series.slices.map(({ unfit }) => unfit).filter(Boolean);
-  const unfit = [...new Set(reasons)].map((why) => `${reasons.filter((one) => one === why).length} slices left out: each ${why}`);
+  const unfit = [...new Set(reasons)].map((why) => `${counted(reasons.filter((one) => one === why).length, "slice")} left out: each ${why}`);
   const unlike = shown.filter((row) => (row.outlier ?? 0) > 1).length;
   const unread = rows.length - answered.length;
   const notes = [
     ...unfit,
-    ...(unlike ? [`${unlike} slices do not count: unlike the images it was trained on`] : []),
-    ...(unread ? [`${unread} slices could not be read`] : []),
+    ...(unlike ? [`${counted(unlike, "slice does", "slices do")} not count: unlike the images it was trained on`] : []),
+    ...(unread ? [`${counted(unread, "slice")} could not be read`] : []),
   ];
   return {
     level: "series", path: series.path, series: series.name, title: series.title,
@@ -83,9 +83,13 @@ export function judgeSeries(classes, probabilities, counts, rule) {
   const best = tumour <= rule.healthy_up_to ? healthy : likeliest;
   const strongest = used[argmax(kept.map((values) => values[best]))];
   let reason = "";
-  if (used.length < rule.fewest) reason = `${used.length} slices count, ${rule.fewest} are needed`;
+  if (used.length < rule.fewest) reason = `${counted(used.length, "slice counts", "slices count")}, ${rule.fewest} are needed`;
   else if (rule.healthy_up_to < tumour && tumour < rule.tumour_from) reason = "a tumour is neither likely nor unlikely enough";
   return { label: reason ? null : classes[best], best: classes[best], reason, probability: tumour, strongest };
+}
+
+function counted(number, one, many = `${one}s`) {
+  return `${number} ${number === 1 ? one : many}`;
 }
 
 function argmax(values) {

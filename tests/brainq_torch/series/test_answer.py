@@ -104,7 +104,7 @@ def test_chosen_slices(tmp_path):
     path = write_volume(tmp_path / "a.nii", [False] * 9)
     middle, series = rows([path], "middle")
     assert (middle["slice"], series["slices"], series["answered"], series["label"]) == (5, 9, 1, "uncertain")
-    assert series["reason"] == "1 slices count, 3 are needed"
+    assert series["reason"] == "1 slice counts, 3 are needed"
     assert [row.get("slice") for row in rows([path], "every=4")] == [1, 5, 9, None]
     (wrong,) = rows([path], "10")
     assert wrong["error"] == "has 9 slices, none of them is --slices 10"
@@ -142,7 +142,7 @@ def test_a_slice_that_cannot_be_read_does_not_stop_the_rest(tmp_path):
     write_series(tmp_path / "b", "1.2.3", [5.0], ImageType=["ORIGINAL", "MOSAIC"])
     *slices, series = rows([tmp_path])
     assert "is a mosaic" in slices[4]["error"]
-    assert (series["answered"], series["notes"]) == (4, ["1 slices could not be read"])
+    assert (series["answered"], series["notes"]) == (4, ["1 slice could not be read"])
 
 
 def test_a_broken_model_is_an_error_of_each_image(tmp_path):

@@ -80,7 +80,7 @@ def test_a_damaged_layer_is_named(small_int8, tmp_path, fault, said):
 def test_a_changed_activation_scale_is_named(small_int8, tmp_path):
     damaged = Path(shutil.copy(small_int8.tflite, tmp_path / "damaged.tflite"))
     change_activation_scale(damaged, "depth.0")
-    with pytest.raises(EncodingError, match=r"1 differences\):\n  depth\.0: scale .*, learned "):
+    with pytest.raises(EncodingError, match=r"1 difference\):\n  depth\.0: scale .*, learned "):
         check_encodings(damaged, read_encodings(small_int8.onnx))
 
 

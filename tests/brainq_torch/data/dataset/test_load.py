@@ -556,7 +556,7 @@ def test_a_table_may_come_from_a_spreadsheet(mark, end, tmp_path):
         ("path,label\n../0.png,a\n", "stays in it; not so: ../0.png"),
         ("path,label\npictures/0.png,a\npictures/1.png, \n", "has no label of pictures/1.png"),
         ("path,label\n0.png,a\n1.png,b\n", r"none of its 2 images is below .*: 0.png and 1 more"),
-        ("path,label\npictures/0.png,a\npictures/0.png,b\n", "lists 1 images more than once"),
+        ("path,label\npictures/0.png,a\npictures/0.png,b\n", "lists 1 image more than once"),
         ("path,label,split\npictures/0.png,a,soon\n", "has the split 'soon'; allowed are Training, val, Testing"),
     ],
 )

@@ -72,7 +72,7 @@ def test_adopted_splits_are_taken_as_they_are(grouped, leaky, tmp_path, capsys):
     write_manifest(tmp_path / "manifest.csv", kept)
     drawn = adopt_splits(scan_folder(leaky, verify=False), tmp_path / "manifest.csv")
     assert drawn.rows == kept
-    assert f"3 images of {leaky} are not in" in capsys.readouterr().out
+    assert f"manifest.csv, and left out: 3 images of {leaky}" in capsys.readouterr().out
 
 
 def test_adopted_splits_without_groups_get_them(grouped, leaky, tmp_path):
@@ -98,7 +98,7 @@ def test_adopted_splits_without_groups_get_them(grouped, leaky, tmp_path):
 def test_manifests_that_do_not_fit_are_refused(change, message, grouped, leaky, tmp_path):
     rows = [change(row) for row in grouped.rows]
     if "more than once" in message:
-        message = "images more than once, first: Training/glioma/x.png"
+        message = "lists 1 image more than once, first: Training/glioma/x.png"
     write_manifest(tmp_path / "manifest.csv", rows)
     with pytest.raises(ManifestError, match=re.escape(message)):
         adopt_splits(scan_folder(leaky, verify=False), tmp_path / "manifest.csv")
