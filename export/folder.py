@@ -40,15 +40,8 @@ def _exported(folder: Path) -> set[str]:
 EXPORT = FolderKind("an export", "--out", _exported)
 
 
-def say_note(message: str) -> None:
-    """Say on standard error what a command did besides."""
-    print(f"note: {message}", file=sys.stderr)
-
-
 @contextmanager
-def write_as_a_whole(
-    target: Path, replace: bool, say: Callable[[str], None], kind: FolderKind = EXPORT
-) -> Iterator[Path]:
+def write_as_a_whole(target: Path, replace: bool, kind: FolderKind = EXPORT) -> Iterator[Path]:
     """Give a folder to write into; it becomes ``target`` when the block ends, and vanishes when the block raises.
 
     The folder is ``target`` + ".partial", on the same disk, so that a rename finishes it. What a killed export left
@@ -57,7 +50,6 @@ def write_as_a_whole(
     Args:
         target: The folder.
         replace: It may be an earlier one of its kind, which goes only after the new one is whole.
-        say: Tells the user what was removed or put back.
         kind: What kind of folder it is.
 
     Raises:
@@ -66,9 +58,9 @@ def write_as_a_whole(
     """
     partial, replaced = _beside(target, ".partial"), _beside(target, ".replaced.partial")
     with hold_lock(_beside(target, ".lock"), f"{target} is being written", kind.flag):
-        _recover(target, replaced, say)
+        _recover(target, replaced)
         check_target(target, replace, kind)
-        _make_empty(partial, say)
+        _make_empty(partial)
         try:
             yield partial
             _flush(partial)
@@ -105,21 +97,21 @@ def _beside(target: Path, suffix: str) -> Path:
     return absolute.with_name(absolute.name + suffix)
 
 
-def _recover(target: Path, replaced: Path, say: Callable[[str], None]) -> None:
+def _recover(target: Path, replaced: Path) -> None:
     """Finish or undo what a kill between the two renames of a replacement left."""
     if not replaced.exists():
         return
     if target.exists():
-        say(f"removing {replaced}, which a killed export left after replacing it")
+        print(f"note: removing {replaced}, which a killed export left after replacing it", file=sys.stderr)
         shutil.rmtree(replaced)
     else:
-        say(f"putting back {target}, which a killed export was about to replace")
+        print(f"note: putting back {target}, which a killed export was about to replace", file=sys.stderr)
         replaced.rename(target)
 
 
-def _make_empty(partial: Path, say: Callable[[str], None]) -> None:
+def _make_empty(partial: Path) -> None:
     if partial.exists():
-        say(f"removing {partial}, the unfinished folder of a killed export")
+        print(f"note: removing {partial}, the unfinished folder of a killed export", file=sys.stderr)
         shutil.rmtree(partial)
     partial.mkdir()
 

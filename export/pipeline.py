@@ -15,7 +15,7 @@ from brainq_torch.run_files import CHECKPOINT, PARITY, hash_file, write_json
 from brainq_torch.series.rule import copy_rule
 from export.catalogue import ONNX_FP32
 from export.context import ExportContext, ExportOptions, RecipeError
-from export.folder import check_target, say_note, write_as_a_whole
+from export.folder import check_target, write_as_a_whole
 from export.integer_files import INT8_FILES, W4A8_FILES
 from export.recipes import (
     RECIPES,
@@ -86,7 +86,7 @@ def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptio
     for problem in images.problems:
         print(f"warning: {problem}", file=sys.stderr)
     _check_images(run, names, images, sample, options.calibration_images)
-    with write_as_a_whole(out, options.replace, say_note) as folder:
+    with write_as_a_whole(out, options.replace) as folder:
         context = ExportContext(run, folder, images, options, elsewhere)
         plain, origin = find_float_model(run)
         if plain is None:

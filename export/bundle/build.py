@@ -19,7 +19,7 @@ from export.bundle.card import write_card
 from export.bundle.golden import PACKAGES, answer_golden, draw_golden, replay_alone
 from export.bundle.predict import SUMS, read_sums
 from export.bundle.web import find_twin, write_page
-from export.folder import FolderKind, say_note, write_as_a_whole
+from export.folder import FolderKind, write_as_a_whole
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 
@@ -94,7 +94,7 @@ def make_bundle(
     names = list(dict.fromkeys(files)) or [choose_best(exported)]
     models = [_choose(run, exported, artefacts, name, ".tflite") for name in names]
     page = _choose(run, exported, artefacts, find_twin(names[0], artefacts), ".onnx") if page_runtime else None
-    with write_as_a_whole(target, replace, say_note, BUNDLE) as folder:
+    with write_as_a_whole(target, replace, BUNDLE) as folder:
         _fill(folder, run, models, page, page_runtime)
         replay_alone(folder)
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())

@@ -11,8 +11,8 @@ from brainq_torch.lock import LockedError, hold_lock
 from export.folder import ExportFolderError, check_target, write_as_a_whole
 
 
-def write(target, replace=False, content="new", say=lambda message: None):
-    with write_as_a_whole(target, replace, say) as folder:
+def write(target, replace=False, content="new"):
+    with write_as_a_whole(target, replace) as folder:
         (folder / "model").write_text(content)
         (folder / "parity.json").write_text(json.dumps({"artefacts": {"model": {}}}))
 
@@ -23,7 +23,7 @@ def names(folder):
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):
     target = tmp_path / "deep" / "export"
-    with write_as_a_whole(target, False, pytest.fail) as folder:
+    with write_as_a_whole(target, False) as folder:
         (folder / "model").write_text("new")
         assert not target.exists()
         assert names(target.parent) == ["export.lock", "export.partial"]
@@ -33,7 +33,7 @@ def test_the_folder_appears_when_the_block_ends(tmp_path):
 
 def test_nothing_is_left_when_the_block_raises(tmp_path):
     def fill_the_disk(replace=False):
-        with write_as_a_whole(tmp_path / "export", replace, pytest.fail) as folder:
+        with write_as_a_whole(tmp_path / "export", replace) as folder:
             (folder / "model").write_text("half")
             raise OSError("full")
 
@@ -58,7 +58,7 @@ def test_replace_puts_the_new_one_in_its_place(tmp_path):
 
 def test_the_old_one_survives_a_replacement_that_fails(tmp_path):
     write(tmp_path / "export", content="old")
-    with pytest.raises(OSError, match="full"), write_as_a_whole(tmp_path / "export", True, pytest.fail):
+    with pytest.raises(OSError, match="full"), write_as_a_whole(tmp_path / "export", True):
         raise OSError("full")
     assert (tmp_path / "export/model").read_text() == "old"
     assert names(tmp_path) == ["export"]
@@ -86,33 +86,30 @@ def test_an_empty_folder_is_free_and_a_file_is_not(tmp_path):
         check_target(tmp_path / "file", replace=True)
 
 
-def test_what_a_killed_export_left_is_removed_and_said(tmp_path):
+def test_what_a_killed_export_left_is_removed_and_said(tmp_path, capsys):
     (tmp_path / "export.partial" / "deep").mkdir(parents=True)
     (tmp_path / "export.partial" / "model").write_text("half")
-    said = []
-    write(tmp_path / "export", say=said.append)
-    assert len(said) == 1
-    assert "unfinished folder of a killed export" in said[0]
+    write(tmp_path / "export")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "unfinished folder of a killed export" in said
     assert names(tmp_path) == ["export"]
     assert names(tmp_path / "export") == ["model", "parity.json"]
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, capsys):
     write(tmp_path / "export", content="old")
     (tmp_path / "export").rename(tmp_path / "export.replaced.partial")
-    said = []
     with pytest.raises(ExportFolderError, match="exists"):
-        write(tmp_path / "export", say=said.append)
+        write(tmp_path / "export")
     assert (tmp_path / "export/model").read_text() == "old"
-    assert "putting back" in said[0]
+    assert "putting back" in capsys.readouterr().err
 
 
-def test_a_kill_after_the_two_renames_leaves_no_rubbish(tmp_path):
+def test_a_kill_after_the_two_renames_leaves_no_rubbish(tmp_path, capsys):
     write(tmp_path / "export", content="new")
     write(tmp_path / "export.replaced.partial", content="old")
-    said = []
-    write(tmp_path / "export", replace=True, say=said.append)
-    assert "after replacing it" in said[0]
+    write(tmp_path / "export", replace=True)
+    assert "after replacing it" in capsys.readouterr().err
     assert names(tmp_path) == ["export"]
 
 
@@ -127,10 +124,10 @@ def test_two_exports_do_not_write_the_same_folder(tmp_path):
     assert (tmp_path / "export.partial/model").exists()
 
 
-def test_a_killed_process_leaves_no_half_export(tmp_path):
+def test_a_killed_process_leaves_no_half_export(tmp_path, capsys):
     code = (
         "import sys, time; from pathlib import Path; from export.folder import write_as_a_whole\n"
-        "with write_as_a_whole(Path(sys.argv[1]), False, print) as folder:\n"
+        "with write_as_a_whole(Path(sys.argv[1]), False) as folder:\n"
         "    (folder / 'model').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "export")]
@@ -141,8 +138,8 @@ def test_a_killed_process_leaves_no_half_export(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert names(tmp_path) == ["export.lock", "export.partial"]
-    start, said = time.monotonic(), []
-    write(tmp_path / "export", say=said.append)
+    start = time.monotonic()
+    write(tmp_path / "export")
     assert time.monotonic() - start < 5
-    assert "killed export" in said[0]
+    assert "killed export" in capsys.readouterr().err
     assert names(tmp_path) == ["export"]

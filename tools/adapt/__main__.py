@@ -77,7 +77,7 @@ def _adapt(options: argparse.Namespace, others: list[str]) -> int:
     rows = _list_images(out, words)
     held_out = [row for row in rows if row.source == NEW and row.split == held_out_split(rows, NEW)]
     folds = divide(rows) if len(held_out) < FEWEST else []
-    runner = StepRunner(out, 2 + len(folds) + start.is_file(), lambda line: print(line, flush=True))
+    runner = StepRunner(out, 2 + len(folds) + start.is_file())
     with runner.locked():
         try:
             run = _restore(runner, start, words) if start.is_file() else start

@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         raise
     except ValueError as error:  # a wrong flag, or data that cannot be divided
         raise CommandError(" ".join(str(error).split())) from error
-    runner = StepRunner(out, len(folds) * len(options.seeds), lambda line: print(line, flush=True))
+    runner = StepRunner(out, len(folds) * len(options.seeds))
     with runner.locked():
         failures = list(_train(runner, folds, words, options.seeds))
     found = describe([fold for fold in folds if fold.name not in failures], out, options.seeds)

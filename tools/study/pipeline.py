@@ -40,7 +40,7 @@ REPORT, REPORT_TWIN, GRADCAM = "report.html", "report.md", "gradcam.png"
 def run_study(plan: StudyPlan) -> int:
     """Make what the plan names and is not there yet."""
     check_images(plan)
-    runner = StepRunner(plan.out, count_steps(plan), lambda line: print(line, flush=True))
+    runner = StepRunner(plan.out, count_steps(plan))
     if is_dirty():
         runner.say("the code has changes that are not committed; a step is not done again for further ones")
     with runner.locked():

@@ -4,14 +4,13 @@ import ctypes
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PYTHON = (sys.executable, "-m")
 """What stands before a command's words."""
 
-_POLL_SECONDS = 0.5
 _SAY_SECONDS = 60
 
 
@@ -27,17 +26,15 @@ def run_logged(words: Sequence[str], title: str, log: Path, say: Callable[[str],
             stderr=subprocess.STDOUT,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
-    told = time.monotonic()
     try:
-        while not _has_ended(process):
-            if time.monotonic() - told > _SAY_SECONDS:
-                told = time.monotonic()
-                say(_last_line(log)[:100] or "no output yet")
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_SAY_SECONDS)
+            say(_last_line(log)[:100] or "no output yet")
     except BaseException:
         process.kill()
         process.wait()
         raise
-    return process.returncode
 
 
 def describe_end(code: int, log: Path) -> str:
@@ -46,15 +43,6 @@ def describe_end(code: int, log: Path) -> str:
     wrong = [line for line in lines if "error" in line.lower()]
     ended = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
     return f"{ended}: {(wrong or lines or ['no message'])[-1].strip()}"
-
-
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Wait for it a moment."""
-    try:
-        process.wait(timeout=_POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _end_with_parent() -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +88,8 @@ def training_step(name: str, words: list[str], manifest: Path, run: Path, own: S
 class StepRunner:
     """The study folder while one process works in it."""
 
-    def __init__(self, out: Path, total: int, write_line: Callable[[str], None]) -> None:
-        self.out, self.total, self._write_line = out, total, write_line
+    def __init__(self, out: Path, total: int) -> None:
+        self.out, self.total = out, total
         self._number, self._title, self._start = 0, "begin", time.monotonic()
         packages = " ".join(f"{name} {found or 'none'}" for name, found in find_versions(_PACKAGES).items())
         self._versions = {"code": describe_code(), "packages": packages}
@@ -104,7 +104,7 @@ class StepRunner:
         """Print a line of progress: step k of n, elapsed, which step, text."""
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
         elapsed = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-        self._write_line(f"[{self._number}/{self.total}] {elapsed} {self._title}{f': {text}' if text else ''}")
+        print(f"[{self._number}/{self.total}] {elapsed} {self._title}{f': {text}' if text else ''}", flush=True)
 
     def begin(self, title: str) -> None:
         """Count a step. title: what the progress calls it."""
