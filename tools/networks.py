@@ -160,11 +160,7 @@ def _try_float(model: nn.Module, images: NDArray[np.uint8], folder: Path, classe
 
 
 def _try_int8(
-    model: nn.Module,
-    trained: NDArray[np.uint8],
-    compared: NDArray[np.uint8],
-    folder: Path,
-    classes: tuple[str, ...],
+    model: nn.Module, trained: NDArray[np.uint8], compared: NDArray[np.uint8], folder: Path, classes: tuple[str, ...]
 ) -> dict[str, Any]:
     pixels = PixelSpec(compared.shape[-1])
     onnx, tflite = folder / "int8.onnx", folder / "int8.tflite"

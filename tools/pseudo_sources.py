@@ -117,10 +117,7 @@ def name_looks(data: Path, rows: Sequence[ManifestRow], count: int, seed: int = 
 
 
 def leave_out(
-    rows: Sequence[ManifestRow],
-    groups: NDArray[np.int64],
-    left_out: NDArray[np.bool_],
-    seed: int = 0,
+    rows: Sequence[ManifestRow], groups: NDArray[np.int64], left_out: NDArray[np.bool_], seed: int = 0
 ) -> list[ManifestRow]:
     """Make a manifest whose Testing part is what is left out, with a new grouped validation part of the rest."""
     kept, classes = np.flatnonzero(~left_out), class_names(rows)

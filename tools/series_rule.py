@@ -139,11 +139,7 @@ def _tell_slices(answers: Sequence[dict[str, Any]], healthy: NDArray[np.bool_]) 
     sure = np.array([not answer["uncertain"] for answer in answers])
     right = np.array([answer["best"] == HEALTHY for answer in answers]) == healthy
     return {
-        kind: {
-            "right": _share(right[of]),
-            "answered": _share(sure[of]),
-            "right of answered": _share(right[of & sure]),
-        }
+        kind: {"right": _share(right[of]), "answered": _share(sure[of]), "right of answered": _share(right[of & sure])}
         for kind, of in (("tumour", ~healthy), ("tumour-free", healthy))
     }
 

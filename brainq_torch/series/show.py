@@ -54,10 +54,7 @@ def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any)
 
 
 def _answer_all(
-    answerer: Answerer,
-    options: argparse.Namespace,
-    more: dict[str, Any],
-    keepers: Sequence[AnswerTable | Montage],
+    answerer: Answerer, options: argparse.Namespace, more: dict[str, Any], keepers: Sequence[AnswerTable | Montage]
 ) -> int:
     if not options.json:
         print(NOTICE, file=sys.stderr)

@@ -27,10 +27,7 @@ def measure_shift(plain: npt.NDArray[Any], logits: npt.NDArray[Any], labels: npt
 
 
 def add_shifted(
-    reports: Mapping[str, ArtefactReport],
-    table: LogitTable,
-    reference: str = FLOAT_MODEL,
-    source: str = SHIFTED_COPIES,
+    reports: Mapping[str, ArtefactReport], table: LogitTable, reference: str = FLOAT_MODEL, source: str = SHIFTED_COPIES
 ) -> dict[str, ArtefactReport]:
     """Return the reports with what each rounded file does to shifted images.
 

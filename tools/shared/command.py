@@ -48,8 +48,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Add what names the images that a model is measured on, as ``tools.shared.images.choose_images`` takes it."""
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     parser.add_argument(
-        "--split",
-        help="Training, val, Testing, or all for every image (default: Testing if there, else val, else all)",
+        "--split", help="Training, val, Testing, or all for every image (default: Testing if there, else val, else all)"
     )
     words = "take classes and split from a run's manifest.csv, hashes checked"
     parser.add_argument("--manifest", metavar="CSV", help=words)

@@ -27,11 +27,7 @@ _AT_ONCE = 32  # images
 
 
 def choose_images(
-    data: Path,
-    split: str | None,
-    manifest: str | None = None,
-    labels: Labels | None = None,
-    table: Path | None = None,
+    data: Path, split: str | None, manifest: str | None = None, labels: Labels | None = None, table: Path | None = None
 ) -> tuple[str, ImageFolder]:
     """List the images to measure.
 

@@ -28,14 +28,7 @@ from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
-from tools.shared.command import (
-    add_data,
-    add_json,
-    add_threads,
-    as_main,
-    check_targets,
-    seed_number,
-)
+from tools.shared.command import add_data, add_json, add_threads, as_main, check_targets, seed_number
 from tools.shared.images import choose_images, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare

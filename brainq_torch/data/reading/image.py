@@ -11,14 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from brainq_torch.data.head_crop import BLANK, is_blank
-from brainq_torch.data.reading.grey import (
-    COPY_AGAIN,
-    FilePath,
-    GreyImage,
-    Origin,
-    UnreadableImageError,
-    shrink_remedy,
-)
+from brainq_torch.data.reading.grey import COPY_AGAIN, FilePath, GreyImage, Origin, UnreadableImageError, shrink_remedy
 from brainq_torch.data.reading.raster import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture, read_picture
 from brainq_torch.data.reading.slices import FileSlice
 

@@ -98,12 +98,7 @@ def estimate_site(head: NDArray[np.bool_]) -> LesionSite:
 
 
 def paint_lesion(
-    image: Field,
-    site: LesionSite,
-    label: int,
-    weighting: Weighting,
-    rng: np.random.Generator,
-    contrast: float = 1.0,
+    image: Field, site: LesionSite, label: int, weighting: Weighting, rng: np.random.Generator, contrast: float = 1.0
 ) -> tuple[Field, Field]:
     """Paint the lesion of class ``label`` on a copy of an (h, w) image in [0, 1]; return it and its coverage, (h, w).
 
