@@ -85,25 +85,17 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images to compare the files on, {LEAST_PARITY_IMAGES} or more (default: {PARITY_IMAGES})",
     )
-    parser.add_argument(
-        "--shifted",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="images of another source, a folder or a table (may be repeated): every second patient (group) has "
+    words = (
+        "images of another source, a folder or a table (may be repeated): every second patient (group) has "
         "a part in what --bias-correction auto chooses, on the others (where it has nothing to choose, on all) the "
-        "files are compared",
+        "files are compared"
     )
+    parser.add_argument("--shifted", type=Path, action="append", default=[], metavar="DIR", help=words)
 
 
 def _add_integer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--calibration",
-        choices=get_args(CalibrationMethod),
-        default="percentile",
-        help="how int8 ranges are chosen where training did not (default: percentile)",
-    )
+    words = "how int8 ranges are chosen where training did not (default: percentile)"
+    parser.add_argument("--calibration", choices=get_args(CalibrationMethod), default="percentile", help=words)
     parser.add_argument(
         "--calibration-images",
         type=whole_number(1, MOST_IMAGES),
@@ -111,26 +103,18 @@ def _add_integer_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training images to choose them from (%(default)s)",
     )
-    parser.add_argument(
-        "--calibration-shifted",
-        action="store_true",
-        help="calibrate on a copy of each as another scanner shows it, too",
-    )
-    parser.add_argument(
-        "--rounding",
-        choices=get_args(RoundingMethod),
-        help=f"how w4a8 rounds weights where training did not (default: {ROUNDING})",
-    )
+    words = "calibrate on a copy of each as another scanner shows it, too"
+    parser.add_argument("--calibration-shifted", action="store_true", help=words)
+    words = f"how w4a8 rounds weights where training did not (default: {ROUNDING})"
+    parser.add_argument("--rounding", choices=get_args(RoundingMethod), help=words)
     parser.add_argument(
         "--bits-from", type=Path, metavar="JSON", help="bits per layer for w4a8, a bits_*.json of tools.low_bits"
     )
-    parser.add_argument(
-        "--bias-correction",
-        choices=get_args(BiasCorrection),
-        default="auto",
-        help="whether int8's and w4a8's biases are corrected after calibration: auto keeps it where it "
-        "leaves less noise in the logits of held-out images in another look (default: auto)",
+    words = (
+        "whether int8's and w4a8's biases are corrected after calibration: auto keeps it where it "
+        "leaves less noise in the logits of held-out images in another look (default: auto)"
     )
+    parser.add_argument("--bias-correction", choices=get_args(BiasCorrection), default="auto", help=words)
 
 
 def _add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,21 +122,11 @@ def _add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="make the folder for a clinic, exporting first if need be"
     )
-    parser.add_argument(
-        "--bundle-file",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="which TFLite files; the first is the one that answers (default: int8, fp16, fp32: the first that passed)",
-    )
+    words = "which TFLite files; the first is the one that answers (default: int8, fp16, fp32: the first that passed)"
+    parser.add_argument("--bundle-file", nargs="+", action="extend", default=[], metavar="FILE", help=words)
     add_limits(parser, "of a series in the bundle, kept for the files as well, in place of the run's own")
-    parser.add_argument(
-        "--page",
-        type=Path,
-        metavar="DIR",
-        help=f"folder of the npm package {PACKAGE}, for the bundle's browser page (default: {DEFAULT_RUNTIME})",
-    )
+    words = f"folder of the npm package {PACKAGE}, for the bundle's browser page (default: {DEFAULT_RUNTIME})"
+    parser.add_argument("--page", type=Path, metavar="DIR", help=words)
 
 
 if __name__ == "__main__":

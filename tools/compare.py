@@ -110,27 +110,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the first is what the others are compared with")
     add_data(parser)
-    parser.add_argument(
-        "--pair",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("A", "B"),
-        help="also measure B's logits against A's, in steps of B's scale; ONNX runs without optimisations here",
+    words = "also measure B's logits against A's, in steps of B's scale; ONNX runs without optimisations here"
+    parser.add_argument("--pair", nargs=2, action="append", default=[], metavar=("A", "B"), help=words)
+    words = "also run each TFLite file without XNNPACK, as a row of its own and as a pair with itself"
+    parser.add_argument("--without-xnnpack", action="store_true", help=words)
+    words = (
+        "images of another source, a folder or a table, to compare on, too (may be repeated); shifted copies of "
+        "those of --data always are"
     )
-    parser.add_argument(
-        "--without-xnnpack",
-        action="store_true",
-        help="also run each TFLite file without XNNPACK, as a row of its own and as a pair with itself",
-    )
-    parser.add_argument(
-        "--shifted",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="images of another source, a folder or a table, to compare on, too (may be repeated); shifted copies of "
-        "those of --data always are",
-    )
+    parser.add_argument("--shifted", action="append", default=[], metavar="DIR", help=words)
     add_json(parser)
     add_threads(parser)
     return parser

@@ -58,13 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
     add_data(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
-    parser.add_argument(
-        "--images",
-        type=whole_number(2, MOST),
-        default=IMAGES,
-        metavar="K",
-        help="show K, half of them wrong ones (default: %(default)s)",
-    )
+    words = "show K, half of them wrong ones (default: %(default)s)"
+    parser.add_argument("--images", type=whole_number(2, MOST), default=IMAGES, metavar="K", help=words)
     parser.add_argument("--seed", type=seed_number, default=0, help="of the draw (default: %(default)s)")
     add_threads(parser)
     return parser

@@ -20,12 +20,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0 all images answered; 1 some could not be read, named on stderr; 2 the model is unusable.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
-    parser.add_argument(
-        "images",
-        metavar="IMAGE",
-        nargs="+",
-        help="picture, DICOM file, NIfTI volume, DICOMDIR, folder (searched for them), or glob pattern",
-    )
+    words = "picture, DICOM file, NIfTI volume, DICOMDIR, folder (searched for them), or glob pattern"
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help=words)
     add_series_options(parser)
     add_threads(parser)
     return parser

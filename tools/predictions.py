@@ -37,13 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder whose manifest.csv names the images")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that the manifest's paths are relative to")
-    parser.add_argument(
-        "--elsewhere",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="images of other sources than the run's: class folders, or a table (.csv) with a column source",
-    )
+    words = "images of other sources than the run's: class folders, or a table (.csv) with a column source"
+    parser.add_argument("--elsewhere", nargs="+", default=[], metavar="PATH", help=words)
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, replacing FILE")
     add_threads(parser)
     return parser

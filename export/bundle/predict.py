@@ -101,11 +101,8 @@ def add_series_options(parser: argparse.ArgumentParser) -> None:
     add_limits(parser, "of a series, in place of the model's own")
     parser.add_argument("--csv", metavar="FILE", help="write the answers as a table, too, replacing FILE")
     parser.add_argument("--montage", metavar="FILE", help="write a PNG of all answered slices, replacing FILE")
-    parser.add_argument(
-        "--plane",
-        choices=("axial", "coronal", "sagittal"),
-        help="of NIfTI volumes (default: axial, and a single slice's own); DICOM is shown as it was taken",
-    )
+    words = "of NIfTI volumes (default: axial, and a single slice's own); DICOM is shown as it was taken"
+    parser.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help=words)
 
 
 def add_limits(parser: argparse.ArgumentParser, use: str) -> None:

@@ -23,13 +23,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare", metavar="MODEL", help="a second model, tested against the first on the same images"
     )
-    parser.add_argument(
-        "--label-map",
-        nargs="+",
-        metavar="FOLDER=CLASS[+CLASS]",
-        help="a coarser question: which of the model's classes the images of each folder may be called; of two answers "
-        "the positive one is the first that is not all of notumor",
+    words = (
+        "a coarser question: which of the model's classes the images of each folder may be called; of two answers "
+        "the positive one is the first that is not all of notumor"
     )
+    parser.add_argument("--label-map", nargs="+", metavar="FOLDER=CLASS[+CLASS]", help=words)
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix as PNG, replacing FILE")
     add_threads(parser)

@@ -14,12 +14,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("study", metavar="OUT", help="folder that tools.study made; the report is written into it")
-    parser.add_argument(
-        "--resamples",
-        type=whole_number(10, MOST),
-        default=RESAMPLES,
-        help="bootstrap resamples of the intervals (default: %(default)s)",
-    )
+    words = "bootstrap resamples of the intervals (default: %(default)s)"
+    parser.add_argument("--resamples", type=whole_number(10, MOST), default=RESAMPLES, help=words)
     return parser
 
 
