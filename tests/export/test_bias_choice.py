@@ -45,7 +45,7 @@ def test_held_out_images_decide(monkeypatch, small_int8, tiny_run, tmp_path, spo
     assert about["kept"] == spoilt
     noise = [about[name]["logit_noise"] for name in ("uncorrected", "corrected")]
     assert (noise[0] > noise[1]) if spoilt else (noise[0] < noise[1])
-    assert about["images"] == 256
+    assert about["images"] == bias_choice.HELD_OUT
     assert (chosen is before) != spoilt
     assert list(tmp_path.iterdir()) == []
 
@@ -87,12 +87,12 @@ def test_the_share_with_the_least_noise_is_taken(monkeypatch, small_int8, tiny_r
     assert about["corrected"] == min((changes[share] for share in SHARES), key=lambda found: found["logit_noise"])
 
 
-def test_equal_noise_takes_the_least_correction(monkeypatch, small_int8, tiny_run, tmp_path):
-    same = {"flips": 3, "logit_noise": 0.1}
-    monkeypatch.setattr(bias_choice, "_measure", lambda context, networks, *_: dict.fromkeys(networks, same))
+@pytest.mark.parametrize(("gain", "kept"), [(0.0, False), (0.01, False), (0.03, True)])
+def test_a_gain_that_is_not_clear_takes_no_correction(monkeypatch, small_int8, tiny_run, tmp_path, gain, kept):
+    changes = {0.0: {"flips": 3, "logit_noise": 0.1}, 1.0: {"flips": 3, "logit_noise": 0.1 * (1 - gain)}}
+    monkeypatch.setattr(bias_choice, "_measure", lambda *_: changes)
     before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", False)
-    assert chosen is before
-    assert not about["kept"]
+    assert (chosen is before, about["kept"]) == (not kept, kept)
 
 
 def test_held_out_images_get_another_look():
