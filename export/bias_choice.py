@@ -43,7 +43,7 @@ _AT_ONCE = 64  # images, each of which may take its look from another
 def choose_biases(context: ExportContext, network: nn.Module, sample: ImageSample) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network with corrected biases, or as it was, and why.
 
-    With ``auto`` that share of the correction is taken which leaves clearly least ``logit_noise``, in copies of held-out
+    With ``auto`` that share of the correction is taken that leaves clearly least ``logit_noise``, in copies of held-out
     images that look as if from elsewhere and in other sources' images that choose. Classes that change are too few to
     tell: on images of five other hospitals a plain MobileNetV2's INT8 file changed 195 of 1843 classes without and 75
     with half of the correction, on held-out images and their corrupted copies 5 and 7 of 512. Noise on these copies
