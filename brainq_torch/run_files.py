@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ PARITY = "parity.json"
 """In an export folder: how every file compares with what it was made from. Written last."""
 
 
+_BINARY = re.compile(rb"[\0-\x08]")  # no text has those
 _OURS = Path(__file__).parents[1]
 
 
@@ -86,6 +88,12 @@ class BrainqError(ValueError):
     """What a user can cause: a command ends with the message in one line and this exit code."""
 
     exit_code = 2
+
+
+def holds_text(path: Path) -> bool:
+    """Tell from its first bytes whether a file is text, as all of ours are but models, images and arrays."""
+    with path.open("rb") as file:
+        return not _BINARY.search(file.read(1024))
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Where a table or a sheet of answers may be written: never over a scan, which ``--csv *.dcm`` would name."""
+"""Where a table or a sheet of answers may be written: over no scan, as ``--csv *.dcm`` would name it, and no model."""
 
 import os
 from pathlib import Path
 
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import holds_no_image, looks_like_image
-from brainq_torch.run_files import BrainqError
+from brainq_torch.run_files import BrainqError, holds_text
 
 SHEET = "contact sheet of brainq_torch"
 """What a sheet says in its first bytes, so that the next one may replace it."""
@@ -21,19 +21,22 @@ def require_place(path: Path) -> None:
     """Refuse a place before any work is done for it.
 
     Raises:
-        KeptFileError: It cannot be written, or an image or another DICOM file stands there.
+        KeptFileError: It cannot be written, or an image, another DICOM file or a model stands there.
     """
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise KeptFileError(f"{path} cannot be written; name a file in a folder that is there and may be written to")
-    if path.is_file() and _is_scan(path):
-        raise KeptFileError(f"{path} is an image, which would be lost; name another file for the answers")
+    if path.is_file() and (lost := _find_lost(path)):
+        raise KeptFileError(f"{path} is {lost}, which would be lost; name another file for the answers")
 
 
-def _is_scan(path: Path) -> bool:
+def _find_lost(path: Path) -> str:
+    """Return what a file is that answers must not replace; nothing of one that they may."""
     try:
         with path.open("rb") as file:
             is_sheet = SHEET.encode() in file.read(_HEAD_BYTES)
-        return not is_sheet and (looks_like_image(path) or holds_no_image(path))
+        if not is_sheet and (looks_like_image(path) or holds_no_image(path)):
+            return "an image"
+        return "" if is_sheet or holds_text(path) else "a model or another file that is no text"
     except (UnreadableImageError, OSError):  # nothing is in it, or it cannot be read: writing it says why
-        return False
+        return ""

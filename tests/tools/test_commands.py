@@ -283,6 +283,12 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch
         with pytest.raises(CommandError, match="it is a folder, or its folder is missing"):
             check_targets(None, target)
     check_targets(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("é")
+    check_targets(tmp_path / "a.json")
+    for content in (b"\x1c\0\0\0TFL3", b"\x08\x0a\x12\x07pytorch", b"PK\x03\x04"):  # bench --json a.tflite b.tflite
+        (tmp_path / "model").write_bytes(content)
+        with pytest.raises(CommandError, match="is a model or another file that is no text, and would be lost"):
+            check_targets(tmp_path / "model")
     monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests may be allowed everything
     with pytest.raises(CommandError, match="is read-only for you; name another place"):
         check_targets(tmp_path / "a.json")

@@ -259,6 +259,10 @@ def test_what_is_kept_never_replaces_a_scan_but_an_earlier_answer(tmp_path, word
         with pytest.raises(KeptFileError, match=rf"{place.name} is an image, which would be lost"):
             answer_command(answerer(), asked(images=[str(scan)], json=True, **{word: str(place)}))
         assert place.read_bytes() == whole
+    model = tmp_path / "model.png"
+    model.write_bytes(b"\x1c\0\0\0TFL3")
+    with pytest.raises(KeptFileError, match="is a model or another file that is no text, which would be lost"):
+        answer_command(answerer(), asked(images=[str(scan)], json=True, **{word: str(model)}))
     for place in (tmp_path, tmp_path / "gone" / "a.png"):
         with pytest.raises(KeptFileError, match="cannot be written"):
             answer_command(answerer(), asked(images=[str(scan)], json=True, **{word: str(place)}))
