@@ -2,17 +2,20 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
+from brainq_torch.quant import calibrate, low_bits
 from brainq_torch.quant.calibrate import correct_biases, measure_means, quantize_post_training
 from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
 from brainq_torch.quant.layers import activation_quantizers, set_fake_quant
+from brainq_torch.quant.low_bits import quantize_low_bits
 from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.scheme import Scheme
-from tests.support.small_network import as_input, small_images, small_network
+from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 STRENGTH = torch.tensor([0.0, 0.06, 0.06, 0.1, 0.3, 1.0, 3.0, 3.0])
 
@@ -106,3 +109,19 @@ def test_corrected_biases_aim_at_means_in_the_changed_size(uneven):
     with torch.no_grad():
         before, after, wanted = (one(images).mean(0) for one in (network, corrected, uneven))
     assert (after - wanted).abs().max() < 0.2 * (before - wanted).abs().max()
+
+
+@pytest.mark.parametrize("module", [calibrate, low_bits])
+def test_peaks_are_those_of_the_calibration_images_alone(monkeypatch, module):
+    seen = []
+    monkeypatch.setattr(module, "equalize", lambda *given: seen.append(given) or equalize(*given))
+    black = np.zeros((2, SIDE, SIDE), np.uint8)
+    {calibrate: quantize_post_training, low_bits: quantize_low_bits}[module](small_network(), black)
+    prepared = prepare_qat(small_network(), Scheme()).eval()
+    set_fake_quant(prepared, False)
+    equals = find_equal(prepared)
+    with noting_peaks(prepared, equals) as peaks, torch.no_grad():
+        prepared(as_input(black))
+    (_, _, found, _), *_ = seen
+    assert found.keys() == peaks.keys()
+    assert all(torch.equal(found[name], peaks[name]) for name in peaks)
