@@ -63,7 +63,7 @@ def test_a_run_without_validation_is_read(folder):
 BROKEN_ARRAYS = {
     "lacks logits": {"logits": None},
     r"shapes \[\(24, 3\)": {"logits": np.zeros((24, 3), np.float32)},
-    r"3 images have logits that are not finite, first glioma/Te_0000": {
+    r"logits of 3 images are not finite, first glioma/Te_0000": {
         "logits": np.where(np.arange(24)[:, None] % 8, 1.0, np.nan).astype(np.float32) * np.ones((1, 4), np.float32)
     },
     "labels go from 0 to 4": {"labels": np.arange(24) % 5},
