@@ -12,10 +12,6 @@ from brainq_torch.allocator import restart_to_keep_memory
 from brainq_torch.console import stop_in_a_line
 from brainq_torch.openmp import limit_spinning
 
-__all__ = [
-    "ExportOptions", "Model", "Prediction", "SeriesPrediction", "__version__", "evaluate", "export", "fit", "load",
-]  # fmt: skip
-
 _HOMES = {
     "ExportOptions": "export.context",
     "Model": "export.run.model",
@@ -26,6 +22,8 @@ _HOMES = {
     "load": "export.run.model",
 }
 """Public name -> the module that is loaded for it, as ``__init__.pyi`` tells type checkers; ``fit`` is one itself."""
+
+__all__ = ["__version__", "fit", *_HOMES]
 
 stop_in_a_line()
 limit_spinning()

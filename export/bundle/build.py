@@ -151,14 +151,9 @@ def _choose(run: Run, exported: Path, artefacts: dict[str, Any], name: str, suff
     if hash_file(exported / name) != artefacts[name]["sha256"]:
         raise BundleError(f"{exported / name} is not the file that {PARITY} speaks of; export it again")
     metadata = read_metadata(exported / name)
-    _check_provenance(run, metadata, name)
-    return Chosen(exported / name, metadata, artefacts[name])
-
-
-def _check_provenance(run: Run, metadata: FileMetadata, name: str) -> None:
-    made_from = metadata.provenance.get("checkpoint_sha256")
-    if made_from != hash_file(run.folder / CHECKPOINT):
+    if metadata.provenance.get("checkpoint_sha256") != hash_file(run.folder / CHECKPOINT):
         raise BundleError(f"{name} was made from another checkpoint than {run.folder}'s; export the run again")
+    return Chosen(exported / name, metadata, artefacts[name])
 
 
 def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, page_runtime: Path | None) -> None:

@@ -118,6 +118,11 @@ def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
     return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis)
 
 
+def channels_last(values: Array) -> Array:
+    """Return an activation's values in TFLite's order."""
+    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
+
+
 def _activation_name(path: Path, stored: str) -> str:
     if not stored.endswith(STORED):
         raise EncodingError(f"{path}: {stored} is not named as the exporter names activations")

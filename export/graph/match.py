@@ -9,7 +9,7 @@ import numpy as np
 
 from brainq_torch.quant.encoding import Encoding
 from export.extra import import_extra
-from export.graph.encodings import Array, EncodingError, Encodings, weighted_operators
+from export.graph.encodings import Array, EncodingError, Encodings, channels_last, weighted_operators
 from export.graph.flatbuffer import operator_name, read_model, write_model
 from export.graph.float_onnx import INPUT, OUTPUT
 from export.graph.onnx_file import drop_unused_constants, read_constants, rename_values
@@ -34,7 +34,8 @@ def strip_quantization(qdq_path: Path, out_path: Path) -> None:
     constants = read_constants(graph)
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            real = _dequantize(*(constants[name] for name in node.input[:2]))
+            integers, scale = (constants[name] for name in node.input[:2])
+            real = integers.astype(np.float32) * scale.reshape(-1, *[1] * (integers.ndim - 1))  # a scale per channel
             graph.initializer.append(onnx.numpy_helper.from_array(real, node.output[0]))
     renamed = _real_names(graph.node, constants)
     kept = [
@@ -142,12 +143,6 @@ def _match_tensors(
     return names
 
 
-def _dequantize(integers: Array, scale: Array) -> Array:
-    """Return the real values that per-channel integers stand for, (O, ...) float32."""
-    real: Array = integers.astype(np.float32) * scale.reshape(-1, *[1] * (integers.ndim - 1))
-    return real
-
-
 def _run_onnx(path: Path, encodings: Encodings, image: Array) -> dict[str, Array]:
     """Return every activation's values for an image, flat in TFLite's order (channels last)."""
     onnx = import_extra("onnx")
@@ -160,7 +155,7 @@ def _run_onnx(path: Path, encodings: Encodings, image: Array) -> dict[str, Array
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     session = open_onnx(model.SerializeToString())
     values = dict(zip([*wanted, OUTPUT], session.run([*wanted, OUTPUT], {INPUT: image}), strict=True)) | {INPUT: image}
-    return {name: _channels_last(values[name_in_file]) for name, name_in_file in files_names.items()}
+    return {name: channels_last(values[name_in_file]).ravel() for name, name_in_file in files_names.items()}
 
 
 def _run_tflite(path: Path, image: Array, indices: Iterable[int]) -> dict[int, Array]:
@@ -171,17 +166,12 @@ def _run_tflite(path: Path, image: Array, indices: Iterable[int]) -> dict[int, A
     return {index: interpreter.get_tensor(index) for index in indices}
 
 
-def _channels_last(values: Array) -> Array:
-    flat: Array = (values.transpose(0, 2, 3, 1) if values.ndim == 4 else values).reshape(-1)
-    return flat
-
-
 def _match(label: str, values: Array, expected: Mapping[str, Array], activations: Mapping[str, Encoding]) -> list[str]:
     """Return the activations that have these values, in running order; they have one encoding.
 
     onnx2tf leaves some concatenations between channels-first tensors, and transposes before and after.
     """
-    layouts = values.reshape(-1), _channels_last(values)
+    layouts = values.ravel(), channels_last(values).ravel()
     distances = {
         name: min(float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30)) for one in layouts)
         for name, other in expected.items()

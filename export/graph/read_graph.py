@@ -193,7 +193,8 @@ def _fold_qdq(graph: ModelGraph, axes: dict[str, int]) -> ModelGraph:
         elif before is None or before.operator != QUANTIZE:  # made by an integer operator (QLinearConv, ...)
             folding.tensors[stored] = replace(graph.tensors[stored], **quantization)
         else:
-            real, kind = graph.tensors[before.inputs[0]], _quantized_kind(graph, before)
+            real, *zero_point = (graph.tensors[name] for name in before.inputs[::2])
+            kind = zero_point[0].kind if zero_point else "uint8"  # ONNX's own default
             if real.values is None:
                 folding.activation(node, before, quantization | {"kind": kind})
                 continue
@@ -241,13 +242,12 @@ class _Folding:
             self.gone.add(node.name)
 
     def result(self) -> ModelGraph:
-        """Return the graph without what is gone."""
-        nodes = tuple(
-            replace(node, inputs=tuple(self.renamed.get(name, name) for name in _data_inputs(node)))
-            for node in self.graph.nodes
-            if node.name not in self.gone
-        )
-        return replace(self.graph, tensors=self.tensors, nodes=nodes)
+        """Return the graph without what is gone; scales and zero points are parts of tensors now, and no inputs."""
+        nodes = []
+        for node in (node for node in self.graph.nodes if node.name not in self.gone):
+            data = node.inputs[:1] if node.operator in (QUANTIZE, DEQUANTIZE) else node.inputs
+            nodes.append(replace(node, inputs=tuple(self.renamed.get(name, name) for name in data)))
+        return replace(self.graph, tensors=self.tensors, nodes=tuple(nodes))
 
 
 def _pass_types_through_views(graph: ModelGraph) -> ModelGraph:
@@ -262,11 +262,6 @@ def _pass_types_through_views(graph: ModelGraph) -> ModelGraph:
     return replace(graph, tensors=tensors)
 
 
-def _data_inputs(node: Node) -> tuple[str, ...]:
-    """Leave out scale and zero point, which are part of the tensor here."""
-    return node.inputs[:1] if node.operator in (QUANTIZE, DEQUANTIZE) else node.inputs
-
-
 def _onnx_scale(graph: ModelGraph, node: Node) -> tuple[NDArray[np.float32] | None, NDArray[np.int64] | None]:
     """Return the scale and zero point of a QuantizeLinear or DequantizeLinear; None where they are computed."""
     scale = graph.tensors[node.inputs[1]].values
@@ -276,11 +271,6 @@ def _onnx_scale(graph: ModelGraph, node: Node) -> tuple[NDArray[np.float32] | No
     zero = graph.tensors[node.inputs[2]].values if len(node.inputs) > 2 else None
     zero_points = np.zeros(len(scales), np.int64) if zero is None else np.atleast_1d(zero).astype(np.int64)
     return scales, zero_points
-
-
-def _quantized_kind(graph: ModelGraph, node: Node) -> str:
-    """Return the type a QuantizeLinear makes: its zero point's, uint8 without one."""
-    return graph.tensors[node.inputs[2]].kind if len(node.inputs) > 2 else "uint8"
 
 
 def _quantize(

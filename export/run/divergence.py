@@ -18,7 +18,7 @@ from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.quant.encoding import UINT8_SHIFT
 from brainq_torch.quant.layers import activation_quantizers, running_order, scheme_of
 from export.extra import import_extra
-from export.graph.encodings import activation_of, read_encodings
+from export.graph.encodings import activation_of, channels_last, read_encodings
 from export.graph.flatbuffer import constant, read_model, write_model
 from export.graph.float_onnx import INPUT
 from export.graph.qdq_onnx import STORED
@@ -109,7 +109,7 @@ def read_torch(network: nn.Module, images: npt.NDArray[np.uint8]) -> Integers:
 
     def note(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         scale, zero_point = quantizers[name].encoding
-        found[name] = _channels_last((torch.round(output / scale) + zero_point).to(torch.int8).numpy())
+        found[name] = channels_last((torch.round(output / scale) + zero_point).to(torch.int8).numpy())
 
     with ExitStack() as hooks:
         for name in order:
@@ -130,7 +130,7 @@ def read_onnx(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
     session = open_onnx(model.SerializeToString(), optimised=False)
     values = session.run(outputs, {INPUT: scale_pixels(images)})
     return {
-        name: _channels_last((value.astype(np.int16) - UINT8_SHIFT).astype(np.int8))
+        name: channels_last((value.astype(np.int16) - UINT8_SHIFT).astype(np.int8))
         for name, value in zip(names, values, strict=True)
     }
 
@@ -160,7 +160,3 @@ def read_tflite(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
             for name, index in wanted.items():
                 rows[name].append(interpreter.get_tensor(index))
     return {name: np.concatenate(parts) for name, parts in rows.items()}
-
-
-def _channels_last(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values

@@ -1,6 +1,6 @@
 """Images of other sources than a run's: some patients choose how it is compressed, the others say what that changed."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,9 +57,10 @@ def read_elsewhere(
                 f"--shifted {path}: {len(groups)} groups of images; two or more are needed: every second one chooses "
                 "(none does with --bias-correction on or off, then one is enough), on the others files are compared"
             )
-        halves = (groups[::2], groups[1::2]) if choose else ((), groups)
-        for samples, half in zip((found.choosing, found.reporting), halves, strict=True):
-            loaded = _load(replace(folder, records=_of(folder, half)), pixels, str(path))
+        choosing = set(groups[::2] if choose else ())
+        for samples, chooses in ((found.choosing, True), (found.reporting, False)):
+            records = tuple(record for record in folder.records if (_group(record) in choosing) == chooses)
+            loaded = _load(replace(folder, records=records), pixels, str(path))
             if twice := sorted(samples.keys() & loaded.keys()):
                 raise DataFolderError(
                     f"--shifted {path}: {', '.join(twice)} was there before; name each source once, or all in one table"
@@ -78,11 +79,6 @@ def _scan(path: Path, classes: tuple[str, ...]) -> ImageFolder:
 
 def _group(record: ImageRecord) -> str:
     return record.group or record.path
-
-
-def _of(folder: ImageFolder, groups: Collection[str]) -> tuple[ImageRecord, ...]:
-    kept = frozenset(groups)
-    return tuple(record for record in folder.records if _group(record) in kept)
 
 
 def _load(folder: ImageFolder, pixels: PixelSpec, name: str) -> dict[str, ImageSample]:

@@ -184,7 +184,8 @@ def _compute_row(study: Study, row: MeasuredRow, resamples: int) -> RowStatistic
         calibrated = testing.logits.astype(np.float64) / temperature
         ece_after = compute_metrics(calibrated, testing.labels, classes, 0).ece
         after = bin_confidence(testing.logits, testing.labels, temperature)
-    unseen = _select_unseen(testing)
+    kept = testing.unseen
+    unseen = Predictions(testing.logits[kept], testing.labels[kept], testing.paths[kept], kept[kept])
     return RowStatistics(
         testing=_measure(testing, classes, resamples),
         unseen=_measure(unseen, classes, resamples) if len(unseen) else None,
@@ -211,11 +212,6 @@ def _measure_sources(parts: dict[str, Predictions | None], classes: tuple[str, .
 
 def _measure(part: Predictions, classes: tuple[str, ...], resamples: int) -> Metrics:
     return compute_metrics(part.logits, part.labels, classes, resamples, SEED)
-
-
-def _select_unseen(part: Predictions) -> Predictions:
-    kept = part.unseen
-    return Predictions(part.logits[kept], part.labels[kept], part.paths[kept], kept[kept])
 
 
 def _compare(study: Study, row: MeasuredRow, resamples: int) -> Against | None:

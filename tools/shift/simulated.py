@@ -79,13 +79,10 @@ def _lay_on(source: Grey, grey: Grey) -> Grey:
     left, top, right, bottom = find_head(grey) or whole
     image = Image.fromarray(source)
     head = image.crop(find_head(source) or (0, 0, *image.size))
-    canvas = Image.new("L", (width, height), int(np.median(_edge(source))))
+    edge = np.concatenate([source[0], source[-1], source[:, 0], source[:, -1]])
+    canvas = Image.new("L", (width, height), int(np.median(edge)))
     canvas.paste(head.resize((right - left, bottom - top), Image.Resampling.BILINEAR), (left, top))
     return np.asarray(canvas)
-
-
-def _edge(grey: Grey) -> Grey:
-    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
 def _swap_amplitudes(image: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
