@@ -180,8 +180,7 @@ function readStored(header, frame) {
   const step = allocated / 8;
   const size = rows * columns * step;
   const start = element.dataOffset + frame * size;
-  const end = element.dataOffset + size * (header.intString("x00280008") || 1); // of all frames: a file is whole or damaged
-  if (end > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
+  if (start + size > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
   const view = new DataView(header.byteArray.buffer, header.byteArray.byteOffset);
   const read = { 8: "getUint8", 16: "getUint16", 32: "getUint32" }[allocated];
   const unused = 32 - bits;

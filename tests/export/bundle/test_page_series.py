@@ -107,6 +107,8 @@ def write_all(folder):
         groups.append(group)
     tags = {"PerFrameFunctionalGroupsSequence": groups, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
     write_dicom(folder / "enhanced.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.99", **tags)
+    cut = frames.tobytes()[:-200]  # within the second frame: the first is answered
+    write_dicom(folder / "cut.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.98", PixelData=cut)
 
 
 def in_python(folder):
@@ -148,7 +150,7 @@ def test_the_page_reads_volumes_and_series_as_python_does(scans, tmp_path):
         for number, (one, other) in enumerate(zip(found[path], rows, strict=True)):
             assert one["position"] == pytest.approx(other["position"]), path
             cut = ["truncated or damaged" in row.get("error", "") for row in (one, other)]
-            assert cut[0] == cut[1] == (path == str(scans / "cut") and number == 4)
+            assert cut[0] == cut[1] == ((path.removeprefix(f"{scans}/"), number) in {("cut", 4), ("cut.dcm", 1)})
             same = other.keys() - {"position", "error"}
             assert {key: one[key] for key in same} == {key: other[key] for key in same}, (path, number)
 
