@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.fit import DEFAULT_CONFIG, resolve
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.models import ModelOptions, build_model
-from brainq_torch.models.wiring import fuse_list
+from brainq_torch.models.wiring import fuse_list, read_steps
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.run import read_yaml, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, find_config, write_json
@@ -76,80 +76,87 @@ def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float3
 
 
 def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]) -> None:
-    """Put folded weights into a network whose every convolution has a BatchNorm behind it, in place.
+    """Put a file's weights into a network, in place.
 
-    folded: in the order in which they run. pixels: (N, size, size) training images, whose statistics BatchNorm gets.
+    Args:
+        model: As it was built.
+        folded: In the order in which they run.
+        pixels: (N, size, size) training images, whose statistics BatchNorm gets.
     """
-    layers, convolutions = match_layers(model, folded), dict(_convolutions(model))
-    for (weight, bias), module in zip(folded, layers, strict=True):
-        _copy(module.weight, _torch_layout(weight, module))
-        _copy(convolutions.get(module, module).bias, bias)
-    moments = {batchnorm: _note_moments(batchnorm) for batchnorm in convolutions.values()}
+    norms: list[Any] = []
+    for (weight, bias), (layer, norm) in zip(folded, match_layers(model, folded), strict=True):
+        _copy(layer.weight, _torch_layout(weight, layer))
+        if layer.bias is not None:
+            _copy(layer.bias, np.zeros_like(bias) if norm else bias)
+        if norm:
+            _copy(norm.bias, bias)
+        norms += [one for one in (layer, norm) if isinstance(one, nn.BatchNorm2d)]
+    moments = [_note_moments(norm) for norm in norms]
     with torch.no_grad(), torch_threads(1):  # two would wait for one another at every operation of small batches
         for batch in make_batches(pixels, _BATCH):
             model.eval()(batch)
-    for batchnorm, found in moments.items():
-        batchnorm._forward_pre_hooks.clear()
-        _set_statistics(batchnorm, torch.stack(found).sum(0) / len(pixels))
+    for norm, found in zip(norms, moments, strict=True):
+        norm._forward_pre_hooks.clear()
+        _set_statistics(norm, torch.stack(found).sum(0) / len(pixels))
 
 
-def match_layers(model: nn.Module, folded: Sequence[Folded]) -> list[nn.Module]:
-    """Return the network's layer for each of a file's weights. Raises CommandError where it has others."""
-    layers = [module for module, _ in _convolutions(model)]
-    layers += [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if len(folded) != len(layers):
-        raise CommandError(
-            f"the file has {len(folded)} weighted operators, the network {len(layers)}; "
-            "only networks whose every convolution has a BatchNorm behind it can be restored, such as mobilenetv2"
-        )
-    for (weight, _), module in zip(folded, layers, strict=True):
-        found, own = _torch_layout(weight, module).shape, tuple(module.state_dict()["weight"].shape)
-        if found != own:
-            raise CommandError(f"the file has weights of shape {found}, the network {own}")
-    return layers
-
-
-def _convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, nn.BatchNorm2d]]:
-    """Return convolutions with the BatchNorm behind them, in the order in which they run."""
+def match_layers(model: nn.Module, folded: Sequence[Folded]) -> list[tuple[Any, Any]]:
+    """Return the layer for each of a file's weights, and the BatchNorm in it or None. Raises CommandError: others."""
     modules = dict(model.named_modules())
-    behind = {modules[names[0]]: modules[names[1]] for names in fuse_list(model)}
-    for module in modules.values():
-        batchnorm = behind.get(module)
-        if isinstance(module, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d):
-            yield module, batchnorm
+    behind = {names[0]: modules[names[1]] for names in fuse_list(model)}
+    norms = {name: norm for name, norm in behind.items() if isinstance(norm, nn.BatchNorm2d)}
+    layers: list[tuple[Any, Any]] = [
+        (module, norms.get(step.name))
+        for step in read_steps(model)
+        if isinstance(module := modules.get(step.name), nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+        and module not in norms.values()
+    ]
+    if len(folded) != len(layers):
+        raise CommandError(f"the file has {len(folded)} weighted operators, the network {len(layers)}: it is another's")
+    matched = []
+    for weight, _ in folded:
+        alike = [pair for pair in layers if pair[0].weight.shape == _torch_layout(weight, pair[0]).shape]
+        if not alike:
+            own = tuple(layers[0][0].weight.shape)
+            raise CommandError(f"the file has weights of shape {weight.shape}, the network {own}: it is another's")
+        matched.append(alike[0])  # branches may run in another order
+        layers.remove(alike[0])
+    return matched
 
 
-def _note_moments(batchnorm: nn.BatchNorm2d) -> list[Tensor]:
+def _note_moments(norm: Any) -> list[Tensor]:
     """Return a list that will hold each batch's mean and mean square, (2, C) float64, times its images.
 
-    Meanwhile the BatchNorm only adds its offset, as the file does: no batch has to wait for the statistics of all.
+    Meanwhile the BatchNorm does what the file does: no batch has to wait for the statistics of all.
     """
     found: list[Tensor] = []
 
-    def note(batchnorm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean, variance = torch.zeros(2, inputs[0].shape[1])
         torch.batch_norm_update_stats(inputs[0], mean, variance, 1.0)
         found.append(len(inputs[0]) * torch.stack([mean.double(), variance.double() + mean.double() ** 2]))
 
-    _copy(batchnorm.running_var, torch.full_like(batchnorm.bias, 1 - batchnorm.eps))
-    batchnorm.register_forward_pre_hook(note)
+    _copy(norm.running_var, torch.full_like(norm.bias, 1 - norm.eps))
+    norm.register_forward_pre_hook(note)
     return found
 
 
-def _set_statistics(batchnorm: Any, moments: Tensor) -> None:
+def _set_statistics(norm: Any, moments: Tensor) -> None:
     """Give a BatchNorm mean and variance, and the scale and offset that undo them. moments: mean and mean square."""
     mean, square = moments
-    _copy(batchnorm.running_mean, mean)
-    _copy(batchnorm.running_var, square - mean**2)
-    _copy(batchnorm.weight, torch.sqrt(batchnorm.running_var.double() + batchnorm.eps))
-    _copy(batchnorm.bias, batchnorm.bias.double() + batchnorm.running_mean)
-    batchnorm.num_batches_tracked.fill_(1)
+    _copy(norm.bias, norm.bias.double() + norm.weight * mean)
+    _copy(norm.running_mean, mean)
+    _copy(norm.running_var, square - mean**2)
+    _copy(norm.weight, norm.weight * torch.sqrt(norm.running_var.double() + norm.eps))
+    norm.num_batches_tracked.fill_(1)
 
 
-def _torch_layout(weight: NDArray[np.float32], module: nn.Module) -> NDArray[np.float32]:
+def _torch_layout(weight: NDArray[np.float32], layer: Any) -> NDArray[np.float32]:
+    if isinstance(layer, nn.BatchNorm2d):  # alone: the file has a depthwise convolution of single pixels
+        return weight.flatten()
     if weight.ndim == 2:
         return weight
-    depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+    depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1 == len(weight)
     return np.ascontiguousarray(np.transpose(weight, (3, 0, 1, 2) if depthwise else (0, 3, 1, 2)))
 
 

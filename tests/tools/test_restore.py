@@ -8,14 +8,21 @@ import pytest
 import torch
 from torch import nn
 
+from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
+from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.fit import main as fit
+from brainq_torch.models import build_model
 from brainq_torch.run import load_run
 from brainq_torch.run_files import validation_doubt
+from export.graph.float_onnx import export_float_onnx
+from export.graph.tflite import convert_float
 from export.run.runners import load_runner
+from export.run.torch_runner import TorchRunner
 from tests.conftest import TINY
 from tools.evaluate import __main__ as evaluate
-from tools.restore import main
+from tools.restore import main, read_folded, unfold
 from tools.shared.images import labels_of
 
 
@@ -81,7 +88,7 @@ def test_training_goes_on_from_a_restored_run(tiny_export, phantoms, tmp_path, w
     [
         ("--data.size=64", "the configuration says"),
         ("--model.arguments.width_mult=0.5", "the file has weights of shape"),
-        ("--model.name=densenet32", "can be restored, such as mobilenetv2"),
+        ("--model.name=densenet32", "weighted operators, the network"),
     ],
 )
 def test_the_file_of_another_network_is_refused(tiny_export, tmp_path, words, capsys, change, message):
@@ -114,6 +121,25 @@ def test_a_damaged_weight_is_noticed(tiny_export, tmp_path, words, capsys, monke
     assert main([str(tiny_export / "model_fp32.tflite"), *words])
     assert "the file is of another network" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+NETWORKS = {"densenet32": {"block_config": [1, 1]}, "torchvision:resnet18": {}}
+
+
+@pytest.mark.parametrize(("name", "arguments"), NETWORKS.items())
+def test_batchnorms_that_stand_alone_and_branches_come_back(tmp_path, name, arguments):
+    torch.manual_seed(0)
+    model, again = (build_model(name, 4, **arguments).eval() for _ in range(2))
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+            values.data += 0.3 * torch.rand_like(values)
+    export_float_onnx(model, PixelSpec(64), tmp_path / "a.onnx")
+    convert_float(tmp_path / "a.onnx", tmp_path / "a.tflite")
+    images = phantom_images(8, 64)[0]
+    unfold(again, read_folded(tmp_path / "a.tflite"), images)
+    answers, expected = (TorchRunner(one, PixelSpec(64), CLASSES)(images) for one in (again, model))
+    np.testing.assert_allclose(answers, expected, atol=1e-3)
+    assert np.ptp(expected) > 0.1
 
 
 def test_an_existing_folder_is_left_alone(tiny_export, tmp_path, words, capsys):
