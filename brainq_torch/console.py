@@ -40,8 +40,10 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         full = _find_full_disk(error)
         if full is None and not isinstance(error, BrainqError | OSError):
             raise
-        advice = f"the disk is full ({full}); free some space, and give the same command again"
-        print(f"error: {advice if full else error}", file=sys.stderr)
+        said = f"the disk is full ({full}); free some space, and give the same command again" if full else str(error)
+        if isinstance(error, NotADirectoryError):  # --out FILE
+            said = f"{error.filename} cannot be: a folder on the way there is a file; name another place"
+        print(f"error: {said}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:
         print(f"stopped{advice}", file=sys.stderr)

@@ -31,6 +31,9 @@ PARITY = "parity.json"
 """In an export folder: how every file compares with what it was made from. Written last."""
 
 
+PICTURE = "picture of brainq_torch"
+"""What a PNG of ours says in its first bytes, so that the next one may replace it."""
+
 _BINARY = re.compile(rb"[\0-\x08]")  # no text has those
 _OURS = Path(__file__).parents[1]
 
@@ -94,6 +97,12 @@ def holds_text(path: Path) -> bool:
     """Tell from its first bytes whether a file is text, as all of ours are but models, images and arrays."""
     with path.open("rb") as file:
         return not _BINARY.search(file.read(1024))
+
+
+def is_our_picture(path: Path) -> bool:
+    """Tell from its first bytes whether a file is a PNG that we drew."""
+    with path.open("rb") as file:
+        return PICTURE.encode() in file.read(1024)
 
 
 @contextmanager

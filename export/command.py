@@ -12,9 +12,10 @@ from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
 from brainq_torch.run_files import PARITY, format_command, write_json
 from brainq_torch.series.rule import SeriesRule, find_rule, rule_path
-from export.bundle.build import PREFERENCE, choose_best, make_bundle, read_parity
+from export.bundle.build import BUNDLE, PREFERENCE, choose_best, make_bundle, read_parity
 from export.bundle.web import INSTALL, find_runtime
 from export.context import ExportOptions, RecipeError
+from export.folder import check_target
 from export.integer_files import read_bits
 from export.pipeline import export_run
 from export.recipes import RECIPES, default_recipes, resolve_recipes
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace) -> int:
     how = _how(options)
     if options.limits:
         SeriesRule().with_limits(*options.limits)  # wrong ones are refused before any work
+    if options.bundle:
+        check_target(options.bundle, options.force, BUNDLE)
     if options.bundle and _is_made(exported, options):
         if replace(how, replace=False) != ExportOptions():
             raise RecipeError(

@@ -67,10 +67,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _gradcam(options: argparse.Namespace) -> int:
     check_targets(options.out)
-    if not Path(options.run).is_dir():
-        raise CommandError(
-            f"{options.run} is no run folder; Grad-CAM needs gradients, which exported files do not have"
-        )
     run = load_run(options.run)
     if run.quantization is not None:
         raise CommandError(f"{options.run} is a quantized run; give the float run that it was made from")

@@ -129,9 +129,11 @@ def _run(words: argparse.Namespace) -> int:
     for model, runner in runners.items():
         require_four(runner.classes, f"tools.pairs, which draws and moves lesions, of {model}")
     orders = {model: class_order(model, runner, CLASSES) for model, runner in runners.items()}
-    rows = [row for row in read_manifest(Path(words.manifest)) if row.split == words.split]
+    listed = read_manifest(Path(words.manifest))
+    rows = [row for row in listed if row.split == words.split]
     if not rows:
-        raise CommandError(f"{words.manifest} has no images in part {words.split!r}")
+        parts = ", ".join(sorted({row.split for row in listed}))
+        raise CommandError(f"{words.manifest} has no images in part {words.split!r}; name one of {parts}")
     verify_manifest(Path(words.data), rows)
     folder = manifest_folder(Path(words.data), rows, labels=Labels())
     labels = np.array([record.label for record in folder.records])

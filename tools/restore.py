@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from brainq_torch.console import run_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.unseen import measure_leaks
 from brainq_torch.fit import DEFAULT_CONFIG, resolve
@@ -194,6 +195,14 @@ def describe_file(metadata: FileMetadata) -> list[str]:
     return words
 
 
+def check_pixels(file: Path, metadata: FileMetadata, pixels: PixelSpec) -> None:
+    """Refuse a configuration of other images than a file's."""
+    if metadata.pixels != pixels:
+        raise CommandError(
+            f"{file} is for {metadata.pixels}, the configuration says {pixels}; leave --data.size and --data.fit out"
+        )
+
+
 def _restore(words: argparse.Namespace, others: list[str]) -> int:
     config_file = find_config(words.config)
     read_yaml(config_file)  # names the file, which the parser does not
@@ -209,8 +218,7 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
     text = resolve(parser, chosen)
     config = parser.instantiate(chosen)
     data, options = config.data, config.model
-    if metadata.pixels != data.pixels:
-        raise CommandError(f"{file} is for {metadata.pixels}, the configuration says {data.pixels}")
+    check_pixels(file, metadata, data.pixels)
     folded = read_folded(file)
     model = build_model(options.name, len(metadata.classes), **options.arguments)
     match_layers(model, folded)  # before images are read

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brainq_torch.console import printable
-from brainq_torch.run_files import atomic_path
+from brainq_torch.run_files import PICTURE, atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second, where nothing may be drawn
@@ -20,7 +20,8 @@ _MISSING = re.compile(r"Glyph (\d+) .* missing from font")
 def save_figure(figure: "Figure", path: str | Path, **options: Any) -> None:
     """Replace ``path`` in one step. options: of ``Figure.savefig``."""
     with atomic_path(Path(path)) as file:
-        draw_letters(figure, partial(figure.savefig, file, format="png", **options), Path(path).name)
+        draw = partial(figure.savefig, file, format="png", metadata={"Software": PICTURE}, **options)
+        draw_letters(figure, draw, Path(path).name)
 
 
 def draw_letters(figure: "Figure", draw: Callable[[], None], name: str) -> None:

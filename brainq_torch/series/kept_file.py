@@ -5,12 +5,7 @@ from pathlib import Path
 
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import holds_no_image, looks_like_image
-from brainq_torch.run_files import BrainqError, holds_text
-
-SHEET = "contact sheet of brainq_torch"
-"""What a sheet says in its first bytes, so that the next one may replace it."""
-
-_HEAD_BYTES = 1024
+from brainq_torch.run_files import BrainqError, holds_text, is_our_picture
 
 
 class KeptFileError(BrainqError):
@@ -33,10 +28,10 @@ def require_place(path: Path) -> None:
 def _find_lost(path: Path) -> str:
     """Return what a file is that answers must not replace; nothing of one that they may."""
     try:
-        with path.open("rb") as file:
-            is_sheet = SHEET.encode() in file.read(_HEAD_BYTES)
-        if not is_sheet and (looks_like_image(path) or holds_no_image(path)):
+        if is_our_picture(path):
+            return ""
+        if looks_like_image(path) or holds_no_image(path):
             return "an image"
-        return "" if is_sheet or holds_text(path) else "a model or another file that is no text"
+        return "" if holds_text(path) else "a model or another file that is no text"
     except (UnreadableImageError, OSError):  # nothing is in it, or it cannot be read: writing it says why
         return ""

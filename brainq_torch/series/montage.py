@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from brainq_torch.console import counted
 from brainq_torch.data.head_crop import find_head
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.run_files import atomic_path
+from brainq_torch.run_files import PICTURE, atomic_path
 from brainq_torch.series.answer import Answer
-from brainq_torch.series.kept_file import SHEET, KeptFileError, require_place
+from brainq_torch.series.kept_file import KeptFileError, require_place
 
 MOST_TILES = 1024
 """More slices than this are left out of a sheet, which says so."""
@@ -115,6 +115,6 @@ class Montage:
                 sheet.paste(tile, (across * (_SIDE + _GAP), top + line + down * step))
             top += line + count * step
         about = PngInfo()
-        about.add_text("Software", SHEET)
+        about.add_text("Software", PICTURE)
         with atomic_path(self.path) as partial:
             sheet.save(partial, "PNG", pnginfo=about)

@@ -91,8 +91,6 @@ class TeacherLogits:
     def _read(self) -> None:
         text = self.file.read_text(encoding="utf-8")
         complete = text[: text.rfind("\n") + 1]
-        if complete != text:  # killed while writing: cut the torn line off, so that appending starts a new one
-            self.file.write_text(complete, encoding="utf-8")
         lines = complete.splitlines()
         try:
             header = json.loads(lines[0])
@@ -106,6 +104,8 @@ class TeacherLogits:
             raise TeacherLogitsError(
                 f"{self.file} has format and classes {header}; expected {_FORMAT} and {self.classes}"
             )
+        if complete != text:  # killed while writing: cut the torn line off, so that appending starts a new one
+            self.file.write_text(complete, encoding="utf-8")
 
 
 def fingerprint(runs: Sequence[Path]) -> str:

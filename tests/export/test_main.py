@@ -235,6 +235,11 @@ def test_a_bundle_of_named_recipes_takes_their_files_where_they_are_made(run, qu
     assert main([str(run), "--recipes", "int9", "--bundle", str(tmp_path / "no")]) == 2
     assert "unknown recipe int9" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    (tmp_path / "no").write_text("theirs")
+    assert (
+        main([str(run), "--recipes", "int8", "--out", str(tmp_path / "files"), "--bundle", str(tmp_path / "no")]) == 2
+    )
+    assert not (tmp_path / "files").exists()  # refused before minutes of work
 
 
 def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):

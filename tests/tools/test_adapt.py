@@ -115,6 +115,9 @@ def test_a_file_that_cannot_be_restored_is_refused_before_anything_is_done(hospi
     words = ["results/densenet32/model_int8.tflite", "--data", str(hospital), "--out", str(tmp_path / "out")]
     assert adapt.main(words) == 2
     assert "weights that are no floats" in capsys.readouterr().err
+    words[0] = "results/densenet32/model_fp16.tflite"
+    assert adapt.main([*words, "--data.size=32"]) == 2
+    assert "leave --data.size and --data.fit out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

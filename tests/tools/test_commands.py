@@ -11,10 +11,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from brainq_torch.console import escape_unprintable, run_command, without_chatter
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
+from brainq_torch.evaluation.figure import save_figure
 from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
@@ -285,10 +287,12 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch
     check_targets(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("é")
     check_targets(tmp_path / "a.json")
-    for content in (b"\x1c\0\0\0TFL3", b"\x08\x0a\x12\x07pytorch", b"PK\x03\x04"):  # bench --json a.tflite b.tflite
-        (tmp_path / "model").write_bytes(content)
-        with pytest.raises(CommandError, match="is a model or another file that is no text, and would be lost"):
-            check_targets(tmp_path / "model")
+    for content in (b"\x1c\0\0\0TFL3", b"\x08\x0a\x12\x07pytorch", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n\0"):
+        (tmp_path / "lost.png").write_bytes(content)  # bench --json a.tflite b.tflite, evaluate --plot scan.png
+        with pytest.raises(CommandError, match="is a scan, a model or another file that is no text; name another"):
+            check_targets(tmp_path / "lost.png")
+    save_figure(Figure(), tmp_path / "lost.png")
+    check_targets(tmp_path / "lost.png")  # what we drew may be drawn again
     monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests may be allowed everything
     with pytest.raises(CommandError, match="is read-only for you; name another place"):
         check_targets(tmp_path / "a.json")

@@ -89,7 +89,7 @@ def test_the_map_colours_the_picture_where_the_activation_is(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.tflite"], "no run folder; Grad-CAM needs gradients"),
+        (["model.tflite"], "is no folder; give a run folder"),
         (["EMPTY"], "has no config.yaml"),
         (["RUN", "--split", "nowhere"], "nowhere"),
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
+from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.models import build_model
@@ -33,7 +34,7 @@ from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.adapt.change import NEW, OLD, Change, divide, held_out_split, measure_changes
-from tools.restore import describe_file, match_layers, read_folded
+from tools.restore import check_pixels, describe_file, match_layers, read_folded
 from tools.shared.command import CommandError, run_resumable
 from tools.sources.folds import IMAGES, check_begun, list_images
 from tools.study.runner import FAILED, Step, StepFailed, StepRunner, training_step
@@ -74,6 +75,9 @@ def _adapt(options: argparse.Namespace, others: list[str]) -> int:
     stages = make_fit_parser().parse_args([f"--config={options.config}", *others]).stages
     known = _describe_file(start) if start.is_file() else _describe_run(start)
     words = [*_training_words(options, known, stages), *others]
+    if start.is_file():
+        data = make_fit_parser().parse_args(words).data
+        check_pixels(start, known, PixelSpec(data.size, data.fit))
     rows = _list_images(out, words)
     held_out = [row for row in rows if row.source == NEW and row.split == held_out_split(rows, NEW)]
     folds = divide(rows) if len(held_out) < FEWEST else []

@@ -11,7 +11,7 @@ from pathlib import Path
 from brainq_torch.console import run_command
 from brainq_torch.data.limits import MOST, MOST_SEED, whole_number
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.run_files import BrainqError, holds_text
+from brainq_torch.run_files import BrainqError, holds_text, is_our_picture
 
 
 class CommandError(BrainqError):
@@ -78,16 +78,17 @@ def check_targets(*targets: str | Path | None) -> None:
     """Refuse what cannot be written before any work is done for it.
 
     Raises:
-        CommandError: a target is a folder, or its folder is missing or may not be written to, or a model stands there
-            (``tools.bench --json a.tflite b.tflite``).
+        CommandError: a target is a folder, or its folder is missing or may not be written to, or a scan or a model
+            stands there (``tools.bench --json a.tflite b.tflite``).
     """
     for target in targets:
-        folder = Path(target or "").absolute().parent
-        if target and (Path(target).is_dir() or not folder.is_dir()):
+        if not target:
+            continue
+        place, folder = Path(target), Path(target).absolute().parent
+        if place.is_dir() or not folder.is_dir():
             raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
-        is_ours = Path(target or "").suffix in (".png", ".npz")
-        if target and Path(target).is_file() and not is_ours and not holds_text(Path(target)):
-            raise CommandError(f"{target} is a model or another file that is no text, and would be lost; name another")
-        is_device = target and Path(target).exists() and not Path(target).is_file()  # /dev/stdout, or a pipe
-        if target and not is_device and not os.access(folder, os.W_OK):
+        if place.is_file() and place.suffix != ".npz" and not (holds_text(place) or is_our_picture(place)):
+            raise CommandError(f"{target} is a scan, a model or another file that is no text; name another")
+        is_device = place.exists() and not place.is_file()  # /dev/stdout, or a pipe
+        if not is_device and not os.access(folder, os.W_OK):
             raise CommandError(f"{target} cannot be written: {folder} is read-only for you; name another place")

@@ -60,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _shift(options: argparse.Namespace) -> int:
-    check_targets(options.json, options.plot)
+    plot = Path(options.plot) if options.plot else None
+    pictures_plot = plot and plot.with_name(f"{plot.stem}_pictures{plot.suffix}")
+    check_targets(options.json, plot, pictures_plot)
     names = [name for name in (options.model, options.compare) if name]
     runners = {name: load_runner(name, options.threads) for name in names}
     for name, runner in runners.items():
@@ -87,10 +89,9 @@ def _shift(options: argparse.Namespace) -> int:
     print(fill_text("shifts", report=report, classes=CLASSES, evaluated=evaluated, seconds=seconds))
     if options.json:
         write_json(options.json, report)
-    if options.plot:
-        plot_grid(report, options.plot)
-        target = Path(options.plot)
-        plot_pictures(pictures(readable), target.with_name(f"{target.stem}_pictures{target.suffix}"))
+    if plot and pictures_plot:
+        plot_grid(report, plot)
+        plot_pictures(pictures(readable), pictures_plot)
     return 0
 
 

@@ -88,7 +88,7 @@ def test_wrong_logits_are_not_written(tmp_path, logits):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        *((text, "no file of teacher logits") for text in ("path,logits\n", '{"format": 1}\n', "")),
+        *((text, "no file of teacher logits") for text in ("path,logits\n", "their\nlast", '{"format": 1}\n', "")),
         ('{"format": 1, "classes": ["a"]}\n', "expected 1"),
     ],
 )
@@ -96,6 +96,7 @@ def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "l.jsonl").write_text(text)
     with pytest.raises(TeacherLogitsError, match=message):
         TeacherLogits(tmp_path / "l.jsonl")
+    assert (tmp_path / "l.jsonl").read_text() == text
 
 
 @torch.no_grad()

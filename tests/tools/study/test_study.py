@@ -445,6 +445,8 @@ def test_images_without_a_testing_part_are_refused_before_a_training(bench, tmp_
         (tmp_path / "images" / name / "1.png").touch()
     assert bench.run("--data.root", tmp_path / "images") == 2
     assert "images has no Testing images" in capsys.readouterr().err
+    assert bench.run("--out", tmp_path / "images" / "a" / "1.png") == 2
+    assert "1.png/steps cannot be: a folder on the way there is a file; name another place" in capsys.readouterr().err
     assert bench.calls() == []
 
 
