@@ -78,6 +78,8 @@ def _open(path: FilePath) -> Iterator[h5py.File]:
             raise UnreadableImageError(path, "is a MATLAB 5 file", "save it in MATLAB with save(..., '-v7.3')")
     with _ONE_AT_A_TIME, h5py.File(path, "r") as matlab:
         if not isinstance(matlab.get("cjdata", getlink=True), h5py.HardLink):  # a link may lead to other files
+            if "minc-2.0" in matlab:
+                raise UnreadableImageError(path, "is a MINC volume", "convert it to NIfTI, e.g. with mnc2nii")
             remedy = "leave it out: other .mat files have no agreed place for an image"
             raise UnreadableImageError(path, "is no figshare brain tumour file (it has no struct cjdata)", remedy)
         yield matlab

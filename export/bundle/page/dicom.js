@@ -72,8 +72,10 @@ function latin(bytes, start, end) {
 
 function parse(bytes) {
   let whole = bytes;
+  let untilTag = PIXELS;
   let TransferSyntaxUID;
   if (latin(bytes, 128, 132) !== "DICM") {
+    untilTag = undefined; // as in Python, a file without preamble is whole or damaged
     if (bytes[0] === 2) {
       whole = new Uint8Array(132 + bytes.length); // the preamble alone is missing
       whole.set([..."DICM"].map((letter) => letter.charCodeAt(0)), 128);
@@ -84,7 +86,7 @@ function parse(bytes) {
     }
   }
   try {
-    return globalThis.dicomParser.parseDicom(whole, { TransferSyntaxUID, untilTag: PIXELS });
+    return globalThis.dicomParser.parseDicom(whole, { TransferSyntaxUID, untilTag });
   } catch (error) {
     const text = String(error?.exception ?? error?.message ?? error);
     if (text.includes("inflat")) throw new Unreadable("is a deflated DICOM file", "use predict.py");

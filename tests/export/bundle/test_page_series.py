@@ -163,6 +163,11 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     write_dicom(tmp_path / "compressed", stored, JPEGLosslessSV1, PixelData=encapsulate([b"\xff\xd8"]))
     whole = write_dicom(tmp_path / "whole", stored).read_bytes()
     (tmp_path / "cut").write_bytes(whole[:3000])
+    frames = pydicom.Dataset(pydicom.dcmread(write_dicom(tmp_path / "bare", head(4), NumberOfFrames=4)))
+    frames.save_as(tmp_path / "bare", implicit_vr=False, little_endian=True)
+    (tmp_path / "bare").write_bytes((tmp_path / "bare").read_bytes()[:-4])  # the third frame is the one shown
+    with pytest.raises(UnreadableImageError, match="truncated or damaged"):
+        read_grey(tmp_path / "bare")
     nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), tmp_path / "a.nii")
     (tmp_path / "cut.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:9000])
     nibabel.save(nibabel.Nifti2Image(head(), np.eye(4)), tmp_path / "second.nii.gz")
@@ -175,6 +180,7 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
         "mosaic": "a mosaic",
         "compressed": "is compressed (JPEG Lossless)",
         "cut": "truncated",
+        "bare": "truncated",
         "cut.nii": "missing",
     }
     found = read_in_node(tmp_path, [tmp_path / name for name in reasons], parser=parser)

@@ -126,6 +126,10 @@ def test_other_mat_files_are_refused(tmp_path):
         file.create_dataset("x", data=np.zeros((4, 4)))
     with pytest.raises(UnreadableImageError, match="no figshare brain tumour file"):
         read_grey(tmp_path / "a.mat")
+    with h5py.File(tmp_path / "a.mnc", "w") as file:
+        file.create_group("minc-2.0")
+    with pytest.raises(UnreadableImageError, match="is a MINC volume; convert it to NIfTI"):
+        read_grey(tmp_path / "a.mnc")
     (tmp_path / "b.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform: PCWIN".ljust(600))
     with pytest.raises(UnreadableImageError, match=r"is a MATLAB 5 file; save it in MATLAB with save\(..., '-v7.3'\)"):
         read_grey(tmp_path / "b.mat")
