@@ -41,8 +41,8 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         if full is None and not isinstance(error, BrainqError | OSError):
             raise
         said = f"the disk is full ({full}); free some space, and give the same command again" if full else str(error)
-        if isinstance(error, NotADirectoryError):  # --out FILE
-            said = f"{error.filename} cannot be: a folder on the way there is a file; name another place"
+        if isinstance(error, NotADirectoryError | PermissionError):  # --out FILE/run, or in a folder of others
+            said = f"{error.filename}: {error.strerror}; name a place in a folder that you may read and write"
         print(f"error: {said}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:

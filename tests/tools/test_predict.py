@@ -261,7 +261,10 @@ def test_only_the_projects_own_errors_become_messages(capsys):
 
     assert run_command(lambda: fail(CommandError("wrong word"))) == 2
     assert run_command(lambda: fail(PermissionError(13, "Permission denied", "x"))) == 2
-    assert capsys.readouterr().err == "error: wrong word\nerror: [Errno 13] Permission denied: 'x'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: wrong word\nerror: x: Permission denied; name a place in a folder that you may read and write\n"
+    )
     with pytest.raises(ValueError, match="a bug"):
         run_command(lambda: fail(ValueError("a bug")))
     assert run_command(lambda: fail(KeyboardInterrupt())) == 130

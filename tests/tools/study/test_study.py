@@ -446,7 +446,9 @@ def test_images_without_a_testing_part_are_refused_before_a_training(bench, tmp_
     assert bench.run("--data.root", tmp_path / "images") == 2
     assert "images has no Testing images" in capsys.readouterr().err
     assert bench.run("--out", tmp_path / "images" / "a" / "1.png") == 2
-    assert "1.png/steps cannot be: a folder on the way there is a file; name another place" in capsys.readouterr().err
+    assert (
+        "1.png/steps: Not a directory; name a place in a folder that you may read and write" in capsys.readouterr().err
+    )
     assert bench.calls() == []
 
 
