@@ -91,6 +91,7 @@ def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]
             _copy(layer.bias, np.zeros_like(bias) if norm else bias)
         if norm:
             _copy(norm.bias, bias)
+            _copy(norm.weight, torch.ones_like(norm.weight))  # timm begins a branch's last with 0
         norms += [one for one in (layer, norm) if isinstance(one, nn.BatchNorm2d)]
     moments = [_note_moments(norm) for norm in norms]
     with torch.no_grad(), torch_threads(1):  # two would wait for one another at every operation of small batches

@@ -123,7 +123,7 @@ def test_a_damaged_weight_is_noticed(tiny_export, tmp_path, words, capsys, monke
     assert not list(tmp_path.iterdir())
 
 
-NETWORKS = {"densenet32": {"block_config": [1, 1]}, "torchvision:resnet18": {}}
+NETWORKS = {"densenet32": {"block_config": [1, 1]}, "torchvision:resnet18": {}, "timm:regnetx_002": {}}
 
 
 @pytest.mark.parametrize(("name", "arguments"), NETWORKS.items())
