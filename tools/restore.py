@@ -76,13 +76,14 @@ def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float3
     return values.astype(np.float32).reshape(tensor.shape)
 
 
-def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]) -> None:
-    """Put a file's weights into a network, in place.
+def take_weights(model: nn.Module, folded: Sequence[Folded]) -> list[Any]:
+    """Put a file's weights, in the order in which they run, into a network as it was built, in place.
 
-    Args:
-        model: As it was built.
-        folded: In the order in which they run.
-        pixels: (N, size, size) training images, whose statistics BatchNorm gets.
+    Returns:
+        Its BatchNorms, which need statistics.
+
+    Raises:
+        CommandError: The weights are another network's.
     """
     norms: list[Any] = []
     for (weight, bias), (layer, norm) in zip(folded, match_layers(model, folded), strict=True):
@@ -93,6 +94,11 @@ def unfold(model: nn.Module, folded: Sequence[Folded], pixels: NDArray[np.uint8]
             _copy(norm.bias, bias)
             _copy(norm.weight, torch.ones_like(norm.weight))  # timm begins a branch's last with 0
         norms += [one for one in (layer, norm) if isinstance(one, nn.BatchNorm2d)]
+    return norms
+
+
+def learn_statistics(model: nn.Module, norms: Sequence[Any], pixels: NDArray[np.uint8]) -> None:
+    """Give BatchNorms those of (N, size, size) training images, and what undoes them."""
     moments = [_note_moments(norm) for norm in norms]
     with torch.no_grad(), torch_threads(1):  # two would wait for one another at every operation of small batches
         for batch in make_batches(pixels, _BATCH):
@@ -220,12 +226,11 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
     config = parser.instantiate(chosen)
     data, options = config.data, config.model
     check_pixels(file, metadata, data.pixels)
-    folded = read_folded(file)
     model = build_model(options.name, len(metadata.classes), **options.arguments)
-    match_layers(model, folded)  # before images are read
+    norms = take_weights(model, read_folded(file))  # another network's are refused before images are read
     with atomic_folder(out) as partial:
         data.place(partial)
-        _fill(partial, file, folded, model, data, options)
+        _fill(partial, file, model, norms, data, options)
         (partial / CONFIG).write_text(text, encoding="utf-8")
         copy_rule(file, partial)
     print(f"wrote {out}")
@@ -233,13 +238,13 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
 
 
 def _fill(
-    partial: Path, file: Path, folded: Sequence[Folded], model: nn.Module, data: ImageDataModule, options: ModelOptions
+    partial: Path, file: Path, model: nn.Module, norms: Sequence[Any], data: ImageDataModule, options: ModelOptions
 ) -> None:
     data.prepare_data()
     data.setup("fit")
     training = data.datasets["Training"]
     pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
-    unfold(model, folded, pixels)
+    learn_statistics(model, norms, pixels)
     runner = load_runner(file, os.cpu_count() or 1)
     answers = TorchRunner(model, data.pixels, data.classes)(pixels)
     difference = float(np.abs(answers - runner(pixels)).max())

@@ -31,8 +31,8 @@ def _environment() -> Any:
         loader=FileSystemLoader(_FOLDERS), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=lambda value: value.replace("|", _BAR) if isinstance(value, str) else value,
     )  # fmt: skip
-    environment.filters |= {"table": _table, "columns": _columns, "form": _form, "interval": _interval}
-    environment.filters["counted"] = counted
+    filters = {"table": _table, "columns": _columns, "form": _form, "interval": _interval, "counted": counted}
+    environment.filters |= filters
     return environment
 
 

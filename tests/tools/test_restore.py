@@ -22,7 +22,7 @@ from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
 from tests.conftest import TINY
 from tools.evaluate import __main__ as evaluate
-from tools.restore import main, read_folded, unfold
+from tools.restore import learn_statistics, main, read_folded, take_weights
 from tools.shared.images import labels_of
 
 
@@ -136,7 +136,7 @@ def test_batchnorms_that_stand_alone_and_branches_come_back(tmp_path, name, argu
     export_float_onnx(model, PixelSpec(64), tmp_path / "a.onnx")
     convert_float(tmp_path / "a.onnx", tmp_path / "a.tflite")
     images = phantom_images(8, 64)[0]
-    unfold(again, read_folded(tmp_path / "a.tflite"), images)
+    learn_statistics(again, take_weights(again, read_folded(tmp_path / "a.tflite")), images)
     answers, expected = (TorchRunner(one, PixelSpec(64), CLASSES)(images) for one in (again, model))
     np.testing.assert_allclose(answers, expected, atol=1e-3)
     assert np.ptp(expected) > 0.1

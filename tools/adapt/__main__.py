@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser, Namespace
+
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import make_parser as make_fit_parser
@@ -72,13 +74,14 @@ def _adapt(options: argparse.Namespace, others: list[str]) -> int:
     options.config = find_config(options.config)
     read_yaml(options.config)  # names the file, which the parser does not
     out, start = Path(options.out), Path(options.model)
-    stages = make_fit_parser().parse_args([f"--config={options.config}", *others]).stages
+    parser = make_fit_parser()
+    stages = parser.parse_args([f"--config={options.config}", *others]).stages
     known = _describe_file(start) if start.is_file() else _describe_run(start)
     words = [*_training_words(options, known, stages), *others]
+    config = parser.parse_args([*words, f"--out={out / IMAGES}"])
     if start.is_file():
-        data = make_fit_parser().parse_args(words).data
-        check_pixels(start, known, PixelSpec(data.size, data.fit))
-    rows = _list_images(out, words)
+        check_pixels(start, known, PixelSpec(config.data.size, config.data.fit))
+    rows = _list_images(out, parser, config)
     held_out = [row for row in rows if row.source == NEW and row.split == held_out_split(rows, NEW)]
     folds = divide(rows) if len(held_out) < FEWEST else []
     runner = StepRunner(out, 2 + len(folds) + start.is_file())
@@ -126,10 +129,8 @@ def _training_words(options: argparse.Namespace, known: FileMetadata, stages: li
     return words
 
 
-def _list_images(out: Path, words: list[str]) -> list[ManifestRow]:
+def _list_images(out: Path, parser: ArgumentParser, config: Namespace) -> list[ManifestRow]:
     """Divide the images once for all trainings, and return them."""
-    parser = make_fit_parser()
-    config = parser.parse_args([*words, f"--out={out / IMAGES}"])
     text = resolve(parser, config)
     check_begun(out, text)
     try:
