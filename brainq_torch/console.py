@@ -43,6 +43,7 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         said = f"the disk is full ({full}); free some space, and give the same command again" if full else str(error)
         if isinstance(error, NotADirectoryError | PermissionError):  # --out FILE/run, or in a folder of others
             said = f"{error.filename}: {error.strerror}; name a place in a folder that you may read and write"
+            said += ", and close the file where another program has it open" if os.name == "nt" else ""
         print(f"error: {said}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,11 +40,13 @@ def hold_lock(path: Path, what: str, flag: str = "--out", seconds: float = 0) ->
             f"{path.parent} cannot be written ({error.strerror}); name another folder with {flag}"
         ) from error
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with suppress(PermissionError):  # Windows lets nobody write to a locked file
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         # While it is held: whoever waits for this very file sees that it is unlinked, and takes a new one.
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows removes no open file; there the lock itself does, once it is released
+            path.unlink(missing_ok=True)
         lock.release()
 
 

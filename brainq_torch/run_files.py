@@ -79,7 +79,16 @@ def validation_doubt(model: Path) -> str:
 
 def format_command(*words: object) -> str:
     """Return what a user types to run ``python -m`` with these words, quoted where a shell needs it."""
-    return shlex.join(["python", "-m", *map(str, words)])
+    return join_words("python", "-m", *words)
+
+
+def join_words(*words: object) -> str:
+    """Return a command's words as the shell of this system takes them apart."""
+    if os.name == "nt":
+        from subprocess import list2cmdline  # 10 ms, for nobody else
+
+        return list2cmdline(map(str, words))
+    return shlex.join(map(str, words))
 
 
 def resume_command(run: Path) -> str:
@@ -123,7 +132,7 @@ def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:  # to write: Windows flushes no other
         os.fsync(file.fileno())
     if keep is not None and path.exists():
         os.replace(path, keep)
@@ -152,9 +161,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, complete or not at all."""
+    """Write text in UTF-8, on every system the same bytes, complete or not at all."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode())
 
 
 def hash_file(path: Path) -> str:

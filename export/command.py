@@ -1,7 +1,6 @@
 """What ``python -m export`` does once its words are read."""
 
 import argparse
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from brainq_torch.quant.encoding import ROUNDING
 from brainq_torch.quant.low_bits import W4A8
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.run import Run, load_run
-from brainq_torch.run_files import PARITY, format_command, write_json
+from brainq_torch.run_files import PARITY, format_command, join_words, write_json
 from brainq_torch.series.rule import SeriesRule, find_rule, rule_path
 from export.bundle.build import BUNDLE, PREFERENCE, choose_best, make_bundle, read_parity
 from export.bundle.web import INSTALL, find_runtime
@@ -97,14 +96,14 @@ def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     runtime = options.page or find_runtime()
     chosen = options.bundle_file or [choose_best(exported, _files(options))]
     made = make_bundle(run, exported, options.bundle, chosen, options.force, runtime)
-    verify = f"python {shlex.quote(str(options.bundle / 'predict.py'))} --verify"
+    verify = join_words("python", options.bundle / "predict.py", "--verify")
     print(f"bundle: {options.bundle}, {counted(len(made), 'file')}; {verify} replays it")
     print(find_rule(files).describe(run.classes))
     if runtime is None:
         print(f"no browser page: {INSTALL}, and the same command again, adds it")
     else:
         served = format_command("http.server", "--bind", "127.0.0.1", "--directory", options.bundle)
-        print(f"browser page: {served}")
+        print(f"browser page: {served}, or predict.py --page, which opens it")
     return 0
 
 

@@ -16,7 +16,7 @@ FILES = {
 }
 TREES = {file: ast.parse(text) for file, text in FILES.items()}
 
-SOURCE_LINES, TEST_LINES = 30_569, 22_433
+SOURCE_LINES, TEST_LINES = 30_631, 22_657
 """Raising one is a visible line in a diff: new capabilities raise it by what they need."""
 
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6
@@ -108,7 +108,28 @@ def hidden_imports():
     }
 
 
-RULES = (long_functions, wide_functions, long_files, crowded_folders, double_class_names, circles, hidden_imports)
+def posix_only():
+    """What imports, as soon as it is loaded, a module that Windows does not have."""
+    absent = {"fcntl", "grp", "pwd", "resource", "termios"}
+    return {
+        file
+        for file, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and not absent.isdisjoint([getattr(node, "module", ""), *(alias.name for alias in node.names)])
+    }
+
+
+RULES = (
+    long_functions,
+    wide_functions,
+    long_files,
+    crowded_folders,
+    double_class_names,
+    circles,
+    hidden_imports,
+    posix_only,
+)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

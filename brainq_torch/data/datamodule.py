@@ -1,5 +1,6 @@
 """LightningDataModule: images decoded once, kept as bytes, batched, augmented reproducibly."""
 
+import gc
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -148,9 +149,11 @@ class ImageDataModule(L.LightningDataModule):
 
     def discard(self) -> None:
         """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
-        self.cache.unlink()
-        self._leakage.unlink()
-        for path in (self._search, self._made_labels, self._views):
+        self.datasets.clear()
+        self.trainer = None
+        self.__dict__.pop("kept_views", None)
+        gc.collect()  # of the trainer's loops: Windows removes no file that is still mapped
+        for path in (self.cache, self._leakage, self._search, self._made_labels, self._views):
             path.unlink(missing_ok=True)
 
     def prepare_data(self) -> None:
@@ -238,12 +241,8 @@ class ImageDataModule(L.LightningDataModule):
         splits = [row.split for row in rows] + ["Training"] * len(made)
         origins = [row.source for row in rows] + ["made"] * len(made)
         self.source_names, sources = np.unique(origins, return_inverse=True)
-        self.datasets = {
-            split: PixelDataset(
-                pixels, labels, np.array([i for i, name in enumerate(splits) if name == split], int), sources
-            )
-            for split in SPLITS
-        }
+        rows_of = {split: np.flatnonzero(np.array(splits) == split) for split in SPLITS}
+        self.datasets = {split: PixelDataset(pixels, labels, rows_of[split], sources) for split in SPLITS}
 
     def class_counts(self) -> Tensor:
         """Return how many training images each class has, (class_count,) int64."""

@@ -28,3 +28,4 @@ def make_views(
                 images = to_input(torch.from_numpy(dataset.pixels[rows]).to(device))
                 kept[view, rows] = to_pixels(change(images, make_generator([view, start]))).cpu().numpy()
         kept.flush()
+        del kept  # Windows moves no file that is mapped

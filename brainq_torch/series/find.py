@@ -49,6 +49,8 @@ def find_images(words: Sequence[str]) -> Iterator[str | Unread]:
         matches = [word] if os.path.lexists(word) else sorted(glob.glob(word, recursive=True))
         if not matches:
             what = "no file matches this pattern" if glob.has_magic(word) else "does not exist"
+            if '"' in word:  # Windows takes the last two signs of "C:\\my scans\\" for a quotation mark within the word
+                what += ", and holds a quotation mark: leave out the backslash before it"
             yield Unread(word, f"{what}; check the path")
         for match in matches:
             for found in _in_folder(match) if os.path.isdir(match) else _named(match):

@@ -11,7 +11,7 @@ from typing import Any
 import brainq_torch
 import export
 from brainq_torch.run import Run
-from brainq_torch.run_files import ABOUT_BUNDLE, CHECKPOINT, PARITY, hash_file
+from brainq_torch.run_files import ABOUT_BUNDLE, CHECKPOINT, PARITY, hash_file, write_text
 from brainq_torch.series.rule import find_rule
 from export.bundle import predict
 from export.bundle.answers import GOLDEN, LABELS, PIXELS, BundleError, read_about
@@ -166,7 +166,7 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
     if (_ROOT / _LICENCE).is_file():  # absent where only the package was installed
         _copy(_ROOT / _LICENCE, folder / _LICENCE)
     first = models[0].metadata
-    (folder / LABELS).write_text("".join(f"{name}\n" for name in first.classes), encoding="utf-8")
+    write_text(folder / LABELS, "".join(f"{name}\n" for name in first.classes))
     _dump(folder / PIXELS, first.pixels.to_json())
     about: dict[str, Any] = {"format": BUNDLE_FORMAT, "models": [model.to_json() for model in models], "page": None}
     if page is not None and page_runtime is not None:
@@ -181,13 +181,13 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
     rule = find_rule(models[0].path)
     about["series_rule"] = rule.to_json()  # predict.py and the page answer a series by it
     _dump(folder / ABOUT_BUNDLE, about)
-    (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+    write_text(folder / "requirements.txt", _requirements())
     write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None, rule)
     answers = answer_golden(folder, draw_golden(folder), [m.path for m in models], page.path if page else None)
     _dump(folder / GOLDEN, answers)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{hash_file(folder / name)}  {name}\n" for name in names]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    write_text(folder / SUMS, "".join(lines))
 
 
 def find_sources() -> list[str]:
@@ -215,6 +215,7 @@ def _requirements() -> str:
     pins = {name: f"{name}=={version(name)}" for name in PACKAGES}
     pillow = pins.pop("pillow")
     lines = [
+        "# MODEL_CARD.md says for which Pythons and computers these are.",
         "# Compressed DICOM needs python-gdcm as well.",
         *pins.values(),
         f'{pillow} ; python_version >= "3.11"',
@@ -238,4 +239,4 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _dump(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")

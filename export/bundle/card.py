@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from brainq_torch.run import Run
-from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file, validation_doubt
+from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file, validation_doubt, write_text
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.texts import fill_text
+from export.bundle.predict import RUNTIME
 from export.run.metadata import FileMetadata
 
 
@@ -48,6 +49,7 @@ def write_card(
         reports={file.name: report for file, _, report in models},
         doubt=validation_doubt(run.folder),
         page=page,
+        runtime=RUNTIME,
         rule=rule,
     )
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")

@@ -1,8 +1,8 @@
 """Golden images: phantoms in a bundle, with what each of its files answers, and a check that it does so by itself."""
 
+import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,10 +19,17 @@ from export.run.runners import load_runner
 PACKAGES = {"ai-edge-litert": "ai_edge_litert", "numpy": "numpy", "pillow": "PIL"}
 """Packages that the predictor needs, and the module of each."""
 
-_ALONE = (
-    "import runpy, sys; packages, *sys.argv = sys.argv[1:]; sys.path.append(packages)\n"
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+_ALONE = """
+import json, runpy, sys
+from importlib.machinery import PathFinder
+places, *sys.argv = sys.argv[1:]
+places = json.loads(places)
+class Packages:
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, [places[name]]) if name in places else None
+sys.meta_path.append(Packages)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class _Frame(NamedTuple):
@@ -82,10 +89,8 @@ def replay_alone(folder: Path) -> None:
     Raises:
         GoldenError: The bundle does not work by itself.
     """
-    with tempfile.TemporaryDirectory() as packages:
-        for module in PACKAGES.values():
-            (Path(packages) / module).symlink_to(import_module(module).__path__[0])
-        command = [sys.executable, "-ISBc", _ALONE, packages, str(folder / "predict.py"), "--verify"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    places = {module: str(Path(import_module(module).__path__[0]).parent) for module in PACKAGES.values()}
+    command = [sys.executable, "-ISBc", _ALONE, json.dumps(places), str(folder / "predict.py"), "--verify"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise GoldenError(f"the bundle does not work by itself:\n{done.stderr.strip()}")

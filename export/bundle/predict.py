@@ -2,9 +2,9 @@
 """Name the class of brain-MRI images and series: python predict.py scan.png folder/ [--json]. For research only.
 
 Needs Python 3.10 and the packages of requirements.txt, no PyTorch: ai-edge-litert, numpy and Pillow, pydicom for DICOM
-files, nibabel for NIfTI volumes. --verify replays the golden images of this folder. Before every run the folder is
-checked against SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find damage and careless
-changes; whoever means harm could write new ones.
+files, nibabel for NIfTI volumes. --verify replays the golden images of this folder; --page needs Python alone. Before
+every run the folder is checked against SHA256SUMS, and nothing is answered when a byte of it has changed. The sums find
+damage and careless changes; whoever means harm could write new ones.
 """
 
 # ruff: noqa: E402 - imports that follow the guard
@@ -12,8 +12,8 @@ import sys
 
 OLDEST_PYTHON = (3, 10)
 if __name__ == "__main__":  # before any other import
-    if sys.version_info < OLDEST_PYTHON:
-        sys.exit("error: Python 3.10 or newer is needed")
+    if sys.version_info < OLDEST_PYTHON or sys.maxsize < 2**32:
+        sys.exit("error: a 64-bit Python 3.10 or newer is needed")
     if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
         # This folder: until it has been checked, a json.py in it must not run in place of Python's own.
         sys.path[:] = [entry for entry in sys.path[1:] if entry != sys.path[0]]
@@ -23,7 +23,9 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SUMS = "SHA256SUMS"
@@ -31,6 +33,8 @@ NEEDED = ("bundle.json", "labels.txt", "pixels.json", "golden.json", "predict.py
 UNUSABLE = 2
 CODE = (".py", ".pyc", ".pyo", ".pyw", ".so", ".pyd", ".dll", ".dylib", ".tflite")
 """Endings of what might be run in place of a package or a model, on any system. Other added files do no harm."""
+RUNTIME = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
+"""Microsoft's libraries that LiteRT needs on Windows; neither Windows nor Python brings all of them."""
 _NAMED = 5
 
 
@@ -113,6 +117,31 @@ def add_limits(parser: argparse.ArgumentParser, use: str) -> None:
     parser.add_argument("--limits", nargs=2, type=float, metavar=("HEALTHY", "TUMOUR"), help=words)
 
 
+def serve_page(folder: Path) -> int:
+    """Open the browser page and serve it to this computer alone, until Ctrl-C; it needs no package."""
+    import webbrowser
+
+    if not (folder / "index.html").is_file():
+        raise DamagedBundleError("this folder was made without a page")
+    with make_server(folder) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        print(f"the page: {address}; Ctrl-C ends it", flush=True)
+        webbrowser.open(address)
+        server.serve_forever()
+    return 0
+
+
+def make_server(folder: Path) -> Any:
+    """Return what serves a folder on a free port."""
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    # Python asks Windows' registry, which may call a script plain text, and no browser runs that as a module.
+    scripts = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css", ".wasm": "application/wasm"}
+    more = {"extensions_map": SimpleHTTPRequestHandler.extensions_map | scripts, "log_message": lambda *words: None}
+    handler = type("PageHandler", (SimpleHTTPRequestHandler,), more)
+    return ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+
+
 def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:
     """Run the command.
 
@@ -124,23 +153,29 @@ def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, NIfTI volumes, a DICOMDIR")
     add_series_options(parser)
     parser.add_argument("--verify", action="store_true", help="replay the golden images and stop")
+    parser.add_argument("--page", action="store_true", help="open the browser page and serve it until Ctrl-C")
     parser.add_argument("--model", metavar="FILE", help="which of this folder's model files (default: the first)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    if not options.images and not options.verify:
-        parser.error("IMAGE is missing; name image files or folders, or use --verify")
+    if not options.images and not options.verify and not options.page:
+        parser.error("IMAGE is missing; name image files or folders, or use --verify or --page")
     try:
         check_files(folder)
         if __name__ == "__main__":
             sys.path.insert(0, str(folder))
+        if options.page:
+            return serve_page(folder)
         from export.bundle import answers  # not before: nothing of a changed folder may run
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)
-        return UNUSABLE
+        fault = f"{error.name} is not installed: python -m pip install -r requirements.txt, for Python 3.10 to 3.13"
+    except ImportError as error:  # of LiteRT's own libraries
+        fault = f"{error}. On Windows, install Microsoft's Visual C++ Redistributable: {RUNTIME}"
     except DamagedBundleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    return answers.run(folder, options)
+        fault = str(error)
+    else:
+        return answers.run(folder, options)
+    print(f"error: {fault}", file=sys.stderr)
+    return UNUSABLE
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def open_tflite(
     litert = import_extra("ai_edge_litert.interpreter")
     with without_chatter() if quiet else nullcontext():
         interpreter = litert.Interpreter(
-            os.fsencode(path),  # a name in any encoding: LiteRT takes text for UTF-8
+            # Not its name: LiteRT takes one in UTF-8 alone, on Windows in its code page, and keeps the file open.
+            model_content=path.read_bytes(),
             num_threads=threads,
             experimental_op_resolver_type=getattr(litert.OpResolverType, kernels),
             experimental_preserve_all_tensors=keep_all,

@@ -1,4 +1,7 @@
+import os
 import warnings
+
+import pytest
 
 from brainq_torch.console import counted, name_first, run_command
 
@@ -23,3 +26,16 @@ def test_what_libraries_warn_of_is_not_shown():
         warnings.simplefilter("always")
         assert run_command(chat) == 0
     assert [str(each.message) for each in shown] == ["of ours"]
+
+
+@pytest.mark.parametrize(("system", "end"), [("posix", "read and write"), ("nt", "where another program has it open")])
+def test_a_table_that_is_open_in_a_spreadsheet_is_to_be_closed(monkeypatch, capsys, system, end):
+    monkeypatch.setattr(os, "name", system)
+
+    def write():
+        raise PermissionError(13, "Permission denied", "a.csv")
+
+    assert run_command(write) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: a.csv: Permission denied; name a place")
+    assert said.endswith(f"{end}\n")

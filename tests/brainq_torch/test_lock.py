@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from brainq_torch.lock import LockedError, hold_lock
+from tests.support.windows import refuse_as_windows
 
 HOLD = (
     "import sys, time; from pathlib import Path; from brainq_torch.lock import hold_lock\n"
@@ -21,6 +22,16 @@ def test_the_holder_is_named_and_leaves_no_file(tmp_path):
     ):
         hold_lock(tmp_path / "lock", "it is used").__enter__()
     assert not list(tmp_path.iterdir())
+
+
+def test_where_a_locked_file_can_be_neither_written_nor_removed_it_is_held_all_the_same(tmp_path, monkeypatch):
+    refuse_as_windows(monkeypatch)
+    for _ in range(2):
+        with (
+            hold_lock(tmp_path / "lock", "it is used"),
+            pytest.raises(LockedError, match="it is used by another process"),
+        ):
+            hold_lock(tmp_path / "lock", "it is used").__enter__()
 
 
 @pytest.mark.parametrize("place", ["file", "/proc"])

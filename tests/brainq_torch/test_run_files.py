@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from brainq_torch.console import WRONG_INPUT, run_command
-from brainq_torch.run_files import write_json, write_text
+from brainq_torch.run_files import format_command, write_json, write_text
+from tests.support.windows import refuse_as_windows
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -33,6 +34,16 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     os.close(reader)
     os.close(writer)
+
+
+def test_windows_gets_the_same_bytes_and_commands_as_its_shells_take_them(tmp_path, monkeypatch):
+    refuse_as_windows(monkeypatch)
+    write_text(tmp_path / "a", "one\ntwo\n")
+    assert (tmp_path / "a").read_bytes() == b"one\ntwo\n"
+    words = ("export", "runs\\mine", "my runs")
+    assert format_command(*words) == r"python -m export 'runs\mine' 'my runs'"
+    monkeypatch.setattr(os, "name", "nt")
+    assert format_command(*words) == r'python -m export runs\mine "my runs"'
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full, which is a disk without space")

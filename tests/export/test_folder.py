@@ -9,6 +9,7 @@ import pytest
 
 from brainq_torch.lock import LockedError, hold_lock
 from export.folder import ExportFolderError, check_target, write_as_a_whole
+from tests.support.windows import refuse_as_windows
 
 
 def write(target, replace=False, content="new"):
@@ -54,6 +55,13 @@ def test_replace_puts_the_new_one_in_its_place(tmp_path):
     write(tmp_path / "export", replace=True)
     assert (tmp_path / "export/model").read_text() == "new"
     assert names(tmp_path) == ["export"]
+
+
+def test_windows_flushes_files_and_no_folders(tmp_path, monkeypatch):
+    refuse_as_windows(monkeypatch)
+    write(tmp_path / "export", content="old")
+    write(tmp_path / "export", replace=True)
+    assert (tmp_path / "export/model").read_text() == "new"
 
 
 def test_the_old_one_survives_a_replacement_that_fails(tmp_path):

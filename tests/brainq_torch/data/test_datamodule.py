@@ -13,6 +13,7 @@ from brainq_torch.data.dataset.sources import Source
 from brainq_torch.data.decoded import make_generator, make_sampler
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, CounterfactualImages
+from tests.support.windows import refuse_as_windows
 
 
 class _Recorder(L.LightningModule):
@@ -77,7 +78,8 @@ def test_training_images_are_changed_reproducibly(phantoms, tmp_path):
     assert not torch.equal(plain[0][1].images, one[0][1].images)
 
 
-def test_kept_views_come_back_in_turn_and_are_the_same_for_every_seed(phantoms, tmp_path):
+def test_kept_views_come_back_in_turn_and_are_the_same_for_every_seed(phantoms, tmp_path, monkeypatch):
+    refuse_as_windows(monkeypatch)  # to move or remove a mapped file
     seen = {}
     for seed in (1, 2):
         data = _data(phantoms, tmp_path / f"run{seed}", split="stratified", seed=seed, views=2)
@@ -96,6 +98,7 @@ def test_kept_views_come_back_in_turn_and_are_the_same_for_every_seed(phantoms, 
         torch.equal(seen[row, 0][0], seen[row, 1][0]) for row in rows if (row, 0) in seen and (row, 1) in seen
     )
     assert (tmp_path / "run1" / "views.npy").exists()
+    del recorder  # and with it the loaders
     data.discard()
     assert not (tmp_path / "run2" / "views.npy").exists()
 

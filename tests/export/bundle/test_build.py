@@ -1,7 +1,9 @@
 import ast
+import builtins
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +30,7 @@ from export.bundle.predict import OLDEST_PYTHON, SUMS, check_files, main
 from export.folder import ExportFolderError
 from export.run.model import Model
 from export.run.runners import TFLiteRunner, load_runner
+from tests.support.windows import refuse_as_windows
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +299,33 @@ def test_a_tampered_bundle_is_refused(copy, message, capsys):
     TAMPERINGS[message](copy)
     assert main(["scan.png"], copy) == 2
     assert message in capsys.readouterr().err
+
+
+def test_libraries_that_windows_lacks_are_named(bundle, monkeypatch, capsys):
+    def load(name, *words):
+        if name == "ai_edge_litert.interpreter":
+            raise ImportError("DLL load failed while importing _pywrap_litert_interpreter_wrapper")
+        return load_any(name, *words)
+
+    load_any = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", load)
+    monkeypatch.delitem(sys.modules, "export.bundle.answers")
+    monkeypatch.delattr("export.bundle.answers")
+    assert main(["--verify"], bundle) == 2
+    assert re.fullmatch(
+        r"error: DLL load failed .*\. On Windows, install .*vc_redist\.x64\.exe\n", capsys.readouterr().err
+    )
+
+
+def test_windows_makes_the_same_bytes_and_writes_its_answers(bundle, tiny_run, tiny_export, tmp_path, monkeypatch):
+    refuse_as_windows(monkeypatch)
+    made = tmp_path / "clinic"
+    make_bundle(load_run(tiny_run), tiny_export, made)
+    assert files(made) == files(bundle)
+    scans, sheet, table = str(made / "golden" / "*_wide.png"), tmp_path / "a.png", tmp_path / "a.csv"
+    assert main([scans, "--montage", str(sheet), "--csv", str(table)], made) == 0  # cmd.exe leaves patterns as they are
+    assert sheet.is_file()
+    assert len(table.read_bytes().split(b"\r\n")) == 1 + len(CLASSES) + 1
 
 
 def test_what_python_cannot_import_may_be_put_into_the_folder(copy):

@@ -29,6 +29,7 @@ from tests.support.handmade_models import (
     write_int8_tflite,
 )
 from tests.support.small_network import SIDE, as_input, small_images, small_network
+from tests.support.windows import refuse_as_windows
 
 SPEC = PixelSpec(32)
 FILES = ("model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite")
@@ -86,6 +87,16 @@ def test_a_folder_whose_name_is_not_utf8_is_read(tiny_export, tmp_path, name):
     images = random_images(2)
     moved = load_runner(shutil.copy(tiny_export / name, folder))
     np.testing.assert_array_equal(moved(images), load_runner(tiny_export / name)(images))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_may_be_removed_while_it_runs(tiny_export, tmp_path, monkeypatch, name):
+    refuse_as_windows(monkeypatch)
+    copy = tmp_path / name
+    copy.write_bytes((tiny_export / name).read_bytes())
+    runner = load_runner(copy)
+    runner(random_images(2))
+    copy.unlink()
 
 
 @pytest.mark.parametrize("name", ["", *FILES])
