@@ -58,6 +58,18 @@ def _phantoms_drawn_once():
         yield
 
 
+@pytest.fixture
+def ended(capsys):
+    """Check a command's exit code and return what it has printed: ``ended(main(words), 2).err``."""
+
+    def check(code: int, expected: int = 0) -> Any:
+        printed = capsys.readouterr()
+        assert code == expected, printed.err
+        return printed
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     """Make a folder once, in whichever process of the session asks first. Read only: copy it before changing it."""

@@ -67,9 +67,8 @@ def test_a_model_gives_its_runner_s_logits(path, phantoms):
         assert len(model.runner._interpreters) == 2  # every thread is used, whoever asks
 
 
-def test_a_prediction_is_the_command_s(path, png, capsys):
-    assert predict.main([str(path), str(png), "--json", "--threads", "1"]) == 0
-    row = json.loads(capsys.readouterr().out)
+def test_a_prediction_is_the_command_s(path, png, ended):
+    row = json.loads(ended(predict.main([str(path), str(png), "--json", "--threads", "1"])).out)
     (answer,) = bq.load(path).predict(png)
     assert isinstance(answer, bq.Prediction)
     assert {name: row[name] for name in ("path", "label", "best", "probability", "probabilities", "reason")} == {

@@ -208,20 +208,17 @@ def test_kill_9_then_resume(phantoms, uninterrupted, tmp_path):
     assert same_weights(uninterrupted, out)
 
 
-def test_resuming_a_complete_run_changes_nothing(uninterrupted, capsys):
+def test_resuming_a_complete_run_changes_nothing(uninterrupted, ended):
     before = (uninterrupted / "model.ckpt").stat().st_mtime_ns
-    assert main(["--resume", "--out", str(uninterrupted)]) == 0
-    assert "complete" in capsys.readouterr().out
+    assert "complete" in ended(main(["--resume", "--out", str(uninterrupted)])).out
     assert (uninterrupted / "model.ckpt").stat().st_mtime_ns == before
 
 
-def test_existing_folders_are_not_overwritten(uninterrupted, phantoms, tmp_path, capsys):
-    assert main(_words(phantoms, uninterrupted)) == 2
-    assert "--resume" in capsys.readouterr().err
+def test_existing_folders_are_not_overwritten(uninterrupted, phantoms, tmp_path, ended):
+    assert "--resume" in ended(main(_words(phantoms, uninterrupted)), 2).err
     (tmp_path / "thesis.txt").write_text("precious")
     for more in ([], ["--resume"]):
-        assert main(_words(phantoms, tmp_path, *more)) == 2
-        assert "is no run folder" in capsys.readouterr().err
+        assert "is no run folder" in ended(main(_words(phantoms, tmp_path, *more)), 2).err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -230,7 +227,7 @@ def test_resuming_with_another_configuration_is_refused(phantoms, tmp_path, unin
     assert "data.batch_size: 8 -> 4" in capsys.readouterr().err
 
 
-def test_changed_images_stop_a_resume(tmp_path, monkeypatch, capsys):
+def test_changed_images_stop_a_resume(tmp_path, monkeypatch, ended):
     from brainq_torch.data.synthesis.phantom import write_phantoms
 
     root, out = tmp_path / "data", tmp_path / "run"
@@ -242,14 +239,12 @@ def test_changed_images_stop_a_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     victim = next(root.rglob("*.png"))
     victim.write_bytes(victim.read_bytes() + b"x")
-    assert main(["--resume", "--out", str(out)]) == 2
-    assert f"{victim.name} has changed" in capsys.readouterr().err
+    assert f"{victim.name} has changed" in ended(main(["--resume", "--out", str(out)]), 2).err
 
 
-def test_a_loss_that_is_no_number_stops_with_advice(phantoms, tmp_path, capsys):
+def test_a_loss_that_is_no_number_stops_with_advice(phantoms, tmp_path, ended):
     stages = "[{name: all, epochs: 3, rate: 1e38, optimizer: sgd}]"
-    assert main(_words(phantoms, tmp_path / "run", stages=stages)) == 1
-    message = capsys.readouterr().err
+    message = ended(main(_words(phantoms, tmp_path / "run", stages=stages)), 1).err
     assert "the loss became" in message
     assert "Lower the stage's rate" in message
 
@@ -276,14 +271,13 @@ def test_wrong_words_are_named(words, match, tmp_path, phantoms, capsys):
     assert match in capsys.readouterr().err
 
 
-def test_a_missing_class_is_named(tmp_path, capsys):
+def test_a_missing_class_is_named(tmp_path, ended):
     from brainq_torch.data.synthesis.phantom import write_phantoms
 
     write_phantoms(tmp_path / "data", 2, 1, seed=0, size=32)
     for image in (tmp_path / "data" / "Training" / "glioma").iterdir():
         image.unlink()
-    assert main(_words(tmp_path / "data", tmp_path / "run")) == 2
-    assert "glioma" in capsys.readouterr().err
+    assert "glioma" in ended(main(_words(tmp_path / "data", tmp_path / "run")), 2).err
 
 
 def test_a_run_that_never_began_leaves_no_folder_in_the_way(phantoms, tmp_path):
@@ -293,7 +287,7 @@ def test_a_run_that_never_began_leaves_no_folder_in_the_way(phantoms, tmp_path):
     assert not out.parent.exists()
 
 
-def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatch, ended):
     out = tmp_path / "run"
 
     def full(*_):
@@ -301,8 +295,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatc
 
     monkeypatch.setattr(loop.EpochLog, "on_train_epoch_end", full)
     monkeypatch.setattr(fit.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 4096}))
-    assert main(_words(phantoms, out)) == 2
-    assert "the disk is full" in capsys.readouterr().err
+    assert "the disk is full" in ended(main(_words(phantoms, out)), 2).err
     assert (out / "manifest.csv").exists()
 
 

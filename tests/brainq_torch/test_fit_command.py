@@ -163,9 +163,8 @@ def test_classes_from_elsewhere_are_not_even_imported(flag, phantoms, tmp_path, 
     assert "intruder" not in sys.modules
 
 
-def test_each_epoch_is_a_line_where_no_bar_is_shown(phantoms, tmp_path, capsys):
-    assert main(words_for(phantoms, tmp_path / "run")) == 0
-    printed = capsys.readouterr().out
+def test_each_epoch_is_a_line_where_no_bar_is_shown(phantoms, tmp_path, ended):
+    printed = ended(main(words_for(phantoms, tmp_path / "run"))).out
     assert [f"all: epoch {number} of 2: train_loss " in printed for number in (1, 2, 3)] == [True, True, False]
     assert "FLOPs" not in printed
 
@@ -227,7 +226,7 @@ def test_slurm_requeues_the_job_and_it_ends_with_the_same_weights(phantoms, whol
     assert same_weights(whole, out)
 
 
-def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(whole, tmp_path, capsys):
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(whole, tmp_path, ended):
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     stage = out / "checkpoints" / "1-all"
     for path in (stage / "done", out / "model.ckpt", out / "metrics.json"):
@@ -235,8 +234,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(whole, tmp_path, capsys
     content = bytearray((stage / "last.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (stage / "last.ckpt").write_bytes(content)
-    assert main(["--resume", "--out", str(out)]) == 0
-    assert "last.previous.ckpt is trained again" in capsys.readouterr().err
+    assert "last.previous.ckpt is trained again" in ended(main(["--resume", "--out", str(out)])).err
     assert same_weights(whole, out)
 
 

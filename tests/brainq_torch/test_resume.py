@@ -27,14 +27,13 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_resume_that_fails_removes_nothing(tiny_run, tmp_path, capsys):
+def test_a_resume_that_fails_removes_nothing(tiny_run, tmp_path, ended):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     (run / "manifest.csv").unlink()
     (run / "metrics.json").unlink()
     (run / "notes.txt").write_text("precious")
     before = contents(run)
-    assert main(["--resume", "--out", str(run), "--data.root", str(tmp_path / "gone")]) == 2
-    assert "gone" in capsys.readouterr().err
+    assert "gone" in ended(main(["--resume", "--out", str(run), "--data.root", str(tmp_path / "gone")]), 2).err
     assert contents(run).keys() == before.keys()
     assert contents(run)[Path("notes.txt")] == b"precious"
 
@@ -91,23 +90,21 @@ def test_what_belongs_to_the_machine_may_change(text, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"- a list", b"data: 5", b"a: [", b"\x00", b"data: {}", "ä".encode("latin-1")])
-def test_a_damaged_configuration_is_a_line(content, words, tiny_run, tmp_path, capsys):
+def test_a_damaged_configuration_is_a_line(content, words, tiny_run, tmp_path, ended):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     (run / "config.yaml").write_bytes(content)
-    assert main([*words, "--resume"]) == 2
-    assert f"{run / 'config.yaml'} is no" in capsys.readouterr().err
+    assert f"{run / 'config.yaml'} is no" in ended(main([*words, "--resume"]), 2).err
 
 
 NO_CONFIGURATION = [b"- a list", "seed: 1 # ä".encode("latin-1"), "seed: 1".encode("utf-16"), bytes(range(128, 256))]
 
 
 @pytest.mark.parametrize("content", NO_CONFIGURATION)
-def test_a_file_that_is_no_configuration_is_a_line_that_names_it(content, tmp_path, capsys):
+def test_a_file_that_is_no_configuration_is_a_line_that_names_it(content, tmp_path, ended):
     config = tmp_path / "config.yaml"
     config.write_bytes(content)
     for words in (["--config", str(config), "--out", str(tmp_path / "new")], ["--resume", "--out", str(tmp_path)]):
-        assert main(words) == 2
-        said = capsys.readouterr().err
+        said = ended(main(words), 2).err
         assert said.startswith(f"error: {config} is no")
         assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

@@ -18,11 +18,10 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_on_several_sources_says_what_each_scores(two_sources, tmp_path, capsys):
+def test_a_run_on_several_sources_says_what_each_scores(two_sources, tmp_path, capsys, ended):
     root, words = two_sources
     out = tmp_path / "run"
-    assert main([*TINY, *words, "--data.balance=source", f"--out={out}", f"--stages={STAGES}"]) == 0
-    printed = capsys.readouterr().out
+    printed = ended(main([*TINY, *words, "--data.balance=source", f"--out={out}", f"--stages={STAGES}"])).out
     assert "val, by source:" in printed
     rows = read_rows(out / "manifest.csv")
     assert {row["source"] for row in rows} == {"north", "cs", "du"}
@@ -68,12 +67,11 @@ def test_a_plain_run_has_an_empty_column_and_no_figures_by_source(tiny_run):
         ("[{name: a+b, root: north}]", "data.sources has the name 'a+b'"),
     ],
 )
-def test_wrong_sources_end_in_one_line(two_sources, tmp_path, capsys, sources, message):
+def test_wrong_sources_end_in_one_line(two_sources, tmp_path, ended, sources, message):
     root, _ = two_sources
     words = [f"--data.root={root}", f"--data.sources={sources}", f"--out={tmp_path / 'run'}"]
     classes = "--data.classes=[glioma, meningioma, notumor, pituitary]"
-    assert main([*TINY, *words, classes, f"--stages={STAGES}"]) == 2
-    error = capsys.readouterr().err
+    error = ended(main([*TINY, *words, classes, f"--stages={STAGES}"]), 2).err
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -120,11 +120,10 @@ def test_every_network_is_run_once_on_what_it_is_asked_about(run, quick, monkeyp
     }
 
 
-def test_an_existing_export_is_replaced_only_with_force(run, quick, capsys):
+def test_an_existing_export_is_replaced_only_with_force(run, quick, ended):
     assert main([str(run), "--recipes", "fp32"]) == 0
     before = hashes(run / "export")
-    assert main([str(run), *FLOAT]) == 2
-    assert "--force" in capsys.readouterr().err
+    assert "--force" in ended(main([str(run), *FLOAT]), 2).err
     assert hashes(run / "export") == before
     assert main([str(run), *FLOAT, "--force"]) == 0
     assert names(run / "export") == FILES
@@ -142,11 +141,10 @@ def test_the_runs_limits_of_a_series_go_where_the_files_go(run, quick, tmp_path,
     assert "name its folder with --bundle" in capsys.readouterr().err
 
 
-def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, capsys):
+def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, ended):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter").write_text("dear")
-    assert main([str(run), *FLOAT, "--out", str(tmp_path / "home"), "--force"]) == 2
-    assert "is not an export" in capsys.readouterr().err
+    assert "is not an export" in ended(main([str(run), *FLOAT, "--out", str(tmp_path / "home"), "--force"]), 2).err
     assert names(tmp_path / "home") == ["letter"]
 
 
@@ -172,7 +170,7 @@ def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, ca
     "error",
     [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")],
 )
-def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, capsys, error):
+def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, ended, error):
     def make(context):
         context.path("model_fp16.tflite").write_bytes(b"half")
         try:
@@ -181,20 +179,18 @@ def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, capsys,
             raise RuntimeError("a library's own words") from cause
 
     break_recipe(monkeypatch, "fp16", make)
-    assert main([str(run), *FLOAT]) == 2
-    assert "the disk is full" in capsys.readouterr().err
+    assert "the disk is full" in ended(main([str(run), *FLOAT]), 2).err
     assert "export" not in names(run)
     assert "export.partial" not in names(run)
 
 
-def test_ctrl_c_leaves_nothing_and_no_traceback(run, quick, monkeypatch, capsys):
+def test_ctrl_c_leaves_nothing_and_no_traceback(run, quick, monkeypatch, ended):
     def make(context):
         context.path("model_fp16.tflite").write_bytes(b"half")
         raise KeyboardInterrupt
 
     break_recipe(monkeypatch, "fp16", make)
-    assert main([str(run), *FLOAT]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing half-made was kept"
+    assert ended(main([str(run), *FLOAT]), 130).err.splitlines()[-1] == "stopped; nothing half-made was kept"
     assert not {"export", "export.partial"} & set(names(run))
 
 
@@ -212,11 +208,10 @@ def test_ctrl_c_while_it_loads_is_a_line(tmp_path):
     assert (result.returncode, result.stderr) == (130, "stopped\n")
 
 
-def test_words_that_a_bundle_of_finished_files_would_pass_over_are_refused(run, quick, tmp_path, capsys):
+def test_words_that_a_bundle_of_finished_files_would_pass_over_are_refused(run, quick, tmp_path, ended):
     assert main([str(run), *FLOAT]) == 0
     words = [str(run), "--bundle", str(tmp_path / "clinic"), "--parity-images", "300"]
-    assert main(words) == 2
-    assert "words on how files are made or compared" in capsys.readouterr().err
+    assert "words on how files are made or compared" in ended(main(words), 2).err
     assert not (tmp_path / "clinic").exists()
 
 
@@ -253,11 +248,10 @@ def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):
     assert not {"export", "export.partial"} & set(names(run))
 
 
-def test_an_unfinished_export_is_removed_and_said(run, quick, capsys):
+def test_an_unfinished_export_is_removed_and_said(run, quick, ended):
     (run / "export.partial").mkdir()
     (run / "export.partial/model_fp32.onnx").write_bytes(b"half")
-    assert main([str(run), *FLOAT]) == 0
-    assert "unfinished folder of a killed export" in capsys.readouterr().err
+    assert "unfinished folder of a killed export" in ended(main([str(run), *FLOAT])).err
     assert names(run / "export") == FILES
     assert "export.partial" not in names(run)
 
@@ -273,9 +267,8 @@ def test_a_changed_image_is_named_and_left_out(run, quick, phantoms, tmp_path, c
     assert any(changed.name in problem for problem in images["problems"])
 
 
-def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, capsys):
-    assert main([str(run), *FLOAT, "--data", str(tmp_path / "nowhere")]) == 0
-    output = capsys.readouterr()
+def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, ended):
+    output = ended(main([str(run), *FLOAT, "--data", str(tmp_path / "nowhere")]))
     assert "is not there" in output.err
     report = json.loads((run / "export/parity.json").read_text())
     assert report["images"]["splits"] == {"phantom": PARITY_IMAGES}
@@ -296,14 +289,11 @@ def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, c
 
 @pytest.mark.parametrize("recipe", ["int8", "w4a8", "int8_tf", "dynamic_int8"])
 @pytest.mark.parametrize("left", [0, 12])
-def test_integer_files_need_the_images_that_the_run_was_trained_on(
-    run, quick, phantoms, tmp_path, capsys, recipe, left
-):
+def test_integer_files_need_the_images_that_the_run_was_trained_on(run, quick, phantoms, tmp_path, ended, recipe, left):
     data = shutil.copytree(phantoms, tmp_path / "data")
     for path in sorted((data / "Training").rglob("*.png")) + sorted((data / "Testing").rglob("*.png"))[left:]:
         path.unlink()
-    assert main([str(run), "--recipes", "fp32", recipe, "--data", str(data)]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
+    error = ended(main([str(run), "--recipes", "fp32", recipe, "--data", str(data)]), 2).err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "with --data" in error
     assert not {"export", "export.partial"} & set(names(run))
@@ -343,7 +333,7 @@ def test_too_few_images_to_compare_on_are_refused(run, capsys):
 
 
 @pytest.mark.parametrize(("flips", "margin", "hint"), [(1, 0.01, True), (1, 0.2, False), (6, 0.01, False)])
-def test_a_few_near_ties_among_few_images_may_be_chance(run, quick, monkeypatch, capsys, flips, margin, hint):
+def test_a_few_near_ties_among_few_images_may_be_chance(run, quick, monkeypatch, ended, flips, margin, hint):
     def climb_with_flips(*arguments):
         reports = climb(*arguments)
         changed = {"passed": False, "flips": ({"image": "x", "margin": margin},) * flips}
@@ -352,8 +342,7 @@ def test_a_few_near_ties_among_few_images_may_be_chance(run, quick, monkeypatch,
     climb = export.pipeline.climb
     monkeypatch.setattr(export.pipeline, "climb", climb_with_flips)
     monkeypatch.setattr(export.pipeline.ParityReport, "table", lambda report: "")
-    assert main([str(run), *FLOAT]) == 1
-    assert ("--parity-images" in capsys.readouterr().out) is hint
+    assert ("--parity-images" in ended(main([str(run), *FLOAT]), 1).out) is hint
 
 
 def not_a_folder(run):
@@ -404,30 +393,26 @@ def with_code(run):
         (with_code, "was not loaded"),
     ],
 )
-def test_a_run_that_cannot_be_used_is_one_clear_line(run, quick, capsys, damage, message):
+def test_a_run_that_cannot_be_used_is_one_clear_line(run, quick, ended, damage, message):
     damage(run)
-    assert main([str(run), *FLOAT]) == 2
-    error = capsys.readouterr().err.strip()
+    error = ended(main([str(run), *FLOAT]), 2).err.strip()
     assert message in error
     assert "Traceback" not in error
     assert not run.exists() or not {"export", "export.partial", "exploded"} & set(names(run))
 
 
-def test_an_unknown_recipe_names_those_allowed(run, capsys):
-    assert main([str(run), "--recipes", "fp32", "fp8"]) == 2
-    assert "unknown recipe fp8; allowed are fp32, fp16" in capsys.readouterr().err
+def test_an_unknown_recipe_names_those_allowed(run, ended):
+    assert "unknown recipe fp8; allowed are fp32, fp16" in ended(main([str(run), "--recipes", "fp32", "fp8"]), 2).err
 
 
-def test_a_missing_package_names_the_extra(run, monkeypatch, capsys):
+def test_a_missing_package_names_the_extra(run, monkeypatch, ended):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert main([str(run), *FLOAT]) == 2
-    assert "pip install -e '.[export]'" in capsys.readouterr().err
+    assert "pip install -e '.[export]'" in ended(main([str(run), *FLOAT]), 2).err
     assert not {"export", "export.partial"} & set(names(run))
 
 
-def test_list_names_the_recipes(capsys):
-    assert main(["--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_list_names_the_recipes(ended):
+    lines = ended(main(["--list"])).out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
 
 

@@ -34,12 +34,11 @@ def test_the_report_has_every_kind_and_its_figures(few, tiny_run, phantoms, tmp_
     assert "answered" in said
 
 
-def test_a_model_without_abstention_is_refused(monkeypatch, tiny_run, phantoms, capsys):
+def test_a_model_without_abstention_is_refused(monkeypatch, tiny_run, phantoms, ended):
     runner = load_runner(tiny_run)
     runner.abstention = None
     monkeypatch.setattr(abstention, "load_runner", lambda *_: runner)
-    assert abstention.main([str(tiny_run), "--data", str(phantoms)]) == 2
-    assert "export it again" in capsys.readouterr().err
+    assert "export it again" in ended(abstention.main([str(tiny_run), "--data", str(phantoms)]), 2).err
 
 
 def test_an_empty_folder_of_pictures_is_named(few, tiny_run, phantoms, tmp_path, capsys):

@@ -31,13 +31,12 @@ def hospital(tmp_path_factory):
 
 
 def test_too_few_images_are_cross_validated_over_groups_and_a_file_is_restored(
-    hospital, tiny_export, tmp_path, in_process, capsys
+    hospital, tiny_export, tmp_path, in_process, ended
 ):
     out = tmp_path / "out"
     words = [str(tiny_export / "model_fp32.tflite"), "--data", str(hospital), "--out", str(out), "--train", "head"]
     words += [*SMALL, "--stages.epochs=1"]
-    assert adapt.main(words) == 0
-    printed = capsys.readouterr().out
+    printed = ended(adapt.main(words)).out
     assert [each[0] for each in in_process] == ["tools.restore", *["brainq_torch.fit"] * 6]
     found = json.loads((out / "adapt.json").read_text())
     assert list(found) == ["all new ones", "new"]
@@ -111,13 +110,11 @@ def test_a_class_that_the_hospital_lacks_asks_for_the_old_images(hospital, tiny_
     assert "leave it out" not in error  # the network's classes stay
 
 
-def test_a_file_that_cannot_be_restored_is_refused_before_anything_is_done(hospital, tmp_path, capsys):
+def test_a_file_that_cannot_be_restored_is_refused_before_anything_is_done(hospital, tmp_path, ended):
     words = ["results/densenet32/model_int8.tflite", "--data", str(hospital), "--out", str(tmp_path / "out")]
-    assert adapt.main(words) == 2
-    assert "weights that are no floats" in capsys.readouterr().err
+    assert "weights that are no floats" in ended(adapt.main(words), 2).err
     words[0] = "results/densenet32/model_fp16.tflite"
-    assert adapt.main([*words, "--data.size=32"]) == 2
-    assert "leave --data.size and --data.fit out" in capsys.readouterr().err
+    assert "leave --data.size and --data.fit out" in ended(adapt.main([*words, "--data.size=32"]), 2).err
     assert not (tmp_path / "out").exists()
 
 

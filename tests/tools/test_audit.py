@@ -75,10 +75,9 @@ def test_the_verdict_comes_first_and_counts_what_was_planted(leaky, capsys):
     assert any("label conflict: Training/meningioma/conflict.png, Training/pituitary/p4.png" in line for line in lines)
 
 
-def test_a_clean_set_passes(clean, capsys):
+def test_a_clean_set_passes(clean, ended):
     # The negative control: the same images without the planted ones.
-    assert audit.main([str(clean), "--fail-on-leak"]) == 0
-    printed = capsys.readouterr().out
+    printed = ended(audit.main([str(clean), "--fail-on-leak"])).out
     assert printed.startswith("Testing: no image of the test set is a copy of a training image")
     assert "\n  nearest copy: 0 nearly equal, 0 mirrored or turned, 0 altered\n" in printed
 
@@ -184,11 +183,10 @@ def test_validation_is_checked_against_training_only(tmp_path):
     assert [folder.records[match.source].path for match in found.matches["Testing"]] == ["valid/glioma/other.png"]
 
 
-def test_unreadable_images_are_named_and_left_out(small, tmp_path, capsys):
+def test_unreadable_images_are_named_and_left_out(small, tmp_path, ended):
     (small / "Training/glioma/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     out = tmp_path / "audit.json"
-    assert audit.main([str(small), "--json", str(out)]) == 0
-    assert "broken.png" in capsys.readouterr().out
+    assert "broken.png" in ended(audit.main([str(small), "--json", str(out)])).out
     data = json.loads(out.read_text())
     assert data["n"] == 12
     assert data["problems"][0]["path"] == "Training/glioma/broken.png"
@@ -242,7 +240,7 @@ def test_no_probes_without_two_groups_a_class():
     assert shortcuts.run_probes(pixels, np.arange(4), np.arange(4)) == []
 
 
-def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_away(tmp_path, capsys):
+def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_away(tmp_path, ended):
     """The second source is brighter at its border, has two copies of the first's images, and a class of its own."""
     write_phantoms(tmp_path, 12, 1, seed=0, size=64)
     lines = ["path,class,source,sequence"]
@@ -259,8 +257,7 @@ def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_a
         shutil.copy(tmp_path / lines[1 + number].split(",")[0], copy)
         lines.append(f"{copy.relative_to(tmp_path).as_posix()},glioma,b,FLAIR")
     (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")
-    assert audit.main([str(tmp_path), "--table", "images.csv", "--json", str(tmp_path / "audit.json")]) == 0
-    printed = capsys.readouterr().out
+    printed = ended(audit.main([str(tmp_path), "--table", "images.csv", "--json", str(tmp_path / "audit.json")])).out
     found = json.loads((tmp_path / "audit.json").read_text())["sources"]
     assert found["counts"]["c"] == {"glioma": 0, "meningioma": 0, "notumor": 0, "pituitary": 12}
     assert found["copies"] == [{"sources": ["a", "b"], "images": 4}]

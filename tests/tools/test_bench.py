@@ -68,18 +68,16 @@ def test_an_onnx_file_has_a_row_of_openvino_s(tmp_path, capsys):
     assert "not installed" not in capsys.readouterr().out
 
 
-def test_without_openvino_nothing_changes_but_a_line(files, report, tmp_path, capsys, monkeypatch):
+def test_without_openvino_nothing_changes_but_a_line(files, report, tmp_path, ended, monkeypatch):
     assert len(report["models"]) == len(files)
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    assert bench.main([str(files[3]), "--rounds", "1", "--calls", "1"]) == 0
     assert "OpenVINO is not installed; with it an .onnx file has a second row: pip install -e '.[openvino]'" in (
-        capsys.readouterr().out
+        ended(bench.main([str(files[3]), "--rounds", "1", "--calls", "1"])).out
     )
     (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError('gone', name='openvino')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(bench, "find_spec", lambda name: True)
-    assert bench.main([str(files[3])]) == 2
-    assert "openvino is not installed; it is of the extra 'openvino'" in capsys.readouterr().err
+    assert "openvino is not installed; it is of the extra 'openvino'" in ended(bench.main([str(files[3])]), 2).err
 
 
 def test_ratios_are_to_the_first_model(report):
@@ -164,7 +162,7 @@ def test_input_covers_the_types_range(dtype, zero_point, low, high):
     assert (image.min(), image.max()) == (low, high)
 
 
-def test_wrong_models_are_named(tmp_path, capsys):
+def test_wrong_models_are_named(tmp_path, ended):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "noise.tflite").write_bytes(b"\x00" * 64)
@@ -178,20 +176,18 @@ def test_wrong_models_are_named(tmp_path, capsys):
         ("noise.tflite", "; python -m tools.doctor tells more of an exported file"),
         ("damaged.onnx", "is damaged"),
     ):
-        assert bench.main([str(tmp_path / name)]) == 2
-        error = capsys.readouterr().err
+        error = ended(bench.main([str(tmp_path / name)]), 2).err
         assert error.startswith("error: ")
         assert name in error
         assert message in error
 
 
-def test_a_process_that_dies_is_told_with_its_last_words(tmp_path, files, capsys, monkeypatch):
+def test_a_process_that_dies_is_told_with_its_last_words(tmp_path, files, ended, monkeypatch):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho out of memory >&2\nexit 9\n")
     program.chmod(0o755)
     monkeypatch.setattr(bench.sys, "executable", str(program))
-    assert bench.main([str(files[1])]) == 2
-    assert "its process ended with code 9: out of memory" in capsys.readouterr().err
+    assert "its process ended with code 9: out of memory" in ended(bench.main([str(files[1])]), 2).err
 
 
 def test_without_an_engine_the_command_that_installs_it_is_named(tmp_path, files, capsys, monkeypatch):

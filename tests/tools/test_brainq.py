@@ -20,10 +20,9 @@ def test_every_command_is_there_and_runs_its_module(monkeypatch):
             assert main([word, "--help", "x"]) == 7
 
 
-def test_words_pass_as_they_are(monkeypatch, capsys):
+def test_words_pass_as_they_are(monkeypatch, ended):
     monkeypatch.setattr(predict, "main", lambda words: print(words) or 0)
-    assert main(["predict", "--help", "a b", "--json"]) == 0
-    assert capsys.readouterr().out == "['--help', 'a b', '--json']\n"
+    assert ended(main(["predict", "--help", "a b", "--json"])).out == "['--help', 'a b', '--json']\n"
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [(["--version"], 0, __version__), (["predct"], 2, "'predict'")])

@@ -171,11 +171,10 @@ def test_other_makers_files_are_warned_of(tmp_path):
     assert any("weights are in another file" in finding.what for finding in diagnosis.findings)
 
 
-def test_a_healthy_file_runs_both_ways(tmp_path, capsys):
+def test_a_healthy_file_runs_both_ways(tmp_path, ended):
     path = sign(write_int8_tflite(tmp_path / "int8.tflite", logit_scale=0.1))
     target = tmp_path / "d.json"
-    assert doctor.main([str(path), "--json", str(target)]) == 0
-    out = capsys.readouterr().out
+    out = ended(doctor.main([str(path), "--json", str(target)])).out
     for line in (
         "TFLite, 0.0", "computes in int8", "runs with XNNPACK on 16 synthetic phantoms", "runs without XNNPACK",
         "all 2 quantized weights have a scale per channel", "scale 0.0078125, zero point 0: -1 to 0.9922",
@@ -186,12 +185,10 @@ def test_a_healthy_file_runs_both_ways(tmp_path, capsys):
     assert (report["healthy"], report["kind"], report["file_format"]) == (True, "int8", "TFLite")
 
 
-def test_a_file_with_a_fault_exits_with_1_and_what_cannot_be_fed_is_examined_all_the_same(tmp_path, capsys):
+def test_a_file_with_a_fault_exits_with_1_and_what_cannot_be_fed_is_examined_all_the_same(tmp_path, ended):
     path = sign(write_float_tflite(tmp_path / "int8.tflite", side=16))
-    assert doctor.main([str(path)]) == 2
-    assert "--static" in capsys.readouterr().err
-    assert doctor.main([str(path), "--static"]) == 1
-    out = capsys.readouterr().out
+    assert "--static" in ended(doctor.main([str(path)]), 2).err
+    out = ended(doctor.main([str(path), "--static"]), 1).out
     assert "FAULT   its name says int8, but the file computes in float32" in out
     assert "-> rename it, or make what it says: python -m export RUN --recipes int8" in out
 
@@ -233,10 +230,9 @@ def test_a_relus_zeros_are_not_clipping(tmp_path):
     assert clipped(finite=False) == ["not_finite"]
 
 
-def test_real_images_are_taken_when_named(tmp_path, phantoms, capsys):
+def test_real_images_are_taken_when_named(tmp_path, phantoms, ended):
     path = sign(write_int8_tflite(tmp_path / "m.tflite", logit_scale=0.1))
-    assert doctor.main([str(path), "--data", str(phantoms)]) == 0
-    assert f"on 16 images of {phantoms}" in capsys.readouterr().out
+    assert f"on 16 images of {phantoms}" in ended(doctor.main([str(path), "--data", str(phantoms)])).out
     folder = scan_folder(phantoms)
     assert take_evenly(folder, 10**6) == folder  # no image twice where there are fewer
 
@@ -306,10 +302,9 @@ def test_int4_is_unpacked_lower_half_first(tmp_path):
         ("noise.onnx", b"\xff" * 99, "not an ONNX file"),
     ],
 )
-def test_what_is_no_model_is_one_clear_error(tmp_path, capsys, name, content, message):
+def test_what_is_no_model_is_one_clear_error(tmp_path, ended, name, content, message):
     (tmp_path / name).write_bytes(content)
-    assert doctor.main([str(tmp_path / name)]) == 2
-    error = capsys.readouterr().err
+    error = ended(doctor.main([str(tmp_path / name)]), 2).err
     assert error.startswith("error: ")
     assert message in error
     assert name in error

@@ -343,13 +343,12 @@ def test_a_measured_arena_decides_and_a_lower_bound_only_refuses(tmp_path):
 # The command
 
 
-def test_command_without_engines_says_not_done_and_how(tmp_path, capsys, monkeypatch):
+def test_command_without_engines_says_not_done_and_how(tmp_path, ended, monkeypatch):
     monkeypatch.setattr(edge, "find_vela", lambda named: None)
     model = write_int8_tflite(tmp_path / "small.tflite")
     files = {name: tmp_path / name for name in ("report.json", "report.md")}
     arguments = ["--json", str(files["report.json"]), "--markdown", str(files["report.md"]), "--csv", str(tmp_path)]
-    assert edge.main([str(model), *arguments, "--layers", "--tflm-python", blocked_python(tmp_path)]) == 0
-    printed = capsys.readouterr().out
+    printed = ended(edge.main([str(model), *arguments, "--layers", "--tflm-python", blocked_python(tmp_path)])).out
     assert printed.count("NOT DONE: ") == 4  # two engines, and the two devices that hang on them
     assert "pip install -e '.[edge]'" in printed
     assert files["report.md"].read_text().strip() in printed
@@ -385,7 +384,7 @@ def write_custom(path):
     return build.write(path, ends[:1], ends[1:])
 
 
-def test_wrong_inputs_are_refused_with_a_remedy(tmp_path, capsys):
+def test_wrong_inputs_are_refused_with_a_remedy(tmp_path, ended):
     good = str(write_int8_tflite(tmp_path / "m.tflite"))
     cases = [
         ([str(write_float_onnx(tmp_path / "m.onnx"))], "give the .tflite file beside it"),
@@ -396,8 +395,7 @@ def test_wrong_inputs_are_refused_with_a_remedy(tmp_path, capsys):
         ([good, good, "--csv", str(tmp_path), "--static"], "would overwrite each other"),
     ]
     for arguments, message in cases:
-        assert edge.main(arguments) == 2, arguments
-        assert message in capsys.readouterr().err
+        assert message in ended(edge.main(arguments), 2).err
 
 
 def test_tables_are_named_after_runs(tmp_path):

@@ -107,16 +107,14 @@ def test_a_named_split_is_measured(data, fake, tmp_path, split, expected):
     assert json.loads(target.read_text())["n"] == expected
 
 
-def test_class_folders_without_splits_are_all_measured(data, fake, capsys):
-    assert evaluate.main(["a", "--data", str(data / "Training")]) == 0
-    assert "split all: 12 images" in capsys.readouterr().out
+def test_class_folders_without_splits_are_all_measured(data, fake, ended):
+    assert "split all: 12 images" in ended(evaluate.main(["a", "--data", str(data / "Training")])).out
 
 
-def test_val_comes_before_training(tmp_path, fake, capsys):
+def test_val_comes_before_training(tmp_path, fake, ended):
     write_images(tmp_path, "train", 2)
     write_images(tmp_path, "val", 1)
-    assert evaluate.main(["a", "--data", str(tmp_path)]) == 0
-    assert "split val: 4 images" in capsys.readouterr().out
+    assert "split val: 4 images" in ended(evaluate.main(["a", "--data", str(tmp_path)])).out
 
 
 def test_a_models_own_class_order_does_not_change_the_report(data, fake, tmp_path):
@@ -140,11 +138,10 @@ def test_unreadable_images_are_named_and_left_out(data, fake, tmp_path, capsys):
     assert "notes.txt" in out
 
 
-def test_a_class_without_readable_image_is_an_error(data, fake, capsys):
+def test_a_class_without_readable_image_is_an_error(data, fake, ended):
     for path in (data / "Testing" / "notumor").iterdir():
         path.write_bytes(b"")
-    assert evaluate.main(["a", "--data", str(data)]) == 2
-    error = capsys.readouterr().err
+    error = ended(evaluate.main(["a", "--data", str(data)]), 2).err
     assert "class notumor has no readable image" in error
     assert "Testing/notumor/4.png" in error
 
@@ -168,17 +165,15 @@ def test_models_of_two_sizes_are_compared(data, fake, capsys):
     assert "same class         100.00 % (0 images differ)" in capsys.readouterr().out
 
 
-def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fake, tmp_path, capsys):
+def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fake, tmp_path, ended):
     records = scan_folder(data).select("Training").records
     chosen = [replace(record, split="val") if record.path.endswith("0.png") else record for record in records]
     manifest = tmp_path / "manifest.csv"
     write_manifest(manifest, make_manifest(data, chosen))
     words = ["a", "--data", str(data), "--manifest", str(manifest), "--split", "val"]
-    assert evaluate.main(words) == 0
-    assert "split val: 4 images" in capsys.readouterr().out
+    assert "split val: 4 images" in ended(evaluate.main(words)).out
     picture(15).save(data / "Training" / "glioma" / "0.png")
-    assert evaluate.main(words) == 2
-    assert "Training/glioma/0.png has changed" in capsys.readouterr().err
+    assert "Training/glioma/0.png has changed" in ended(evaluate.main(words), 2).err
 
 
 def test_plot_is_written(data, fake, tmp_path):
@@ -187,10 +182,9 @@ def test_plot_is_written(data, fake, tmp_path):
         assert image.format == "PNG"
 
 
-def test_other_classes_than_the_datas_are_refused(data, fake, capsys):
+def test_other_classes_than_the_datas_are_refused(data, fake, ended):
     fake["cats"] = GreyRunner(classes=("cat", "dog", "glioma", "mouse"))
-    assert evaluate.main(["cats", "--data", str(data)]) == 2
-    error = capsys.readouterr().err
+    error = ended(evaluate.main(["cats", "--data", str(data)]), 2).err
     assert "cats tells cat, dog, glioma, mouse apart" in error
     assert "holds meningioma, notumor, pituitary; say what that means with --label-map" in error
 
@@ -288,11 +282,10 @@ def test_a_coarse_answers_probability_is_the_sum_of_its_classes():
         (["yes=glioma+notumor", "no=notumor"], "notumor means two answers"),
     ],
 )
-def test_a_wrong_label_map_is_refused_in_one_line_before_anything_is_decoded(yes_no, fake, capsys, words, message):
+def test_a_wrong_label_map_is_refused_in_one_line_before_anything_is_decoded(yes_no, fake, ended, words, message):
     for path in yes_no.glob("*/*"):
         path.write_bytes(b"no image")
-    assert evaluate.main(["a", "--data", str(yes_no), "--label-map", *words]) == 2
-    error = capsys.readouterr().err
+    error = ended(evaluate.main(["a", "--data", str(yes_no), "--label-map", *words]), 2).err
     assert message in error
     assert error.count("\n") == 1
 
@@ -306,9 +299,8 @@ def test_a_wrong_label_map_is_refused_in_one_line_before_anything_is_decoded(yes
         (["--data", "{data}", "--manifest", "nowhere.csv"], "nowhere.csv is missing"),
     ],
 )
-def test_wrong_words_are_named(data, fake, capsys, words, message):
-    assert evaluate.main(["a", *(word.format(data=data) for word in words)]) == 2
-    captured = capsys.readouterr()
+def test_wrong_words_are_named(data, fake, ended, words, message):
+    captured = ended(evaluate.main(["a", *(word.format(data=data) for word in words)]), 2)
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
@@ -368,10 +360,9 @@ class Evil:
         return Path.touch, (Path(self.path),)
 
 
-def test_every_wrong_model_is_one_clear_error(data, tmp_path, capsys):
+def test_every_wrong_model_is_one_clear_error(data, tmp_path, ended):
     for model, message in broken_models(tmp_path):
-        assert evaluate.main([str(model), "--data", str(data)]) == 2, model
-        error = capsys.readouterr().err
+        error = ended(evaluate.main([str(model), "--data", str(data)]), 2).err
         assert error.startswith("error: "), error
         assert message in error
         assert model.name in error

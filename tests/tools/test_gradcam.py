@@ -94,12 +94,11 @@ def test_the_map_colours_the_picture_where_the_activation_is(tmp_path):
         (["RUN", "--split", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_input_is_refused(tmp_path, tiny_run, phantoms, capsys, arguments, message):
+def test_wrong_input_is_refused(tmp_path, tiny_run, phantoms, ended, arguments, message):
     (tmp_path / "empty").mkdir()
     names = {"RUN": str(tiny_run), "EMPTY": str(tmp_path / "empty")}
     arguments = [names.get(word, word) for word in arguments]
-    assert main([*arguments, "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]) == 2
-    assert message in capsys.readouterr().err
+    assert message in ended(main([*arguments, "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]), 2).err
     assert not (tmp_path / "cam.png").exists()
 
 

@@ -72,8 +72,7 @@ def test_two_commands_do_not_share_a_folder(measured, capsys):
     assert f"{out} is being worked in by process" in capsys.readouterr().err
 
 
-def test_a_budget_that_cannot_be_kept_is_refused(measured, capsys):
+def test_a_budget_that_cannot_be_kept_is_refused(measured, ended):
     _, arguments = measured
     arguments = [word if word != BUDGET else "10" for word in arguments]
-    assert low_bits.main(arguments) == 2
-    assert "the budget is 10 bytes" in capsys.readouterr().err
+    assert "the budget is 10 bytes" in ended(low_bits.main(arguments), 2).err

@@ -81,7 +81,7 @@ def test_json_lines_have_class_and_exact_probability(runner, images, capsys):
     assert math.isclose(sum(row["probabilities"].values()), 1.0)
 
 
-def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, capsys):
+def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, capsys, ended):
     heads, labels = phantom_images(64, 32)
     logits = runner(heads)
     abstention = fit_abstention(logits, labels, heads, fit_typicality(heads))
@@ -98,8 +98,7 @@ def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, ca
     assert head["probability"] == pytest.approx(expected, rel=1e-5)
     assert (head["class"], head["best"], head["abstained"]) == ("uncertain", "glioma", "not sure enough")
     runner.abstention = replace(abstention, temperature=2.0, threshold=0.1)
-    assert predict.main(["model", str(images / "a b.png"), str(images / "head.png")]) == 0
-    text = capsys.readouterr().out.splitlines()
+    text = ended(predict.main(["model", str(images / "a b.png"), str(images / "head.png")])).out.splitlines()
     assert "a b.png: uncertain, unlike the images it was trained on  (glioma" in text[0]
     assert "head.png: glioma" in text[1]
 
@@ -118,18 +117,16 @@ def test_a_series_is_answered_by_the_limits_beside_the_model(runner, tmp_path, c
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_a_model_that_cannot_abstain_is_told_once(runner, images, form, capsys):
+def test_a_model_that_cannot_abstain_is_told_once(runner, images, form, capsys, ended):
     assert predict.main(["model", str(images), *form]) == 0
     assert capsys.readouterr().err.count("model cannot say uncertain: it carries no abstention") == 1
     heads, labels = phantom_images(64, 32)
     runner.abstention = fit_abstention(runner(heads), labels, heads, fit_typicality(heads))
-    assert predict.main(["model", str(images), *form]) == 0
-    assert "cannot say" not in capsys.readouterr().err
+    assert "cannot say" not in ended(predict.main(["model", str(images), *form])).err
 
 
-def test_text_names_class_probability_and_the_notice(runner, images, capsys):
-    assert predict.main(["model", str(images / "a b.png")]) == 0
-    captured = capsys.readouterr()
+def test_text_names_class_probability_and_the_notice(runner, images, ended):
+    captured = ended(predict.main(["model", str(images / "a b.png")]))
     assert captured.out == (f"{images}/a b.png: glioma 76.9 %  (meningioma 7.7 %, notumor 7.7 %, pituitary 7.7 %)\n")
     assert "not a medical device" in captured.err
 
@@ -146,15 +143,14 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(runner, images, c
     assert lines(capsys)[0]["probability"] == pytest.approx(7 / 10, abs=1e-6)
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, capsys):
+def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, ended):
     (images / "empty.png").write_bytes(b"")
     content = (images / "a b.png").read_bytes()
     (images / "cut.png").write_bytes(content[: len(content) // 2])
     (images / "report.txt").write_text("no image: passed over")
     (images / ".hidden.png").write_bytes(b"")
     missing, pattern = str(images / "gone.png"), str(images / "*.bmp")
-    assert predict.main(["model", str(images), missing, pattern, "--json"]) == 1
-    captured = capsys.readouterr()
+    captured = ended(predict.main(["model", str(images), missing, pattern, "--json"]), 1)
     rows = [json.loads(line) for line in captured.out.splitlines()]
     errors = {Path(row["path"]).name: row["error"] for row in rows if "error" in row}
     assert errors.keys() == {"empty.png", "cut.png", "gone.png", "*.bmp"}
@@ -168,15 +164,14 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, c
     assert "4 of 6 could not be read" in captured.err
 
 
-def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, images, capsys):
+def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, images, capsys, ended):
     (images / "masks").mkdir()
     masks = [images / "a b_mask.png", images / "masks" / "a b.png", images / "deeper" / "a-seg.tif"]
     for path in masks:
         Image.fromarray(np.diag(np.full(40, 255, np.uint8))).save(path)
     scan = str(images / "a b.png")
     for words, expected in (([images], 3), ([images / "*.png"], 1), ([scan, masks[0]], 1)):
-        assert predict.main(["model", *map(str, words), "--json"]) == 0
-        captured = capsys.readouterr()
+        captured = ended(predict.main(["model", *map(str, words), "--json"]))
         rows = [json.loads(line) for line in captured.out.splitlines()]
         left_out = [row for row in rows if "left_out" in row]
         assert {row["path"] for row in left_out} <= set(map(str, masks))
@@ -186,8 +181,7 @@ def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, imag
         assert [line.startswith(said) for line in captured.err.splitlines()[-1:]] == [True]
     assert predict.main(["model", str(masks[0])]) == 1  # alone it is no mask until it is looked at
     assert "not read" in capsys.readouterr().err
-    assert predict.main(["model", str(images / "masks")]) == 1
-    assert "1 of 1 could not be read" in capsys.readouterr().err
+    assert "1 of 1 could not be read" in ended(predict.main(["model", str(images / "masks")]), 1).err
 
 
 def test_a_folder_of_a_class_of_the_model_holds_no_masks(images):
@@ -255,20 +249,18 @@ def test_a_name_in_letters_that_the_locale_has_not_ends_no_command():
     assert run.stdout.split() == [rb"\u5065\u5eb7"]
 
 
-def test_only_the_projects_own_errors_become_messages(capsys):
+def test_only_the_projects_own_errors_become_messages(ended):
     def fail(error):
         raise error
 
     assert run_command(lambda: fail(CommandError("wrong word"))) == 2
-    assert run_command(lambda: fail(PermissionError(13, "Permission denied", "x"))) == 2
     assert (
-        capsys.readouterr().err
+        ended(run_command(lambda: fail(PermissionError(13, "Permission denied", "x"))), 2).err
         == "error: wrong word\nerror: x: Permission denied; name a place in a folder that you may read and write\n"
     )
     with pytest.raises(ValueError, match="a bug"):
         run_command(lambda: fail(ValueError("a bug")))
-    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "stopped\n"
+    assert ended(run_command(lambda: fail(KeyboardInterrupt())), 130).err == "stopped\n"
 
 
 def test_a_closed_pipe_is_no_traceback():

@@ -39,7 +39,7 @@ def test_every_held_out_image_is_answered_in_the_manifest_order(tiny_run, tiny_e
     assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"]
 
 
-def test_other_sources_are_answered_beside(tiny_run, tiny_export, phantoms, tmp_path, capsys):
+def test_other_sources_are_answered_beside(tiny_run, tiny_export, phantoms, tmp_path, ended):
     """From class folders, where the folder is the source, and from a table that names it and lacks classes."""
     model, table = tiny_export / "model_fp16.tflite", tmp_path / "scans" / "images.csv"
     images = sorted((phantoms / "Testing/glioma").iterdir())[:2]
@@ -56,8 +56,7 @@ def test_other_sources_are_answered_beside(tiny_run, tiny_export, phantoms, tmp_
         kept = [file["paths"].tolist().index(f"Testing/glioma/{image.name}") for image in images]
         np.testing.assert_array_equal(file["elsewhere_logits"][:2], file["logits"][kept])
     (table.parent / images[0].name).write_bytes(b"no picture")
-    assert main([str(model), *words, str(table)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "cannot be read" in ended(main([str(model), *words, str(table)]), 2).err
 
 
 def test_a_run_without_validation_part_has_empty_arrays(tiny_run, tiny_export, phantoms, tmp_path):
@@ -81,16 +80,14 @@ def test_a_manifest_without_groups_is_refused(tiny_run, tiny_export, phantoms, t
     assert "does not say which images belong together" in capsys.readouterr().err
 
 
-def test_a_changed_image_is_refused(tiny_run, tiny_export, phantoms, tmp_path, capsys):
+def test_a_changed_image_is_refused(tiny_run, tiny_export, phantoms, tmp_path, ended):
     data = shutil.copytree(phantoms, tmp_path / "data")
     image = next((data / "Testing").rglob("*.png"))
     shutil.copy(next((data / "Training").rglob("*.png")), image)
-    assert predict(tiny_export / "model_fp16.tflite", tiny_run, data, tmp_path / "a.npz") == 2
-    assert "has changed" in capsys.readouterr().err
+    assert "has changed" in ended(predict(tiny_export / "model_fp16.tflite", tiny_run, data, tmp_path / "a.npz"), 2).err
     assert not (tmp_path / "a.npz").exists()
 
 
 @pytest.mark.parametrize("out", ["a.npy", "absent/a.npz"])
-def test_a_wrong_target_is_refused_before_any_work(tiny_run, phantoms, tmp_path, out, capsys):
-    assert predict("absent.tflite", tiny_run, phantoms, tmp_path / out) == 2
-    assert "absent.tflite" not in capsys.readouterr().err
+def test_a_wrong_target_is_refused_before_any_work(tiny_run, phantoms, tmp_path, out, ended):
+    assert "absent.tflite" not in ended(predict("absent.tflite", tiny_run, phantoms, tmp_path / out), 2).err

@@ -84,7 +84,7 @@ def test_nothing_of_the_left_out_source_is_trained_on() -> None:
         leave_out(manifest_rows(labels, groups), groups, labels == CLASSES.index("notumor"))
 
 
-def test_command_writes_a_manifest_per_source(scans, tmp_path, capsys) -> None:
+def test_command_writes_a_manifest_per_source(scans, tmp_path, ended) -> None:
     pixels, labels, scanner = scans
     rows = []
     for n, (image, label) in enumerate(zip(pixels, labels, strict=True)):
@@ -95,8 +95,7 @@ def test_command_writes_a_manifest_per_source(scans, tmp_path, capsys) -> None:
         rows.append(ManifestRow(f"{CLASSES[label]}/{n}.png", CLASSES[label], split, f"g{n}", hash_file(path)))
     write_manifest(tmp_path / "manifest.csv", rows)
     words = ["--manifest", str(tmp_path / "manifest.csv"), "--data", str(tmp_path / "images"), "--sources", "2"]
-    assert main([*words, "--out", str(tmp_path / "sources")]) == 0
-    printed = capsys.readouterr().out
+    printed = ended(main([*words, "--out", str(tmp_path / "sources")])).out
     assert "without_0.csv leaves out" in printed
     named = name_looks(tmp_path / "images", rows, 2)  # as tools.sources --pseudo tells them apart
     assert {(row.source, int(each)) for row, each in zip(named, scanner, strict=True)} in (
@@ -110,9 +109,7 @@ def test_command_writes_a_manifest_per_source(scans, tmp_path, capsys) -> None:
             scanner[int(row.path.split("/")[1].removesuffix(".png"))] for row in written if row.split == "Testing"
         }
         assert len(scanners) == 1
-    assert main([*words, "--out", str(tmp_path / "sources")]) == 2
-    assert "name another folder" in capsys.readouterr().err
+    assert "name another folder" in ended(main([*words, "--out", str(tmp_path / "sources")]), 2).err
     elsewhere = [*words[:3], str(tmp_path / "absent"), *words[4:], "--out", str(tmp_path / "other")]
-    assert main(elsewhere) == 2
-    assert "88 of 88 images" in capsys.readouterr().err
+    assert "88 of 88 images" in ended(main(elsewhere), 2).err
     assert not (tmp_path / "other").exists()

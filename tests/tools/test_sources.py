@@ -76,12 +76,11 @@ def test_folds_that_cannot_be_are_refused(rows, wanted, message):
         make_folds(rows, wanted)
 
 
-def test_one_command_trains_all_folds_and_none_twice(two_sources, tmp_path, in_process, capsys):
+def test_one_command_trains_all_folds_and_none_twice(two_sources, tmp_path, in_process, capsys, ended):
     root, words = two_sources
     out = tmp_path / "folds"
     config = [TINY[0], TINY[1], "--out", str(out), "--leave-out", "cs", "du", *TINY[2:], *words, f"--stages={STAGES}"]
-    assert main(config) == 0
-    printed = capsys.readouterr().out
+    printed = ended(main(config)).out
     assert len(in_process) == 2
     found = json.loads((out / "sources.json").read_text())
     assert [row["left_out"] for row in found["folds"]] == [["cs"], ["du"]]
@@ -128,9 +127,8 @@ def test_a_fold_that_fails_is_named_and_the_others_go_on(two_sources, tmp_path, 
         (["--data.sources=[{name: a, root: nowhere}]"], "data.sources, a: "),
     ],
 )
-def test_wrong_words_end_in_one_line(tmp_path, capsys, words, message):
-    assert main([*TINY[:2], "--out", str(tmp_path / "folds"), *words]) == 2
-    error = capsys.readouterr().err.strip()
+def test_wrong_words_end_in_one_line(tmp_path, ended, words, message):
+    error = ended(main([*TINY[:2], "--out", str(tmp_path / "folds"), *words]), 2).err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
 

@@ -16,10 +16,9 @@ def training_rows(run):
     return [row for row in read_manifest(run / "manifest.csv") if row.split == "Training"]
 
 
-def test_a_student_learns_from_kept_logits(tiny_run, phantoms, tmp_path, capsys):
+def test_a_student_learns_from_kept_logits(tiny_run, phantoms, tmp_path, ended):
     file = tmp_path / "logits.jsonl"
-    assert main([str(tiny_run), "--data", str(phantoms), "--out", str(file)]) == 0
-    assert "the teacher is right on" in capsys.readouterr().out
+    assert "the teacher is right on" in ended(main([str(tiny_run), "--data", str(phantoms), "--out", str(file)])).out
     rows = training_rows(tiny_run)
     pixels = load_run(tiny_run).pixels
     expected = load_runner(tiny_run)(load_pixels(manifest_folder(phantoms, rows), pixels))

@@ -129,12 +129,11 @@ def test_slices_unlike_the_training_images_do_not_count(tmp_path, monkeypatch):
     assert series["notes"] == ["4 slices do not count: unlike the images it was trained on"]
 
 
-def test_a_long_command_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+def test_a_long_command_says_how_far_it_is(tmp_path, monkeypatch, ended):
     monkeypatch.setattr(show, "_SAY_EVERY_S", 0.0)
     path = write_volume(tmp_path / "a.nii", [False] * 3)
     options = asked(images=[path], json=True)
-    assert answer_command(answerer(), options) == 0
-    assert "... 0 files looked at, 4 answers" in capsys.readouterr().err
+    assert "... 0 files looked at, 4 answers" in ended(answer_command(answerer(), options)).err
 
 
 def test_a_slice_that_cannot_be_read_does_not_stop_the_rest(tmp_path):
@@ -162,19 +161,17 @@ def test_a_damaged_volume_is_told_of_once(tmp_path):
     assert ["one half of a NIfTI pair" in row["error"] for row in rows([tmp_path / "b.hdr"])] == [True]
 
 
-def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, capsys):
+def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, ended):
     paths = [write_volume(tmp_path / f"{name}.nii", bright) for name, bright in (("a", [True] * 5), ("b", [False] * 5))]
     options = asked(images=paths, json=False)
-    assert answer_command(answerer(), options) == 0
-    printed = capsys.readouterr()
+    printed = ended(answer_command(answerer(), options))
     assert printed.out.splitlines()[5].startswith(
         f"SERIES {paths[0]}: glioma  (5 slices: 5 glioma; strongest: glioma, slice"
     )
     limits = "limits of a series: up to 0.3 notumor, from 0.7 a tumour (built in)"
     assert printed.err.splitlines()[-2:] == [limits, "2 series: 1 glioma, 1 notumor"]
     options.json = True
-    assert answer_command(answerer(), options, model="m") == 0
-    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = [json.loads(line) for line in ended(answer_command(answerer(), options, model="m")).out.splitlines()]
     assert [row["level"] for row in printed] == ["slice"] * 5 + ["series"] + ["slice"] * 5 + ["series"]
     assert {row["model"] for row in printed} == {"m"}
 
@@ -196,13 +193,12 @@ def test_a_model_without_a_healthy_class_gives_no_series_answer():
     assert (said.label, said.reason) == (None, "the model has no class notumor")
 
 
-def test_a_table_and_a_sheet_hold_what_was_answered(tmp_path, capsys):
+def test_a_table_and_a_sheet_hold_what_was_answered(tmp_path, ended):
     path = write_volume(tmp_path / "a.nii", [None, False, True, True, True])
     (tmp_path / "empty.png").write_bytes(b"")
     kept = {"csv": str(tmp_path / "a.csv"), "montage": str(tmp_path / "sheet.png")}
     options = asked(images=[path, str(tmp_path / "empty.png")], json=True, **kept)
-    assert answer_command(answerer(), options) == 1
-    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = [json.loads(line) for line in ended(answer_command(answerer(), options), 1).out.splitlines()]
     with (tmp_path / "a.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["label"] for row in table] == [row.get("label", "") for row in printed]

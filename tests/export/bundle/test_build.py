@@ -148,12 +148,11 @@ def verified(file):
     return f"verified: {file}, 8 golden images, 8 of them equal to the last bit"
 
 
-def test_an_integer_bundle_is_integers_in_and_out(tiny_run, tiny_int8_export, tmp_path, capsys):
+def test_an_integer_bundle_is_integers_in_and_out(tiny_run, tiny_int8_export, tmp_path, ended):
     folder = tmp_path / "clinic"
     make_bundle(load_run(tiny_run), tiny_int8_export, folder)
     assert json.loads((folder / "bundle.json").read_text())["models"][0]["file"] == "model_int8.tflite"
-    assert main(["--verify"], folder) == 0
-    assert capsys.readouterr().out == verified("model_int8.tflite") + "\n"
+    assert ended(main(["--verify"], folder)).out == verified("model_int8.tflite") + "\n"
     runner = load_runner(tiny_int8_export / "model_int8.tflite")
     for name, entry in json.loads((folder / GOLDEN).read_text()).items():
         logits = entry["answers"]["model_int8.tflite"]["logits"]
@@ -164,19 +163,16 @@ def test_an_integer_bundle_is_integers_in_and_out(tiny_run, tiny_int8_export, tm
     golden["golden/glioma_tall.png"]["answers"]["model_int8.tflite"]["logits"][0] += 1
     (folder / GOLDEN).write_text(json.dumps(golden))
     sign_again(folder, GOLDEN)
-    assert main(["--verify"], folder) == 1
-    assert "logits differ by 1" in capsys.readouterr().err
+    assert "logits differ by 1" in ended(main(["--verify"], folder), 1).err
 
 
-def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path, capsys):
+def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path, capsys, ended):
     folder, files = tmp_path / "clinic", ["model_fp32.tflite", "model_fp16.tflite"]
     make_bundle(load_run(tiny_run), tiny_export, folder, files)
-    assert main(["--verify"], folder) == 0
-    assert capsys.readouterr().out.splitlines() == [verified(file) for file in files]
+    assert ended(main(["--verify"], folder)).out.splitlines() == [verified(file) for file in files]
     scan = str(folder / "golden" / "glioma_wide.png")
     for words, file in (([], files[0]), (["--model", files[1]], files[1])):
-        assert main([scan, "--json", *words], folder) == 0
-        answer = json.loads(capsys.readouterr().out)
+        answer = json.loads(ended(main([scan, "--json", *words], folder)).out)
         runner = load_runner(tiny_export / file)
         assert answer["model"] == file
         assert np.array_equal(
@@ -193,7 +189,7 @@ def test_other_files_that_passed_are_named_where_no_preferred_one_is_asked_for(t
         choose_best(tiny_export, {"model_w4a8.tflite"})
 
 
-def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, tiny_export, tmp_path, capsys):
+def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, tiny_export, tmp_path, capsys, ended):
     nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
     volume = np.stack([render_phantom(0, seed, size=48) for seed in range(4)], -1)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "a.nii")
@@ -209,8 +205,7 @@ def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, 
     assert rule == {"neighbours": 2, "healthy_up_to": 0.01, "tumour_from": 0.02, "fewest": 4}
     assert "from 0.02 on it is the tumour" in (folder / "MODEL_CARD.md").read_text()
     for more, limits, source in (([], [0.01, 0.02], "bundle.json"), (["--limits", "0", "1"], [0, 1], "--limits")):
-        assert main([str(tmp_path / "a.nii"), "--json", *more], folder) == 0
-        row = json.loads(capsys.readouterr().out.splitlines()[-1])
+        row = json.loads(ended(main([str(tmp_path / "a.nii"), "--json", *more], folder)).out.splitlines()[-1])
         assert (row["limits"], row["limits_from"]) == (limits, source)
 
 
@@ -225,12 +220,11 @@ def test_an_answer_is_all_that_is_said(bundle):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_missing_package_is_named(bundle, monkeypatch, capsys):
+def test_a_missing_package_is_named(bundle, monkeypatch, ended):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "export.bundle.answers")
     monkeypatch.delattr("export.bundle.answers")
-    assert main(["--verify"], bundle) == 2
-    assert "is not installed: python -m pip install -r requirements.txt" in capsys.readouterr().err
+    assert "is not installed: python -m pip install -r requirements.txt" in ended(main(["--verify"], bundle), 2).err
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
@@ -243,18 +237,16 @@ def test_who_stops_it_sees_no_traceback(bundle, monkeypatch, stop, code):
     assert main(["scan.png"], bundle) == code
 
 
-def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_path, monkeypatch, capsys):
+def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_path, monkeypatch, ended):
     pytest.importorskip("pydicom", reason="pydicom is not installed")
     from tests.brainq_torch.data.reading.test_dicom import write_dicom
 
     scan = str(write_dicom(tmp_path / "scan", np.arange(4096).reshape(64, 64)))
-    assert main([scan, "--json"], bundle) == 0
-    assert json.loads(capsys.readouterr().out)["best"] in CLASSES
+    assert json.loads(ended(main([scan, "--json"], bundle)).out)["best"] in CLASSES
     for name in [name for name in sys.modules if name.split(".")[0] == "pydicom" or name.endswith("data.dicom")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert main([scan, "--json"], bundle) == 1
-    assert "python -m pip install pydicom" in json.loads(capsys.readouterr().out)["error"]
+    assert "python -m pip install pydicom" in json.loads(ended(main([scan, "--json"], bundle), 1).out)["error"]
 
 
 def test_the_readers_are_required_where_they_are_known(monkeypatch):
@@ -294,11 +286,10 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("message", TAMPERINGS)
-def test_a_tampered_bundle_is_refused(copy, message, capsys):
+def test_a_tampered_bundle_is_refused(copy, message, ended):
     check_files(copy)  # control: as it was made, it is not
     TAMPERINGS[message](copy)
-    assert main(["scan.png"], copy) == 2
-    assert message in capsys.readouterr().err
+    assert message in ended(main(["scan.png"], copy), 2).err
 
 
 def test_libraries_that_windows_lacks_are_named(bundle, monkeypatch, capsys):
@@ -364,19 +355,17 @@ def sign_again(folder, name):
     (folder / SUMS).write_text("\n".join([*lines, f"{digest}  {name}"]) + "\n")
 
 
-def test_golden_images_catch_what_checksums_made_anew_do_not(copy, capsys):
+def test_golden_images_catch_what_checksums_made_anew_do_not(copy, ended):
     assert main(["--verify"], copy) == 0
     (copy / "labels.txt").write_text("meningioma\nglioma\npituitary\nnotumor\n")
     sign_again(copy, "labels.txt")
-    assert main(["--verify"], copy) == 1
-    assert "must be" in capsys.readouterr().err
+    assert "must be" in ended(main(["--verify"], copy), 1).err
     shutil.copy(copy / "golden" / "glioma_tall.png", copy / "golden" / "notumor_wide.png")
     sign_again(copy, "golden/notumor_wide.png")
-    assert main(["--verify"], copy) == 1
-    assert "its pixels differ" in capsys.readouterr().err
+    assert "its pixels differ" in ended(main(["--verify"], copy), 1).err
 
 
-def test_golden_logits_are_compared(copy, capsys):
+def test_golden_logits_are_compared(copy, capsys, ended):
     golden = json.loads((copy / GOLDEN).read_text())
     logits = golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"]["logits"]
     logits[0] += 0.0005
@@ -388,48 +377,41 @@ def test_golden_logits_are_compared(copy, capsys):
     logits[0] += 0.01
     (copy / GOLDEN).write_text(json.dumps(golden))
     sign_again(copy, GOLDEN)
-    assert main(["--verify"], copy) == 1
-    assert "logits differ by 0.0105" in capsys.readouterr().err
+    assert "logits differ by 0.0105" in ended(main(["--verify"], copy), 1).err
 
 
-def test_logits_that_are_not_finite_are_no_answer(copy, monkeypatch, capsys):
+def test_logits_that_are_not_finite_are_no_answer(copy, monkeypatch, ended):
     run = TFLiteRunner._run
     monkeypatch.setattr(TFLiteRunner, "_run", lambda *words: run(*words) * np.float32("nan"))
-    assert main(["--verify"], copy) == 1
-    assert capsys.readouterr().err.count("gives logits that are not finite") == 8
+    assert ended(main(["--verify"], copy), 1).err.count("gives logits that are not finite") == 8
     scans = [str(copy / "golden" / f"{name}_wide.png") for name in CLASSES]
-    assert main([*scans, "--json"], copy) == 1
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = [json.loads(line) for line in ended(main([*scans, "--json"], copy), 1).out.splitlines()]
     assert [answer["path"] for answer in answers] == scans
     assert all("not finite" in answer["error"] and "class" not in answer for answer in answers)
 
 
-def test_a_damaged_file_is_refused_by_its_own_checksum_too(copy, capsys):
+def test_a_damaged_file_is_refused_by_its_own_checksum_too(copy, ended):
     change_a_byte(copy / "model_fp16.tflite")
     sign_again(copy, "model_fp16.tflite")
-    assert main(["scan.png"], copy) == 2
-    assert "is damaged or was edited" in capsys.readouterr().err
+    assert "is damaged or was edited" in ended(main(["scan.png"], copy), 2).err
 
 
-def test_a_file_that_cannot_abstain_says_so(copy, capsys):
+def test_a_file_that_cannot_abstain_says_so(copy, ended):
     scan = [str(copy / "golden" / "glioma_wide.png")]
-    assert main(scan, copy) == 0
-    assert "cannot say uncertain" not in capsys.readouterr().err
+    assert "cannot say uncertain" not in ended(main(scan, copy)).err
     about = json.loads((copy / "bundle.json").read_text())
     del about["models"][0]["metadata"]["abstention"]
     (copy / "bundle.json").write_text(json.dumps(about))
     sign_again(copy, "bundle.json")
-    assert main(scan, copy) == 0
-    assert "model_fp16.tflite cannot say uncertain" in capsys.readouterr().err
+    assert "model_fp16.tflite cannot say uncertain" in ended(main(scan, copy)).err
 
 
-def test_golden_abstention_is_compared(copy, capsys):
+def test_golden_abstention_is_compared(copy, ended):
     golden = json.loads((copy / GOLDEN).read_text())
     golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"].update({"class": "uncertain", "best": "glioma"})
     (copy / GOLDEN).write_text(json.dumps(golden))
     sign_again(copy, GOLDEN)
-    assert main(["--verify"], copy) == 1
-    assert "must be uncertain (glioma)" in capsys.readouterr().err
+    assert "must be uncertain (glioma)" in ended(main(["--verify"], copy), 1).err
 
 
 def test_the_card_says_what_was_measured_and_what_was_not(bundle, tiny_run):
@@ -445,12 +427,11 @@ def test_the_card_says_what_was_measured_and_what_was_not(bundle, tiny_run):
     assert str(tiny_run.parent) not in card
 
 
-def test_the_command_bundles_the_export_that_is_there(tiny_run, tiny_export, tmp_path, capsys):
+def test_the_command_bundles_the_export_that_is_there(tiny_run, tiny_export, tmp_path, ended):
     words = [str(tiny_run), "--out", str(tiny_export), "--bundle", str(tmp_path / "clinic")]
     assert export_main([*words, "--bundle-file", "model_fp32.tflite"]) == 0
     assert main(["--verify"], tmp_path / "clinic") == 0
-    assert export_main(words) == 2
-    assert "exists; name another folder" in capsys.readouterr().err
+    assert "exists; name another folder" in ended(export_main(words), 2).err
     assert export_main([*words, "--force"]) == 0
     assert (tmp_path / "clinic" / "model_fp16.tflite").is_file()
 

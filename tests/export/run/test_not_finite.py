@@ -67,30 +67,29 @@ def test_a_runner_names_the_file_and_the_image(file):
         run_named(runner, images, ("a.png", "b.png", "c.png"))
 
 
-def check(capsys, command, model, *words, said="gives logits that are not finite for "):
-    assert command.main([str(model), *map(str, words)]) == 2
-    printed = capsys.readouterr()
+def check(ended, command, model, *words, said="gives logits that are not finite for "):
+    printed = ended(command.main([str(model), *map(str, words)]), 2)
     assert printed.out == ""
     assert f"error: {model} {said}" in printed.err
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_predict_answers_nothing(file, form, tmp_path, capsys):
+def test_predict_answers_nothing(file, form, tmp_path, ended):
     image = tmp_path / "head.png"
     Image.fromarray(phantom_images(1, 32)[0][0]).save(image)
-    check(capsys, predict, file, image, *form)
+    check(ended, predict, file, image, *form)
 
 
 @pytest.mark.parametrize("command", [evaluate, compare])
-def test_measuring_ends_with_one_line(file, command, phantoms, capsys):
-    check(capsys, command, file, "--data", phantoms)
+def test_measuring_ends_with_one_line(file, command, phantoms, ended):
+    check(ended, command, file, "--data", phantoms)
 
 
 @pytest.mark.parametrize("command", [evaluate, compare, gradcam])
-def test_a_run_folder_is_no_exception(run, command, phantoms, tmp_path, capsys):
+def test_a_run_folder_is_no_exception(run, command, phantoms, tmp_path, ended):
     more = ("--out", tmp_path / "map.png") if command is gradcam else ()
-    check(capsys, command, run, "--data", phantoms, *more)
+    check(ended, command, run, "--data", phantoms, *more)
 
 
-def test_no_latency_is_told_of_such_a_model(file, capsys):
-    check(capsys, bench, file, "--rounds", "1", said="cannot be run: ValueError: its logits are not finite")
+def test_no_latency_is_told_of_such_a_model(file, ended):
+    check(ended, bench, file, "--rounds", "1", said="cannot be run: ValueError: its logits are not finite")

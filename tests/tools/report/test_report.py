@@ -295,11 +295,10 @@ def test_the_same_study_gives_the_same_bytes(tmp_path):
     assert made[0] == made[1]
 
 
-def test_wrong_input_ends_with_a_message_and_leaves_nothing(tmp_path, capsys):
+def test_wrong_input_ends_with_a_message_and_leaves_nothing(tmp_path, ended):
     folder = write_study(tmp_path / "study", images=24, unseen=8)
     change_arrays(folder, "mobilenetv2_fp16", paths=[f"{i}.jpg" for i in range(24)])
-    assert main([str(folder)]) == 2
-    assert "have other paths or another order" in capsys.readouterr().err
+    assert "have other paths or another order" in ended(main([str(folder)]), 2).err
     assert not list(folder.glob("report.*"))
 
 
@@ -341,11 +340,10 @@ def test_what_compression_changes_on_other_sources_stands_beside(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "first"), [("south", 0), ("north", 1)])
-def test_rows_measured_on_other_images_from_elsewhere_are_refused(source, first, tmp_path, capsys):
+def test_rows_measured_on_other_images_from_elsewhere_are_refused(source, first, tmp_path, ended):
     folder = write_study(tmp_path / "study", images=24, unseen=8, names=("mobilenetv2_float", "mobilenetv2_int8_ptq"))
     for name, place, start in (("mobilenetv2_float", "north", 0), ("mobilenetv2_int8_ptq", source, first)):
         labels = np.roll(np.arange(4), start)
         found = {"logits": np.eye(4, dtype=np.float32), "labels": labels, "sources": np.array([place] * 4)}
         change_arrays(folder, name, **{f"elsewhere_{what}": values for what, values in found.items()})
-    assert main([str(folder)]) == 2
-    assert "other images from elsewhere" in capsys.readouterr().err
+    assert "other images from elsewhere" in ended(main([str(folder)]), 2).err
