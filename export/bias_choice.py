@@ -114,7 +114,8 @@ def _measure(
     """Return {share: ``measure_change``}, those of less correction first."""
     run, plain = context.run, context.path(ONNX_FP32)
     about = FileMetadata(run.classes, run.pixels, {})
-    runners = [OnnxRunner(plain, about) if plain.exists() else _float_runner(context)]
+    first: Runner = OnnxRunner(plain, about) if plain.exists() else TorchRunner(run.model, run.pixels, run.classes)
+    runners = [first]
     with tempfile.TemporaryDirectory(prefix="biases.", suffix=".partial", dir=context.folder) as folder:
         for number, network in enumerate(networks.values()):
             onnx = Path(folder, f"{number}.onnx")
@@ -123,7 +124,3 @@ def _measure(
     with ThreadPoolExecutor(min(len(runners), os.cpu_count() or 1)) as pool:
         wanted, *answers = pool.map(lambda runner: runner(images), runners)
     return {share: measure_change(wanted, logits) for share, logits in zip(networks, answers, strict=True)}
-
-
-def _float_runner(context: ExportContext) -> Runner:
-    return TorchRunner(context.run.model, context.run.pixels, context.run.classes)

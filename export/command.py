@@ -19,7 +19,8 @@ from export.integer_files import read_bits
 from export.pipeline import export_run
 from export.recipes import RECIPES, default_recipes, resolve_recipes
 from export.run.sample import PHANTOM
-from export.verify.report import ArtefactReport, ParityReport
+from export.verify.parity import list_float_faults
+from export.verify.report import ParityReport
 
 _TELLING = 1000
 """Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
@@ -134,7 +135,7 @@ def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list
         lines.append(
             f"what changes class are near-ties, two logits at most {_NEAR_TIE} apart{few}; longer training has fewer"
         )
-    if any(map(_strays, failed.values())):
+    if any(list_float_faults(artefact.against_float, artefact.limits) for artefact in failed.values()):
         lines.append(
             "the integers stray from the float model: a network hardly trained has logits too close together for 8 "
             "bits, train longer; or try --calibration mse, or QAT (configs/mobilenetv2_qat.yaml)"
@@ -145,11 +146,3 @@ def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list
         words = format_command("export", options.run, *elsewhere, "--bundle", options.bundle or "DIR")
         lines.append(f"{usable[0]} passed; a bundle of it: {words}")
     return lines
-
-
-def _strays(artefact: ArtefactReport) -> bool:
-    """Tell whether an artefact broke a limit against the float model."""
-    found, limits = artefact.against_float, artefact.limits
-    if found is None or limits.float_noise is None or limits.float_agreement is None:
-        return False
-    return bool(found["agreement"] < limits.float_agreement or found["logit_noise"] > limits.float_noise)

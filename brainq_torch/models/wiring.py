@@ -14,6 +14,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
+from brainq_torch.console import name_first
 from brainq_torch.run_files import BrainqError
 
 GRID_SIDE = 224
@@ -57,7 +58,6 @@ _PASSING_FUNCTIONS = (torch.flatten, functional.pad)
 _KEEPING = (FloatFunctional, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 """Operations on integers of one scale, which their output has, too."""
 _WEIGHTED = (nn.Conv2d, nn.Linear)
-_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,8 @@ def raise_for_obstacles(model: nn.Module) -> None:
     """Raise WiringError with what ``find_obstacles`` found."""
     found = find_obstacles(model)
     if found:
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise WiringError(
-            f"integers cannot carry {', '.join(found[:_SHOWN])}{more} exactly; export the float files, "
+            f"integers cannot carry {name_first(found, 4)} exactly; export the float files, "
             "--recipes fp32 fp16, or choose a network of convolutions, BatchNorm, ReLU or ReLU6, additions, "
             "concatenations and pooling"
         )

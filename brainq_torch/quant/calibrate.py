@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
-from brainq_torch.quant.layer_samples import apply_rows, make_batches, mean_of_positions, walk_inputs
+from brainq_torch.quant.layer_samples import make_batches, mean_of_positions, walk_inputs
 from brainq_torch.quant.layers import (
-    Layer,
     PrepareError,
     activation_quantizers,
     scheme_of,
@@ -167,7 +166,7 @@ def correct_biases(network: Any, means: Mapping[str, Tensor], pixels: NDArray[An
     carried = _share_carried(scheme_of(network))
     for layer, (name, rows) in zip(layers, walk, strict=True):
         weight = layer.module.weight_fake_quant(layer.weight)  # type: ignore[operator]  # a module of torch.ao
-        plain, rounded = (_mean_output(layer, one, rows) for one in (layer.weight, weight))
+        plain, rounded = (layer.outputs(rows.mean(0, keepdim=True), one)[0] for one in (layer.weight, weight))
         shift = plain - rounded
         if carried:
             shift += carried * (means[name] * network.equalization.get(name, 1) - plain)
@@ -194,7 +193,7 @@ def measure_means(model: nn.Module, scheme: Scheme, pixels: NDArray[Any]) -> dic
         layer.module.register_forward_pre_hook(partial(note, layer.name))
     for batch in _correction_batches(pixels):
         reference(batch)
-    return {layer.name: _mean_output(layer, layer.weight, torch.cat(rows[layer.name])) for layer in layers}
+    return {layer.name: layer.outputs(torch.cat(rows[layer.name]).mean(0, keepdim=True))[0] for layer in layers}
 
 
 def _share_carried(scheme: Scheme) -> float:
@@ -277,12 +276,6 @@ def _round_to_grid(values: NDArray[Any], low: float, high: float, exact: bool) -
     rounded: NDArray[Any] = (np.round(values / scale) + zero_point).clip(-128, 127)
     result: NDArray[Any] = (rounded - zero_point) * scale
     return result
-
-
-def _mean_output(layer: Layer, weight: Tensor, rows: Tensor) -> Tensor:
-    """Return what a layer makes of rows (S, G, K) in the mean, before the ReLU: (O,)."""
-    grouped = weight.reshape(rows.shape[1], -1, rows.shape[2])
-    return apply_rows(rows.mean(0, keepdim=True), grouped)[0] + layer.bias
 
 
 _CHOOSERS: dict[str, Callable[[ValueHistogram], tuple[float, float]]] = {

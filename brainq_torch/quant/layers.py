@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
+from brainq_torch.quant.layer_samples import apply_rows
 from brainq_torch.quant.lower import probe_image
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run_files import BrainqError
@@ -125,6 +126,11 @@ class Layer:
             return functional.linear
         geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
         return partial(functional.conv2d, **geometry)
+
+    def outputs(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return (S, O) float32 of rows (S, G, K), before the ReLU; weight: in place of its own."""
+        weight = self.weight if weight is None else weight
+        return apply_rows(rows, weight.reshape(rows.shape[1], -1, rows.shape[2])) + self.bias
 
 
 def is_fake_quantized(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from brainq_torch.files import TensorFileError, load_tensors, save_tensors
 from brainq_torch.quant.calibrate import choose_ranges
 from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
-from brainq_torch.quant.layer_samples import apply_rows, at_positions, make_batches, sample_inputs, walk_inputs
+from brainq_torch.quant.layer_samples import at_positions, make_batches, sample_inputs, walk_inputs
 from brainq_torch.quant.layers import Layer, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, prepare_qat, set_activation_ranges, settle_layer
 from brainq_torch.quant.rounding import Rounding, Target, adaround, correct_bias, descend
@@ -137,12 +137,7 @@ def _float_outputs(
     """Return what the layers of ``plain`` (given up) make of float inputs before the ReLU: name -> (S, O) float32."""
     set_fake_quant(plain, False)
     rows = sample_inputs(plain, [layer.name for layer in layers], batches, options.positions, options.seed)
-    outputs = {}
-    for layer in layers:
-        found = rows.pop(layer.name)
-        weight = layer.weight.reshape(found.shape[1], -1, found.shape[2])
-        outputs[layer.name] = apply_rows(found, weight) + layer.bias
-    return outputs
+    return {layer.name: layer.outputs(rows.pop(layer.name)) for layer in layers}
 
 
 def _start(

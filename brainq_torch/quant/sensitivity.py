@@ -1,7 +1,7 @@
 """Mixed precision: measure what fewer bits in one layer do to the logits, then spend a size budget where it helps."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,15 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.quant.layer_samples import apply_rows, make_batches, sample_inputs
+from brainq_torch.quant.layer_samples import make_batches, sample_inputs
 from brainq_torch.quant.layers import Layer, scheme_of, set_fake_quant, weighted_layers
-from brainq_torch.quant.low_bits import learn_layer
+from brainq_torch.quant.low_bits import Progress, learn_layer
 from brainq_torch.quant.prepare import settle_layer
 from brainq_torch.quant.rounding import Rounding, Target
 from brainq_torch.quant.scheme import encode_weight, largest_integer, quantize_weight
 from brainq_torch.run_files import BrainqError
-
-Progress = Callable[[Iterable[str]], Iterable[str]]
 
 _BATCH = 16
 
@@ -81,8 +79,7 @@ def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) ->
     if rows is None:
         scale = encode_weight(layer.weight, layer.largest, exact)
         return quantize_weight(layer.weight, scale, layer.largest).float(), scale, layer.bias
-    output = apply_rows(rows, layer.weight.reshape(rows.shape[1], -1, rows.shape[2])) + layer.bias
-    learned = learn_layer(layer, Target(rows, output, layer.relu), options, options.seed)
+    learned = learn_layer(layer, Target(rows, layer.outputs(rows), layer.relu), options, options.seed)
     return learned["integers"].float(), learned["scale"], learned["bias"]
 
 

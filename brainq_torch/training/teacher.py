@@ -16,6 +16,7 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.decoded import Batch, pick_device
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.models.pretrained import read_weights
+from brainq_torch.models.sources import import_timm
 from brainq_torch.run import check_weights_fit, load_run
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill, fingerprint
@@ -75,12 +76,7 @@ class TimmTeacher(Teacher):
 
     def load(self, data: ImageDataModule, layers: Sequence[str]) -> FrozenTeacher:
         """Build the network and load its weights, all of them. Raises ValueError, PretrainedError or RunError."""
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                "a timm teacher needs timm, which is not installed: in the checkout, pip install -e '.[timm]'"
-            ) from error
+        timm = import_timm()
         try:
             model = timm.create_model(self.name, pretrained=False, in_chans=1, num_classes=len(data.classes))
         except Exception as error:  # timm refuses a name in its own way, a network for a single channel in any

@@ -65,7 +65,9 @@ def read_encodings(path: Path) -> Encodings:
     activations, layers = {}, {}
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
-            name = _activation_name(path, node.output[0])
+            name = node.output[0].removesuffix(STORED)
+            if name == node.output[0]:
+                raise EncodingError(f"{path}: {name} is not named as the exporter names activations")
             scale, zero_point = constants[node.input[1]], constants[node.input[2]]
             if zero_point.dtype != np.uint8 or scale.dtype != np.float32:
                 raise EncodingError(f"{path}: {name} has a {scale.dtype} scale and a {zero_point.dtype} zero point")
@@ -121,9 +123,3 @@ def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
 def channels_last(values: Array) -> Array:
     """Return an activation's values in TFLite's order."""
     return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
-
-
-def _activation_name(path: Path, stored: str) -> str:
-    if not stored.endswith(STORED):
-        raise EncodingError(f"{path}: {stored} is not named as the exporter names activations")
-    return stored.removesuffix(STORED)

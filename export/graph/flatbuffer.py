@@ -46,7 +46,7 @@ def write_model(model: Any, path: Path) -> None:
     flatbuffers = import_extra("flatbuffers")
     aligned = _aligned_buffer_type()
     model.buffers = [aligned(buffer.data) for buffer in model.buffers]
-    builder = flatbuffers.Builder(sum(_length(buffer.data) for buffer in model.buffers) + 2**20)
+    builder = flatbuffers.Builder(sum(length_of(buffer.data) for buffer in model.buffers) + 2**20)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     path.write_bytes(builder.Output())
 
@@ -75,7 +75,7 @@ def remove_tensors(model: Any, indices: Sequence[int]) -> None:
 def constant(model: Any, tensor: Any, dtype: Any) -> npt.NDArray[Any] | None:
     """Return a constant tensor's values, flat, or None for a tensor that is computed."""
     data = model.buffers[tensor.buffer].data
-    return None if _length(data) == 0 else np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype)
+    return None if length_of(data) == 0 else np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype)
 
 
 def unpack_int4(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
@@ -105,7 +105,8 @@ def operator_code(model: Any, kind: str, version: int) -> int:
     return len(model.operatorCodes) - 1
 
 
-def _length(data: Any) -> int:
+def length_of(data: Any) -> int:
+    """Return how many values a vector of the schema has; an absent one none."""
     return 0 if data is None else len(data)
 
 
@@ -117,7 +118,7 @@ def _aligned_buffer_type() -> Any:
         def Pack(self, builder: Any) -> Any:  # the generated code's name
             """Write this buffer; an empty one has no data vector."""
             data = None
-            if _length(self.data):
+            if length_of(self.data):
                 content = np.asarray(self.data, np.uint8).tobytes()
                 builder.StartVector(1, len(content), _ALIGNMENT)
                 builder.head -= len(content)

@@ -35,6 +35,7 @@ _AT_ONCE = min(4, os.cpu_count() or 1)
 RESAMPLES = 1000
 """Bootstrap resamples of the recall differences."""
 
+_CAUSES = {"float_noise": ": ranges do not fit these images, or weights are rounded too roughly"}
 _UNMEASURED: dict[str, Any] = dict.fromkeys(("top1_agreement", "max_abs_diff", "max_lsb", "mean_lsb", "bit_equal"))
 
 
@@ -170,17 +171,18 @@ def _report(rung: Rung, table: LogitTable) -> ArtefactReport:
         return ArtefactReport(**identity, **_UNMEASURED, limits=rung.limits, passed=False, error=str(error))
     verdict = judge(reference, logits, rung.limits)
     against_float = _compare(plain, logits, sample)
-    faults = [] if against_float is None else _float_faults(against_float, rung.limits)
+    faults = list_float_faults(against_float, rung.limits)
     if claimed != sample.classes:
         faults.append(f"names the classes {claimed}, the run {sample.classes}")
     if faults:
         verdict |= {"passed": False, "error": "; ".join(filter(None, (verdict["error"], *faults)))}
+    values, comparable = (reference.values, logits.values), _comparable(reference.values, logits.values)
     return ArtefactReport(
         **identity,
         **verdict,
         limits=rung.limits,
-        flips=_find_flips(reference.values, logits.values, sample),
-        ties=_find_ties(reference.values, logits.values, sample),
+        flips=_find_flips(*values, sample) if comparable else (),
+        ties=_find_ties(*values, sample) if comparable else (),
         against_float=against_float,
     )
 
@@ -215,23 +217,17 @@ def _faults(measured: dict[str, float | None], limits: Limits) -> list[str]:
             continue
         if value is None:
             faults.append(f"{name} is limited to {limit:g} but the file's logits are not integers")
-        elif name == "top1_agreement" and not value >= limit:
-            faults.append(f"top1_agreement {value:.4f} is below {limit:g}")
-        elif name != "top1_agreement" and not value <= limit:
-            faults.append(f"{name} {value:.3g} is above {limit:g}")
+        elif name.endswith("agreement") and not value >= limit:
+            faults.append(f"{name} {value:.4f} is below {limit:g}")
+        elif not name.endswith("agreement") and not value <= limit:
+            faults.append(f"{name} {value:.3g} is above {limit:g}{_CAUSES.get(name, '')}")
     return faults
 
 
-def _float_faults(against_float: dict[str, Any], limits: Limits) -> list[str]:
-    """Name every limit that is not kept against the float model."""
-    faults = []
-    agreement, noise = against_float["agreement"], against_float["logit_noise"]
-    if limits.float_agreement is not None and not agreement >= limits.float_agreement:
-        faults.append(f"float_agreement {agreement:.4f} is below {limits.float_agreement:g}")
-    if limits.float_noise is not None and not noise <= limits.float_noise:
-        cause = "ranges do not fit these images, or weights are rounded too roughly"
-        faults.append(f"float_noise {noise:.3g} is above {limits.float_noise:g}: {cause}")
-    return faults
+def list_float_faults(found: dict[str, Any] | None, limits: Limits) -> list[str]:
+    """Name every limit that is not kept against the float model; found: ``ArtefactReport.against_float``."""
+    measured = {"float_agreement": found["agreement"], "float_noise": found["logit_noise"]} if found else {}
+    return _faults(measured, limits)
 
 
 def logit_noise(plain: npt.NDArray[Any], logits: npt.NDArray[Any]) -> float:
@@ -251,8 +247,6 @@ def _find_flips(
     a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], sample: ImageSample
 ) -> tuple[dict[str, Any], ...]:
     """List the images whose class changed, with the margin by which the reference had decided."""
-    if not _comparable(a, b):
-        return ()
     before, after, top = a.argmax(1), b.argmax(1), np.sort(a, axis=1)
     return tuple(
         {
@@ -270,8 +264,6 @@ def _find_ties(
     a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], sample: ImageSample
 ) -> tuple[dict[str, Any], ...]:
     """List the images whose largest logit is shared, in the reference, the artefact, or both."""
-    if not _comparable(a, b):
-        return ()
     best_a, best_b = a == a.max(1, keepdims=True), b == b.max(1, keepdims=True)
     return tuple(
         {

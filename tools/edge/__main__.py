@@ -46,9 +46,8 @@ def _edge(options: argparse.Namespace) -> int:
     vela = None if options.static else find_vela(options.vela)
     python = find_python(options.tflm_python)
     costs = [measure_cost(Path(model)) for model in options.models]  # all of them before anything slow
-    reports = []
-    for cost in tqdm(costs, unit="model", disable=None):
-        reports.append(examine(cost, vela, python, options.images, not options.static))
+    progress = tqdm(costs, unit="model", disable=None)
+    reports = [examine(cost, vela, python, options.images, not options.static) for cost in progress]
     text = fill_text("edge", reports=reports, devices=DEVICES)
     print(text)
     if options.layers:

@@ -1,6 +1,7 @@
 """Everything that can be said of one file: counted, estimated by vela, measured in TFLite-Micro, and judged."""
 
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,9 @@ def examine(cost: ModelCost, vela: str | None, python: str, images: int, run: bo
 def _estimate_all(path: Path, kind: str, vela: str | None) -> tuple[Estimate, ...] | NotDone:
     """Return the estimates for every accelerator and strategy, or why there is none."""
     found = []
-    for accelerator in ACCELERATORS:
-        for strategy in STRATEGIES:
-            one = estimate(path, kind, accelerator, strategy, vela)
-            if isinstance(one, NotDone):
-                return one
-            found.append(one)
+    for accelerator, strategy in product(ACCELERATORS, STRATEGIES):
+        one = estimate(path, kind, accelerator, strategy, vela)
+        if isinstance(one, NotDone):
+            return one
+        found.append(one)
     return tuple(found)

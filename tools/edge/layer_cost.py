@@ -15,7 +15,7 @@ import numpy as np
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import atomic_path
 from export.arithmetic import describe_kind
-from export.graph.flatbuffer import read_model
+from export.graph.flatbuffer import length_of, read_model
 from export.graph.model_graph import ModelGraph, Tensor
 from export.graph.read_graph import read_graph
 from tools.shared.command import CommandError
@@ -41,6 +41,11 @@ _UNKNOWN = frozenset({
     "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN", "WHILE", "IF", "CALL_ONCE", "STABLEHLO_COMPOSITE",
 })  # fmt: skip
 """Operators that multiply (or may) in ways that are not counted here: a file with one is refused, not undercounted."""
+
+_TOTALS = (
+    "file", "kind", "macs", "weights", "size_bytes", "weight_bytes", "bias_bytes", "other_constant_bytes",
+    "quantization_bytes", "metadata_bytes", "structure_bytes", "unpacked_weight_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,14 +122,9 @@ class ModelCost:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, totals first."""
-        totals = {
-            "file": self.file, "kind": self.kind, "macs": self.macs, "weights": self.weights,
-            "size_bytes": self.size_bytes, "weight_bytes": self.weight_bytes, "bias_bytes": self.bias_bytes,
-            "other_constant_bytes": self.other_constant_bytes, "quantization_bytes": self.quantization_bytes,
-            "metadata_bytes": self.metadata_bytes, "structure_bytes": self.structure_bytes,
-            "unpacked_weight_bytes": self.unpacked_weight_bytes, "peak_activation_bytes": self.peak.live_bytes,
-            "peak_operator": f"{self.peak.operator} {self.peak.name}",
-        }  # fmt: skip
+        totals: dict[str, Any] = {name: getattr(self, name) for name in _TOTALS}
+        operator = f"{self.peak.operator} {self.peak.name}"
+        totals |= {"peak_activation_bytes": self.peak.live_bytes, "peak_operator": operator}
         return totals | {"layers": [asdict(layer) for layer in self.layers]}
 
 
@@ -245,10 +245,10 @@ def _count_parameters(path: Path) -> tuple[int, int]:
         for tensor in graph.tensors:
             found = tensor.quantization
             if found is not None:
-                real = sum(_length(values) for values in (found.scale, found.min, found.max))
-                quantization += SCALE_BYTES * real + ZERO_POINT_BYTES * _length(found.zeroPoint)
+                real = sum(map(length_of, (found.scale, found.min, found.max)))
+                quantization += SCALE_BYTES * real + ZERO_POINT_BYTES * length_of(found.zeroPoint)
     buffers = {entry.buffer for entry in model.metadata or ()}
-    return quantization, sum(_length(model.buffers[index].data) for index in buffers)
+    return quantization, sum(length_of(model.buffers[index].data) for index in buffers)
 
 
 def _unpacked_bytes(graph: ModelGraph) -> int:
@@ -269,7 +269,3 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     if tensor.shape is None:
         raise CommandError(f"{tensor.name} has no shape in the file; export it with fixed sides")
     return tensor.shape
-
-
-def _length(values: Any) -> int:
-    return 0 if values is None else len(values)

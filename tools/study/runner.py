@@ -118,7 +118,7 @@ class StepRunner:
         """
         record, begun = self._read(name), self._read(f"{name}.folder")
         if begun is not None and begun["inputs"] == inputs | self._versions and not self._damage(record):
-            return self._place(begun["folder"])
+            return self.out / str(begun["folder"])
         places = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 1000))]
         folder = next(place for place in places if not place.exists())
         if folder != base:
@@ -160,7 +160,7 @@ class StepRunner:
             return []
         before, now = record["inputs"], step.inputs | self._versions
         names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-        known = {self._place(path) for path in record["outputs"]}
+        known = {self.out / path for path in record["outputs"]}
         unknown = [f"{path} was not made" for path in step.outputs if path not in known]
         return [*(f"{name} has changed" for name in names), *self._damage(record), *unknown]
 
@@ -168,15 +168,12 @@ class StepRunner:
         """Return which files of a finished step are not there as it made them."""
         found = []
         for path, digest in ({} if record is None else record["outputs"]).items():
-            place = self._place(path)
+            place = self.out / path
             if not place.is_file():
                 found.append(f"{place} is gone")
             elif hash_file(place) != digest:
                 found.append(f"{place} is not what it made")
         return found
-
-    def _place(self, path: str) -> Path:
-        return self.out / path if not os.path.isabs(path) else Path(path)
 
     def _record_place(self, name: str) -> Path:
         return self.out / STEPS / f"{name}.json"
