@@ -6,6 +6,7 @@ import os
 # on cores that tests share, threads that wait for each other spin: a search for copies took 1.7 s in place of 0.05.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,18 @@ def ended(capsys):
         return printed
 
     return check
+
+
+@pytest.fixture
+def reported(ended, tmp_path):
+    """Run a command with --json and return its report and what it has printed."""
+
+    def run(main: Callable[[list[str]], int], *words: Any) -> tuple[Any, str]:
+        report = tmp_path / "report.json"
+        printed = ended(main([*map(str, words), "--json", str(report)])).out
+        return json.loads(report.read_text()), printed
+
+    return run
 
 
 @pytest.fixture(scope="session")

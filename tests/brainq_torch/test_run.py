@@ -19,6 +19,11 @@ def run(tiny_run, tmp_path):
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
+def check_refused(folder, words):
+    with pytest.raises(RunError, match=words):
+        load_run(folder)
+
+
 def test_a_run_comes_back_whole(tiny_run, phantoms):
     run = load_run(tiny_run)
     assert run.pixels == PixelSpec(32)
@@ -41,8 +46,7 @@ def test_weights_are_saved_to_the_bit(tmp_path):
 def test_truncated_checkpoint_is_refused(run):
     whole = (run / CHECKPOINT).read_bytes()
     (run / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunError, match=r"model\.ckpt is truncated"):
-        load_run(run)
+    check_refused(run, r"model\.ckpt is truncated")
 
 
 class _Intruder:
@@ -53,8 +57,7 @@ class _Intruder:
 def test_code_in_a_checkpoint_is_not_run(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.save({"format": 1, "model": _Intruder()}, run / CHECKPOINT)
-    with pytest.raises(RunError, match="was not loaded"):
-        load_run(run)
+    check_refused(run, "was not loaded")
     assert not Path("intruder_was_here").exists()
 
 
@@ -62,31 +65,24 @@ def test_weights_of_another_architecture_are_refused(run):
     checkpoint = read_checkpoint(run / CHECKPOINT)
     checkpoint["model"]["arguments"] = {"width_mult": 1.0}
     torch.save(checkpoint, run / CHECKPOINT)
-    with pytest.raises(RunError, match=r"another architecture .* instead of"):
-        load_run(run)
+    check_refused(run, r"another architecture .* instead of")
 
 
 def test_other_files_are_refused(run):
     torch.save({"weights": torch.zeros(1)}, run / CHECKPOINT)
-    with pytest.raises(RunError, match="not a brainq_torch checkpoint"):
-        load_run(run)
-    with pytest.raises(RunError, match=r"is no folder; .* python -m tools\.restore makes one of a float"):
-        load_run(run / CHECKPOINT)
+    check_refused(run, "not a brainq_torch checkpoint")
+    check_refused(run / CHECKPOINT, r"is no folder; .* python -m tools\.restore makes one of a float")
     (run / CHECKPOINT).unlink()
     run = run.rename(run.with_name("a run"))
-    with pytest.raises(RunError, match=r"not finished.*--resume --out '.*a run'"):
-        load_run(run)
+    check_refused(run, r"not finished.*--resume --out '.*a run'")
     (run / "config.yaml").unlink()
-    with pytest.raises(RunError, match="no config"):
-        load_run(run)
-    with pytest.raises(RunError, match="is no folder"):
-        load_run(run / "nowhere")
+    check_refused(run, "no config")
+    check_refused(run / "nowhere", "is no folder")
 
 
 def test_a_newer_format_is_refused(run):
     torch.save(read_checkpoint(run / CHECKPOINT) | {"format": 99}, run / CHECKPOINT)
-    with pytest.raises(RunError, match="format 99"):
-        load_run(run)
+    check_refused(run, "format 99")
 
 
 def test_environment_is_described_without_git(monkeypatch):
@@ -111,8 +107,7 @@ def _set(name, value):
 )  # fmt: skip
 def test_malformed_entries_are_refused_by_name(change, run):
     torch.save(change(read_checkpoint(run / CHECKPOINT)), run / CHECKPOINT)
-    with pytest.raises(RunError, match=r"model\.ckpt"):
-        load_run(run)
+    check_refused(run, r"model\.ckpt")
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(run):
@@ -121,5 +116,4 @@ def test_a_flipped_bit_in_the_weights_is_refused(run):
         damaged = bytearray(whole)
         damaged[place] ^= 8
         (run / CHECKPOINT).write_bytes(damaged)
-        with pytest.raises(RunError, match="checksum"):
-            load_run(run)
+        check_refused(run, "checksum")

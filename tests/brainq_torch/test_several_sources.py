@@ -18,7 +18,7 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_on_several_sources_says_what_each_scores(two_sources, tmp_path, capsys, ended):
+def test_a_run_on_several_sources_says_what_each_scores(two_sources, tmp_path, ended, reported):
     root, words = two_sources
     out = tmp_path / "run"
     printed = ended(main([*TINY, *words, "--data.balance=source", f"--out={out}", f"--stages={STAGES}"])).out
@@ -37,18 +37,14 @@ def test_a_run_on_several_sources_says_what_each_scores(two_sources, tmp_path, c
     val = metrics["splits"]["val"]
     assert sum(row["n"] for row in val["sources"].values()) == val["n"]
     assert val["worst_source"]["name"] in val["sources"]
-    told = tmp_path / "evaluate.json"
-    words = ["--data", str(root), "--manifest", str(out / "manifest.csv"), "--split", "val", "--json", str(told)]
-    assert evaluate([str(out), *words]) == 0
-    found = json.loads(told.read_text())
+    found, _ = reported(evaluate, out, "--data", root, "--manifest", out / "manifest.csv", "--split", "val")
     kept = ("n", "accuracy", "balanced_accuracy", "confusion")  # not what depends on the last bits of logits
     for name, row in val["sources"].items():
         assert {key: found["sources"][name][key] for key in kept} == {key: row[key] for key in kept}
     assert found["worst_source"]["name"] == val["worst_source"]["name"]
-    words = ["--data", str(root / "hospitals"), "--table", "images.csv", "--json", str(told)]
-    assert evaluate([str(out), *words]) == 0
-    assert set(json.loads(told.read_text())["sources"]) == {"cs", "du"}
-    assert "by source:" in capsys.readouterr().out
+    found, printed = reported(evaluate, out, "--data", root / "hospitals", "--table", "images.csv")
+    assert set(found["sources"]) == {"cs", "du"}
+    assert "by source:" in printed
 
 
 def test_a_plain_run_has_an_empty_column_and_no_figures_by_source(tiny_run):
@@ -103,7 +99,7 @@ def _die_in_the_second_epoch(self, trainer, module):
         raise KeyboardInterrupt
 
 
-def test_an_average_is_the_mean_of_the_weights_and_is_measured_as_a_run(tiny_run, phantoms, tmp_path, capsys):
+def test_an_average_is_the_mean_of_the_weights_and_is_measured_as_a_run(tiny_run, phantoms, tmp_path, ended):
     """Two fine-tunes of one start whose first blocks and statistics stay as they are, and the start twice."""
     words = [*TINY, f"--data.root={phantoms}", f"--init={tiny_run}"]
     tuned = []
@@ -126,5 +122,5 @@ def test_an_average_is_the_mean_of_the_weights_and_is_measured_as_a_run(tiny_run
             assert torch.allclose(mean[name], wanted, atol=1e-6), name
     assert {"accuracy", "splits"} <= json.loads((out / "metrics.json").read_text()).keys()
     assert (out / "log.csv").is_file()
-    assert main([*words, f"--init={tiny_run}", f"--out={tmp_path / 'both'}"]) == 2
-    assert "init and average both name weights" in capsys.readouterr().err
+    both = ended(main([*words, f"--init={tiny_run}", f"--out={tmp_path / 'both'}"]), 2)
+    assert "init and average both name weights" in both.err

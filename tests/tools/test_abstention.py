@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,13 +12,11 @@ def few(monkeypatch):
     monkeypatch.setattr(abstention, "DRAWN", 4)
 
 
-def test_the_report_has_every_kind_and_its_figures(few, tiny_run, phantoms, tmp_path, capsys):
+def test_the_report_has_every_kind_and_its_figures(few, tiny_run, phantoms, tmp_path, reported):
     (tmp_path / "pictures").mkdir()
     Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (90, 1))).save(tmp_path / "pictures" / "ramp.png")
-    words = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"), "--threads=1"]
-    more = ["--data", str(phantoms), "--outliers", str(tmp_path / "pictures")]
-    assert abstention.main([str(tiny_run), *more, *words]) == 0
-    data = json.loads((tmp_path / "a.json").read_text())
+    words = ["--data", phantoms, "--outliers", tmp_path / "pictures", "--plot", tmp_path / "a.png", "--threads=1"]
+    data, said = reported(abstention.main, tiny_run, *words)
     assert data["outliers"].keys() == {*KINDS, "inverted", "pictures in the folder"}
     assert data["outliers"]["blank"]["n"] == 4
     assert data["outliers"]["blank"]["auroc"] == 1.0
@@ -29,7 +25,6 @@ def test_the_report_has_every_kind_and_its_figures(few, tiny_run, phantoms, tmp_
     assert (data["split"], data["n"], data["curve"][-1]) == ("Testing", 12, [1.0, round(data["accuracy_of_all"], 4)])
     assert data["threshold"] == load_runner(tiny_run).abstention.threshold
     assert Image.open(tmp_path / "a.png").width > 800
-    said = capsys.readouterr().out
     assert "called a tumour" in said
     assert "answered" in said
 
@@ -41,9 +36,9 @@ def test_a_model_without_abstention_is_refused(monkeypatch, tiny_run, phantoms, 
     assert "export it again" in ended(abstention.main([str(tiny_run), "--data", str(phantoms)]), 2).err
 
 
-def test_an_empty_folder_of_pictures_is_named(few, tiny_run, phantoms, tmp_path, capsys):
-    assert abstention.main([str(tiny_run), "--data", str(phantoms), "--outliers", str(tmp_path)]) == 2
-    assert "holds no images" in capsys.readouterr().err
+def test_an_empty_folder_of_pictures_is_named(few, tiny_run, phantoms, tmp_path, ended):
+    words = [str(tiny_run), "--data", str(phantoms), "--outliers", str(tmp_path)]
+    assert "holds no images" in ended(abstention.main(words), 2).err
 
 
 @pytest.mark.parametrize("kind", KINDS)

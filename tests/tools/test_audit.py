@@ -131,14 +131,14 @@ def test_the_page_stands_alone_and_is_small(report):
         assert text.lower() in page.lower()
 
 
-def test_coloured_marks_are_counted_per_class(small, tmp_path, capsys):
+def test_coloured_marks_are_counted_per_class(small, tmp_path, reported):
     for path in (small / "Training" / "notumor").glob("*.png"):
         marked = Image.open(path).convert("RGB")
         marked.paste((255, 40, 0), (10, 10, 40, 30))
         marked.save(path)
-    assert audit.main([str(small), "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 0
-    assert json.loads((tmp_path / "a.json").read_text())["coloured"] == {"notumor": 2}
-    assert "coloured marks, which tell the class where classes differ: on 2 of notumor" in capsys.readouterr().out
+    data, printed = reported(audit.main, small, "--html", tmp_path / "a.html")
+    assert data["coloured"] == {"notumor": 2}
+    assert "coloured marks, which tell the class where classes differ: on 2 of notumor" in printed
     assert "2 images have coloured marks: notumor 2" in (tmp_path / "a.html").read_text()
 
 
@@ -160,11 +160,9 @@ def test_class_folders_without_splits(tmp_path, capsys):
     assert "one split only" in page.read_text()
 
 
-def test_one_image_per_class(tmp_path, capsys):
+def test_one_image_per_class(tmp_path, reported):
     write_set(tmp_path, training=1, testing=1)
-    out = tmp_path / "audit.json"
-    assert audit.main([str(tmp_path), "--json", str(out), "--html", str(tmp_path / "page.html")]) == 0
-    data = json.loads(out.read_text())
+    data, _ = reported(audit.main, tmp_path, "--html", tmp_path / "page.html")
     assert data["grouped_nearest_neighbour"] is None  # one image a class cannot be divided
 
 
@@ -183,11 +181,10 @@ def test_validation_is_checked_against_training_only(tmp_path):
     assert [folder.records[match.source].path for match in found.matches["Testing"]] == ["valid/glioma/other.png"]
 
 
-def test_unreadable_images_are_named_and_left_out(small, tmp_path, ended):
+def test_unreadable_images_are_named_and_left_out(small, reported):
     (small / "Training/glioma/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    out = tmp_path / "audit.json"
-    assert "broken.png" in ended(audit.main([str(small), "--json", str(out)])).out
-    data = json.loads(out.read_text())
+    data, printed = reported(audit.main, small)
+    assert "broken.png" in printed
     assert data["n"] == 12
     assert data["problems"][0]["path"] == "Training/glioma/broken.png"
 
@@ -240,7 +237,7 @@ def test_no_probes_without_two_groups_a_class():
     assert shortcuts.run_probes(pixels, np.arange(4), np.arange(4)) == []
 
 
-def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_away(tmp_path, ended):
+def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_away(tmp_path, reported):
     """The second source is brighter at its border, has two copies of the first's images, and a class of its own."""
     write_phantoms(tmp_path, 12, 1, seed=0, size=64)
     lines = ["path,class,source,sequence"]
@@ -257,8 +254,8 @@ def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_a
         shutil.copy(tmp_path / lines[1 + number].split(",")[0], copy)
         lines.append(f"{copy.relative_to(tmp_path).as_posix()},glioma,b,FLAIR")
     (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")
-    printed = ended(audit.main([str(tmp_path), "--table", "images.csv", "--json", str(tmp_path / "audit.json")])).out
-    found = json.loads((tmp_path / "audit.json").read_text())["sources"]
+    data, printed = reported(audit.main, tmp_path, "--table", "images.csv")
+    found = data["sources"]
     assert found["counts"]["c"] == {"glioma": 0, "meningioma": 0, "notumor": 0, "pituitary": 12}
     assert found["copies"] == [{"sources": ["a", "b"], "images": 4}]
     assert "4 images of a and b have a copy in the other" in printed
@@ -270,7 +267,6 @@ def test_an_audit_across_sources_finds_copies_between_them_and_what_gives_them_a
     assert set(found["class_told_within"]) <= {"a", "b"}
 
 
-def test_an_audit_without_sources_says_nothing_of_them(tmp_path):
+def test_an_audit_without_sources_says_nothing_of_them(tmp_path, reported):
     write_phantoms(tmp_path, 4, 1, seed=0, size=32)
-    assert audit.main([str(tmp_path), "--json", str(tmp_path / "audit.json")]) == 0
-    assert "sources" not in json.loads((tmp_path / "audit.json").read_text())
+    assert "sources" not in reported(audit.main, tmp_path)[0]

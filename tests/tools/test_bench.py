@@ -4,16 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
-from brainq_torch.models import ModelOptions, build_model
-from brainq_torch.run import save_checkpoint
-from brainq_torch.run_files import CHECKPOINT as RUN_CHECKPOINT
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_float_onnx, write_float_tflite, write_int8_tflite
+from tests.support.narrow_run import write_run
 from tools.bench import __main__ as bench
 from tools.bench import worker as bench_worker
 
@@ -57,15 +53,15 @@ def test_start_up_and_equal_logits(files, report):
     assert bench._share_equal(np.zeros((2, 4)), np.zeros((2, 3))) is None
 
 
-def test_an_onnx_file_has_a_row_of_openvino_s(tmp_path, capsys):
+def test_an_onnx_file_has_a_row_of_openvino_s(tmp_path, reported):
     pytest.importorskip("openvino", reason="the optional extra 'openvino' is not installed")
     path = write_float_onnx(tmp_path / "float.onnx")
-    assert bench.main([str(path), "--rounds", "1", "--calls", "1", "--json", str(tmp_path / "bench.json")]) == 0
-    here, there = json.loads((tmp_path / "bench.json").read_text())["models"]
+    report, printed = reported(bench.main, path, "--rounds", 1, "--calls", 1)
+    here, there = report["models"]
     assert ("ONNX Runtime" in here["engine"], "OpenVINO" in there["engine"]) == (True, True)
     assert here["size_bytes"] == there["size_bytes"]
     assert there["equal_logits"] is not None
-    assert "not installed" not in capsys.readouterr().out
+    assert "not installed" not in printed
 
 
 def test_without_openvino_nothing_changes_but_a_line(files, report, tmp_path, ended, monkeypatch):
@@ -137,17 +133,12 @@ def test_table_states_the_threads_and_every_figure(monkeypatch):
 
 
 def test_a_run_folder_runs_in_pytorch(tmp_path):
-    torch.manual_seed(0)
-    arguments = {"width_mult": 0.1}
-    model = build_model("mobilenetv2", **arguments)
-    options = ModelOptions("mobilenetv2", arguments=arguments)
-    save_checkpoint(tmp_path / RUN_CHECKPOINT, model, options, PixelSpec(32), CLASSES)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-    engine = bench_worker.torch_engine(tmp_path, 1)
+    run = write_run(tmp_path / "run")
+    engine = bench_worker.torch_engine(run, 1)
     call, images = engine.load()
     assert call(images[:1]).shape == (1, 4)
     assert engine.name.startswith("PyTorch")
-    assert bench.size_bytes(tmp_path) == (tmp_path / "model.ckpt").stat().st_size
+    assert bench.size_bytes(run) == (run / "model.ckpt").stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -171,17 +170,15 @@ def test_other_makers_files_are_warned_of(tmp_path):
     assert any("weights are in another file" in finding.what for finding in diagnosis.findings)
 
 
-def test_a_healthy_file_runs_both_ways(tmp_path, ended):
+def test_a_healthy_file_runs_both_ways(tmp_path, reported):
     path = sign(write_int8_tflite(tmp_path / "int8.tflite", logit_scale=0.1))
-    target = tmp_path / "d.json"
-    out = ended(doctor.main([str(path), "--json", str(target)])).out
+    report, out = reported(doctor.main, path)
     for line in (
         "TFLite, 0.0", "computes in int8", "runs with XNNPACK on 16 synthetic phantoms", "runs without XNNPACK",
         "all 2 quantized weights have a scale per channel", "scale 0.0078125, zero point 0: -1 to 0.9922",
         "faults: 0, warnings: 0",
     ):  # fmt: skip
         assert line in out
-    report = json.loads(target.read_text())
     assert (report["healthy"], report["kind"], report["file_format"]) == (True, "int8", "TFLite")
 
 

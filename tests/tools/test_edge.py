@@ -1,7 +1,6 @@
 """Costs on a device: counted by hand, by PyTorch and by vela; engines run, or said to be absent; limits at the edge."""
 
 import csv
-import json
 import os
 import stat
 import sys
@@ -343,16 +342,15 @@ def test_a_measured_arena_decides_and_a_lower_bound_only_refuses(tmp_path):
 # The command
 
 
-def test_command_without_engines_says_not_done_and_how(tmp_path, ended, monkeypatch):
+def test_command_without_engines_says_not_done_and_how(tmp_path, reported, monkeypatch):
     monkeypatch.setattr(edge, "find_vela", lambda named: None)
     model = write_int8_tflite(tmp_path / "small.tflite")
-    files = {name: tmp_path / name for name in ("report.json", "report.md")}
-    arguments = ["--json", str(files["report.json"]), "--markdown", str(files["report.md"]), "--csv", str(tmp_path)]
-    printed = ended(edge.main([str(model), *arguments, "--layers", "--tflm-python", blocked_python(tmp_path)])).out
+    arguments = ["--markdown", tmp_path / "report.md", "--csv", tmp_path, "--layers"]
+    found, printed = reported(edge.main, model, *arguments, "--tflm-python", blocked_python(tmp_path))
     assert printed.count("NOT DONE: ") == 4  # two engines, and the two devices that hang on them
     assert "pip install -e '.[edge]'" in printed
-    assert files["report.md"].read_text().strip() in printed
-    report = json.loads(files["report.json"].read_text())["models"][0]
+    assert (tmp_path / "report.md").read_text().strip() in printed
+    report = found["models"][0]
     assert report["cost"]["macs"] == 18464
     assert {report["ethos_u"]["status"], report["tflite_micro"]["status"]} == {"NOT DONE"}
     with (tmp_path / f"{tmp_path.name}_small.csv").open(newline="") as file:
@@ -361,7 +359,7 @@ def test_command_without_engines_says_not_done_and_how(tmp_path, ended, monkeypa
     assert [f"{row['name']}" in printed for row in rows] == [True] * 3
 
 
-def test_command_with_engines(tmp_path, capsys, monkeypatch):
+def test_command_with_engines(tmp_path, reported, monkeypatch):
     pytest.importorskip("tflite_micro", reason="the optional extra `edge` is not installed")
     if find_vela(None) is None:
         pytest.skip("vela is not installed (extra `edge`)")
@@ -369,12 +367,12 @@ def test_command_with_engines(tmp_path, capsys, monkeypatch):
         "tools.edge.examine.ACCELERATORS", {"Ethos-U55-128": ACCELERATORS["Ethos-U55-128"]}
     )  # a second each
     model = write_int8_tflite(tmp_path / "small.tflite")
-    assert edge.main([str(model), "--json", str(tmp_path / "r.json"), "--images", "2"]) == 0
-    report = json.loads((tmp_path / "r.json").read_text())["models"][0]
+    found, printed = reported(edge.main, model, "--images", 2)
+    report = found["models"][0]
     assert [one["strategy"] for one in report["ethos_u"]] == list(STRATEGIES)
     assert report["tflite_micro"]["agreements"][0]["max_difference"] == 0
     assert [fit["fits"] for fit in report["devices"]] == [True, True, True]
-    assert "NOT DONE" not in capsys.readouterr().out
+    assert "NOT DONE" not in printed
 
 
 def write_custom(path):

@@ -5,12 +5,11 @@ import runpy
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -19,8 +18,7 @@ from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import compute_metrics
-from brainq_torch.models import ModelOptions, build_model
-from brainq_torch.run import save_checkpoint
+from tests.support.narrow_run import write_run
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate.question import ask
 from tools.shared.command import CommandError
@@ -74,10 +72,14 @@ def fake(monkeypatch):
     return runners
 
 
-def test_figures_and_json_are_exact(data, fake, tmp_path, capsys):
-    target = tmp_path / "metrics.json"
-    assert evaluate.main(["a", "--data", str(data), "--json", str(target)]) == 0
-    report = json.loads(target.read_text())
+@pytest.fixture
+def measure(reported, data, fake):
+    """Measure the first of them and return the report and what is printed."""
+    return partial(reported, evaluate.main, "a", "--data", data)
+
+
+def test_figures_and_json_are_exact(measure):
+    report, out = measure()
     assert report.keys() >= KEYS
     assert (report["n"], report["accuracy"], report["split"]) == (20, 0.9, "Testing")
     assert report["confusion"] == [[3, 2, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 5]]
@@ -86,25 +88,20 @@ def test_figures_and_json_are_exact(data, fake, tmp_path, capsys):
     assert report["macro_f1"] == f1_score(labels, predictions, average="macro")
     assert report["classes"] == list(CLASSES)
     assert report["per_class"]["glioma"] == {"precision": 1.0, "recall": 0.6, "f1": 0.75, "support": 5}
-    out = capsys.readouterr().out
     assert "split Testing: 20 images" in out
     assert "90.00 %" in out
 
 
-def test_json_is_replaced_when_run_again(data, fake, tmp_path):
-    target = tmp_path / "metrics.json"
-    target.write_text("old")
+def test_json_is_replaced_when_run_again(measure, tmp_path):
+    (tmp_path / "report.json").write_text("old")
     for _ in range(2):
-        assert evaluate.main(["a", "--data", str(data), "--json", str(target)]) == 0
-    assert json.loads(target.read_text())["n"] == 20
+        assert measure()[0]["n"] == 20
     assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize(("split", "expected"), [("Training", 12), ("test", 20), ("all", 32)])
-def test_a_named_split_is_measured(data, fake, tmp_path, split, expected):
-    target = tmp_path / "m.json"
-    assert evaluate.main(["a", "--data", str(data), "--split", split, "--json", str(target)]) == 0
-    assert json.loads(target.read_text())["n"] == expected
+def test_a_named_split_is_measured(measure, split, expected):
+    assert measure("--split", split)[0]["n"] == expected
 
 
 def test_class_folders_without_splits_are_all_measured(data, fake, ended):
@@ -117,23 +114,19 @@ def test_val_comes_before_training(tmp_path, fake, ended):
     assert "split val: 4 images" in ended(evaluate.main(["a", "--data", str(tmp_path)])).out
 
 
-def test_a_models_own_class_order_does_not_change_the_report(data, fake, tmp_path):
-    fake["turned"] = GreyRunner(classes=reversed(CLASSES))
-    for name in ("a", "turned"):
-        assert evaluate.main([name, "--data", str(data), "--json", str(tmp_path / name)]) == 0
-    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a", "turned"))
+def test_a_models_own_class_order_does_not_change_the_report(measure, fake):
+    first, _ = measure()
+    fake["a"] = GreyRunner(classes=reversed(CLASSES))
+    second, _ = measure()
     assert {key: first[key] for key in KEYS} == {key: second[key] for key in KEYS}
 
 
-def test_unreadable_images_are_named_and_left_out(data, fake, tmp_path, capsys):
+def test_unreadable_images_are_named_and_left_out(data, measure):
     (data / "Testing" / "pituitary" / "0.png").write_bytes(b"")
     (data / "Testing" / "pituitary" / "notes.txt").write_text("no image")
-    target = tmp_path / "m.json"
-    assert evaluate.main(["a", "--data", str(data), "--json", str(target)]) == 0
-    report = json.loads(target.read_text())
+    report, out = measure()
     assert report["n"] == 19
     assert [p["path"] for p in report["problems"] if p["severity"] == "error"] == ["Testing/pituitary/0.png"]
-    out = capsys.readouterr().out
     assert "Testing/pituitary/0.png: has zero bytes" in out
     assert "notes.txt" in out
 
@@ -146,23 +139,20 @@ def test_a_class_without_readable_image_is_an_error(data, fake, ended):
     assert "Testing/notumor/4.png" in error
 
 
-def test_second_model_is_compared_image_by_image(data, fake, tmp_path, capsys):
-    target = tmp_path / "m.json"
-    assert evaluate.main(["a", "--data", str(data), "--compare", "b", "--json", str(target)]) == 0
-    compare = json.loads(target.read_text())["compare"]
+def test_second_model_is_compared_image_by_image(measure):
+    report, out = measure("--compare", "b")
+    compare = report["compare"]
     # Shifted by one class: glioma (20 -> 90) is called meningioma, and so on; pituitary stays, two flat ones move.
     assert compare["agreement"] == 5 / 20
     assert (compare["only_a_right"], compare["only_b_right"]) == (13, 0)
     assert compare["mcnemar_p"] == pytest.approx(2 / 2**13)
     assert compare["metrics"]["accuracy"] == 5 / 20
-    out = capsys.readouterr().out
     assert "McNemar, exact p   0.0002441" in out
     assert "Testing/glioma/2.png: glioma -> meningioma (label glioma)" in out
 
 
-def test_models_of_two_sizes_are_compared(data, fake, capsys):
-    assert evaluate.main(["a", "--data", str(data), "--compare", "size"]) == 0
-    assert "same class         100.00 % (0 images differ)" in capsys.readouterr().out
+def test_models_of_two_sizes_are_compared(measure):
+    assert "same class         100.00 % (0 images differ)" in measure("--compare", "size")[1]
 
 
 def test_manifest_chooses_the_validation_images_and_checks_their_hashes(data, fake, tmp_path, ended):
@@ -189,23 +179,17 @@ def test_other_classes_than_the_datas_are_refused(data, fake, ended):
     assert "holds meningioma, notumor, pituitary; say what that means with --label-map" in error
 
 
-def measure(data, tmp_path, *words):
-    assert evaluate.main(["a", "--data", str(data), "--json", str(tmp_path / "m.json"), *words]) == 0
-    return json.loads((tmp_path / "m.json").read_text())
-
-
-def test_a_class_that_the_test_set_lacks_does_not_count(data, fake, tmp_path, capsys):
-    assert measure(data, tmp_path)["absent"] == []
+def test_a_class_that_the_test_set_lacks_does_not_count(data, measure):
+    assert measure()[0]["absent"] == []
     shutil.rmtree(data / "Testing" / "meningioma")
-    capsys.readouterr()
-    report = measure(data, tmp_path)
+    report, out = measure()
     assert (report["n"], report["absent"]) == (15, ["meningioma"])
     # Two of five gliomas are called meningioma: F1 3/4, the two others 1, and meningioma is no part of the mean.
     assert report["macro_f1"] == pytest.approx((0.75 + 1 + 1) / 3)
     low, high = report["intervals"]["macro_f1"]
     assert low <= report["macro_f1"] <= high == 1.0
     assert report["classes"] == list(CLASSES)
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| meningioma"))
+    row = next(line for line in out.splitlines() if line.startswith("| meningioma"))
     assert row.split("|")[2:4] == [" no images ", row.split("|")[3]]
     assert row.split("|")[-2].strip() == "0"
 
@@ -231,31 +215,30 @@ def yes_no(data):
     return data
 
 
-def test_a_coarser_question_is_right_when_the_prediction_is_among_its_classes(yes_no, fake, tmp_path, capsys):
-    report = measure(yes_no, tmp_path, *YES_NO)
+def test_a_coarser_question_is_right_when_the_prediction_is_among_its_classes(yes_no, measure):
+    report, out = measure(*YES_NO)
     assert (report["n"], report["accuracy"], report["classes"]) == (20, 17 / 20, ["yes", "no"])
     assert report["confusion"] == [[13, 2], [1, 4]]
     binary = report["binary"]
     assert (binary["positive"], binary["sensitivity"], binary["specificity"]) == ("yes", 13 / 15, 4 / 5)
     # By hand: of 75 pairs 13 * 4 are in order, the wrong no outranks or ties with 13, two wrong yes tie with four noes.
     assert 0.7 < binary["auroc"] < 1
-    out = capsys.readouterr().out
     assert "sensitivity 0.8667" in out
     assert "positive is yes, negative no" in out
-    turned = measure(yes_no, tmp_path, "--label-map", *YES_NO[:0:-1])
+    turned, _ = measure("--label-map", *YES_NO[:0:-1])
     assert (turned["classes"], turned["binary"]) == (["no", "yes"], binary)
 
 
-def test_what_the_question_does_not_name_is_a_wrong_answer(yes_no, fake, tmp_path):
-    report = measure(yes_no, tmp_path, "--label-map", "yes=glioma+meningioma", "no=notumor")
+def test_what_the_question_does_not_name_is_a_wrong_answer(yes_no, measure):
+    report, _ = measure("--label-map", "yes=glioma+meningioma", "no=notumor")
     assert report["confusion"] == [[10, 2, 3], [1, 4, 0], [0, 0, 0]]
     assert report["absent"] == ["(other classes)"]
     assert report["binary"]["sensitivity"] == 10 / 15
 
 
-def test_folders_of_the_same_classes_are_one_answer(data, fake, tmp_path):
+def test_folders_of_the_same_classes_are_one_answer(measure):
     words = [f"{name}=glioma" for name in ("glioma", "meningioma")] + ["notumor=notumor", "pituitary=pituitary"]
-    report = measure(data, tmp_path, "--label-map", *words)
+    report, _ = measure("--label-map", *words)
     assert report["classes"] == ["glioma+meningioma", "notumor", "pituitary", "(other classes)"]
     assert report["confusion"][0] == [3, 0, 0, 7]
 
@@ -304,18 +287,6 @@ def test_wrong_words_are_named(data, fake, ended, words, message):
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
-
-
-def write_run(folder, classes=CLASSES):
-    """Write a run folder with an untrained, narrow network."""
-    torch.manual_seed(0)
-    arguments = {"width_mult": 0.1}
-    folder.mkdir()
-    model = build_model("mobilenetv2", **arguments)
-    options = ModelOptions("mobilenetv2", arguments=arguments)
-    save_checkpoint(folder / "model.ckpt", model, options, PixelSpec(32), classes)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-    return folder
 
 
 def test_a_real_run_folder_from_the_command_line(data, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """The command that tries networks: a row each, whatever becomes of it."""
 
-import json
-
 from torch.nn import functional
 
 from brainq_torch.console import WRONG_INPUT
@@ -10,10 +8,9 @@ from tools.networks import main
 NAMES = [f"tests.support.networks:{name}" for name in ("TwoPools", "Gated", "Branching")]
 
 
-def test_each_network_has_a_row_that_says_what_its_files_keep(phantoms, tmp_path, capsys):
-    images = ["--data", str(phantoms), "--size", "36", "--images", "16", "--steps", "4"]
-    assert main([*NAMES, *images, "--json", str(tmp_path / "rows.json")]) == 0
-    whole, floats, none = json.loads((tmp_path / "rows.json").read_text())
+def test_each_network_has_a_row_that_says_what_its_files_keep(phantoms, reported):
+    rows, printed = reported(main, *NAMES, "--data", phantoms, "--size", 36, "--images", 16, "--steps", 4)
+    whole, floats, none = rows
     assert (whole["onnx_max_lsb"], whole["tflite_max_lsb"], whole["note"]) == (0, 0, "")
     assert whole["parameters"] == 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 16 + 16 + 16 * 12 + 12 + 12 * 4 + 4
     assert 0 <= whole["fp32_max_diff"] <= 1e-4 < whole["int8_bytes"]
@@ -22,7 +19,7 @@ def test_each_network_has_a_row_that_says_what_its_files_keep(phantoms, tmp_path
     assert "act (SiLU)" in floats["note"]
     assert none["fp32_max_diff"] is None
     assert "cannot be traced" in none["note"]
-    assert capsys.readouterr().out.count("| tests.support.networks:") == 3
+    assert printed.count("| tests.support.networks:") == 3
 
 
 def link_classes(data, phantoms):
@@ -31,20 +28,19 @@ def link_classes(data, phantoms):
         (data / f"{name} of ours").mkdir(parents=True)
         for path in sorted((phantoms / "Training" / name).iterdir())[:count]:
             (data / f"{name} of ours" / path.name).symlink_to(path.resolve())
-    return ["--data", str(data), "--size", "36", "--images", "4", "--steps", "1", "--json", str(data / "rows.json")]
+    return ["--data", str(data), "--size", "36", "--images", "4", "--steps", "1"]
 
 
-def test_it_tries_them_on_any_classes(phantoms, tmp_path):
+def test_it_tries_them_on_any_classes(phantoms, tmp_path, reported):
     small = "mobilenetv2{width_mult: 0.1}"
-    assert main([NAMES[1], small, *link_classes(tmp_path, phantoms)]) == 0
-    row, other = json.loads((tmp_path / "rows.json").read_text())
+    (row, other), _ = reported(main, NAMES[1], small, *link_classes(tmp_path / "data", phantoms))
     assert row["fp32_max_diff"] <= 1e-4
     assert 0 < other["parameters"] < 300_000
 
 
-def test_names_of_no_network_are_wrong_input(phantoms, tmp_path, capsys):
-    assert main(["no_such", *link_classes(tmp_path, phantoms)]) == WRONG_INPUT
-    assert "unknown model 'no_such'; allowed are" in capsys.readouterr().out
+def test_names_of_no_network_are_wrong_input(phantoms, tmp_path, ended):
+    printed = ended(main(["no_such", *link_classes(tmp_path, phantoms)]), WRONG_INPUT).out
+    assert "unknown model 'no_such'; allowed are" in printed
 
 
 def test_each_image_is_trained_on_with_its_own_label(phantoms, tmp_path, monkeypatch):

@@ -40,44 +40,40 @@ def words(*arguments):
     return [str(argument) for argument in arguments]
 
 
-def test_compare_names_the_models_classes(run, data, tmp_path, capsys):
-    report = tmp_path / "compare.json"
-    assert compare.main(words(run, "--data", data, "--json", report)) == 0
-    (model,) = json.loads(report.read_text())["models"]
+def test_compare_names_the_models_classes(run, data, reported):
+    report, printed = reported(compare.main, run, "--data", data)
+    (model,) = report["models"]
     assert tuple(model["metrics"]["per_class"]) == CLASSES
-    assert "recall astrocytoma / meningioma / pituitary" in capsys.readouterr().out
+    assert "recall astrocytoma / meningioma / pituitary" in printed
 
 
-def test_models_of_other_classes_are_not_compared(run, tiny_run, data, capsys):
-    assert compare.main(words(run, tiny_run, "--data", data)) == WRONG_INPUT
-    assert "tells glioma, meningioma, notumor, pituitary apart, the images are astro" in capsys.readouterr().err
+def test_models_of_other_classes_are_not_compared(run, tiny_run, data, ended):
+    error = ended(compare.main(words(run, tiny_run, "--data", data)), WRONG_INPUT).err
+    assert "tells glioma, meningioma, notumor, pituitary apart, the images are astro" in error
 
 
-def test_abstention_counts_every_class_but_notumor_as_a_tumour(run, data, tmp_path, monkeypatch):
+def test_abstention_counts_every_class_but_notumor_as_a_tumour(run, data, reported, monkeypatch):
     monkeypatch.setattr(abstention, "DRAWN", 4)
-    report = tmp_path / "abstention.json"
-    assert abstention.main(words(run, "--data", data, "--json", report)) == 0
-    found = json.loads(report.read_text())
+    found, _ = reported(abstention.main, run, "--data", data)
     assert found["n"] == 9
     for outliers in found["outliers"].values():
         assert (outliers["tumour"], outliers["tumour_without"]) == (outliers["answered"], 1.0)
 
 
-def test_gradcam_shows_the_models_classes(run, data, tmp_path, capsys):
-    assert gradcam.main(words(run, "--data", data, "--out", tmp_path / "cam.png", "--images", 4)) == 0
-    shown = capsys.readouterr().out.splitlines()
+def test_gradcam_shows_the_models_classes(run, data, tmp_path, ended):
+    asked = words(run, "--data", data, "--out", tmp_path / "cam.png", "--images", 4)
+    shown = ended(gradcam.main(asked)).out.splitlines()
     assert shown
     assert {line.split("label ")[1].split(",")[0] for line in shown} <= set(CLASSES)
 
 
-def test_folders_that_a_run_was_told_the_meaning_of_are_known_by_its_manifest(data, tmp_path, capsys):
+def test_folders_that_a_run_was_told_the_meaning_of_are_known_by_its_manifest(data, tmp_path, ended):
     out, picture = tmp_path / "run", tmp_path / "cases.png"
     stages = "--stages=[{name: all, epochs: 1}]"
     assert fit([*TINY, f"--data.root={data}", f"--out={out}", stages, "--data.class_map={astrocytoma: pituitary}"]) == 0
     for tool, more in ((compare.main, ["--json", tmp_path / "compare.json"]), (gradcam.main, ["--out", picture])):
-        capsys.readouterr()
-        assert tool(words(out, "--data", data, *more)) == WRONG_INPUT
-        assert "by the --manifest of a run that was trained on it" in capsys.readouterr().err
+        error = ended(tool(words(out, "--data", data, *more)), WRONG_INPUT).err
+        assert "by the --manifest of a run that was trained on it" in error
         assert tool(words(out, "--data", data, "--manifest", out / "manifest.csv", *more)) == 0
     (model,) = json.loads((tmp_path / "compare.json").read_text())["models"]
     assert {name: row["support"] for name, row in model["metrics"]["per_class"].items()} == {
@@ -92,7 +88,7 @@ def test_predictions_hold_a_logit_a_class(run, data, tmp_path):
         assert [CLASSES[label] for label in found["labels"]] == [path.split("/")[1] for path in found["paths"]]
 
 
-def test_teachers_of_these_classes_keep_their_logits(run, tiny_run, data, tmp_path, capsys):
+def test_teachers_of_these_classes_keep_their_logits(run, tiny_run, data, tmp_path, ended):
     file = tmp_path / "logits.jsonl"
     assert teacher_logits.main(words(run, "--data", data, "--out", file)) == 0
     rows = [row for row in read_manifest(run / "manifest.csv") if row.split == "Training"]
@@ -100,8 +96,7 @@ def test_teachers_of_these_classes_keep_their_logits(run, tiny_run, data, tmp_pa
     with pytest.raises(TeacherLogitsError, match="expected 1 and"):
         TeacherLogits(file)
     other = words(tiny_run, "--data", data, "--manifest", run / "manifest.csv", "--out", tmp_path / "other.jsonl")
-    assert teacher_logits.main(other) == WRONG_INPUT
-    assert "name a teacher of the same classes" in capsys.readouterr().err
+    assert "name a teacher of the same classes" in ended(teacher_logits.main(other), WRONG_INPUT).err
 
 
 def test_low_bits_measures_the_models_classes(run, data, tmp_path, monkeypatch):
@@ -113,8 +108,7 @@ def test_low_bits_measures_the_models_classes(run, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("tool", "more"), [(pairs.main, ["--manifest", "manifest.csv"]), (shift, [])])
-def test_what_draws_lesions_of_the_four_says_so_first(run, data, tool, more, capsys):
-    assert tool(words(run, "--data", data, *more)) == WRONG_INPUT
-    error = capsys.readouterr().err
+def test_what_draws_lesions_of_the_four_says_so_first(run, data, tool, more, ended):
+    error = ended(tool(words(run, "--data", data, *more)), WRONG_INPUT).err
     assert "needs the classes glioma, meningioma, notumor, pituitary; here they are astrocytoma, meningioma, " in error
     assert "the images are" not in error

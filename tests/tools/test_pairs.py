@@ -1,7 +1,5 @@
 """Pairs tell a model that goes by the lesion from one that goes by the source."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -86,31 +84,27 @@ def test_pairs_need_both_sides(heads):
         make_pairs(pixels[labels != NOTUMOR], labels[labels != NOTUMOR], count=1)
 
 
-def test_command_refuses_an_empty_part(phantoms, tiny_run, tmp_path, capsys):
+def test_command_refuses_an_empty_part(phantoms, tiny_run, tmp_path, ended):
     path = next((phantoms / "Training" / "glioma").iterdir())
     manifest = tmp_path / "manifest.csv"
     name = path.relative_to(phantoms).as_posix()
     write_manifest(manifest, [ManifestRow(name, "glioma", "Training", "", hash_file(path))])
     words = [str(tiny_run), "--data", str(phantoms), "--manifest", str(manifest)]
-    assert main(words) == WRONG_INPUT
-    assert "no images in part 'val'" in capsys.readouterr().err
+    assert "no images in part 'val'" in ended(main(words), WRONG_INPUT).err
 
 
-def test_command_refuses_images_that_are_not_the_manifests(tiny_run, tmp_path, capsys):
-    manifest = tiny_run / "manifest.csv"
-    assert main([str(tiny_run), "--data", str(tmp_path), "--manifest", str(manifest)]) == WRONG_INPUT
-    error = capsys.readouterr().err
+def test_command_refuses_images_that_are_not_the_manifests(tiny_run, tmp_path, ended):
+    words = [str(tiny_run), "--data", str(tmp_path), "--manifest", str(tiny_run / "manifest.csv")]
+    error = ended(main(words), WRONG_INPUT).err
     assert "are not those of the run's manifest" in error
     assert error.count("\n") == 1
 
 
-def test_command_writes_its_figures(tiny_run, phantoms, tmp_path, heads, monkeypatch):
+def test_command_writes_its_figures(tiny_run, phantoms, heads, reported, monkeypatch):
     monkeypatch.setattr("tools.pairs.load_pixels", lambda folder, spec: heads[0])
     monkeypatch.setattr("tools.pairs.make_pairs", lambda pixels, labels, count: {"painted": _resized(heads, count)})
-    report = tmp_path / "pairs.json"
-    words = [str(tiny_run), "--data", str(phantoms), "--manifest", str(tiny_run / "manifest.csv")]
-    assert main([*words, "--count", "3", "--json", str(report)]) == 0
-    figures = json.loads(report.read_text())["models"][str(tiny_run)]["painted"]
+    report, _ = reported(main, tiny_run, "--data", phantoms, "--manifest", tiny_run / "manifest.csv", "--count", 3)
+    figures = report["models"][str(tiny_run)]["painted"]
     assert figures["pairs"] == 3
     assert set(figures) == {"pairs", "tumours_found", "tumours_named", "normal_named", "pairs_told_apart"}
 

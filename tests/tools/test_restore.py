@@ -85,28 +85,23 @@ def test_training_goes_on_from_a_restored_run(tiny_export, phantoms, tmp_path, w
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--data.size=64", "the configuration says"),
-        ("--model.arguments.width_mult=0.5", "the file has weights of shape"),
-        ("--model.name=densenet32", "weighted operators, the network"),
+        (["--data.size=64"], "the configuration says"),
+        (["--model.arguments.width_mult=0.5"], "the file has weights of shape"),
+        (["--model.name=densenet32", "--model.arguments={}"], "weighted operators, the network"),
     ],
 )
-def test_the_file_of_another_network_is_refused(tiny_export, tmp_path, words, capsys, change, message):
-    if "densenet" in change:
-        words = [word for word in words if "width_mult" not in word]
-        change = [change, "--model.arguments={}"]
-    assert main([str(tiny_export / "model_fp32.tflite"), *words, *([change] if isinstance(change, str) else change)])
-    out, err = capsys.readouterr()
+def test_the_file_of_another_network_is_refused(tiny_export, tmp_path, words, ended, change, message):
+    out, err = ended(main([str(tiny_export / "model_fp32.tflite"), *words, *change]), 2)
     assert message in err
     assert not out  # no image was read
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_integers_are_refused(tiny_int8_export, tmp_path, words, capsys):
-    assert main([str(tiny_int8_export / "model_int8.tflite"), *words])
-    assert "weights that are no floats" in capsys.readouterr().err
+def test_weights_that_are_integers_are_refused(tiny_int8_export, words, ended):
+    assert "weights that are no floats" in ended(main([str(tiny_int8_export / "model_int8.tflite"), *words]), 2).err
 
 
-def test_a_damaged_weight_is_noticed(tiny_export, tmp_path, words, capsys, monkeypatch):
+def test_a_damaged_weight_is_noticed(tiny_export, tmp_path, words, ended, monkeypatch):
     from tools import restore
 
     read = restore.read_folded
@@ -117,8 +112,8 @@ def test_a_damaged_weight_is_noticed(tiny_export, tmp_path, words, capsys, monke
         return folded
 
     monkeypatch.setattr(restore, "read_folded", damaged)
-    assert main([str(tiny_export / "model_fp32.tflite"), *words])
-    assert "the file is of another network" in capsys.readouterr().err
+    error = ended(main([str(tiny_export / "model_fp32.tflite"), *words]), 2).err
+    assert "the file is of another network" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -141,22 +136,16 @@ def test_batchnorms_that_stand_alone_and_branches_come_back(tmp_path, name, argu
     assert np.ptp(expected) > 0.1
 
 
-def test_an_existing_folder_is_left_alone(tiny_export, tmp_path, words, capsys):
+def test_an_existing_folder_is_left_alone(tiny_export, tmp_path, words, ended):
     (tmp_path / "back").mkdir()
-    assert main([str(tiny_export / "model_fp32.tflite"), *words])
-    assert "exists" in capsys.readouterr().err
+    assert "exists" in ended(main([str(tiny_export / "model_fp32.tflite"), *words]), 2).err
 
 
-def test_a_file_that_is_not_there_is_named_with_a_remedy(tmp_path, words, capsys):
-    assert main([str(tmp_path / "gone.tflite"), *words])
-    assert "gone.tflite is no file; give a .tflite file" in capsys.readouterr().err
-
-
-def test_what_is_no_tflite_file_is_refused(tiny_export, tmp_path, words, capsys):
-    copy = shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "copy.tflite")
-    copy.write_bytes(b"nothing")
-    assert main([str(copy), *words])
-    assert "not a TFLite file" in capsys.readouterr().err
+def test_what_is_no_tflite_file_is_refused(tmp_path, words, ended):
+    file = tmp_path / "gone.tflite"
+    assert "gone.tflite is no file; give a .tflite file" in ended(main([str(file), *words]), 2).err
+    file.write_bytes(b"nothing")
+    assert "not a TFLite file" in ended(main([str(file), *words]), 2).err
 
 
 def test_a_file_says_its_network_pixels_and_classes_itself(tiny_export, phantoms, tmp_path):

@@ -56,31 +56,28 @@ def test_the_halves_share_no_patient_and_series_are_what_they_say(data):
         assert all(healthy[at].all() and 24 <= len(at) < 29 for _, at in half["joined to 24"])
 
 
-def test_what_can_be_told_apart_is(data, tmp_path, capsys):
-    assert series_rule.main(["model", "--data", str(data), "--json", str(tmp_path / "a.json")]) == 0
-    found = json.loads((tmp_path / "a.json").read_text())["model"]
+def test_what_can_be_told_apart_is(data, reported):
+    report, printed = reported(series_rule.main, "model", "--data", data)
+    found = report["model"]
     assert found["slices"]["tumour"]["right"]["hits"] == 3 * PATIENTS
     for told in (found["rules"]["built in"], found["rules"]["fitted, 1 neighbours on each side"]):
         tumours, free = told["tumour"]["series"], told["own tumour-free"]["series"]
         assert tumours["tumour"]["hits"] == tumours["tumour"]["n"] > 0
         assert free["notumor"]["hits"] == free["notumor"]["n"] == tumours["tumour"]["n"]
-    printed = capsys.readouterr().out
     assert "| tumour          | " in printed
     assert "100 % [" in printed
 
 
-def test_what_was_fitted_is_kept_beside_the_model_and_measured_the_next_time(data, tmp_path, capsys):
-    model, found = tmp_path / "model.tflite", {}
-    for number in (1, 2):
-        words = [str(model), "--data", str(data), "--keep", "--json", str(tmp_path / f"{number}.json")]
-        assert series_rule.main(words) == 0
-        found[number] = json.loads((tmp_path / f"{number}.json").read_text())[str(model)]["rules"]
-    assert f"wrote {tmp_path / 'series_rule.json'}" in capsys.readouterr().out
-    assert "the model's own" not in found[1]
-    assert found[2]["the model's own"] == found[1]["fitted, 1 neighbours on each side"]
-    assert json.loads((tmp_path / "series_rule.json").read_text()) == found[2]["the model's own"]["rule"]
-    assert series_rule.main([str(model), "other", "--data", str(data), "--keep"]) == 2
-    assert "--keep is for one MODEL, 2 are named" in capsys.readouterr().err
+def test_what_was_fitted_is_kept_beside_the_model_and_measured_the_next_time(data, tmp_path, reported, ended):
+    model = tmp_path / "model.tflite"
+    (first, printed), (second, _) = (reported(series_rule.main, model, "--data", data, "--keep") for _ in range(2))
+    assert f"wrote {tmp_path / 'series_rule.json'}" in printed
+    before, own = first[str(model)]["rules"], second[str(model)]["rules"]["the model's own"]
+    assert "the model's own" not in before
+    assert own == before["fitted, 1 neighbours on each side"]
+    assert json.loads((tmp_path / "series_rule.json").read_text()) == own["rule"]
+    words = [str(model), "other", "--data", str(data), "--keep"]
+    assert "--keep is for one MODEL, 2 are named" in ended(series_rule.main(words), 2).err
 
 
 def test_no_tumour_free_series_that_fitted_the_limits_is_called_a_tumour():
@@ -93,14 +90,14 @@ def test_no_tumour_free_series_that_fitted_the_limits_is_called_a_tumour():
     assert SeriesRule(0, low, high, 1).judge(CLASSES, values, [True]).label is None
 
 
-def test_too_few_patients_and_a_source_that_is_not_there_are_a_line(data, tmp_path, capsys):
+def test_too_few_patients_and_a_source_that_is_not_there_are_a_line(data, ended):
     words = ["model", "--data", str(data)]
-    assert series_rule.main([*words, "--sources", "b"]) == 2
-    assert "has no source whose name begins with b; leave --sources out" in capsys.readouterr().err
+    nowhere = ended(series_rule.main([*words, "--sources", "b"]), 2).err
+    assert "has no source whose name begins with b; leave --sources out" in nowhere
     lines = (data / "images.csv").read_text().splitlines()
     (data / "images.csv").write_text("\n".join([line for line in lines if "notumor" not in line]))
-    assert series_rule.main(words) == 2
-    assert "series with a tumour and 0 of 3 or more slices without; both are needed" in capsys.readouterr().err
+    few = ended(series_rule.main(words), 2).err
+    assert "series with a tumour and 0 of 3 or more slices without; both are needed" in few
 
 
 def test_a_table_that_is_missing_or_has_no_patients_is_refused(tmp_path, capsys):

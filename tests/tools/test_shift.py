@@ -157,14 +157,13 @@ def test_two_files_of_one_name_are_told_apart(paths, titles):
     assert _tell_apart(paths) == titles
 
 
-def test_the_command_writes_grid_and_pictures(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_grid_and_pictures(folder, tmp_path, monkeypatch, reported):
     monkeypatch.setattr("tools.shift.__main__.load_runner", lambda path, threads: Fixed())
     target = tmp_path / "grid.of"  # a PNG, whatever its name
-    words = ["a.tflite", "--compare", "b.tflite", "--data", str(folder.root), "--images", "4", "--threads", "1"]
-    assert main([*words, "--json", str(tmp_path / "grid.json"), "--plot", str(target)]) == 0
-    report = json.loads((tmp_path / "grid.json").read_text())
+    words = ["--data", folder.root, "--images", 4, "--threads", 1, "--plot", target]
+    report, printed = reported(main, "a.tflite", "--compare", "b.tflite", *words)
     assert report["n"] == 4
     assert report["compare"]["against"]["lowest_agreement"] == 1.0
     assert Image.open(target).width > 300
     assert Image.open(tmp_path / "grid_pictures.of").height > 1000
-    assert "images/s" in capsys.readouterr().out
+    assert "images/s" in printed

@@ -121,6 +121,7 @@ def test_a_fold_that_fails_is_named_and_the_others_go_on(two_sources, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--config", "none.yaml"], "none.yaml"),
         ([], "phantoms have no sources"),
         (["--seed", "3"], "--seed is this command's own"),
         (["--data.manifest=m.csv"], "--data.manifest=m.csv is this command's own"),
@@ -131,11 +132,6 @@ def test_wrong_words_end_in_one_line(tmp_path, ended, words, message):
     error = ended(main([*TINY[:2], "--out", str(tmp_path / "folds"), *words]), 2).err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
-
-
-def test_a_missing_configuration_ends_in_one_line(tmp_path, capsys):
-    assert main(["--config", "none.yaml", "--out", str(tmp_path / "folds")]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_the_table_names_the_spread_over_seeds_and_the_worst(tmp_path):

@@ -14,26 +14,27 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest, write
 from brainq_torch.data.decoded import Batch
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import main
-from brainq_torch.models import ModelOptions, build_model
+from brainq_torch.models import build_model
 from brainq_torch.models.pretrained import PretrainedError
-from brainq_torch.run import RunError, save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, CONFIG, MANIFEST
+from brainq_torch.run import RunError
+from brainq_torch.run_files import CHECKPOINT, MANIFEST
 from brainq_torch.training.classifier import Classifier, CrossEntropy
 from brainq_torch.training.distill import Distillation, SoftTargets
 from brainq_torch.training.stages import Stage
 from brainq_torch.training.teacher import CachedTeacher, RunTeacher, TimmTeacher, ViewTeacher
 from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError
 from brainq_torch.training.teacher_outputs import FeatureTaps
+from tests.support import narrow_run
+from tests.support.narrow_run import NARROW
 
 SIZE = 32
-ARGUMENTS = {"width_mult": 0.1}
 TEACHERS, TERMS = "brainq_torch.training.teacher.", "brainq_torch.training.distill."
 SOFT = f"--distillation.terms=[{{class_path: {TERMS}SoftTargets}}]"
 
 
 def write_run(folder, seed):
     torch.manual_seed(seed)
-    model = build_model("mobilenetv2", **ARGUMENTS)
+    model = build_model("mobilenetv2", **NARROW)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -41,10 +42,7 @@ def write_run(folder, seed):
         model.train()(torch.randn(16, 1, SIZE, SIZE))  # statistics that keep the logits from fading away
     for norm in norms:
         norm.momentum = 0.1
-    folder.mkdir()
-    (folder / CONFIG).write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-    options = ModelOptions("mobilenetv2", arguments=ARGUMENTS)
-    save_checkpoint(folder / CHECKPOINT, model, options, PixelSpec(SIZE), CLASSES)
+    narrow_run.write_run(folder, model)
     return model.eval().to(memory_format=torch.channels_last)  # as the teacher, so that sums come in one order
 
 
@@ -78,7 +76,7 @@ def test_ensemble_of_runs_averages_logits(tmp_path, data):
 
 def test_teacher_reaches_no_optimizer_checkpoint_or_train_mode(tmp_path, data):
     write_run(tmp_path / "teacher", 0)
-    student = build_model("mobilenetv2", **ARGUMENTS)
+    student = build_model("mobilenetv2", **NARROW)
     hard = CrossEntropy().bind(torch.ones(4))
     classifier = Classifier(student, Stage("all", 1))
     distillation = Distillation(RunTeacher([str(tmp_path / "teacher")]), [SoftTargets()], 0.5)
@@ -114,7 +112,7 @@ def test_a_run_distils_and_keeps_the_student_alone(tmp_path):
     assert [term["init_args"] for term in written["terms"]] == [
         {"temperature": 4.0, "weight": 1.0}, layers | {"weight": 1.0},
     ]  # fmt: skip
-    size = sum(value.numel() for value in build_model("mobilenetv2", **ARGUMENTS).state_dict().values())
+    size = sum(value.numel() for value in build_model("mobilenetv2", **NARROW).state_dict().values())
     saved = torch.load(tmp_path / "student" / CHECKPOINT, weights_only=True)
     assert sum(value.numel() for value in saved["state_dict"].values()) == size
     (last,) = (tmp_path / "student" / "checkpoints").rglob("last.ckpt")
@@ -123,7 +121,7 @@ def test_a_run_distils_and_keeps_the_student_alone(tmp_path):
     assert sum(lightning["state_dict"][name].numel() for name in model_entries) == size
     owners = {name.split(".")[0] for name in lightning["state_dict"]}
     assert owners <= {"model", "val_loss", "val_accuracy", "val_macro_f1"}
-    trained = len(list(build_model("mobilenetv2", **ARGUMENTS).parameters()))
+    trained = len(list(build_model("mobilenetv2", **NARROW).parameters()))
     assert len(lightning["optimizer_states"][0]["state"]) == trained
 
 

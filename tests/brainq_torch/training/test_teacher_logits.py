@@ -5,17 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.dataset.manifest import ManifestRow, make_manifest
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.phantom import write_phantoms
-from brainq_torch.models import ModelOptions, build_model
-from brainq_torch.run import save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, CONFIG
+from brainq_torch.models import build_model
 from brainq_torch.training.teacher_logits import TeacherLogits, TeacherLogitsError, fill, fill_from_runs, fingerprint
+from tests.support.narrow_run import write_run
 
 
 def make_rows(count=10):
@@ -108,11 +106,7 @@ def test_runs_fill_at_their_own_size(tmp_path):
     for seed, size in enumerate((32, 64)):
         torch.manual_seed(seed)
         model = build_model("mobilenetv2", width_mult=0.1).eval()
-        runs.append(tmp_path / f"run{seed}")
-        runs[-1].mkdir()
-        (runs[-1] / CONFIG).write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
-        options = ModelOptions("mobilenetv2", arguments={"width_mult": 0.1})
-        save_checkpoint(runs[-1] / CHECKPOINT, model, options, PixelSpec(size), CLASSES)
+        runs.append(write_run(tmp_path / f"run{seed}", model, size))
         pixels = load_pixels(scan_folder(tmp_path / "data").select("Training"), PixelSpec(size))
         expected += model(torch.from_numpy(scale_pixels(pixels))) / 2
     logits = TeacherLogits(tmp_path / "l.jsonl")

@@ -35,6 +35,11 @@ SPEC = PixelSpec(32)
 FILES = ("model_fp32.onnx", "model_fp32.tflite", "model_fp16.tflite")
 
 
+def check_refused(path, words, **options):
+    with pytest.raises(RunnerError, match=words):
+        load_runner(path, **options)
+
+
 def fed(runner, images):
     """Return what the file is fed for (N, 32, 32) uint8 images, (N, 32, 32)."""
     return feed(scale_pixels(images)[:, 0, :, :, None], runner._input)[..., 0]
@@ -190,28 +195,22 @@ def test_a_file_of_others_runs_once_pixels_and_classes_are_given(tmp_path, write
     path = write(tmp_path / f"model.{write.__name__.rpartition('_')[2]}")
     with pytest.raises(MetadataError, match="does not say its classes and pixels"):
         load_runner(path)
-    with pytest.raises(RunnerError, match="give pixels and classes together"):
-        load_runner(path, pixels=SPEC)
+    check_refused(path, "give pixels and classes together", pixels=SPEC)
     assert load_runner(path, pixels=SPEC, classes=CLASSES)(random_images(2)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("write", [write_float_onnx, write_float_tflite])
 def test_refuses_claims_that_do_not_fit_the_file(tmp_path, write):
     path = write(tmp_path / f"model.{write.__name__.rpartition('_')[2]}")
-    with pytest.raises(RunnerError, match=r"takes images of shape"):
-        load_runner(path, pixels=PixelSpec(64), classes=CLASSES)
-    with pytest.raises(RunnerError, match="gives 4 logits, but names 3 classes"):
-        load_runner(path, pixels=SPEC, classes=CLASSES[:3])
+    check_refused(path, r"takes images of shape", pixels=PixelSpec(64), classes=CLASSES)
+    check_refused(path, "gives 4 logits, but names 3 classes", pixels=SPEC, classes=CLASSES[:3])
     write_metadata(path, FileMetadata(CLASSES, SPEC, {}))
-    with pytest.raises(RunnerError, match="was made for"):
-        load_runner(path, pixels=PixelSpec(32, "pad"), classes=CLASSES)
-    with pytest.raises(RunnerError, match="has the classes"):
-        load_runner(path, pixels=SPEC, classes=CLASSES[::-1])
+    check_refused(path, "was made for", pixels=PixelSpec(32, "pad"), classes=CLASSES)
+    check_refused(path, "has the classes", pixels=SPEC, classes=CLASSES[::-1])
 
 
 def test_a_run_refuses_other_claims(tiny_run):
-    with pytest.raises(RunnerError, match="was made for"):
-        load_runner(tiny_run, pixels=PixelSpec(64), classes=CLASSES)
+    check_refused(tiny_run, "was made for", pixels=PixelSpec(64), classes=CLASSES)
 
 
 @pytest.mark.parametrize("write", [write_float_onnx, write_float_tflite])
@@ -227,8 +226,7 @@ def test_an_onnx_file_that_the_runtime_refuses_is_named(tmp_path):
     model = onnx.load(path)
     model.graph.node[0].op_type = "Sorcery"
     onnx.save(model, path)
-    with pytest.raises(RunnerError, match="cannot be run by ONNX Runtime"):
-        load_runner(path, pixels=SPEC, classes=CLASSES)
+    check_refused(path, "cannot be run by ONNX Runtime", pixels=SPEC, classes=CLASSES)
 
 
 def write_onnx_that_fails_at_run_time(path):
@@ -265,15 +263,12 @@ def test_a_file_that_fails_at_run_time_is_named(tmp_path, kind, engine):
 
 
 def test_wrong_paths_say_what_is_allowed(tmp_path):
-    with pytest.raises(RunnerError, match="does not exist"):
-        load_runner(tmp_path / "nothing.onnx")
+    check_refused(tmp_path / "nothing.onnx", "does not exist")
     (tmp_path / "model.pt").write_bytes(b"")
-    with pytest.raises(RunnerError, match=r"ends in '.pt'"):
-        load_runner(tmp_path / "model.pt")
+    check_refused(tmp_path / "model.pt", r"ends in '.pt'")
     with pytest.raises(RunError, match="no run folder"):
         load_runner(tmp_path)
-    with pytest.raises(RunnerError, match="threads is 0"):
-        load_runner(tmp_path, threads=0)
+    check_refused(tmp_path, "threads is 0", threads=0)
 
 
 def test_a_torch_runner_leaves_model_and_threads_as_they_were(tiny_run):

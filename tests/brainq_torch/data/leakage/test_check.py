@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from brainq_torch.data.leakage import alignment, candidates
 from brainq_torch.data.leakage.candidates import ORIENTATIONS, head_boxes, orient
-from brainq_torch.data.leakage.check import check_leak, grouped_split, nearest_neighbour_accuracy, share_group
+from brainq_torch.data.leakage.check import ask_neighbours, check_leak, grouped_split, share_group
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, find_links, join
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.texts import fill_text
@@ -191,11 +191,11 @@ def test_nearest_neighbour_equals_scikit_learn_on_32_pixel_images():
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (60, 32, 32), dtype=np.uint8), rng.integers(0, 4, 60)
     model = KNeighborsClassifier(1).fit(pixels[:40].reshape(40, -1).astype(float), labels[:40])
-    expected = model.score(pixels[40:].reshape(20, -1).astype(float), labels[40:])
-    assert nearest_neighbour_accuracy(pixels[:40], labels[:40], pixels[40:], labels[40:]) == expected
-    assert nearest_neighbour_accuracy(pixels, labels, pixels, labels) == 1.0
+    expected = model.predict(pixels[40:].reshape(20, -1).astype(float)) == labels[40:]
+    np.testing.assert_array_equal(ask_neighbours(pixels[:40], labels[:40], pixels[40:], labels[40:]), expected)
+    assert ask_neighbours(pixels, labels, pixels, labels).all()
     with pytest.raises(ValueError, match="40 training and 0 test"):
-        nearest_neighbour_accuracy(pixels[:40], labels[:40], pixels[:0], labels[:0])
+        ask_neighbours(pixels[:40], labels[:40], pixels[:0], labels[:0])
 
 
 def test_check_leak_counts_what_was_planted(phantoms):

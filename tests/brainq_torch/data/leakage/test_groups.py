@@ -12,6 +12,11 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 RECORDS = [ImageRecord(f"Training/glioma/site1_p{number // 2}_{number}.png", 0, "Training") for number in range(4)]
 
 
+def check_refused(words, table="", pattern=""):
+    with pytest.raises(GroupError, match=words):
+        name_groups(RECORDS, table, pattern)
+
+
 def groups(records):
     return [record.group for record in records]
 
@@ -45,19 +50,14 @@ def test_a_table_names_the_groups(tmp_path):
 )
 def test_tables_that_do_not_fit_are_refused(text, message, tmp_path):
     (tmp_path / "groups.csv").write_text(text)
-    with pytest.raises(GroupError, match=re.escape(message)):
-        name_groups(RECORDS, str(tmp_path / "groups.csv"))
+    check_refused(re.escape(message), str(tmp_path / "groups.csv"))
 
 
 def test_wrong_words_are_named(tmp_path):
-    with pytest.raises(GroupError, match="is no regular expression"):
-        name_groups(RECORDS, pattern="(")
-    with pytest.raises(GroupError, match="4 of 4 images get no group from the pattern 'patient'"):
-        name_groups(RECORDS, pattern="patient")
-    with pytest.raises(GroupError, match="given twice"):
-        name_groups(RECORDS, "groups.csv", "p")
-    with pytest.raises(GroupError, match=r"nowhere\.csv, the table of groups, is no file"):
-        name_groups(RECORDS, "nowhere.csv")
+    check_refused("is no regular expression", pattern="(")
+    check_refused("4 of 4 images get no group from the pattern 'patient'", pattern="patient")
+    check_refused("given twice", "groups.csv", "p")
+    check_refused(r"nowhere\.csv, the table of groups, is no file", "nowhere.csv")
 
 
 def test_given_links_hold_the_groups_and_the_equal_images():
@@ -88,5 +88,4 @@ def test_a_search_joins_what_the_files_say(monkeypatch):
 
 def test_a_table_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
     (tmp_path / "groups.csv").write_bytes("path,group\nü.png,a\n".encode("latin-1"))
-    with pytest.raises(GroupError, match=r"groups\.csv is not UTF-8 text .*; save it as UTF-8$"):
-        name_groups(RECORDS, str(tmp_path / "groups.csv"))
+    check_refused(r"groups\.csv is not UTF-8 text .*; save it as UTF-8$", str(tmp_path / "groups.csv"))

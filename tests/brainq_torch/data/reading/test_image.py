@@ -18,6 +18,7 @@ from brainq_torch.data.reading.image import looks_like_image, read_grey
 from brainq_torch.data.reading.raster import read_picture
 from tests.brainq_torch.data.reading.scale_rule import rescaled
 from tests.support.tiff import DEFLATE, NONE, PACK_BITS, write_tiff
+from tests.support.unreadable import check_unreadable
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
@@ -264,8 +265,7 @@ def test_sixteen_bit_colours_that_lie_apart_or_are_inks_are_refused(tmp_path):
         write_tiff(tmp_path / "planes.tif", pixels[..., :3], t284=2),
         write_tiff(tmp_path / "inks.tif", pixels, t262=5),
     ):
-        with pytest.raises(UnreadableImageError, match="in an order that is not read; save it as PNG"):
-            read_grey(path)
+        check_unreadable(path, "in an order that is not read; save it as PNG")
 
 
 def test_half_transparent_sixteen_bit_colours_lie_on_black(tmp_path):
@@ -306,8 +306,7 @@ def test_files_that_are_no_images(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     assert not looks_like_image(path)
-    with pytest.raises(UnreadableImageError, match=r"is not an image in a known format \(PNG, JPEG"):
-        read_grey(path)
+    check_unreadable(path, r"is not an image in a known format \(PNG, JPEG")
 
 
 def test_missing_empty_folder_pipe_and_broken_links(tmp_path):
@@ -338,8 +337,7 @@ def test_no_permission(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)  # chmod would not stop a test that runs as root
-    with pytest.raises(UnreadableImageError, match="may not be read by this user; give read permission"):
-        read_grey(path)
+    check_unreadable(path, "may not be read by this user; give read permission")
 
 
 def refused():
@@ -365,8 +363,7 @@ def refused():
 @pytest.mark.parametrize(("name", "pixels", "options", "reason"), refused())
 def test_a_picture_of_nothing_or_of_too_much_is_refused(tmp_path, name, pixels, options, reason):
     path = save(tmp_path / name, Image.fromarray(pixels), **options)
-    with pytest.raises(UnreadableImageError, match=reason):
-        read_grey(path)
+    check_unreadable(path, reason)
 
 
 def test_levels_are_counted_on_the_head_alone(tmp_path):
@@ -374,8 +371,7 @@ def test_levels_are_counted_on_the_head_alone(tmp_path):
     frame[:, :20] = np.arange(240, dtype=np.uint8)[:, None]  # a colour bar
     inside = np.add.outer(np.square(np.arange(240) - 120), np.square(np.arange(240) - 120)) < 60**2
     frame[inside] = 180
-    with pytest.raises(UnreadableImageError, match="fewer than 16 grey levels"):
-        read_grey(save(tmp_path / "mask.png", Image.fromarray(frame)))
+    check_unreadable(save(tmp_path / "mask.png", Image.fromarray(frame)), "fewer than 16 grey levels")
     frame[inside] = 180 + np.arange(inside.sum()) % 16
     assert read_grey(save(tmp_path / "head.png", Image.fromarray(frame))).pixels.shape == (240, 240)
 
@@ -449,6 +445,5 @@ def test_the_largest_allowed_image_is_read_and_one_row_more_is_not(tmp_path, mon
     monkeypatch.setattr("brainq_torch.data.reading.grey.MAX_PIXELS", 2400)
     assert read_grey(save(tmp_path / "a.png", GREY)).pixels.size == 2400
     path = save(tmp_path / "b.png", Image.new("L", (60, 41)))
-    with pytest.raises(UnreadableImageError, match="gigantic dimensions, 60 x 41 pixels"):
-        read_grey(path)
+    check_unreadable(path, "gigantic dimensions, 60 x 41 pixels")
     assert MAX_PIXELS == 40_000_000
