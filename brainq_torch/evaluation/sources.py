@@ -69,12 +69,7 @@ def measure_sources(
 ) -> SourceMetrics | None:
     """Measure each source's images, None where no image names its source.
 
-    Args:
-        logits: (N, C).
-        labels: (N,).
-        sources: of each image; empty where unknown.
-        classes: names of the C classes.
-        probabilities: see ``compute_metrics``.
+    sources: of each image; empty where unknown. The others are those of ``compute_metrics``.
     """
     if not any(sources):
         return None

@@ -14,9 +14,9 @@ from brainq_torch.data.leakage.check import (
     NEIGHBOUR_SIDE,
     SOURCES,
     LeakCheck,
+    ask_neighbours,
     check_splits,
     grouped_split,
-    nearest_neighbour_accuracy,
     share_group,
 )
 from brainq_torch.data.leakage.groups import find_all_links
@@ -251,4 +251,4 @@ def _grouped_neighbour(
     if any(len(np.unique(groups[labels == label])) < 2 for label in np.unique(labels)):
         return None
     part = grouped_split(labels, groups, 0.2, seed=0)
-    return nearest_neighbour_accuracy(pixels[~part], labels[~part], pixels[part], labels[part])
+    return float(ask_neighbours(pixels[~part], labels[~part], pixels[part], labels[part]).mean())

@@ -92,23 +92,13 @@ def _check_both_sides(table: NDArray[np.float64], chosen: NDArray[np.bool_], cla
         )
 
 
-def nearest_neighbour_accuracy(
-    train_pixels: NDArray[np.uint8],
-    train_labels: NDArray[np.int64],
-    test_pixels: NDArray[np.uint8],
-    test_labels: NDArray[np.int64],
-) -> float:
-    """Return the share of test images whose nearest training image, at 32 x 32, has their class."""
-    return float(np.mean(_ask_neighbours(train_pixels, train_labels, test_pixels, test_labels)))
-
-
-def _ask_neighbours(
+def ask_neighbours(
     train_pixels: NDArray[np.uint8],
     train_labels: NDArray[np.int64],
     test_pixels: NDArray[np.uint8],
     test_labels: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Return of each test image whether its nearest training image has its class."""
+    """Return of each test image whether its nearest training image, at 32 x 32, has its class."""
     from sklearn.neighbors import KNeighborsClassifier  # a second, and groups are told apart without
 
     if not len(train_pixels) or not len(test_pixels):
@@ -182,7 +172,7 @@ def check_leak(
     equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
     unseen = in_test & ~related
     small = shrink(pixels, NEIGHBOUR_SIDE)  # before they are divided: a part of the full-size images is a copy of them
-    right = _ask_neighbours(small[in_train], labels[in_train], small[in_test], labels[in_test])
+    right = ask_neighbours(small[in_train], labels[in_train], small[in_test], labels[in_test])
     return LeakCheck(
         test_count=int(in_test.sum()),
         equal_count=int(equal.sum()),
