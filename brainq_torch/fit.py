@@ -69,6 +69,11 @@ class _Parser(ArgumentParser):
         """Return the values of words, by default those of the command line."""
         return super().parse_args(list(_clear_lists(sys.argv[1:] if args is None else args)), *others, **named)
 
+    def parse_path(self, path: str | PathLike[str], **named: Any) -> Namespace:
+        """Return the values of a file in UTF-8; jsonargparse takes it for the letters of the system."""
+        values: Namespace = self.parse_string(Path(path).read_text(encoding="utf-8"), os.path.basename(path), **named)
+        return values
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message in one line: jsonargparse's has a line for each thing that a value might have been."""
         super().error(" ".join(message.replace("Expected a typing.Literal", "Allowed are ").split()), ex)

@@ -149,7 +149,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def discard(self) -> None:
         """Remove what only an unfinished run needs: the decoded images, and the leak check that metrics.json holds."""
-        self.datasets.clear()
+        for dataset in self.datasets.values():
+            del dataset.pixels
         self.trainer = None
         self.__dict__.pop("kept_views", None)
         gc.collect()  # of the trainer's loops: Windows removes no file that is still mapped

@@ -1,5 +1,6 @@
 """Float ONNX to float TFLite through onnx2tf, the only file that knows it."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -101,8 +102,9 @@ def _run_onnx2tf(onnx_path: Path, folder: Path, made: str, options: Sequence[str
     with log_path.open("wb") as log:
         try:
             code = subprocess.run(
-                command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=TIME_LIMIT_S
-            ).returncode
+                command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=TIME_LIMIT_S,
+                env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # paths may have letters that the system lacks
+            ).returncode  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise ConversionError(f"onnx2tf did not finish within {TIME_LIMIT_S} s") from error
     if code != 0 or not (folder / made).is_file():

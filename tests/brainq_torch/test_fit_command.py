@@ -18,6 +18,7 @@ from brainq_torch.training.stages import Stage
 from brainq_torch.training.teacher import Teacher
 from tests.brainq_torch.test_fit import same_weights
 from tests.conftest import TINY
+from tests.support.windows import refuse_as_windows
 
 
 def words_for(phantoms, out):
@@ -245,3 +246,10 @@ def test_every_own_flag_has_a_text():
     own = [action for action in parser._actions if not action.dest.startswith(("trainer.", "data."))]
     assert len(own) > 80
     assert not [action.dest for action in own if not action.help]
+
+
+def test_a_configuration_is_utf8_on_every_system(tmp_path, monkeypatch):
+    refuse_as_windows(monkeypatch)
+    (tmp_path / "a.yaml").write_text("data:\n  root: K\u00f6pfe \u0141\nstages: []\n", encoding="utf-8")
+    config = make_parser().parse_args(fit._with_config(["--config", str(tmp_path / "a.yaml")]))
+    assert config.data.root == "K\u00f6pfe \u0141"

@@ -31,8 +31,9 @@ def _open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None
     is_written = not set(mode).isdisjoint("wax+")
     if is_written and not isinstance(file, int) and _is_locked(file):
         raise PermissionError(errno.EACCES, "Permission denied", os.fspath(file))
-    if is_written and "b" not in mode and newline is None:
-        newline = "\r\n"
+    if "b" not in mode:
+        encoding = "cp1252" if encoding in (None, "locale") else encoding
+        newline = "\r\n" if is_written and newline is None else newline
     return _OPEN(file, mode, buffering, encoding, errors, newline, *more, **named)
 
 
@@ -66,7 +67,7 @@ _OPEN, _OPEN_LOW, _FSYNC = io.open, os.open, os.fsync
 
 def refuse_as_windows(monkeypatch):
     """Refuse to flush what is open to be read, to open folders, to link, to write what is locked, and to remove or move
-    what is open or mapped; end lines with two signs where nobody says otherwise."""
+    what is open or mapped; take text for cp1252, and end lines with two signs, where nobody says otherwise."""
     for module in (io, builtins):
         monkeypatch.setattr(module, "open", _open)
     for name, function in {"open": _open_low, "fsync": _fsync, "symlink": _symlink}.items():

@@ -21,6 +21,7 @@ from export.graph.tflite import convert_float
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
 from tests.conftest import TINY
+from tests.support.windows import refuse_as_windows
 from tools.evaluate import __main__ as evaluate
 from tools.restore import learn_statistics, main, read_folded, take_weights
 from tools.shared.images import labels_of
@@ -57,7 +58,10 @@ def test_a_restored_run_answers_as_the_file_does(tiny_export, phantoms, tmp_path
     assert metrics["accuracy"] == right.mean()
 
 
-def test_a_run_restored_with_its_own_splits_has_seen_no_validation(tiny_run, tiny_export, tmp_path, words, capsys):
+def test_a_run_restored_with_its_own_splits_has_seen_no_validation(
+    tiny_run, tiny_export, tmp_path, words, capsys, monkeypatch
+):
+    refuse_as_windows(monkeypatch)
     own = f"--data.manifest={tiny_run / 'manifest.csv'}"
     assert main([str(tiny_export / "model_fp32.tflite"), *words, own]) == 0
     assert not validation_doubt(tmp_path / "back")

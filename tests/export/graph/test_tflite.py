@@ -43,6 +43,13 @@ def test_does_not_permit_reduced_precision(model):
     assert [entry.name for entry in model.metadata] == [b"brainq"]
 
 
+def test_a_folder_may_have_letters_that_the_console_lacks(tiny_export, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    (tmp_path / "\u0141").mkdir()
+    convert_float(tiny_export / "model_fp32.onnx", tmp_path / "\u0141" / "a.tflite")
+    assert (tmp_path / "\u0141" / "a.tflite").is_file()
+
+
 def test_can_be_resized_to_any_batch(tiny_export):
     images = scale_pixels(np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8))
     images = images.transpose(0, 2, 3, 1)
