@@ -72,6 +72,20 @@ def ended(capsys):
 
 
 @pytest.fixture
+def stopped(ended):
+    """Run a command that its parser may stop; check the exit code and return what was printed."""
+
+    def run(main: Callable[[list[str]], int], words: list[str], expected: int = 2) -> Any:
+        try:
+            code = main(words)
+        except SystemExit as stop:
+            code = stop.code
+        return ended(code, expected)
+
+    return run
+
+
+@pytest.fixture
 def reported(ended, tmp_path):
     """Run a command with --json and return its report and what it has printed."""
 

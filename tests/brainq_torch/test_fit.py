@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from brainq_torch.training import loop
 from brainq_torch.training.classifier import CalibratedLoss
 from brainq_torch.training.log import read_log
 from tests.conftest import TINY
+from tests.support.killed import Killed, die_after
 
 TWO_STAGES = "[{name: head, epochs: 1, train: head}, {name: all, epochs: 2, schedule: plateau, stop_after: 5}]"
 
@@ -40,6 +42,19 @@ def uninterrupted(phantoms, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert main(_words(phantoms, out)) == 0
     return out
+
+
+def die_before_training(monkeypatch, words):
+    """Die once the images are divided and decoded."""
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "train_stage", die)
+        patch.setattr(fit, "start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
+        with pytest.raises(Killed):
+            main(words)
 
 
 def test_a_run_leaves_exactly_these_files(uninterrupted):
@@ -85,29 +100,25 @@ def test_a_run_knows_when_not_to_answer(uninterrupted):
 
 def test_a_resume_searches_for_no_copies_again(phantoms, uninterrupted, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(fit, "train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
-    monkeypatch.setattr(fit, "start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
-    with pytest.raises(_Killed):
-        main(_words(phantoms, out))
-    monkeypatch.undo()
+    die_before_training(monkeypatch, _words(phantoms, out))
     monkeypatch.setattr("brainq_torch.data.leakage.groups.find_links", None)
     assert main(["--resume", "--out", str(out)]) == 0
     assert same_weights(uninterrupted, out)
 
 
-def test_a_run_can_take_over_the_splits_of_another(phantoms, uninterrupted, tmp_path, capsys):
+def test_a_run_can_take_over_the_splits_of_another(phantoms, uninterrupted, tmp_path, ended):
     rows = read_manifest(uninterrupted / "manifest.csv")
     kept = [row for row in rows if row.split != "Testing"]
     write_manifest(tmp_path / "splits.csv", kept)
-    assert main(_words(phantoms, tmp_path / "run", f"--data.manifest={tmp_path / 'splits.csv'}")) == 0
+    printed = ended(main(_words(phantoms, tmp_path / "run", f"--data.manifest={tmp_path / 'splits.csv'}"))).out
     assert read_manifest(tmp_path / "run" / "manifest.csv") == kept
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["split"], metrics["leakage"].keys()) == ("val", {"val"})
-    assert "val (grouped): accuracy" in capsys.readouterr().out
-    assert main(_words(phantoms, tmp_path / "other", "--data.manifest=nowhere.csv")) == 2
-    assert "nowhere.csv is missing" in capsys.readouterr().err
-    assert main(_words(phantoms, tmp_path / "other", "--data.manifest=x.csv", "--data.group_pattern=x")) == 2
-    assert "leave out data.groups" in capsys.readouterr().err
+    assert "val (grouped): accuracy" in printed
+    other = _words(phantoms, tmp_path / "other")
+    assert "nowhere.csv is missing" in ended(main([*other, "--data.manifest=nowhere.csv"]), 2).err
+    both = ["--data.manifest=x.csv", "--data.group_pattern=x"]
+    assert "leave out data.groups" in ended(main([*other, *both]), 2).err
 
 
 def test_log_has_a_line_per_epoch(uninterrupted):
@@ -149,39 +160,25 @@ def test_the_written_configuration_makes_the_same_run(uninterrupted, tmp_path):
     assert same_weights(uninterrupted, tmp_path / "again")
 
 
-class _Killed(BaseException):
-    """Passes every ``except Exception``, as a kill does."""
-
-
 @pytest.mark.parametrize("moment", ["manifest", "pixels", "first best", "first last", "stage done", "finish"])
 def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
     moment, phantoms, uninterrupted, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
 
-    def die_after(owner, name, reached):
-        original = getattr(owner, name)
-
-        def wrapper(*args, **kwargs):
-            result = original(*args, **kwargs)
-            if reached(*args):
-                raise _Killed
-            return result
-
-        monkeypatch.setattr(owner, name, wrapper)
-
+    die = partial(die_after, monkeypatch)
     if moment == "manifest":
-        die_after(fit.ImageDataModule, "write_splits", lambda *_: True)
+        die(fit.ImageDataModule, "write_splits")
     elif moment == "pixels":
-        die_after(fit.ImageDataModule, "prepare_data", lambda *_: True)
+        die(fit.ImageDataModule, "prepare_data")
     elif moment.startswith("first"):
         wanted = f"2-all/{moment.split()[1]}.ckpt"
-        die_after(loop.ModelCheckpoint, "_save_checkpoint", lambda _self, _trainer, path: str(path).endswith(wanted))
+        die(loop.ModelCheckpoint, "_save_checkpoint", lambda _self, _trainer, path: str(path).endswith(wanted))
     elif moment == "stage done":
-        die_after(Path, "touch", lambda path: path.name == "done")
+        die(Path, "touch", lambda path: path.name == "done")
     else:
-        die_after(finish, "save_checkpoint", lambda *_: True)
-    with pytest.raises(_Killed):
+        die(finish, "save_checkpoint")
+    with pytest.raises(Killed):
         main(_words(phantoms, out))
     monkeypatch.undo()
     assert main(["--resume", "--out", str(out)]) == 0
@@ -222,9 +219,9 @@ def test_existing_folders_are_not_overwritten(uninterrupted, phantoms, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_resuming_with_another_configuration_is_refused(phantoms, tmp_path, uninterrupted, capsys):
-    assert main(_words(phantoms, uninterrupted, "--resume", "--data.batch_size=4")) == 2
-    assert "data.batch_size: 8 -> 4" in capsys.readouterr().err
+def test_resuming_with_another_configuration_is_refused(phantoms, uninterrupted, ended):
+    words = _words(phantoms, uninterrupted, "--resume", "--data.batch_size=4")
+    assert "data.batch_size: 8 -> 4" in ended(main(words), 2).err
 
 
 def test_changed_images_stop_a_resume(tmp_path, monkeypatch, ended):
@@ -232,11 +229,7 @@ def test_changed_images_stop_a_resume(tmp_path, monkeypatch, ended):
 
     root, out = tmp_path / "data", tmp_path / "run"
     write_phantoms(root, 6, 1, seed=0, size=32)
-    monkeypatch.setattr(fit, "train_stage", lambda *_: (_ for _ in ()).throw(_Killed))
-    monkeypatch.setattr(fit, "start_model", lambda config: (config.data.prepare_data(), torch.nn.Identity())[1])
-    with pytest.raises(_Killed):
-        main(_words(root, out))
-    monkeypatch.undo()
+    die_before_training(monkeypatch, _words(root, out))
     victim = next(root.rglob("*.png"))
     victim.write_bytes(victim.read_bytes() + b"x")
     assert f"{victim.name} has changed" in ended(main(["--resume", "--out", str(out)]), 2).err
@@ -262,13 +255,8 @@ def test_a_loss_that_is_no_number_stops_with_advice(phantoms, tmp_path, ended):
         (["--init=nowhere"], "is no folder"),
     ],
 )
-def test_wrong_words_are_named(words, match, tmp_path, phantoms, capsys):
-    try:
-        code = main([*_words(phantoms, tmp_path / "run"), *words])
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
-    assert match in capsys.readouterr().err
+def test_wrong_words_are_named(words, match, tmp_path, phantoms, stopped):
+    assert match in stopped(main, [*_words(phantoms, tmp_path / "run"), *words]).err
 
 
 def test_a_missing_class_is_named(tmp_path, ended):

@@ -123,13 +123,8 @@ def test_a_resume_finds_the_runs_own_configuration(out, tiny_run):
         (["--trainer.val_check_interval=1000"], "val_check_interval"),
     ],
 )
-def test_wrong_flags_are_a_line(flags, match, phantoms, tmp_path, capsys):
-    try:
-        code = main([*words_for(phantoms, tmp_path / "run"), *flags])
-    except SystemExit as stop:  # the parser's
-        code = stop.code
-    assert code == 2
-    error = capsys.readouterr().err
+def test_wrong_flags_are_a_line(flags, match, phantoms, tmp_path, stopped):
+    error = stopped(main, [*words_for(phantoms, tmp_path / "run"), *flags]).err
     assert match in error
     assert "--trainer.max_time" not in error  # the list of all flags, two screens long
 
@@ -152,15 +147,11 @@ def test_wrong_flags_are_a_line(flags, match, phantoms, tmp_path, capsys):
         "--distillation.teacher=brainq_torch.fit.os.system",
     ],
 )
-def test_classes_from_elsewhere_are_not_even_imported(flag, phantoms, tmp_path, monkeypatch):
+def test_classes_from_elsewhere_are_not_even_imported(flag, phantoms, tmp_path, monkeypatch, stopped):
     (tmp_path / "intruder.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     words = [word.replace("quickstart", "mobilenetv2_kd") for word in words_for(phantoms, tmp_path / "run")]
-    try:
-        code = main([*words, "--model.pretrained=none", flag])
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
+    stopped(main, [*words, "--model.pretrained=none", flag])
     assert "intruder" not in sys.modules
 
 

@@ -11,6 +11,7 @@ from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.provenance import describe_environment
 from brainq_torch.run import RunError, load_run, read_checkpoint, save_checkpoint
 from brainq_torch.run_files import CHECKPOINT
+from tests.support.narrow_run import Intruder
 
 
 @pytest.fixture
@@ -49,16 +50,10 @@ def test_truncated_checkpoint_is_refused(run):
     check_refused(run, r"model\.ckpt is truncated")
 
 
-class _Intruder:
-    def __reduce__(self):
-        return (Path.touch, (Path("intruder_was_here"),))
-
-
-def test_code_in_a_checkpoint_is_not_run(run, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "model": _Intruder()}, run / CHECKPOINT)
+def test_code_in_a_checkpoint_is_not_run(run, tmp_path):
+    torch.save({"format": 1, "model": Intruder(tmp_path / "ran")}, run / CHECKPOINT)
     check_refused(run, "was not loaded")
-    assert not Path("intruder_was_here").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_weights_of_another_architecture_are_refused(run):

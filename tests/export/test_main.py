@@ -25,6 +25,7 @@ from export.run.runners import OnnxRunner, TFLiteRunner
 from export.run.torch_runner import TorchRunner
 from export.verify.parity import LogitTable
 from tests.support.handmade_models import write_float_tflite
+from tests.support.narrow_run import Intruder
 
 ROOT = Path(__file__).parents[2]
 FLOAT = ["--recipes", "fp32", "fp16"]
@@ -129,16 +130,14 @@ def test_an_existing_export_is_replaced_only_with_force(run, quick, ended):
     assert names(run / "export") == FILES
 
 
-def test_the_runs_limits_of_a_series_go_where_the_files_go(run, quick, tmp_path, capsys):
+def test_the_runs_limits_of_a_series_go_where_the_files_go(run, quick, tmp_path, stopped):
     (run / "series_rule.json").write_text('{"tumour_from": 0.5}')
     assert main([str(run), *FLOAT]) == 0
     assert names(run / "export") == FILES  # those of the run are theirs
     for force in ([], ["--force"]):
         assert main([str(run), *FLOAT, "--out", str(tmp_path / "out"), *force]) == 0
         assert find_rule(tmp_path / "out" / "model_fp16.tflite").tumour_from == 0.5
-    with pytest.raises(SystemExit):
-        main([str(run), *FLOAT, "--limits", "0.1", "0.3"])
-    assert "name its folder with --bundle" in capsys.readouterr().err
+    assert "name its folder with --bundle" in stopped(main, [str(run), *FLOAT, "--limits", "0.1", "0.3"]).err
 
 
 def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, ended):
@@ -167,8 +166,7 @@ def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")],
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")]
 )
 def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, ended, error):
     def make(context):
@@ -324,12 +322,11 @@ def test_every_table_of_logits_is_closed(run, quick, monkeypatch):
     assert [table._pool._shutdown for table in tables] == [True, True]  # of the images, of their shifted copies
 
 
-def test_too_few_images_to_compare_on_are_refused(run, capsys):
+def test_too_few_images_to_compare_on_are_refused(run, stopped):
     # Of a billion, phantoms would fill the memory in the images' place.
     for flag, count in (("--parity-images", 199), ("--parity-images", 10**9), ("--calibration-images", 10**9)):
-        with pytest.raises(SystemExit, match="2"):
-            main([str(run), flag, str(count)])
-        assert f"{flag}: {count} is too {'large' if count > 199 else 'small'}; allowed are " in capsys.readouterr().err
+        error = stopped(main, [str(run), flag, str(count)]).err
+        assert f"{flag}: {count} is too {'large' if count > 199 else 'small'}; allowed are " in error
 
 
 @pytest.mark.parametrize(("flips", "margin", "hint"), [(1, 0.01, True), (1, 0.2, False), (6, 0.01, False)])
@@ -345,18 +342,6 @@ def test_a_few_near_ties_among_few_images_may_be_chance(run, quick, monkeypatch,
     assert ("--parity-images" in ended(main([str(run), *FLOAT]), 1).out) is hint
 
 
-def not_a_folder(run):
-    shutil.rmtree(run)
-
-
-def not_a_run(run):
-    (run / "config.yaml").unlink()
-
-
-def unfinished(run):
-    (run / "model.ckpt").unlink()
-
-
 def truncated(run):
     path = run / "model.ckpt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -368,26 +353,16 @@ def of_another_network(run):
     torch.save(checkpoint, run / "model.ckpt")
 
 
-class Bomb:
-    """Unpickling this would make a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
 def with_code(run):
-    torch.save({"format": 1, "state_dict": Bomb(run / "exploded")}, run / "model.ckpt")
+    torch.save({"format": 1, "state_dict": Intruder(run / "exploded")}, run / "model.ckpt")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (not_a_folder, "is no folder"),
-        (not_a_run, "is no run folder"),
-        (unfinished, "is not finished"),
+        (shutil.rmtree, "is no folder"),
+        (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
+        (lambda run: (run / "model.ckpt").unlink(), "is not finished"),
         (truncated, "truncated"),
         (of_another_network, "another architecture"),
         (with_code, "was not loaded"),
@@ -416,11 +391,8 @@ def test_list_names_the_recipes(ended):
     assert [line.split()[0] for line in lines] == list(RECIPES)
 
 
-def test_a_run_is_asked_for(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([])
-    assert stop.value.code == 2
-    assert "RUN is missing" in capsys.readouterr().err
+def test_a_run_is_asked_for(stopped):
+    assert "RUN is missing" in stopped(main, []).err
 
 
 def test_runs_as_a_command():

@@ -33,12 +33,7 @@ def test_the_limits_are_the_designs():
 
 @pytest.mark.parametrize(
     ("asked", "made"),
-    [
-        (["fp16"], ["fp32", "fp16"]),
-        (["fp16", "fp32"], ["fp32", "fp16"]),
-        (["fp32", "fp32"], ["fp32"]),
-        ([], []),
-    ],
+    [(["fp16"], ["fp32", "fp16"]), (["fp16", "fp32"], ["fp32", "fp16"]), (["fp32", "fp32"], ["fp32"]), ([], [])],
 )
 def test_needed_recipes_come_first_and_once(asked, made):
     assert resolve_recipes(asked) == made

@@ -227,9 +227,6 @@ def write_int8_tflite(
 
 def write_float_onnx(path, side=SIDE, normalise=False, nhwc=False):
     """conv - relu - mean - dense in float32, batch open."""
-    shape = ("batch", side, side, 1) if nhwc else ("batch", 1, side, side)
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", 4))
     constants = [
         numpy_helper.from_array(weights((CHANNELS, 1, 3, 3), 0)[0], "kernel"),
         numpy_helper.from_array(weights((4, CHANNELS), 1)[0], "dense"),
@@ -249,13 +246,16 @@ def write_float_onnx(path, side=SIDE, normalise=False, nhwc=False):
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("Gemm", ["flat", "dense"], ["logits"], transB=1),
     ]
-    return _write_onnx(path, nodes, image, logits, constants)
+    return save_onnx(path, nodes, constants, ("batch", side, side, 1) if nhwc else ("batch", 1, side, side))
 
 
-def _write_onnx(path, nodes, image, logits, constants):
-    graph = helper.make_graph(nodes, "handmade", [image], [logits], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    save(model, path)
+def save_onnx(path, nodes, constants=(), image=("batch", 1, SIDE, SIDE), logits=("batch", 4), domain=""):
+    """Write nodes that turn ``image`` into ``logits``; domain: of some that ONNX does not know."""
+    shapes = {"image": image, "logits": logits}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(nodes, "handmade", ends[:1], ends[1:], constants)
+    domains = [helper.make_opsetid(name, version) for name, version in {"": 18, domain: 1 if domain else 18}.items()]
+    save(helper.make_model(graph, opset_imports=domains, ir_version=10), path)
     return path
 
 
@@ -266,8 +266,6 @@ def set_onnx_metadata(model, data):
 
 def write_qdq_onnx(path, per_channel=True, stored_as_float=False, island=False, feature_scale=0.1, input_scale=1 / 128):
     """conv - relu - mean - dense, each in QuantizeLinear and DequantizeLinear, sound unless a fault is asked for."""
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ("batch", 1, SIDE, SIDE))
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", 4))
     nodes, constants = [], []
 
     def constant(name, values):
@@ -309,4 +307,4 @@ def write_qdq_onnx(path, per_channel=True, stored_as_float=False, island=False, 
     ends = [constant("answer_scale", np.float32(0.1)), constant("answer_zero", np.int8(0))]
     nodes.append(helper.make_node("QuantizeLinear", ["answer", *ends], ["answer_q"]))
     nodes.append(helper.make_node("DequantizeLinear", ["answer_q", *ends], ["logits"]))
-    return _write_onnx(path, nodes, image, logits, constants)
+    return save_onnx(path, nodes, constants)

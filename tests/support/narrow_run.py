@@ -1,4 +1,6 @@
-"""A run folder as training leaves it, of a network so narrow that building it takes no time."""
+"""A run folder of a network so narrow that building it takes no time, and what a hostile checkpoint holds."""
+
+from pathlib import Path
 
 import torch
 import yaml
@@ -22,3 +24,13 @@ def write_run(folder, model=None, size=32):
     save_checkpoint(folder / CHECKPOINT, model, options, PixelSpec(size), CLASSES)
     (folder / CONFIG).write_text(yaml.safe_dump({"data": {"root": "phantom"}}))
     return folder
+
+
+class Intruder:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)

@@ -98,13 +98,13 @@ def test_folds_divide_no_group_and_leave_old_testing_out():
         adapt.divide(rows_of(8))
 
 
-def test_a_class_that_the_hospital_lacks_asks_for_the_old_images(hospital, tiny_run, tmp_path, capsys):
+def test_a_class_that_the_hospital_lacks_asks_for_the_old_images(hospital, tiny_run, tmp_path, ended):
     root = tmp_path / "three"
     root.mkdir()
     for name in ("glioma", "meningioma", "notumor"):
         (root / name).symlink_to(hospital / name)
-    assert adapt.main([str(tiny_run), "--data", str(root), "--out", str(tmp_path / "out"), *SMALL]) == 2
-    assert "no training image of pituitary" in (error := capsys.readouterr().err)
+    error = ended(adapt.main([str(tiny_run), "--data", str(root), "--out", str(tmp_path / "out"), *SMALL]), 2).err
+    assert "no training image of pituitary" in error
     assert "the images have no" in error
     assert "come with --old DIR" in error
     assert "leave it out" not in error  # the network's classes stay
@@ -118,8 +118,6 @@ def test_a_file_that_cannot_be_restored_is_refused_before_anything_is_done(hospi
     assert not (tmp_path / "out").exists()
 
 
-def test_help_is_short(capsys):
+def test_help_is_short(stopped):
     for command in (adapt, restore):
-        with pytest.raises(SystemExit):
-            command.main(["--help"])
-        assert len(capsys.readouterr().out.splitlines()) < 40
+        assert len(stopped(command.main, ["--help"], 0).out.splitlines()) < 40

@@ -26,8 +26,5 @@ def test_words_pass_as_they_are(monkeypatch, ended):
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [(["--version"], 0, __version__), (["predct"], 2, "'predict'")])
-def test_it_says_its_version_and_its_commands(words, code, said, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == code
-    assert said in "".join(capsys.readouterr())
+def test_it_says_its_version_and_its_commands(words, code, said, stopped):
+    assert said in "".join(stopped(main, words, code))

@@ -11,9 +11,10 @@ from tests.support.sabotage import saturate
 from tools.compare import Candidate, main
 
 
-def compare(capsys, *words):
-    code = main([*map(str, words), "--threads", "1"])
-    return code, capsys.readouterr()
+@pytest.fixture
+def compare(ended):
+    """Return what is printed of words that end with a code."""
+    return lambda *words, code=0: ended(main([*map(str, words), "--threads", "1"]), code)
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +89,28 @@ def test_only_the_row_of_that_name_runs_without_xnnpack(tiny_int8_export, xnnpac
     assert ("DELEGATE" in operators) == xnnpack
 
 
-def test_the_table_is_markdown(capsys, tiny_export, tiny_int8_export, phantoms):
+def test_the_table_is_markdown(compare, tiny_export, tiny_int8_export, phantoms):
     onnx, tflite = _int8(tiny_int8_export)
-    code, printed = compare(
-        capsys, tiny_export / "model_fp16.tflite", tflite, "--data", phantoms, "--pair", onnx, tflite
-    )
-    assert code == 0
-    rows = [line for line in printed.out.splitlines() if line.startswith("|")]
+    words = [tiny_export / "model_fp16.tflite", tflite, "--data", phantoms, "--pair", onnx, tflite]
+    printed = compare(*words).out
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [9] * 4 + [8] * 3
     assert "100.00 %|0|0|0|" in re.sub(r" *\| *", "|", rows[-1])
-    assert re.search(r"^\S+model_int8\.tflite: \d+ flips: glioma \d+ \(lost", printed.out, re.MULTILINE)
+    assert re.search(r"^\S+model_int8\.tflite: \d+ flips: glioma \d+ \(lost", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["A", "A"], "named twice"), (["A", "--pair", "A", "nowhere.onnx"], "nowhere.onnx does not exist")],
 )
-def test_wrong_words_are_one_clear_line(capsys, tiny_export, phantoms, words, said):
+def test_wrong_words_are_one_clear_line(compare, tiny_export, phantoms, words, said):
     words = [tiny_export / "model_fp32.tflite" if word == "A" else word for word in words]
-    code, printed = compare(capsys, *words, "--data", phantoms)
-    assert code == 2
-    assert said in printed.err
-    assert "Traceback" not in printed.err
+    error = compare(*words, "--data", phantoms, code=2).err
+    assert said in error
+    assert "Traceback" not in error
 
 
-def test_logits_that_are_no_numbers_are_refused(capsys, tiny_export, phantoms, tmp_path):
+def test_logits_that_are_no_numbers_are_refused(compare, tiny_export, phantoms, tmp_path):
     from export.graph.flatbuffer import constant, read_model, write_model
 
     path = Path(shutil.copy(tiny_export / "model_fp32.tflite", tmp_path / "broken.tflite"))
@@ -122,6 +120,5 @@ def test_logits_that_are_no_numbers_are_refused(capsys, tiny_export, phantoms, t
     model.buffers[tensor.buffer].data = values.view(np.uint8)
     write_model(model, path)
     write_metadata(path, read_metadata(path))
-    code, printed = compare(capsys, tiny_export / "model_fp32.tflite", "--data", phantoms, "--pair", path, path)
-    assert code == 2
-    assert "not finite" in printed.err
+    words = [tiny_export / "model_fp32.tflite", "--data", phantoms, "--pair", path, path]
+    assert "not finite" in compare(*words, code=2).err

@@ -6,7 +6,6 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import compute_metrics
-from tests.support.narrow_run import write_run
+from tests.support.narrow_run import Intruder, write_run
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate.question import ask
 from tools.shared.command import CommandError
@@ -317,18 +316,8 @@ def broken_models(folder):
     yield run, "truncated"
     run = write_run(folder / "evil")
     with (run / "model.ckpt").open("wb") as file:
-        pickle.dump(Evil(str(folder / "ran")), file, protocol=2)
+        pickle.dump(Intruder(folder / "ran"), file, protocol=2)
     yield run, "was not loaded"
-
-
-class Evil:
-    """A pickle that leaves a file behind when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
 
 
 def test_every_wrong_model_is_one_clear_error(data, tmp_path, ended):

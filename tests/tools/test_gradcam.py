@@ -62,10 +62,10 @@ def test_cases_are_drawn_from_all_classes_right_ones_first():
     assert len(choose_cases(labels, labels, 8, seed=0)) == 4  # nothing is wrong
 
 
-def test_command_draws_a_picture_and_names_the_images(tmp_path, tiny_run, phantoms, capsys):
+def test_command_draws_a_picture_and_names_the_images(tmp_path, tiny_run, phantoms, ended):
     out = tmp_path / "cam.png"
-    assert main([str(tiny_run), "--data", str(phantoms), "--out", str(out), "--images", "4", "--threads", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    words = [str(tiny_run), "--data", str(phantoms), "--out", str(out), "--images", "4", "--threads", "1"]
+    lines = ended(main(words)).out.splitlines()
     assert 2 <= len(lines) <= 4
     assert all("Testing/" in line and "label " in line and "answer " in line for line in lines)
     with Image.open(out) as image:
@@ -102,7 +102,7 @@ def test_wrong_input_is_refused(tmp_path, tiny_run, phantoms, ended, arguments, 
     assert not (tmp_path / "cam.png").exists()
 
 
-def test_a_quantized_run_is_refused(tmp_path, tiny_run, phantoms, capsys, monkeypatch):
+def test_a_quantized_run_is_refused(tmp_path, tiny_run, phantoms, ended, monkeypatch):
     monkeypatch.setattr(gradcam, "load_run", lambda folder: replace(load_run(folder), quantization={"scheme": "int8"}))
-    assert main([str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]) == 2
-    assert "give the float run" in capsys.readouterr().err
+    words = [str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]
+    assert "give the float run" in ended(main(words), 2).err

@@ -65,11 +65,10 @@ def test_a_second_call_measures_nothing_again(measured, monkeypatch):
     assert np.load(kept)["logits"].shape == (12, 4)
 
 
-def test_two_commands_do_not_share_a_folder(measured, capsys):
+def test_two_commands_do_not_share_a_folder(measured, ended):
     out, arguments = measured
     with hold_lock(out / low_bits.LOCK, "it is used"):
-        assert low_bits.main(arguments) == 2
-    assert f"{out} is being worked in by process" in capsys.readouterr().err
+        assert f"{out} is being worked in by process" in ended(low_bits.main(arguments), 2).err
 
 
 def test_a_budget_that_cannot_be_kept_is_refused(measured, ended):

@@ -62,13 +62,19 @@ def images(tmp_path):
     return folder
 
 
-def lines(capsys):
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+@pytest.fixture
+def answers(runner, ended):
+    """Return the rows that the command writes of what is named."""
+
+    def run(*named, model="model", code=0):
+        printed = ended(predict.main([model, *map(str, named), "--json"]), code)
+        return [json.loads(line) for line in printed.out.splitlines()]
+
+    return run
 
 
-def test_json_lines_have_class_and_exact_probability(runner, images, capsys):
-    assert predict.main(["model", str(images / "a b.png"), "--json"]) == 0
-    (row,) = lines(capsys)
+def test_json_lines_have_class_and_exact_probability(answers, images):
+    (row,) = answers(images / "a b.png")
     assert row.keys() == {
         "level", "path", "class", "label", "best", "probability", "probabilities", "uncertain", "reason", "notes",
         "logits",
@@ -81,14 +87,13 @@ def test_json_lines_have_class_and_exact_probability(runner, images, capsys):
     assert math.isclose(sum(row["probabilities"].values()), 1.0)
 
 
-def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, capsys, ended):
+def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, answers, ended):
     heads, labels = phantom_images(64, 32)
     logits = runner(heads)
     abstention = fit_abstention(logits, labels, heads, fit_typicality(heads))
     runner.abstention = replace(abstention, temperature=2.0, threshold=0.9)
     Image.fromarray(heads[0]).save(images / "head.png")
-    assert predict.main(["model", str(images / "a b.png"), str(images / "head.png"), "--json"]) == 0
-    flat, head = lines(capsys)
+    flat, head = answers(images / "a b.png", images / "head.png")
     # A flat picture is no head, however sure the network is; a head is answered when the network is sure enough.
     assert (flat["class"], flat["abstained"]) == ("uncertain", "unlike the images it was trained on")
     assert flat["outlier"] > 1 >= head["outlier"]
@@ -103,23 +108,22 @@ def test_a_model_that_knows_when_not_to_answer_says_uncertain(runner, images, ca
     assert "head.png: glioma" in text[1]
 
 
-def test_a_series_is_answered_by_the_limits_beside_the_model(runner, tmp_path, capsys):
+def test_a_series_is_answered_by_the_limits_beside_the_model(answers, tmp_path):
     nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
     volume = np.repeat(np.asarray(picture(30))[..., None], 4, 2)  # 99 % a tumour
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "a.nii")
-    words = [str(tmp_path / "model.tflite"), str(tmp_path / "a.nii"), "--json"]
+    model, scan = str(tmp_path / "model.tflite"), str(tmp_path / "a.nii")
     for label, source in (("uncertain", "built in"), ("glioma", str(tmp_path / "series_rule.json"))):
-        assert predict.main(words) == 0
-        row = lines(capsys)[-1]
+        row = answers(scan, model=model)[-1]
         assert (row["label"], row["limits_from"]) == (label, source)
         (tmp_path / "series_rule.json").write_text('{"tumour_from": 0.95}')
-    assert load(words[0]).predict(words[1])[-1].label == "glioma"
+    assert load(model).predict(scan)[-1].label == "glioma"
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_a_model_that_cannot_abstain_is_told_once(runner, images, form, capsys, ended):
-    assert predict.main(["model", str(images), *form]) == 0
-    assert capsys.readouterr().err.count("model cannot say uncertain: it carries no abstention") == 1
+def test_a_model_that_cannot_abstain_is_told_once(runner, images, form, ended):
+    error = ended(predict.main(["model", str(images), *form])).err
+    assert error.count("model cannot say uncertain: it carries no abstention") == 1
     heads, labels = phantom_images(64, 32)
     runner.abstention = fit_abstention(runner(heads), labels, heads, fit_typicality(heads))
     assert "cannot say" not in ended(predict.main(["model", str(images), *form])).err
@@ -131,16 +135,14 @@ def test_text_names_class_probability_and_the_notice(runner, images, ended):
     assert "not a medical device" in captured.err
 
 
-def test_folders_and_globs_are_searched_in_order_and_each_image_is_answered_once(runner, images, capsys):
+def test_folders_and_globs_are_searched_in_order_and_each_image_is_answered_once(answers, images):
     expected = [str(images / "a b.png"), str(images / "deeper" / "ünï[1].png")]
-    for words in ([str(images)], [str(images / "**" / "*.png")], [*expected, str(images)]):
-        assert predict.main(["model", *words, "--json"]) == 0
-        assert [row["path"] for row in lines(capsys)] == expected
+    for words in ([images], [images / "**" / "*.png"], [*expected, images]):
+        assert [row["path"] for row in answers(*words)] == expected
 
 
-def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(runner, images, capsys):
-    assert predict.main(["model", str(images / "deeper" / "ünï[1].png"), "--json"]) == 0
-    assert lines(capsys)[0]["probability"] == pytest.approx(7 / 10, abs=1e-6)
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(answers, images):
+    assert answers(images / "deeper" / "ünï[1].png")[0]["probability"] == pytest.approx(7 / 10, abs=1e-6)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, ended):
@@ -164,7 +166,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(runner, images, e
     assert "4 of 6 could not be read" in captured.err
 
 
-def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, images, capsys, ended):
+def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, images, ended):
     (images / "masks").mkdir()
     masks = [images / "a b_mask.png", images / "masks" / "a b.png", images / "deeper" / "a-seg.tif"]
     for path in masks:
@@ -179,8 +181,7 @@ def test_masks_are_left_out_with_a_word_unless_they_are_named_alone(runner, imag
         assert scan in [row["path"] for row in rows if "class" in row]
         said = f"left out: {expected}, the first {left_out[0]['path']}: is a mask by its name"
         assert [line.startswith(said) for line in captured.err.splitlines()[-1:]] == [True]
-    assert predict.main(["model", str(masks[0])]) == 1  # alone it is no mask until it is looked at
-    assert "not read" in capsys.readouterr().err
+    assert "not read" in ended(predict.main(["model", str(masks[0])]), 1).err  # alone no mask until it is looked at
     assert "1 of 1 could not be read" in ended(predict.main(["model", str(images / "masks")]), 1).err
 
 
@@ -193,11 +194,11 @@ def test_a_folder_of_a_class_of_the_model_holds_no_masks(images):
         assert [one.path for one in found if one.left_out] == left_out
 
 
-def test_of_many_files_with_one_fault_a_few_are_named_and_the_others_counted(runner, images, capsys):
+def test_of_many_files_with_one_fault_a_few_are_named_and_the_others_counted(runner, images, ended):
     for number in range(7):
         (images / f"{number}.png").write_bytes(b"")
-    assert predict.main(["model", str(images), "--csv", str(images / "a.csv")]) == 1
-    said = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    error = ended(predict.main(["model", str(images), "--csv", str(images / "a.csv")]), 1).err
+    said = [line for line in error.splitlines() if "not read" in line]
     assert [line.split(":")[1].strip() for line in said[:3]] == [str(images / f"{number}.png") for number in range(3)]
     assert said[3:] == [
         "not read: 4 more (--json and --csv name them): has zero bytes; copy or download it again, or remove it"
@@ -205,29 +206,25 @@ def test_of_many_files_with_one_fault_a_few_are_named_and_the_others_counted(run
     assert all(f"{number}.png" in (images / "a.csv").read_text() for number in range(7))
 
 
-def test_a_folder_without_images_is_an_error(runner, tmp_path, capsys):
-    assert predict.main(["model", str(tmp_path), "--json"]) == 1
-    assert lines(capsys) == [{"path": str(tmp_path), "error": "holds no images; check the folder"}]
+def test_a_folder_without_images_is_an_error(answers, tmp_path):
+    assert answers(tmp_path, code=1) == [{"path": str(tmp_path), "error": "holds no images; check the folder"}]
 
 
-def test_an_image_with_a_wrong_or_no_suffix_is_found_by_content(runner, images, capsys):
+def test_an_image_with_a_wrong_or_no_suffix_is_found_by_content(answers, images):
     (images / "a b.png").rename(images / "scan")
-    assert predict.main(["model", str(images), "--json"]) == 0
-    assert Path(lines(capsys)[0]["path"]).name == "scan"
+    assert Path(answers(images)[0]["path"]).name == "scan"
 
 
-def test_notes_say_what_was_converted(runner, tmp_path, capsys):
+def test_notes_say_what_was_converted(answers, tmp_path):
     picture(9).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert predict.main(["model", str(tmp_path), "--json"]) == 0
-    assert "CMYK" in lines(capsys)[0]["notes"][0]
+    assert "CMYK" in answers(tmp_path)[0]["notes"][0]
 
 
-def test_many_images_go_through_in_batches(runner, tmp_path, capsys):
+def test_many_images_go_through_in_batches(runner, answers, tmp_path):
     for index in range(70):
         picture(index, 32, 32).save(tmp_path / f"{index:02}.png")
     (tmp_path / "05.png").write_bytes(b"")
-    assert predict.main(["model", str(tmp_path), "--json"]) == 1
-    rows = lines(capsys)
+    rows = answers(tmp_path, code=1)
     assert runner.batches == [15, 16, 16, 16, 6]
     # Every answer still belongs to its own image behind the gap.
     for index, row in enumerate(rows):

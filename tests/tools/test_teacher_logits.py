@@ -41,8 +41,8 @@ def test_the_mean_of_several_runs(tiny_run, phantoms, tmp_path):
     torch.testing.assert_close(one, two)
 
 
-def test_a_missing_manifest_is_refused(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_missing_manifest_is_refused(tiny_run, tmp_path, monkeypatch, ended):
     monkeypatch.chdir(tmp_path)
-    assert main([str(tiny_run), "--data", ".", "--manifest", "nowhere.csv", "--out", "x"]) == 2
-    assert "nowhere.csv" in capsys.readouterr().err
+    words = [str(tiny_run), "--data", ".", "--manifest", "nowhere.csv", "--out", "x"]
+    assert "nowhere.csv" in ended(main(words), 2).err
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from torchvision.models.quantization import mobilenet_v2
 
 from brainq_torch.models import ModelOptions, build_model, head_name, pretrained
 from brainq_torch.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, PretrainedError, fold_rgb_stem, load_pretrained
+from tests.support.narrow_run import Intruder
 
 SHARED_WEIGHTS = Path(__file__).parents[4] / "shared" / "weights" / "mobilenet_v2_imagenet.safetensors"
 
@@ -96,11 +97,6 @@ def test_a_refused_file_changes_nothing(tmp_path, rgb_network):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-class _Intruder:
-    def __reduce__(self):
-        return (Path.touch, (Path("intruder_was_here"),))
-
-
 def test_damaged_and_hostile_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = build_model("mobilenetv2")
@@ -110,10 +106,10 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"\x00garbage")
         with pytest.raises(PretrainedError, match="could not be read"):
             load_pretrained(model, ModelOptions(pretrained=name))
-    torch.save({"features": _Intruder()}, "hostile.pth")
+    torch.save({"features": Intruder("ran")}, "hostile.pth")
     with pytest.raises(PretrainedError, match="could not be read"):
         load_pretrained(model, ModelOptions(pretrained="hostile.pth"))
-    assert not Path("intruder_was_here").exists()
+    assert not Path("ran").exists()
 
 
 def test_no_network_says_what_to_do(monkeypatch):

@@ -9,6 +9,7 @@ from brainq_torch.quant.low_bits import W4A8, Bookkeeping, quantize_low_bits
 from brainq_torch.quant.prepare import prepare_qat, settle_layer
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme, encode_weight_clipped, quantize_weight
+from tests.support.killed import Killed
 from tests.support.small_network import as_input, small_images, small_network
 
 EVERY_LAYER = Scheme(weight_bits=4)
@@ -88,10 +89,6 @@ def test_a_run_with_8_bit_weights_makes_no_w4a8_files(network):
         default_recipes(SimpleNamespace(model=network, quantization=scheme)) for scheme in (None, eight, W4A8.to_json())
     ]
     assert chosen == [("fp32", "fp16", "int8"), ("int8",), ("w4a8",)]
-
-
-class Killed(Exception):
-    """What a kill looks like from inside."""
 
 
 def die_after(count):

@@ -176,11 +176,11 @@ def test_the_command_prints_lines_and_what_it_comes_to(tmp_path, ended):
     assert {row["model"] for row in printed} == {"m"}
 
 
-def test_limits_of_other_patients_may_be_given(tmp_path, capsys):
+def test_limits_of_other_patients_may_be_given(tmp_path, ended):
     path = write_volume(tmp_path / "a.nii", [False, False, True, False, False])
     for limits, label in ((None, "uncertain"), ([0.1, 0.3], "glioma"), ([0.4, 0.9], "notumor")):
-        assert answer_command(answerer(), asked(images=[path], json=True, limits=limits)) == 0
-        row = json.loads(capsys.readouterr().out.splitlines()[-1])
+        printed = ended(answer_command(answerer(), asked(images=[path], json=True, limits=limits))).out
+        row = json.loads(printed.splitlines()[-1])
         told = (limits, "--limits") if limits else ([0.3, 0.7], "built in")
         assert (row["label"], row["limits"], row["limits_from"]) == (label, *told)
     for limits in ([0.9, 0.1], [0.2, float("nan")], [-1.0, 0.5]):

@@ -45,10 +45,7 @@ def test_a_file_in_a_bundle_has_the_bundle_s_rule(tmp_path):
     [
         ('{"healthy_up_to": 0.9, "tumour_from": 0.1}', "is 0.9 0.1; allowed are two probabilities from 0 to 1"),
         ('{"tumour_from": NaN}', "is 0.22 nan; allowed are"),
-        (
-            '{"tumor_from": 0.9}',
-            "holds no rule of a series .*'tumor_from'.*; it may name",
-        ),
+        ('{"tumor_from": 0.9}', "holds no rule of a series .*'tumor_from'.*; it may name"),
         ('{"tumour_from": "0.9"}', "holds no rule of a series"),
         ('{"neighbours": 1.5}', "holds no rule of a series .neighbours and"),
         ("[0.2, 0.9]", "holds no rule of a series"),

@@ -63,8 +63,6 @@ def test_what_is_chosen_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("words", ["--trainer.logger=NoLogger", "--trainer.callbacks=[{class_path: os.system}]"])
-def test_what_is_none_is_a_line(words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([*TINY, f"--out={tmp_path / 'run'}", words])
-    assert end.value.code == 2
-    assert words.partition("=")[0].removeprefix("--") in capsys.readouterr().err
+def test_what_is_none_is_a_line(words, tmp_path, stopped):
+    error = stopped(main, [*TINY, f"--out={tmp_path / 'run'}", words]).err
+    assert words.partition("=")[0].removeprefix("--") in error

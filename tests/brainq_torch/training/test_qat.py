@@ -15,6 +15,7 @@ from brainq_torch.training.log import read_log
 from brainq_torch.training.qat import choose
 from export.run.sample import check_run_images
 from tests.conftest import TINY
+from tests.support.killed import Killed, die_after
 
 QAT = '--qat={"calibration_images": 8, "observer_epochs": 1}'
 LABELS = np.array([0, 1, 2])
@@ -70,21 +71,12 @@ def test_ranges_move_in_the_first_epoch_and_then_stay(qat_run):
     assert not any(value for name, value in last["state_dict"].items() if name.endswith(switch))
 
 
-class _Killed(BaseException):
-    pass
-
-
 def test_a_killed_run_resumes_to_the_same_integers(qat_run, tiny_run, phantoms, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    original = loop.ModelCheckpoint._save_checkpoint
-
-    def die(self, trainer, path):
-        original(self, trainer, path)
-        if str(path).endswith("last.ckpt"):
-            raise _Killed
-
-    monkeypatch.setattr(loop.ModelCheckpoint, "_save_checkpoint", die)
-    with pytest.raises(_Killed):
+    die_after(
+        monkeypatch, loop.ModelCheckpoint, "_save_checkpoint", lambda *words: str(words[-1]).endswith("last.ckpt")
+    )
+    with pytest.raises(Killed):
         main(_words(tiny_run, phantoms, out))
     monkeypatch.undo()
     assert main(["--resume", "--out", str(out)]) == 0

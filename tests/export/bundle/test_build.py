@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -133,12 +134,11 @@ def test_its_sources_keep_to_its_oldest_python(bundle):
 
 
 @pytest.mark.parametrize("gone", ["brainq_torch/openmp.py", "brainq_torch/data/reading/raster.py"])
-def test_a_bundle_that_needs_more_than_it_holds_is_not_made(tiny_run, tiny_export, tmp_path, monkeypatch, capsys, gone):
+def test_a_bundle_that_needs_more_than_it_holds_is_not_made(tiny_run, tiny_export, tmp_path, monkeypatch, ended, gone):
     monkeypatch.setattr(bundling, "find_sources", lambda: [name for name in find_sources() if name != gone])
     words = [str(tiny_run), "--out", str(tiny_export), "--bundle", str(tmp_path / "clinic")]
-    assert export_main(words) == 1
+    said = ended(export_main(words), 1).err
     module = gone.removesuffix(".py").replace("/", ".")
-    said = capsys.readouterr().err
     assert "error: the bundle does not work by itself:" in said
     assert f"error: {module} is not installed" in said
     assert list(tmp_path.iterdir()) == []
@@ -159,14 +159,12 @@ def test_an_integer_bundle_is_integers_in_and_out(tiny_run, tiny_int8_export, tm
         assert all(isinstance(value, int) for value in logits)
         (found,) = runner(runner.pixels.apply(read_grey(folder / name).pixels)[None])
         assert (found / runner.logit_scale.scale + runner.logit_scale.zero_point).tolist() == logits
-    golden = json.loads((folder / GOLDEN).read_text())
-    golden["golden/glioma_tall.png"]["answers"]["model_int8.tflite"]["logits"][0] += 1
-    (folder / GOLDEN).write_text(json.dumps(golden))
-    sign_again(folder, GOLDEN)
+    with changed(folder, GOLDEN) as golden:
+        golden["golden/glioma_tall.png"]["answers"]["model_int8.tflite"]["logits"][0] += 1
     assert "logits differ by 1" in ended(main(["--verify"], folder), 1).err
 
 
-def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path, capsys, ended):
+def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path, ended):
     folder, files = tmp_path / "clinic", ["model_fp32.tflite", "model_fp16.tflite"]
     make_bundle(load_run(tiny_run), tiny_export, folder, files)
     assert ended(main(["--verify"], folder)).out.splitlines() == [verified(file) for file in files]
@@ -178,8 +176,8 @@ def test_several_files_and_the_first_one_answers(tiny_run, tiny_export, tmp_path
         assert np.array_equal(
             np.float32(answer["logits"]), runner(runner.pixels.apply(read_grey(scan).pixels)[None])[0]
         )
-    assert main([scan, "--model", "model_int8.tflite"], folder) == 2
-    assert "allowed are model_fp32.tflite, model_fp16.tflite" in capsys.readouterr().err
+    error = ended(main([scan, "--model", "model_int8.tflite"], folder), 2).err
+    assert "allowed are model_fp32.tflite, model_fp16.tflite" in error
     assert (folder / "MODEL_CARD.md").read_text().count("- Paired with the float network on ") == 2
 
 
@@ -189,18 +187,17 @@ def test_other_files_that_passed_are_named_where_no_preferred_one_is_asked_for(t
         choose_best(tiny_export, {"model_w4a8.tflite"})
 
 
-def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, tiny_export, tmp_path, capsys, ended):
+def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, tiny_export, tmp_path, ended):
     nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
     volume = np.stack([render_phantom(0, seed, size=48) for seed in range(4)], -1)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "a.nii")
     exported, folder = shutil.copytree(tiny_export, tmp_path / "export"), tmp_path / "clinic"
     (exported / "series_rule.json").write_text('{"neighbours": 2, "fewest": 4}')
     words = [str(tiny_run), "--out", str(exported), "--bundle", str(folder)]
-    assert export_main([*words, "--limits", "0.9", "0.1"]) == 2
-    assert "--limits is 0.9 0.1; allowed are two probabilities" in capsys.readouterr().err
-    assert export_main([*words, "--limits", "0.01", "0.02"]) == 0
+    refused = ended(export_main([*words, "--limits", "0.9", "0.1"]), 2).err
+    assert "--limits is 0.9 0.1; allowed are two probabilities" in refused
     kept = f"from 0.02 a tumour ({exported / 'series_rule.json'})"
-    assert kept in capsys.readouterr().out
+    assert kept in ended(export_main([*words, "--limits", "0.01", "0.02"])).out
     rule = json.loads((folder / "bundle.json").read_text())["series_rule"]
     assert rule == {"neighbours": 2, "healthy_up_to": 0.01, "tumour_from": 0.02, "fewest": 4}
     assert "from 0.02 on it is the tumour" in (folder / "MODEL_CARD.md").read_text()
@@ -210,9 +207,9 @@ def test_a_series_is_answered_by_the_limits_that_the_bundle_was_given(tiny_run, 
 
 
 @pytest.mark.parametrize("threads", [-1, 0, 100_000])
-def test_threads_that_no_machine_has_are_a_line(threads, bundle, capsys):
-    assert main(["--verify", "--threads", str(threads)], bundle) == 2
-    assert capsys.readouterr().err.startswith(f"error: --threads is {threads}; allowed are 1 to ")
+def test_threads_that_no_machine_has_are_a_line(threads, bundle, ended):
+    error = ended(main(["--verify", "--threads", str(threads)], bundle), 2).err
+    assert error.startswith(f"error: --threads is {threads}; allowed are 1 to ")
 
 
 def test_an_answer_is_all_that_is_said(bundle):
@@ -292,7 +289,7 @@ def test_a_tampered_bundle_is_refused(copy, message, ended):
     assert message in ended(main(["scan.png"], copy), 2).err
 
 
-def test_libraries_that_windows_lacks_are_named(bundle, monkeypatch, capsys):
+def test_libraries_that_windows_lacks_are_named(bundle, monkeypatch, ended):
     def load(name, *words):
         if name == "ai_edge_litert.interpreter":
             raise ImportError("DLL load failed while importing _pywrap_litert_interpreter_wrapper")
@@ -302,10 +299,8 @@ def test_libraries_that_windows_lacks_are_named(bundle, monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__import__", load)
     monkeypatch.delitem(sys.modules, "export.bundle.answers")
     monkeypatch.delattr("export.bundle.answers")
-    assert main(["--verify"], bundle) == 2
-    assert re.fullmatch(
-        r"error: DLL load failed .*\. On Windows, install .*vc_redist\.x64\.exe\n", capsys.readouterr().err
-    )
+    error = ended(main(["--verify"], bundle), 2).err
+    assert re.fullmatch(r"error: DLL load failed .*\. On Windows, install .*vc_redist\.x64\.exe\n", error)
 
 
 def test_windows_makes_the_same_bytes_and_writes_its_answers(bundle, tiny_run, tiny_export, tmp_path, monkeypatch):
@@ -355,6 +350,15 @@ def sign_again(folder, name):
     (folder / SUMS).write_text("\n".join([*lines, f"{digest}  {name}"]) + "\n")
 
 
+@contextmanager
+def changed(folder, name):
+    """Give what a JSON file of a bundle holds; changes are written back and signed."""
+    content = json.loads((folder / name).read_text())
+    yield content
+    (folder / name).write_text(json.dumps(content))
+    sign_again(folder, name)
+
+
 def test_golden_images_catch_what_checksums_made_anew_do_not(copy, ended):
     assert main(["--verify"], copy) == 0
     (copy / "labels.txt").write_text("meningioma\nglioma\npituitary\nnotumor\n")
@@ -365,18 +369,13 @@ def test_golden_images_catch_what_checksums_made_anew_do_not(copy, ended):
     assert "its pixels differ" in ended(main(["--verify"], copy), 1).err
 
 
-def test_golden_logits_are_compared(copy, capsys, ended):
-    golden = json.loads((copy / GOLDEN).read_text())
-    logits = golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"]["logits"]
-    logits[0] += 0.0005
-    (copy / GOLDEN).write_text(json.dumps(golden))
-    sign_again(copy, GOLDEN)
-    assert main(["--verify"], copy) == 0
+def test_golden_logits_are_compared(copy, ended):
+    with changed(copy, GOLDEN) as golden:
+        golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"]["logits"][0] += 0.0005
     seven = verified("model_fp16.tflite").replace("8 of", "7 of")
-    assert capsys.readouterr().out == f"{seven}, the rest within 0.001, as expected of float\n"
-    logits[0] += 0.01
-    (copy / GOLDEN).write_text(json.dumps(golden))
-    sign_again(copy, GOLDEN)
+    assert ended(main(["--verify"], copy)).out == f"{seven}, the rest within 0.001, as expected of float\n"
+    with changed(copy, GOLDEN) as golden:
+        golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"]["logits"][0] += 0.01
     assert "logits differ by 0.0105" in ended(main(["--verify"], copy), 1).err
 
 
@@ -399,18 +398,15 @@ def test_a_damaged_file_is_refused_by_its_own_checksum_too(copy, ended):
 def test_a_file_that_cannot_abstain_says_so(copy, ended):
     scan = [str(copy / "golden" / "glioma_wide.png")]
     assert "cannot say uncertain" not in ended(main(scan, copy)).err
-    about = json.loads((copy / "bundle.json").read_text())
-    del about["models"][0]["metadata"]["abstention"]
-    (copy / "bundle.json").write_text(json.dumps(about))
-    sign_again(copy, "bundle.json")
+    with changed(copy, "bundle.json") as about:
+        del about["models"][0]["metadata"]["abstention"]
     assert "model_fp16.tflite cannot say uncertain" in ended(main(scan, copy)).err
 
 
 def test_golden_abstention_is_compared(copy, ended):
-    golden = json.loads((copy / GOLDEN).read_text())
-    golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"].update({"class": "uncertain", "best": "glioma"})
-    (copy / GOLDEN).write_text(json.dumps(golden))
-    sign_again(copy, GOLDEN)
+    with changed(copy, GOLDEN) as golden:
+        answer = golden["golden/glioma_wide.png"]["answers"]["model_fp16.tflite"]
+        answer |= {"class": "uncertain", "best": "glioma"}
     assert "must be uncertain (glioma)" in ended(main(["--verify"], copy), 1).err
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from export.bundle.web import INSTALL, copy_files, find_runtime
 from tests.brainq_torch.data.reading.test_checksums import COLOURS, KINDS, choose_bits, strips, tiles
 from tests.export.bundle.test_web import PAGE, read_in_node, read_in_python
-from tests.support.tiff import DEFLATE, NONE, PACK_BITS, write_tiff
+from tests.support.pictures import DEFLATE, NONE, PACK_BITS, write_tiff
 
 GREY = COLOURS[..., 0].astype(np.int32) * 257 + np.arange(40, dtype=np.int32)
 SIGNED, FLOAT = (GREY - 9000).astype(np.int16), (GREY * 0.37 - 5).astype(np.float32)

@@ -28,8 +28,9 @@ from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
 from export.bundle.predict import SUMS, main
 from export.bundle.web import INSTALL, PACKAGE, VERSIONS, find_runtime
-from tests.export.bundle.test_build import sign_again
+from tests.export.bundle.test_build import change_a_byte, changed, files, sign_again
 from tests.support.chromium import Chromium, serve
+from tests.support.pictures import png_chunk, write_png
 
 PAGE = Path("export/bundle/page").resolve()
 SPECS = [PixelSpec(224), PixelSpec(224, "pad"), PixelSpec(224, "head"), PixelSpec(33, "pad"), PixelSpec(160, "head")]
@@ -62,15 +63,6 @@ def read_in_python(path):
 
 def hash_of(pixels):
     return hashlib.sha256(pixels.tobytes()).hexdigest()
-
-
-def write_png(path, width, height, depth, colour, rows, interlaced=0, extra=b""):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
-    pixels = chunk(b"IDAT", zlib.compress(rows))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + extra + pixels + chunk(b"IEND", b""))
 
 
 def interlaced_rows(random, width, height, bits):
@@ -125,16 +117,17 @@ def pictures(tmp_path_factory):
     for depth, colour, channels in ((2, 0, 1), (4, 0, 1), (16, 2, 3), (16, 4, 2), (16, 6, 4)):
         row = -(-37 * depth * channels // 8)
         rows = b"".join(bytes([line % 5]) + random.bytes(row) for line in range(21))
-        write_png(folder / f"bits_{depth}_{colour}.png", 37, 21, depth, colour, rows)
+        write_png(folder / f"bits_{depth}_{colour}.png", 37, 21, depth, colour, zlib.compress(rows))
     twelve = np.repeat(random.integers(0, 4096, (21, 37, 1)), 3, 2).astype(">u2")
-    write_png(folder / "bits_12.png", 37, 21, 16, 2, b"".join(b"\0" + row.tobytes() for row in twelve))
+    rows = b"".join(b"\0" + row.tobytes() for row in twelve)
+    write_png(folder / "bits_12.png", 37, 21, 16, 2, zlib.compress(rows))
     for width, height in ((37, 21), (3, 2)):
         for depth, colour, channels in ((8, 2, 3), (4, 0, 1), (16, 0, 1)):
-            rows = interlaced_rows(random, width, height, depth * channels)
-            write_png(folder / f"interlaced_{width}_{depth}_{colour}.png", width, height, depth, colour, rows, 1)
-    gamma = struct.pack(">I", 4) + b"gAMA" + struct.pack(">I", 100000)
-    gamma += struct.pack(">I", zlib.crc32(gamma[4:]))
-    write_png(folder / "gamma.png", 37, 21, 8, 2, random.bytes(0) + (b"\0" + random.bytes(111)) * 21, 0, gamma)
+            rows = zlib.compress(interlaced_rows(random, width, height, depth * channels))
+            path = folder / f"interlaced_{width}_{depth}_{colour}.png"
+            write_png(path, width, height, depth, colour, rows, interlaced=1)
+    gamma, rows = png_chunk(b"gAMA", struct.pack(">I", 100000)), zlib.compress((b"\0" + random.bytes(111)) * 21)
+    write_png(folder / "gamma.png", 37, 21, 8, 2, rows, extra=gamma)
     return folder
 
 
@@ -160,8 +153,8 @@ def test_what_python_refuses_the_page_refuses(pictures, tmp_path):
     }  # fmt: skip
     for name, some in files.items():
         (tmp_path / f"{name}.png").write_bytes(some)
-    write_png(tmp_path / "bomb.png", 30_000, 30_000, 8, 0, b"")
-    write_png(tmp_path / "short.png", 37, 21, 8, 2, b"\0" * 50)
+    write_png(tmp_path / "bomb.png", 30_000, 30_000, 8, 0, zlib.compress(b""))
+    write_png(tmp_path / "short.png", 37, 21, 8, 2, zlib.compress(b"\0" * 50))
     Image.open(pictures / "rgb.png").save(
         tmp_path / "frames.png", save_all=True, append_images=[Image.new("RGB", (60, 50))]
     )
@@ -194,14 +187,9 @@ def test_of_a_flipped_bit_the_page_thinks_as_python_does(pictures, tmp_path, nam
 
 
 def test_the_page_reads_the_checksum_behind_the_pixels(tmp_path):
-    def part(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     rows = zlib.compress((b"\0" + bytes(range(40))) * 40)
-    head, tail = part(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 8, 0, 0, 0, 0)), part(b"IEND", b"")
     for name, end in {"good": rows[-4:], "wrong": b"\0\0\0\0", "missing": b""}.items():
-        content = part(b"IDAT", rows[:-4]) + part(b"IDAT", end)
-        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + content + tail)
+        write_png(tmp_path / f"{name}.png", 40, 40, 8, 0, rows[:-4], end)
     found = read_in_node(tmp_path, sorted(tmp_path.glob("*.png")))
     assert {Path(path).stem for path, answer in found.items() if "error" in answer} == {"wrong", "missing"}
     assert {Path(path).stem for path in found if "error" in read_in_python(path)} == {"wrong", "missing"}
@@ -248,10 +236,6 @@ def stub(tmp_path):
             (package / file).write_bytes(b"")
         (package / "package.json").write_text(json.dumps({"name": name, "version": version}))
     return folder
-
-
-def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_bundle_with_a_page_is_whole_and_made_twice_the_same(tiny_run, tiny_export, tmp_path, stub, capsys, ended):
@@ -368,17 +352,9 @@ def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictu
     assert "truncated or damaged PNG" in answers["broken.png"]["error"]
 
 
-def change_model(folder):
-    content = bytearray((folder / "model_int8.onnx").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / "model_int8.onnx").write_bytes(bytes(content))
-
-
 def change_golden(folder):
-    golden = json.loads((folder / GOLDEN).read_text())
-    golden["golden/pituitary_tall.png"]["answers"]["model_int8.onnx"]["logits"][2] += 2
-    (folder / GOLDEN).write_text(json.dumps(golden))
-    sign_again(folder, GOLDEN)
+    with changed(folder, GOLDEN) as golden:
+        golden["golden/pituitary_tall.png"]["answers"]["model_int8.onnx"]["logits"][2] += 2
 
 
 def change_pixels(folder):
@@ -387,7 +363,7 @@ def change_pixels(folder):
 
 
 TAMPERINGS = {
-    "model_int8.onnx has changed": change_model,
+    "model_int8.onnx has changed": lambda folder: change_a_byte(folder / "model_int8.onnx"),
     "labels.txt is missing": lambda folder: (folder / "labels.txt").unlink(),
     "golden/pituitary_tall.png: logits differ by 2": change_golden,
     "its pixels differ": change_pixels,

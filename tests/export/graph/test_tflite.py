@@ -10,6 +10,7 @@ from brainq_torch.data.pixels import scale_pixels
 from export.graph import tflite
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.graph.tflite import ConversionError, convert_float, write_single_batch
+from tests.support.handmade_models import save_onnx
 
 SIZE = 32
 
@@ -93,14 +94,8 @@ def test_a_failed_conversion_shows_what_the_converter_said(tiny_export, tmp_path
 
 
 def test_an_operator_without_translation_is_named(tmp_path):
-    ends = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("image", ["batch", 1, 8, 8]), ("logits", ["batch", 4]))
-    ]
     node = onnx.helper.make_node("Sorcery", ["image"], ["logits"], domain="nowhere")
-    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("nowhere", 1)]
-    graph = onnx.helper.make_graph([node], "graph", ends[:1], ends[1:])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "odd.onnx")
+    save_onnx(tmp_path / "odd.onnx", [node], domain="nowhere")
     with pytest.raises(ConversionError, match=r"cannot translate operators of odd.onnx; it wrote ONNX_SORCERY"):
         convert_float(tmp_path / "odd.onnx", tmp_path / "odd.tflite")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.onnx"]

@@ -23,6 +23,7 @@ from export.run.sessions import RunnerError, feed
 from export.run.torch_runner import TorchRunner
 from tests.support.handmade_models import (
     TFLiteBuilder,
+    save_onnx,
     write_dynamic_range_tflite,
     write_float_onnx,
     write_float_tflite,
@@ -181,13 +182,7 @@ def write_qdq_onnx(path, scale, zero_point):
         make.make_node("QuantizeLinear", ["real", "scale", "zero"], ["steps"]),
         make.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["logits"]),
     ]
-    ends = [
-        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("image", ["batch", 1, 32, 32]), ("logits", ["batch", 4]))
-    ]
-    graph = make.make_graph(nodes, "qdq", ends[:1], ends[1:], constants)
-    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), path)
-    return path
+    return save_onnx(path, nodes, constants)
 
 
 @pytest.mark.parametrize("write", [write_float_onnx, write_float_tflite])
@@ -230,16 +225,9 @@ def test_an_onnx_file_that_the_runtime_refuses_is_named(tmp_path):
 
 
 def write_onnx_that_fails_at_run_time(path):
-    make = onnx.helper
     beyond = onnx.numpy_helper.from_array(np.full(4, 99, np.int64), "beyond")
-    ends = [
-        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("image", ["batch", 1, 32, 32]), ("logits", ["batch", 1, 32, 4]))
-    ]
-    node = make.make_node("Gather", ["image", "beyond"], ["logits"], axis=3)
-    graph = make.make_graph([node], "gather", ends[:1], ends[1:], [beyond])
-    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), path)
-    return path
+    node = onnx.helper.make_node("Gather", ["image", "beyond"], ["logits"], axis=3)
+    return save_onnx(path, [node], [beyond], logits=("batch", 1, 32, 4))
 
 
 def write_tflite_that_fails_at_run_time(path):

@@ -76,10 +76,7 @@ def test_changed_and_missing_images_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [
-        ("path,label\n", "has columns"),
-        ("path,label,split,group,sha256\na,glioma,val,,0,9\n", "too many"),
-    ],
+    [("path,label\n", "has columns"), ("path,label,split,group,sha256\na,glioma,val,,0,9\n", "too many")],
 )
 def test_damaged_manifests_are_refused(tmp_path, text, match):
     (tmp_path / "manifest.csv").write_text(text)

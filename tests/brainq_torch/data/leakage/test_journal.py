@@ -9,16 +9,13 @@ from brainq_torch.data.leakage import candidates, journal, near_duplicates
 from brainq_torch.data.leakage.journal import Journal
 from brainq_torch.data.leakage.near_duplicates import find_links
 from brainq_torch.data.synthesis.phantom import phantom_images
+from tests.support.killed import Killed
 
 
 @pytest.fixture(scope="module")
 def pixels():
     heads = phantom_images(24, 64)[0]
     return np.concatenate([heads, heads[:6, :, ::-1], np.roll(heads[6:12], 2, axis=2)])
-
-
-class Killed(BaseException):
-    """What no except in between catches."""
 
 
 @pytest.mark.parametrize(("module", "name"), [(near_duplicates, "compare"), (candidates, "_search_block")])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
-from tests.support.tiff import write_tiff
+from tests.support.pictures import write_png, write_tiff
 from tests.support.unreadable import check_unreadable
 
 FLIPS = 300
@@ -108,13 +108,7 @@ def test_a_tiff_whose_tags_say_another_size_or_nothing_is_refused(tmp_path, tag)
 
 
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize(
-    ("layout", "cut"),
-    [
-        ({"t278": 7}, strips),
-        ({"t322": 16, "t323": 16}, tiles),
-    ],
-)
+@pytest.mark.parametrize(("layout", "cut"), [({"t278": 7}, strips), ({"t322": 16, "t323": 16}, tiles)])
 def test_a_whole_tiff_of_any_layout_is_read_and_a_damaged_one_is_not(tmp_path, apart, layout, cut):
     path = tmp_path / "a.tif"
     parts = [part for plane in (COLOURS.transpose(2, 0, 1) if apart else [COLOURS]) for part in cut(plane)]
@@ -128,11 +122,6 @@ def test_a_whole_tiff_of_any_layout_is_read_and_a_damaged_one_is_not(tmp_path, a
 
 @pytest.mark.parametrize("change", [lambda stream: stream[:-1] + bytes([stream[-1] ^ 1]), lambda stream: stream[:-4]])
 def test_a_png_keeps_a_checksum_of_its_pixels_as_well(tmp_path, change):
-    def part(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     stream = change(zlib.compress(b"".join(b"\0" + row.tobytes() for row in GREY)))
-    pixels = part(b"IDAT", stream[:-4]) + part(b"IDAT", stream[-4:])  # Pillow stops before the second
-    header = part(b"IHDR", struct.pack(">IIBBBBB", 40, 48, 8, 0, 0, 0, 0))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + part(b"IEND", b""))
-    check_unreadable(tmp_path / "a.png", "truncated or damaged PNG")
+    path = write_png(tmp_path / "a.png", 40, 48, 8, 0, stream[:-4], stream[-4:])  # Pillow stops before the second
+    check_unreadable(path, "truncated or damaged PNG")

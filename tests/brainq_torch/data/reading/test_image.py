@@ -17,7 +17,7 @@ from brainq_torch.data.reading.grey import MAX_PIXELS, UnreadableImageError
 from brainq_torch.data.reading.image import looks_like_image, read_grey
 from brainq_torch.data.reading.raster import read_picture
 from tests.brainq_torch.data.reading.scale_rule import rescaled
-from tests.support.tiff import DEFLATE, NONE, PACK_BITS, write_tiff
+from tests.support.pictures import DEFLATE, NONE, PACK_BITS, write_png, write_tiff
 from tests.support.unreadable import check_unreadable
 
 
@@ -226,16 +226,9 @@ def test_wide_tiff_in_which_white_is_zero_is_inverted(tmp_path):
 
 
 def wide_png(path: Path, pixels: np.ndarray, colour: int) -> Path:
-    """Pillow cannot write 16-bit colours, so the chunks are made here (PNG specification, section 5.3)."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
+    """Write 16-bit colours, which Pillow cannot."""
     rows = b"".join(b"\x00" + row.tobytes() for row in pixels.astype(">u2"))
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-    return path
+    return write_png(path, pixels.shape[1], pixels.shape[0], 16, colour, zlib.compress(rows))
 
 
 TWELVE_BITS = np.add.outer(np.arange(40) * 60, np.arange(60) * 20).astype(np.uint16)  # 0 .. 3520

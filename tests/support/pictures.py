@@ -1,4 +1,4 @@
-"""Writes TIFF files that Pillow does not write (TIFF 6.0)."""
+"""Writes pictures that Pillow does not write: TIFF 6.0 and PNG."""
 
 import struct
 import zlib
@@ -45,4 +45,17 @@ def write_tiff(path, pixels, order="<", parts=None, **more):
         entries += struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[letter], len(values)) + words.ljust(4, b"\0")
     head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, table)
     path.write_bytes(head + b"".join(packed) + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + behind)
+    return path
+
+
+def png_chunk(kind, content):
+    """Return a chunk as section 5.3 of the PNG specification has it."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def write_png(path, width, height, depth, colour, *streams, interlaced=0, extra=b""):
+    """Write compressed rows, each stream as a chunk of its own, behind ``extra`` chunks."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
+    pixels = b"".join(png_chunk(b"IDAT", stream) for stream in streams)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + extra + pixels + png_chunk(b"IEND", b""))
     return path
