@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def make_w4a8(context: ExportContext) -> None:
         return
     sample, calibration = _calibrate(context, ONNX_W4A8)
     options, rounding = context.options, context.options.rounding
-    kept = Bookkeeping(run.folder / STATE, _show)
+    kept = Bookkeeping(run.folder / STATE, partial(tqdm, desc="rounding", unit="layer"))
     network, errors, seconds = quantize_low_bits(
         run.model, sample.pixels, options.low_bits, rounding, options.calibration_method, kept
     )
@@ -249,8 +250,3 @@ def _calibrate(context: ExportContext, file: str) -> tuple[ImageSample, dict[str
     sample = context.calibration()
     context.calibrated_on[file] = list(sample.names)
     return sample, describe_calibration(sample, context.options.calibration_method)
-
-
-def _show(names: Iterable[str]) -> Iterable[str]:
-    bar: Iterable[str] = tqdm(names, desc="rounding", unit="layer")
-    return bar

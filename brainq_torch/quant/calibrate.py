@@ -20,13 +20,7 @@ from torch import Tensor, nn
 from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
 from brainq_torch.quant.layer_samples import make_batches, mean_of_positions, walk_inputs
-from brainq_torch.quant.layers import (
-    PrepareError,
-    activation_quantizers,
-    scheme_of,
-    set_fake_quant,
-    weighted_layers,
-)
+from brainq_torch.quant.layers import PrepareError, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
 

@@ -141,7 +141,7 @@ def finalize(model: nn.Module) -> None:
     model.eval()
     freeze_batchnorm(model)
     quantizers = activation_quantizers(model)
-    unseen = [name for name, one in quantizers.items() if not one.fixed and _is_unseen(one)]
+    unseen = [name for name, one in quantizers.items() if not one.fixed and all(m.low.isinf() for m in one.group)]
     if unseen:
         raise PrepareError(f"no range was observed or set for {', '.join(unseen)}; train or calibrate first")
     freeze_observers(model)
@@ -225,10 +225,6 @@ def _drop_idle(model: nn.Module) -> None:
     for name in activation_quantizers(model).keys() - running:
         module: Any = model.get_submodule(name)
         module.activation_post_process = nn.Identity()
-
-
-def _is_unseen(quantizer: ActivationQuantizer) -> bool:
-    return all(bool(torch.isinf(member.low)) for member in quantizer.group)
 
 
 def _share(model: nn.Module, groups: list[list[str]], scheme: Scheme) -> None:

@@ -102,23 +102,15 @@ def golden_answer(runner: Runner, path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def summarise(raw: NDArray[Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer as the golden file has it.
-
-    Args:
-        raw: The model file's own logits, (C,).
-        answer: What ``judge`` makes of them.
-    """
+    """Return what ``judge`` made of the model file's own logits, (C,), as the golden file has it."""
     outlier = {"outlier": float(f"{answer['outlier']:.9g}")} if "outlier" in answer else {}
     return {"logits": raw.tolist(), "class": answer["class"], "best": answer["best"], **outlier}
 
 
 def verify(model: BundledModel, folder: Path) -> list[str]:
-    """Replay the golden images.
+    """Replay the golden images and return a line for each that differs.
 
     Pixels, class and integer logits must be the same; float logits may differ by ``FLOAT_TOLERANCE``.
-
-    Returns:
-        A line for each that differs.
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     wrong, exact, tolerance = [], 0, 0.0
@@ -158,15 +150,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def run(folder: Path, options: argparse.Namespace) -> int:
-    """Answer images, or replay the golden ones.
-
-    Args:
-        folder: The bundle.
-        options: The words of predict.py's command line.
-
-    Returns:
-        The exit code.
-    """
+    """Answer images, or replay the golden ones, as predict.py's words say, and return the exit code."""
     return run_command(lambda: _run(folder, options))
 
 

@@ -43,13 +43,7 @@ _LICENCE = "LICENSE"
 
 @dataclass(frozen=True)
 class Chosen:
-    """One exported file that goes into the bundle.
-
-    Attributes:
-        path: The file in the export folder.
-        metadata: What it says of itself.
-        report: Its entry in parity.json.
-    """
+    """One exported file that goes into the bundle, with what it says of itself and its entry in parity.json."""
 
     path: Path
     metadata: FileMetadata

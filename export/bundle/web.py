@@ -35,12 +35,7 @@ _FLOAT = "model_fp32.onnx"
 
 
 def find_twin(model: str, artefacts: dict[str, Any]) -> str:
-    """Return the ONNX file that the page runs in place of a TFLite file: that of the same recipe, else the float one.
-
-    Args:
-        model: The TFLite file's name.
-        artefacts: The entries of parity.json.
-    """
+    """Return the ONNX file that the page runs in place of a TFLite file: of the same recipe, else the float one."""
     twin = str(Path(model).with_suffix(".onnx"))
     return twin if twin in artefacts else _FLOAT
 

@@ -78,11 +78,11 @@ def transplant_lesion(source: Slice, lesion: OneSided, head: Slice, rng: np.rand
     Where fluid is bright (T2), and on most FLAIR slices, dark parts turn bright, as oedema does. None where the place
     is not brain in the other head, or the lesion would hardly be seen there.
     """
-    image, region, origin = source.image, lesion.region, source
+    image, region = source.image, lesion.region
     grown = ndimage.binary_dilation(region, iterations=max(2, image.shape[0] // 56))
     window = ndimage.gaussian_filter(grown.astype(float), image.shape[0] / 90)
     healthy = ndimage.gaussian_filter(image[:, ::-1], 1.5)
-    change = (image - healthy) / max(float(np.median(image[origin.brain])), 1e-3)
+    change = (image - healthy) / max(float(np.median(image[source.brain])), 1e-3)
     if rng.random() < 0.5:
         window, change, region = window[:, ::-1], change[:, ::-1], region[:, ::-1]
     if (region & head.brain).sum() < 0.8 * region.sum():
