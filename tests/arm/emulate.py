@@ -1,16 +1,19 @@
-"""Runs a bundle on emulated 64-bit ARM processors: ``python tests/arm/emulate.py BUNDLE``.
+"""Runs a bundle on emulated processors, 64-bit ARM and old Intel ones: ``python tests/arm/emulate.py BUNDLE``.
 
-QEMU runs Debian's arm64 Python 3.13 with the aarch64 wheels of the bundle's requirements, on one processor type after
-the other: --verify, and the logits of 20 phantoms beside this machine's. Needs qemu-aarch64-static, apt-get, dpkg-deb
-and uv or pip; fetches about 60 MB and changes nothing of this system. Where something cannot be had it says SKIPPED and
-the reason, and exits with 0; 1 where the answers differ.
+On one processor type after the other: --verify, and the logits of 20 phantoms beside this machine's. For ARM, QEMU runs
+Debian's arm64 Python 3.13 with the aarch64 wheels of the bundle's requirements; needs qemu-aarch64-static, apt-get,
+dpkg-deb and uv or pip; fetches about 60 MB and changes nothing of this system. For Intel it runs this very Python and
+needs qemu-x86_64-static. Where something cannot be had it says SKIPPED and the reason, and exits with 0; 1 where the
+answers differ.
 """
 
 import argparse
 import json
+import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,8 @@ from PIL import Image
 
 from brainq_torch.data.synthesis.phantom import render_phantom
 
-PROCESSORS = ("cortex-a53", "cortex-a72", "cortex-a76")
+PROCESSORS = {"aarch64": ("cortex-a53", "cortex-a72", "cortex-a76"), "x86_64": ("Penryn", "IvyBridge", "Haswell")}
+"""QEMU's names; the Intel ones are of 2008 (SSE4.1), 2012 (AVX) and 2013 (AVX2, FMA)."""
 PYTHON = "3.13"
 RELEASE = "trixie"
 FLOAT_TOLERANCE = 1e-3
@@ -102,13 +106,24 @@ def fetch_packages(requirements: Path, folder: Path) -> Path:
     return folder
 
 
-def emulate(bundle: Path, work: Path, processors: Sequence[str] = PROCESSORS) -> list[str]:
+def find_python(machine: str, work: Path) -> list[str | Path]:
+    """Return the words that run a Python of the machine, after QEMU's own, and where its packages are."""
+    if machine == "aarch64":
+        root = fetch_python(work / "debian")
+        packages = fetch_packages(work / "requirements.txt", work / "packages")
+        return ["-L", root, root / f"usr/bin/python{PYTHON}", "-ISc", _ALONE, packages]
+    if platform.machine() != machine:
+        raise UnavailableError(f"this machine's Python is not one for {machine}")
+    return [sys.executable, "-ISc", _ALONE, sysconfig.get_path("platlib")]
+
+
+def emulate(bundle: Path, work: Path, machine: str) -> list[str]:
     """Compare a bundle's answers on emulated processors with this machine's.
 
     Args:
         bundle: The folder; each of its model files is run.
         work: An empty folder for what is fetched.
-        processors: QEMU's names.
+        machine: Whose ``PROCESSORS``.
 
     Returns:
         A line for each file and processor.
@@ -117,11 +132,11 @@ def emulate(bundle: Path, work: Path, processors: Sequence[str] = PROCESSORS) ->
         UnavailableError: something cannot be had here.
         DifferentError: golden images or integer logits differ, or float logits by more than ``FLOAT_TOLERANCE``.
     """
-    qemu = shutil.which("qemu-aarch64-static")
+    qemu = shutil.which(f"qemu-{machine}-static")
     if qemu is None:
-        raise UnavailableError("qemu-aarch64-static is not there: apt-get install qemu-user-static")
-    root = fetch_python(work / "debian")
-    packages = fetch_packages(bundle / "requirements.txt", work / "packages")
+        raise UnavailableError(f"qemu-{machine}-static is not there: apt-get install qemu-user-static")
+    shutil.copy(bundle / "requirements.txt", work)
+    python = find_python(machine, work)
     images = [work / f"{number}.png" for number in range(IMAGES)]
     for number, path in enumerate(images):
         Image.fromarray(render_phantom(number % 4, number, seed=1, size=160 + 7 * number)).save(path)
@@ -129,9 +144,9 @@ def emulate(bundle: Path, work: Path, processors: Sequence[str] = PROCESSORS) ->
     for model in json.loads((bundle / "bundle.json").read_text())["models"]:
         here = [sys.executable, bundle / "predict.py", "--json", "--model", model["file"], *images]
         expected = _logits(_run(here))
-        for processor in processors:
-            python = [qemu, "-cpu", processor, "-L", root, root / f"usr/bin/python{PYTHON}", "-ISc", _ALONE, packages]
-            verified, *found = _run([*python, bundle / "predict.py", model["file"], *images])
+        for processor in PROCESSORS[machine]:
+            command = [qemu, "-cpu", processor, *python, bundle / "predict.py", model["file"], *images]
+            verified, *found = _run(command)
             compared = compare(_logits(found), expected, model["file"] in INTEGER_FILES)
             lines.append(f"{processor} (emulated): {verified}; {compared}")
     return lines
@@ -163,14 +178,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as work:
-        try:
-            print("\n".join(emulate(options.bundle, Path(work))))
-        except UnavailableError as error:
-            print(f"SKIPPED: {error}")
-        except DifferentError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+    for machine in PROCESSORS:
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                print("\n".join(emulate(options.bundle, Path(work), machine)))
+            except UnavailableError as error:
+                print(f"SKIPPED, {machine}: {error}")
+            except DifferentError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
     return 0
 
 
