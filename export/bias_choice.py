@@ -82,7 +82,9 @@ def _describe(changes: dict[float, dict[str, float]]) -> dict[str, Any]:
 def measure_change(wanted: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
     """Return what quantization changed: how many classes, the mean change of the lead over the next class, the noise.
 
-    wanted, logits: (N, C), of the float network, whose best class and second give the lead, and of the quantized one.
+    Args:
+        wanted: (N, C) logits of the float network, whose best class and second give the lead.
+        logits: (N, C) of the quantized one.
     """
     rows, order = np.arange(len(wanted)), wanted.argsort(1)
     best, second = order[:, -1], order[:, -2]

@@ -14,7 +14,13 @@ PARITY_IMAGES = 256
 
 
 class Entry(NamedTuple):
-    """What a recipe makes: a line for ``--list``, the names of its files, and the recipes made before it."""
+    """What a recipe makes.
+
+    Attributes:
+        description: One line for ``--list``.
+        files: Names of its files.
+        needs: Recipes made before this one.
+    """
 
     description: str
     files: tuple[str, ...]

@@ -67,7 +67,13 @@ def export(
 def export_run(run: Run, recipes: Sequence[str], out: Path, options: ExportOptions) -> ParityReport:
     """Make the recipes' files in ``out``, compare each, and write ``parity.json`` last.
 
-    Progress goes to standard output. recipes: names of ``RECIPES``; those that they need are made too.
+    Progress goes to standard output.
+
+    Args:
+        run: A finished run.
+        recipes: Names of ``RECIPES``; those that they need are made too.
+        out: Folder to make.
+        options: How the files are made and compared.
     """
     names = resolve_recipes(recipes)
     check_network(run, names)

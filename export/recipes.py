@@ -150,7 +150,11 @@ def describe_run(run: Run, recipe: str, more: Mapping[str, Any] | None = None) -
     Integer files, too, do not answer where their network does not: fitted to their own logits, on some of the images or
     on all, they agreed with it no more often than by its limits (as parity holds them to it), and on fewer images much
     less. Provenance holds hashes, versions and the commit, no times and no paths: the same run gives the same bytes.
-    more: what the recipe adds to the provenance.
+
+    Args:
+        run: The run.
+        recipe: Name of the recipe that makes them.
+        more: What it adds to the provenance.
     """
     provenance = {
         "model": run.model_name,

@@ -74,7 +74,10 @@ def _say(name: str, part: str, found: dict[str, NDArray[Any]]) -> None:
 def answer_elsewhere(name: str, runner: Runner, places: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Run a model on every image of other sources than its run's.
 
-    places: each a data folder, or a table (.csv) beside its images. Where nothing names the source, the place does.
+    Args:
+        name: of the model, for messages.
+        runner: the model.
+        places: each a data folder, or a table (.csv) beside its images. Where nothing names the source, the place does.
 
     Returns:
         Logits (N, C) float32, classes in alphabetical order, labels (N,) int64, sources (N,) str.

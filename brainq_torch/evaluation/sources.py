@@ -69,7 +69,12 @@ def measure_sources(
 ) -> SourceMetrics | None:
     """Measure each source's images, None where no image names its source.
 
-    sources: of each image; empty where unknown. The others are those of ``compute_metrics``.
+    Args:
+        logits: (N, C).
+        labels: (N,).
+        sources: of each image; empty where unknown.
+        classes: names of the C classes.
+        probabilities: see ``compute_metrics``.
     """
     if not any(sources):
         return None

@@ -38,7 +38,9 @@ def rewrite(original: nn.Module, class_count: int) -> Network:
     padding of a max pooling is written as zeros where nothing is negative. A first convolution of three channels gets
     one, the sum of the three.
 
-    original: (N, 1 or 3, H, W) -> (N, class_count), as its authors wrote it.
+    Args:
+        original: (N, 1 or 3, H, W) -> (N, class_count), as its authors wrote it.
+        class_count: Length of its logits.
 
     Raises:
         WiringError: It cannot be traced, reads other channels or has other logits.

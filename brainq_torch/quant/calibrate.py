@@ -110,8 +110,13 @@ def quantize_post_training(
 ) -> nn.Module:
     """Return a fake-quantized, calibrated, finalized copy of a float network.
 
-    pixels: (N, H, W) uint8 images to choose ranges on. equal: make channels alike in strength (``equalize``); not for
-    further training, to which each weight's size matters.
+    Args:
+        model: The float network.
+        pixels: (N, H, W) uint8 images to choose ranges on.
+        scheme: Bits and scales.
+        method: How ranges are chosen.
+        equal: Make channels alike in strength (``equalize``); not for further training, to which each weight's size
+            matters.
     """
     prepared = prepare_qat(model, scheme).eval()
     equals = find_equal(prepared) if equal else []

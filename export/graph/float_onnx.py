@@ -37,8 +37,12 @@ class UnknownOperationError(OnnxExportError):
 def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     """Write a network as float32 ONNX.
 
-    The file has input ``image`` (batch, 1, size, size) and output ``logits`` (batch, C), opset 18, weights inside; the
-    model, in eval mode, takes (N, 1, size, size) float32 (pixel - 128) / 128.
+    The file has input ``image`` (batch, 1, size, size) and output ``logits`` (batch, C), opset 18, weights inside.
+
+    Args:
+        model: In eval mode, (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) float32 logits.
+        pixels: Its input.
+        path: What is written.
 
     Raises:
         ValueError: The model is in training mode.
@@ -197,6 +201,10 @@ def _is_plain(pool: Any) -> bool:
 
 def trace_onnx(model: nn.Module, pixels: PixelSpec) -> Any:
     """Trace a network of any operations with torch's dynamo exporter and return a clean, checked `onnx.ModelProto`.
+
+    Args:
+        model: In eval mode.
+        pixels: Its input.
 
     Raises:
         OnnxExportError: The exporter failed.

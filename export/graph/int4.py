@@ -28,7 +28,11 @@ _VERSIONS = {"DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 12, "PAD": 2, "GATHER": 
 def pack_weights(path: Path, layers: Collection[str]) -> None:
     """Store the weights of these layers of an INT8 TFLite file as int4. In place.
 
-    Convolutions that are not depthwise become FULLY_CONNECTED. layers: names of ``encodings.weighted_operators``.
+    Convolutions that are not depthwise become FULLY_CONNECTED.
+
+    Args:
+        path: The file.
+        layers: Names of ``encodings.weighted_operators``.
 
     Raises:
         ValueError: A weight does not fit 4 bits.

@@ -32,7 +32,10 @@ def export_qdq_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     initializer ``features.0.0.weight``, each bias an int32 one with scale input scale x weight scale, as in TFLite.
     Weights of 4 bits and fewer are packed int4 initializers; such a file is of opset 21, the first that has them.
 
-    model: finalized (``quant.prepare.finalize``), (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) logits.
+    Args:
+        model: Finalized (``quant.prepare.finalize``), (N, 1, size, size) float32 (pixel - 128) / 128 -> (N, C) logits.
+        pixels: Its input.
+        path: What is written.
 
     Raises:
         PrepareError: The network is float or not finalized.

@@ -33,9 +33,11 @@ class ConversionError(BrainqError):
 
 
 def convert_float(onnx_path: Path, out_path: Path) -> None:
-    """Write a float32 TFLite file of a float ONNX file with input ``image`` (batch, 1, H, W) float32.
+    """Write a float32 TFLite file of a float ONNX file.
 
-    Its own input is (N, H, W, 1) float32: N is 1 until a caller resizes the input.
+    Args:
+        onnx_path: With input ``image`` (batch, 1, H, W) float32.
+        out_path: What is written, with input (N, H, W, 1) float32: N is 1 until a caller resizes the input.
 
     Raises:
         ConversionError: The converter failed.
@@ -56,8 +58,12 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
 def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray[np.float32]) -> None:
     """Write an INT8 TFLite file of a float ONNX file with TensorFlow's own converter.
 
-    Input and output are int8, weights per output channel. images: (N, H, W, 1) float32 scaled pixels, the
-    representative data set that it chooses the ranges from.
+    Input and output are int8, weights per output channel.
+
+    Args:
+        onnx_path: As of ``convert_float``.
+        out_path: What is written.
+        images: (N, H, W, 1) float32 scaled pixels, the representative data set that it chooses the ranges from.
 
     Raises:
         ConversionError: The converter failed.

@@ -64,8 +64,11 @@ def find_divergences(
 ) -> list[Divergence]:
     """Run the images through PyTorch, ONNX Runtime and LiteRT and name the layer where each leaves the one before it.
 
-    network: fake-quantized, finalized. images: (N, size, size) uint8; every activation of them is held in memory, so a
-    few are enough.
+    Args:
+        network: Fake-quantized, finalized.
+        qdq_path: Its QDQ file.
+        tflite_path: Its TFLite file.
+        images: (N, size, size) uint8; every activation of them is held in memory, so a few are enough.
 
     Returns:
         At most two, none where all integers are equal (but for rounding noise, with free scales).
@@ -83,7 +86,11 @@ def find_divergences(
 def first_divergence(between: tuple[str, str], first: Integers, second: Integers, exact: bool) -> Divergence | None:
     """Return the first activation, in the first run's order, that differs, or None.
 
-    exact: scales are on the grid where every runtime gives the same integers, so that one differing step counts.
+    Args:
+        between: Names of the two runs.
+        first: Integers of the one.
+        second: Integers of the other.
+        exact: Scales are on the grid where every runtime gives the same integers, so that one differing step counts.
     """
     share_allowed, steps_allowed = (0.0, 0) if exact else (_NOISE_SHARE, _NOISE_LSB)
     for name, integers in first.items():

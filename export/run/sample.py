@@ -141,7 +141,10 @@ def check_run_images(run: Run, root: Path | None = None) -> RunImages:
 
     Float files can be made without a run's images (they may lie on another machine): parity then uses phantoms. So
     nothing is raised here; what is missing or changed is in ``problems``.
-    root: where the images are now, None where the run found them.
+
+    Args:
+        run: The run.
+        root: Where the images are now, None where the run found them.
     """
     root = run.data_root if root is None else root
     phantom = str(run.config["data"]["root"]) == "phantom"

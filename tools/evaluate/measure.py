@@ -94,9 +94,14 @@ def evaluate(
 
 
 def measure(name: str, runner: Runner, split: str, folder: ImageFolder, question: Question) -> Evaluation:
-    """Measure a loaded model on the folder's images; a class of the question may have none.
+    """Measure a loaded model on the folder's images.
 
-    name, split: how the report calls the model and the images.
+    Args:
+        name: how the report calls it.
+        runner: the model.
+        split: name of the images' split, for the report.
+        folder: the images.
+        question: what is measured; a class of it may have no images.
 
     Raises:
         DataFolderError: a class has images, but no readable one.

@@ -28,7 +28,9 @@ def as_main(
 ) -> Callable[..., int]:
     """Return a command's ``main``: it parses the words, by default the command line's, and returns the exit code.
 
-    body: runs the command on what was parsed and returns its exit code.
+    Args:
+        make_parser: makes the command line.
+        body: runs the command on what was parsed and returns its exit code.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,7 +71,12 @@ class Step:
 def training_step(name: str, words: list[str], manifest: Path, run: Path, own: Sequence[str] = ()) -> Step:
     """Return the step that trains the images of a manifest into a run folder, or goes on there.
 
-    words, own: of every training, and of this one. manifest: images and splits; another content trains anew.
+    Args:
+        name: Of the step.
+        words: Of every training.
+        manifest: Images and splits; another content trains anew.
+        run: Folder to make.
+        own: More words, of this training.
     """
     place = (*own, f"--data.manifest={manifest}", "--out", str(run), "--resume")
     inputs = {"splits": hash_file(manifest), "arguments": repr(words)}

@@ -58,7 +58,14 @@ def balance_epoch(
     A source with few images of a class gives at most ``MOST_REPEATS`` times as many, the others the rest: the two
     pituitary scans of a collection are not a sixteenth of all that is trained on.
 
-    labels, sources: (N,). count: how many images an epoch has. Returns (count,) positions in ``labels``.
+    Args:
+        labels: (N,).
+        sources: (N,).
+        count: how many images an epoch has.
+        generator: draws them.
+
+    Returns:
+        (count,) positions in ``labels``.
     """
     present = np.unique(labels)
     each = -(-count // len(present))

@@ -128,7 +128,14 @@ def manifest_folder(
 ) -> ImageFolder:
     """Turn manifest rows (of one split, or all) back into an image folder below ``root``.
 
-    labels: what the rows' labels mean, default themselves. Raises ManifestError where one means no class.
+    Args:
+        root: the folder that their paths are relative to.
+        rows: of a manifest.
+        split: the only one to take.
+        labels: what the rows' labels mean, default themselves.
+
+    Raises:
+        ManifestError: a label means no class.
     """
     classes = labels.names if labels else class_names(rows)
     meanings = {label: labels.of_folder(label) if labels else label for label in {row.label for row in rows}}

@@ -53,7 +53,9 @@ def read_grey(path: FilePath) -> GreyImage:
 def list_slices(path: FilePath, plane: str | None = None) -> list[FileSlice]:
     """Return all slices of a file: one of a picture, the frames of a DICOM file, those of a volume in order.
 
-    plane: of a volume, one of ``slices.PLANES``; axial without it.
+    Args:
+        path: the file.
+        plane: of a volume, one of ``slices.PLANES``; axial without it.
 
     Raises:
         UnreadableImageError: As ``read_grey`` does, as far as no pixel has to be decoded for it.

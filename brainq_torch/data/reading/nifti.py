@@ -67,7 +67,9 @@ def read_nifti(path: FilePath) -> GreyImage:
 def list_nifti_slices(path: FilePath, plane: str | None = None) -> list[FileSlice]:
     """Return the slices of a volume, and of each volume of a 4-D file; its voxels are read once, with the first.
 
-    path: of a pair its header. plane: one of ``PLANES``; without it axial, and a single slice's own plane.
+    Args:
+        path: the file, of a pair its header.
+        plane: one of ``PLANES``; without it axial, and a single slice's own plane.
 
     Raises:
         UnreadableImageError: As ``read_nifti`` does, but for several volumes.
