@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def build_source(name: str, class_count: int, arguments: Mapping[str, Any]) -> n
         model = constructor(num_classes=class_count, **arguments)
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"{name} is not built with num_classes={class_count}, {dict(arguments)}: {error}; see model.arguments"
+            f"{name} is not built with num_classes={class_count}, {dict(arguments)}: {error}; "
+            "--model.arguments '{...}' gives others, '{}' none"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} makes a {type(model).__name__}; a torch.nn.Module is needed: {ALLOWED}")
@@ -38,7 +40,10 @@ def build_source(name: str, class_count: int, arguments: Mapping[str, Any]) -> n
 
 
 def _from_torchvision(name: str) -> Callable[..., Any]:
-    from torchvision.models import get_model  # over a second, and our own networks are built without
+    from torchvision.models import get_model, list_models  # over a second, and our own networks are built without
+
+    if name.lower() not in list_models():
+        raise ValueError(_name_similar("torchvision", name, list_models()))
 
     def build(**arguments: Any) -> nn.Module:
         model: nn.Module = get_model(name, weights=None, **arguments)
@@ -50,14 +55,18 @@ def _from_torchvision(name: str) -> Callable[..., Any]:
 def _from_timm(name: str) -> Callable[..., Any]:
     timm = import_timm()
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "none alike"
-        raise ValueError(f"timm has no network {name!r}; similar names: {close}. All: timm.list_models()")
+        raise ValueError(_name_similar("timm", name, timm.list_models()))
 
     def build(reparameterize: bool = False, **arguments: Any) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
         return timm.utils.reparameterize_model(model) if reparameterize else model
 
     return build
+
+
+def _name_similar(library: str, name: str, known: list[str]) -> str:
+    close = ", ".join(get_close_matches(name, known, 5)) or "none alike"
+    return f"{library} has no network {name!r}; similar names: {close}"
 
 
 def import_timm() -> Any:

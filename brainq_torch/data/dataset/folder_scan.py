@@ -72,6 +72,7 @@ class FolderWalk:
                 self.expected.extend(("all", name) for name in self.found)
             else:
                 self.fatal.append(self._why_no_layout(folders, files))
+                return  # every image of a class folder would be a stray
         self._name_strays(self.root, files)
 
     def name_problem(self, path: Path, what: str, remedy: str, severity: Severity) -> None:
