@@ -336,6 +336,8 @@ def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictu
         )
         answers = answers_of(browser, [*paths, tmp_path / "scan.jpg", tmp_path / "broken.png"])
         assert {request.split("/")[2] for request in browser.requests if "://" in request} == {address.split("/")[2]}
+        browser.evaluate("document.querySelectorAll('.class, dt').forEach((one) => one.textContent = 'x'.repeat(80))")
+        assert browser.width_on_a_phone() == 390  # the longest name of a class breaks
     assert not browser.problems
     files = [str(path) for path in [*paths, tmp_path / "scan.jpg"]]
     python = {Path(one.row["path"]).name: one.row for one in answer_series(model.answerer(), find_series(files))}
