@@ -44,11 +44,16 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         if isinstance(error, NotADirectoryError | PermissionError):  # --out FILE/run, or in a folder of others
             said = f"{error.filename}: {error.strerror}; name a place in a folder that you may read and write"
             said += ", and close the file where another program has it open" if os.name == "nt" else ""
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {one_line(said)}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:
         print(f"stopped{advice}", file=sys.stderr)
         return STOPPED
+
+
+def one_line(said: object) -> str:
+    """Return a message without its line ends; other blanks may be a path's."""
+    return " ".join(filter(None, map(str.strip, str(said).splitlines())))
 
 
 def drop_output() -> None:

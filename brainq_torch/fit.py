@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, silence_training
+from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, one_line, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.data.limits import check_limits
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parser.parse_args(_with_config(list(sys.argv[1:] if arguments is None else arguments)))
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return WRONG_INPUT
     out = Path(config.out)
     try:
@@ -179,7 +179,7 @@ def _explain(error: Exception, out: Path) -> str:
     """Return the error's message; a full disk comes in many wordings, so it is recognised by the space left."""
     if isinstance(error, OSError) and out.is_dir() and shutil.disk_usage(out).free < _FULL_DISK_BYTES:
         return f"the disk is full ({error}); free some space, then: {resume_command(out)}"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _with_config(words: list[str]) -> list[str]:

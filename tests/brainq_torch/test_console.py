@@ -4,6 +4,7 @@ import warnings
 import pytest
 
 from brainq_torch.console import counted, name_first, run_command
+from brainq_torch.run_files import BrainqError
 
 
 def test_the_first_are_named_and_the_others_counted():
@@ -26,6 +27,14 @@ def test_what_libraries_warn_of_is_not_shown():
         warnings.simplefilter("always")
         assert run_command(chat) == 0
     assert [str(each.message) for each in shown] == ["of ours"]
+
+
+def test_an_error_is_one_line(capsys):
+    def refuse():
+        raise BrainqError("a  b is empty.\n\n  Allowed layouts:\n  DIR")
+
+    assert run_command(refuse) == 2
+    assert capsys.readouterr().err == "error: a  b is empty. Allowed layouts: DIR\n"
 
 
 @pytest.mark.parametrize(("system", "end"), [("posix", "read and write"), ("nt", "where another program has it open")])

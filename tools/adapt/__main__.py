@@ -136,7 +136,7 @@ def _list_images(out: Path, parser: ArgumentParser, config: Namespace) -> list[M
     try:
         return list_images(out, parser, config, text)
     except ValueError as error:
-        text = " ".join(str(error).split())
+        text = str(error)
         if "no training image" in text:  # of the working directory, which all sources are below, and not for a new list
             text = text.partition(";")[0].replace(". has", "the images have") + "; classes not here come with --old DIR"
         raise CommandError(text) from error

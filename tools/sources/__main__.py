@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
     except CommandError:
         raise
     except ValueError as error:  # a wrong flag, or data that cannot be divided
-        raise CommandError(" ".join(str(error).split())) from error
+        raise CommandError(str(error)) from error
     runner = StepRunner(out, len(folds) * len(options.seeds))
     with runner.locked():
         failures = list(_train(runner, folds, words, options.seeds))
