@@ -106,7 +106,7 @@ def _finish_qat(config: Namespace, model: nn.Module, data: ImageDataModule) -> t
     if kept == "ptq":
         print("training did not help: the calibrated network is kept. Try a lower rate or more epochs")
     elif accuracy["qat"] < accuracy["float"]:
-        print("the INT8 network stays below the float one on validation")
+        print("the quantized network stays below the float one on validation")
     return networks[kept], {"kept": kept, "val_accuracy": accuracy}
 
 
