@@ -116,6 +116,10 @@ def read_labels(classes: Literal["auto"] | Sequence[str | bool | int], class_map
         raise ClassError(f"data.classes names {twice[0]} twice, perhaps by another name of it; leave one")
     if classes != "auto":
         check_count(listed, "data.classes")
+    meant: dict[str, str] = {}
+    for folder, name in folders:
+        if meant.setdefault(_plain(folder), name) != name:
+            raise ClassError(f"data.class_map says {folder} is {meant[_plain(folder)]} and {name}; leave one")
     nowhere = [f"{folder}: {name}" for folder, name in folders if listed and name not in listed]
     if nowhere:
         raise ClassError(f"data.class_map has {nowhere[0]}, which is not in data.classes; allowed are {sorted(listed)}")

@@ -90,6 +90,8 @@ def _check_rows(table: Path, root: Path, labels: Mapping[str, str]) -> None:
     unlabelled = [path for path, label in labels.items() if not label]
     if unlabelled:
         raise DataFolderError(f"{table} has no label of {name_first(unlabelled)}; give it one, or take its line out")
+    if not labels:
+        raise DataFolderError(f"{table} lists no image; give each a line")
     if not any((root / path).is_file() for path in labels):
         raise DataFolderError(
             f"{table}: none of its {len(labels)} images is below {root}: {name_first(list(labels), 1)}; a path is "

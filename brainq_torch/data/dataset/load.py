@@ -14,7 +14,7 @@ import numpy.typing as npt
 from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels, check_count
 from brainq_torch.data.dataset.folder_scan import FolderWalk
-from brainq_torch.data.dataset.label_table import find_table, read_label_table
+from brainq_torch.data.dataset.label_table import LABEL_TABLE, find_table, read_label_table
 from brainq_torch.data.dataset.layouts import describe_layouts
 from brainq_torch.data.dataset.patients import join_patients
 from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, ImageRecord, Problem, sort_problems
@@ -124,7 +124,9 @@ def _check_classes(walk: FolderWalk) -> None:
     if not walk.fatal:
         check_map([folder for folder, _ in walk.labels.folders], walk.folders, walk.root)
     if walk.labels.auto and not walk.fatal:
-        check_count(walk.found, str(walk.root))
+        other = (walk.root / LABEL_TABLE).is_file() and not find_table(walk.root)
+        where = f"{walk.root}, whose {LABEL_TABLE} lacks the columns path and label," if other else str(walk.root)
+        check_count(walk.found, where)
 
 
 def check_map(mapped: Iterable[str], there: Collection[str], root: Path) -> None:

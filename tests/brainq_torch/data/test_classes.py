@@ -78,6 +78,7 @@ def test_auto_knows_the_four_by_any_name_and_leaves_others_to_the_folder():
         (["glioma"], {}, r"has 1 classes \(glioma\); 2 to 100"),
         ([f"c{number:03}" for number in range(101)], {}, "has 101 classes"),
         (["glioma", "notumor"], {"HGG": "cyst"}, "HGG: cyst, which is not in data.classes"),
+        ("auto", {"hgg": "low", "H-G G": "high"}, "data.class_map says H-G G is low and high; leave one"),
         ("auto", {"HGG": "a/b"}, "'a/b' is no name of a class"),
         ("auto", {"HGG": " "}, "' ' is no name"),
     ],

@@ -542,6 +542,8 @@ def test_a_table_may_come_from_a_spreadsheet(mark, end, tmp_path):
     ("text", "message"),
     [
         ("path,label,note\npictures/0.png,a,x\n", "has columns"),
+        ("path,label\n", "lists no image; give each a line"),
+        ("file,diagnosis\npictures/0.png,a\n", r"labels.csv lacks the columns path and label, has 1 classes"),
         ("path,label\n../0.png,a\n", "stays in it; not so: ../0.png"),
         ("path,label\npictures/0.png,a\npictures/1.png, \n", "has no label of pictures/1.png"),
         ("path,label\n0.png,a\n1.png,b\n", r"none of its 2 images is below .*: 0.png and 1 more"),
@@ -550,7 +552,7 @@ def test_a_table_may_come_from_a_spreadsheet(mark, end, tmp_path):
     ],
 )
 def test_a_wrong_table_is_one_line(tmp_path, text, message):
-    with pytest.raises(DataFolderError, match=message) as caught:
+    with pytest.raises((DataFolderError, ClassError), match=message) as caught:
         scan_folder(write_table(tmp_path, text), labels=AUTO)
     assert "\n" not in str(caught.value)
 
