@@ -10,6 +10,7 @@ from brainq_torch.data.reading.image import is_meant_as_image, list_named_files,
 from brainq_torch.data.reading.slices import FileSlice, find_header, is_mask_by_name
 
 _MASK = "is a mask by its name; name it alone to have it answered"
+_COPY = "is a copy: an image of its SOPInstanceUID, at its place, is answered"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def find_series(
 ) -> Iterator[Series | Unread]:
     """Yield what the words mean: pictures and volumes in their order, then DICOM files by series, sorted by position.
 
-    A mask by its name, or another modality than MR, is left out, unless it is the only word.
+    A mask by its name, or another modality than MR, is left out, unless it is the only word; so are copies, which
+    would count twice.
 
     Args:
         words: As ``find_images`` takes them.
@@ -77,20 +79,15 @@ def find_series(
         classes: Of the model: a folder of such a name holds no masks.
     """
     scattered: dict[str, list[FileSlice]] = {}
+    known = set[object]()
     for number, path in enumerate(find_images(words)):
         say(number)
         if isinstance(path, Unread):
             yield path
             continue
-        is_alone = list(words) == [path]
-        if is_mask_by_name(path, classes) and not is_alone:
-            yield Unread(path, _MASK, left_out=True)
-            continue
-        try:
-            found = list_slices(path, plane)
-        except UnreadableImageError as error:
-            left_out = isinstance(error, OtherKindError) and not is_alone
-            yield Unread(path, error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
+        found = _list(path, plane, classes, list(words) == [path], known)
+        if isinstance(found, Unread):
+            yield found
             continue
         is_scattered = bool(found[0].series) and not found[0].series.startswith(path)
         for one in found if is_scattered else []:
@@ -100,6 +97,24 @@ def find_series(
     while scattered:  # what was answered is not kept
         name = next(iter(scattered))
         yield _sort(name, scattered.pop(name))
+
+
+def _list(
+    path: str, plane: str | None, classes: Sequence[str], is_alone: bool, known: set[object]
+) -> list[FileSlice] | Unread:
+    """Return a file's slices, or why there are none. known: of the files before; this file's are added."""
+    if is_mask_by_name(path, classes) and not is_alone:
+        return Unread(path, _MASK, left_out=True)
+    try:
+        found = list_slices(path, plane)
+    except UnreadableImageError as error:
+        left_out = isinstance(error, OtherKindError) and not is_alone
+        return Unread(path, error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
+    first = (found[0].series, found[0].instance, found[0].place)
+    if found[0].instance and first in known:
+        return Unread(path, _COPY, left_out=True)
+    known.add(first)
+    return found
 
 
 def _sort(name: str, slices: list[FileSlice]) -> Series:
@@ -118,7 +133,18 @@ def _named(path: str) -> list[str | Unread]:
 
 def _in_folder(folder: str) -> list[str | Unread]:
     found: list[str | Unread] = []
-    for parent, folders, files in os.walk(folder):
+    entered = set[str]()
+
+    def name_locked(error: OSError) -> None:
+        found.append(
+            Unread(str(error.filename), f"folder cannot be listed ({error.strerror}); give permission to read it")
+        )
+
+    for parent, folders, files in os.walk(folder, onerror=name_locked, followlinks=True):
+        if (real := os.path.realpath(parent)) in entered:
+            folders.clear()  # a link to where we are would have no end
+            continue
+        entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = os.path.join(parent, name)

@@ -34,7 +34,8 @@ def list_dicom_slices(path: FilePath) -> list[FileSlice]:
             *direction, position = _place(header, frame)
             place = (*direction, 0.0 if position is None else position, number, float(frame))
             decode = partial(read_dicom, path, frame + 1 if count > 1 else None)
-            found.append(FileSlice(path, decode, series, title, place, position, unfit))
+            instance = "" if position is None else str(header.get("SOPInstanceUID", "") or "")
+            found.append(FileSlice(path, decode, series, title, place, position, unfit, instance))
     return found
 
 

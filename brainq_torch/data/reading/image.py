@@ -20,6 +20,7 @@ IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | {".dcm", ".dicom", ".ima", "
 
 _PICTURE, _DICOM, _NIFTI, _FIGSHARE = "picture", "DICOM", "NIfTI", "figshare .mat"
 _HEAD_BYTES = 1024
+_EMPTY = "has zero bytes"
 _BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.\0\0\0)|\0\x08\0.[A-Z]{2}", re.DOTALL)
 """DICOM without preamble: the first tag is of group 2 or 8, with a type of two letters or a length below 256."""
 
@@ -121,8 +122,8 @@ def is_meant_as_image(path: FilePath) -> bool:
     has_name = Path(path).suffix.lower() in IMAGE_SUFFIXES
     try:
         return not holds_no_image(path) if has_name else looks_like_image(path)
-    except UnreadableImageError:  # an empty or locked file
-        return has_name
+    except UnreadableImageError as error:  # nobody knows what a locked file is
+        return has_name or error.reason != _EMPTY
 
 
 def holds_no_image(path: FilePath) -> bool:
@@ -143,7 +144,7 @@ def _read_head(path: FilePath) -> bytes:
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
             raise UnreadableImageError(path, "is not a regular file", "copy the image itself here")
         if status.st_size == 0:
-            raise UnreadableImageError(path, "has zero bytes", COPY_AGAIN)
+            raise UnreadableImageError(path, _EMPTY, COPY_AGAIN)
         with open(path, "rb") as file:
             return file.read(_HEAD_BYTES)
     except FileNotFoundError:

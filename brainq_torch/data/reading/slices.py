@@ -27,6 +27,7 @@ class FileSlice:
         place: what slices of a series are sorted by: direction, position in mm, number.
         position_mm: along the slices' normal, None where the file does not say.
         unfit: what kind of picture it is that is no slice through a head, empty for one that may be.
+        instance: SOPInstanceUID, empty where the position is not known.
     """
 
     path: FilePath
@@ -36,6 +37,7 @@ class FileSlice:
     place: tuple[float, ...] = ()
     position_mm: float | None = None
     unfit: str = ""
+    instance: str = ""
 
 
 def find_header(path: str) -> str:

@@ -59,11 +59,12 @@ async function answerFiles(files) {
   const refused = new Map();
   const isAlone = files.length === 1;
   const beside = new Map(files.map(({ path, file }) => [path, file]));
+  const known = new Set();
   const progress = makeArticle("Reading", before);
   for (const [place, file] of files.entries()) {
     await say(progress, `${place + 1} of ${files.length} files`);
     try {
-      slices.push(...(await listSlices({ ...file, isAlone, beside, classes: answering.classes }, decodeJpeg)));
+      slices.push(...(await listSlices({ ...file, isAlone, beside, known, classes: answering.classes }, decodeJpeg)));
     } catch (error) {
       const text = explain(error);
       if (!refused.has(text)) refused.set(text, { paths: [], error });
@@ -214,7 +215,10 @@ function setState(state, line, text) {
   if (state !== "ready") answering = null;
 }
 
-let queue = Promise.resolve();
+let queue = Promise.resolve(); // of checks and answers: none begins before the one before has ended
+const verifyLater = () => {
+  queue = queue.then(verify);
+};
 const answerLater = (files) => {
   const answer = async () => answering && answerFiles(await files);
   queue = queue.then(answer).catch((error) => showError(makeArticle(""), ["What was chosen"], error)); // the next is answered
@@ -226,7 +230,7 @@ for (const input of document.querySelectorAll("#drop input")) {
     input.value = ""; // the same file may be chosen again
   });
 }
-find("verify").addEventListener("click", verify);
+find("verify").addEventListener("click", verifyLater);
 const drop = find("drop");
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
@@ -253,4 +257,4 @@ async function listEntries(entries, isOfFolder) {
   return found;
 }
 
-verify();
+verifyLater();

@@ -11,7 +11,7 @@ const FEWEST_SHOWN = 0.01;
 const IMPLICIT = "1.2.840.10008.1.2";
 const [EXPLICIT, BIG_ENDIAN] = [`${IMPLICIT}.1`, `${IMPLICIT}.2`];
 const IMAGELESS =
-  /^1\.(2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358]))|3\.12\.2\.1107\.5\.9\.1)(\.|$)/;
+  /DICM.*\x02\0\x02\0UI..1\.(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0])|3\.12\.2\.1107\.5\.9\.1\0)/s;
 const COMPRESSIONS = {
   4.5: "JPEG", 4.51: "JPEG", 4.57: "JPEG Lossless", 4.7: "JPEG Lossless", 4.8: "JPEG-LS", 4.81: "JPEG-LS",
   4.9: "JPEG 2000", 4.91: "JPEG 2000", 5: "RLE",
@@ -44,18 +44,20 @@ export function isDicom(bytes) {
 
 /** Return the slices, or null for a directory, a report or another file without an image. */
 export function listDicomSlices(path, bytes) {
+  if (IMAGELESS.test(latin(bytes, 0, 1024))) return null; // however damaged it is behind
   const header = parse(bytes);
-  if (IMAGELESS.test(header.string("x00020002") ?? "")) return null;
   requireMr(header);
   const count = header.intString("x00280008") || 1;
   const series = header.string("x0020000e") || path;
   const title = readText(header, "x0008103e");
   const number = Number(header.string("x00200013") || 0);
+  const uid = header.string("x00080018");
   return Array.from({ length: count }, (_, frame) => {
     const { normal, position } = planeOf(header, frame);
     const place = [...normal, position ?? 0, number, frame];
     const unfit = whyUnfit((tag) => header.string(tag));
-    return { path, series, title, place, position, unfit, decode: () => decode(header, frame) };
+    const instance = position === null ? "" : uid;
+    return { path, series, title, place, position, unfit, instance, decode: () => decode(header, frame) };
   });
 }
 

@@ -16,9 +16,9 @@ const HEAD_BYTES = 1024;
 /**
  * Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder.
  * file: a File, what opens one, or bytes. isAlone: it is all that was chosen. beside: path -> file of what was chosen.
- * classes: of the model; a folder of such a name holds no masks.
+ * known: of the files before, so that a copy does not count twice. classes: of the model; a folder of such a name holds no masks.
  */
-export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map(), classes = [] }, decodeJpeg) {
+export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map(), known = new Set(), classes = [] }, decodeJpeg) {
   if (["hdr", "HDR", "hdr.gz", "HDR.gz"].some((end) => VOXELS.test(path) && beside.has(path.replace(VOXELS, `.${end}`)))) return [];
   const isNamed = IMAGE_SUFFIX.test(path);
   if (isOfFolder && (path.includes("/.") || !(isNamed || isImage(await read(file, HEAD_BYTES))))) return [];
@@ -31,6 +31,11 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   }
   if (isDicom(bytes)) {
     const slices = listDicomSlices(path, bytes);
+    if (slices?.[0]?.instance) {
+      const first = [slices[0].series, slices[0].instance, ...slices[0].place].join();
+      if (known.has(first)) throw new LeftOut("is a copy: an image of its SOPInstanceUID, at its place, is answered", "choose it alone");
+      known.add(first);
+    }
     if (slices?.length === 1) return [{ ...slices[0], decode: () => decodeAgain(path, file) }];
     if (slices || isOfFolder) return slices ?? [];
     throw new Unreadable("is a DICOM directory, report or other file without an image", "choose the folder of the images");

@@ -23,12 +23,12 @@ export function sortIntoSeries(slices) {
     series.get(key).push(slice);
   }
   const isScattered = ([{ series: name, path }]) => Number(Boolean(name) && !name.startsWith(path));
-  return [...series.values()].toSorted((one, other) => isScattered(one) - isScattered(other)).map((found) => ({
-    name: found[0].series,
-    title: found[0].title,
-    path: found.every(({ path }) => path === found[0].path) ? found[0].path : found[0].path.replace(/\/?[^/]*$/, "") || ".",
-    slices: found.toSorted((one, other) => compare(one.place, other.place)),
-  }));
+  return [...series.values()].toSorted((one, other) => isScattered(one) - isScattered(other)).map((found) => {
+    const sorted = found.toSorted((one, other) => compare(one.place, other.place));
+    const first = sorted[0].path;
+    const path = found.every((slice) => slice.path === first) ? first : first.replace(/\/?[^/]*$/, "") || ".";
+    return { name: found[0].series, title: found[0].title, path, slices: sorted };
+  });
 }
 
 function compare(one, other) {

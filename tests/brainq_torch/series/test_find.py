@@ -3,6 +3,9 @@
 # (the imports below need packages that may be absent, and then the file is skipped)
 
 import gzip
+import os
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,40 @@ def test_other_modalities_are_left_out_beside_others_and_refused_alone(tmp_path)
         assert found[str(nameless)][0] is False
     (alone,) = find_series([str(scan)])
     assert not alone.left_out
+
+
+def test_a_copy_does_not_count_twice_and_is_named(tmp_path):
+    write_series(tmp_path / "a", "1.2.3", [1.0, 2.0], SOPInstanceUID="1.2.4")  # placeholders: their places differ
+    nowhere = {"SeriesInstanceUID": "1.2.5", "SOPInstanceUID": "1.2.4"}
+    for number in range(2):
+        write_dicom(tmp_path / f"b{number}", STORED + number, **nowhere)  # nor do these say where they are
+    shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
+    *copies, without, series = find_series([str(tmp_path)])
+    assert [len(one.slices) for one in (without, series)] == [2, 2]
+    assert series.path == str(tmp_path / "a")
+    assert {one.path for one in copies} == set(map(str, (tmp_path / "copy of a").iterdir()))
+    assert all(one.left_out and "is a copy" in one.error for one in copies)
+
+
+def test_what_is_locked_is_named_and_a_link_is_followed_once(tmp_path, monkeypatch):
+    scans, outside = tmp_path / "scans", tmp_path / "outside"
+    write_series(outside, "1.2.3", [1.0, 2.0])
+    (scans / "locked").mkdir(parents=True)
+    (scans / "link").symlink_to(outside)
+    (outside / "back").symlink_to(scans)
+    write_dicom(scans / "IM0", STORED)
+    names = {str(scans / "locked"), str(scans / "IM0")}
+
+    def refuse(real, path, *more, **words):
+        if str(path) in names:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **words)
+
+    monkeypatch.setattr("os.scandir", partial(refuse, os.scandir))  # chmod would not stop a test that runs as root
+    monkeypatch.setattr("builtins.open", partial(refuse, open))
+    *locked, series = find_series([str(scans)])
+    assert {one.path for one in locked if not one.left_out} == names
+    assert len(series.slices) == 2
 
 
 def test_frames_of_an_enhanced_file_are_placed_by_their_functional_groups(tmp_path):

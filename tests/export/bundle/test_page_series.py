@@ -4,6 +4,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,9 @@ def write_all(folder):
     write_series(folder, "cut")  # the file of one slice: it still is one
     cut = folder / "cut" / "IM3"
     cut.write_bytes(cut.read_bytes()[:-4000])
+    write_series(folder, "joined")  # from two folders, of which the first has the last slice
+    (folder / "first").mkdir()
+    (folder / "joined" / "IM0").rename(folder / "first" / "IM0")
     window = {"WindowCenter": [900, 40], "WindowWidth": [1500, 80], "RescaleSlope": 0.5, "RescaleIntercept": -3}
     write_series(folder, "window", **window)
     inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 0, "PixelSpacing": [1, 0.7]}
@@ -309,6 +313,8 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
     directory = pydicom.dcmread(write_dicom(folder / "DICOMDIR", head()[2]))
     directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
     directory.save_as(folder / "DICOMDIR")
+    (folder / "DICOMDIR").write_bytes((folder / "DICOMDIR").read_bytes()[:400])
+    shutil.copytree(folder / "deep" / "plain", folder / "deep" / "plain - copy")
     for name in (".hidden.png", "VIEWER.EXE", "deep/empty"):
         (folder / name).write_bytes(b"")
     Image.fromarray(np.diag(np.full(40, 255, np.uint8))).save(folder / "scan_mask.png")
@@ -318,16 +324,29 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
         browser.wait_for(f"{ARTICLES}.length > 4 && {ARTICLES}.every((one) => one.dataset.answer)")
         found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
     by_path = {said["path"]: said for said in found}
-    assert len(found) == len(by_path) == 5
+    assert len(found) == len(by_path) == 6
     assert len(by_path["CD/deep/plain"]["rows"]) == DEPTH
     left_out = {path: (said["files"], said["error"]) for path, said in by_path.items() if said.get("left_out")}
     assert left_out.pop("CD/scan_mask.png")[1].startswith("is a mask by its name")
+    assert left_out.pop("CD/deep/plain - copy/IM0")[0] == DEPTH
     ((files, error),) = left_out.values()
     assert (files, error.startswith("has modality 'CT'")) == (2, True)
     faults = {said["files"]: said["error"] for said in found if said.get("left_out") is False}
     assert faults.keys() == {1, DEPTH}  # a file of several frames is one
     assert all("is compressed (JPEG Lossless)" in error for error in faults.values())
     assert not browser.problems
+
+
+def test_in_chromium_a_check_and_answers_wait_for_each_other(browser, int8_bundle, scans):  # noqa: F811
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.choose("#files", sorted((scans / "plain").iterdir()))
+        browser.evaluate("document.getElementById('verify').click()")
+        browser.drop([scans / "plain.nii.gz"])
+        browser.wait_for(f"{ARTICLES}.length === 2 && {ARTICLES}.every((one) => one.dataset.answer)")
+        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+    assert [len(said["rows"]) for said in found] == [DEPTH, DEPTH]
+    assert all(row["class"] for said in found for row in said["rows"])
 
 
 def test_in_chromium_answers_stand_in_pythons_order_above_those_before(browser, int8_bundle, tmp_path):  # noqa: F811
