@@ -138,10 +138,16 @@ def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, 
 
 def is_tensor(value: Any) -> bool:
     """Tell a node of a trace that makes a tensor of the image from a number, a size, or a parameter."""
-    if not isinstance(value, fx.Node) or value.op == "get_attr" or value.target in (getattr, "size", "dim", "numel"):
-        return False
-    inputs = value.all_input_nodes
-    return not inputs or any(is_tensor(node) for node in inputs)
+    waiting, seen = [value], set[fx.Node]()  # no recursion: a deep network is deeper than Python's stack
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node.op == "get_attr" or node.target in (getattr, "size", "dim", "numel"):
+            continue
+        if not node.all_input_nodes:
+            return True
+        waiting.extend(each for each in reversed(node.all_input_nodes) if each not in seen)
+        seen.update(node.all_input_nodes)
+    return False
 
 
 def is_passing(module: nn.Module) -> bool:

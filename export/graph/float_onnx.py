@@ -1,6 +1,7 @@
 """A float network as ONNX: one file, any batch size, BatchNorm folded into the convolutions."""
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Sequence
@@ -199,6 +200,13 @@ def _is_plain(pool: Any) -> bool:
     )
 
 
+class _GlobalMean(nn.Module):
+    """torch's own pooling of channels-last images exports as a loop, which TFLite has none of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
 def trace_onnx(model: nn.Module, pixels: PixelSpec) -> Any:
     """Trace a network of any operations with torch's dynamo exporter and return a clean, checked `onnx.ModelProto`.
 
@@ -213,7 +221,10 @@ def trace_onnx(model: nn.Module, pixels: PixelSpec) -> Any:
     import_extra("onnxscript")
     # A batch of two: torch.export takes a dimension of one for a constant.
     example = torch.zeros(2, 1, pixels.size, pixels.size)
-    chatter = io.StringIO()
+    chatter, model = io.StringIO(), copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+            model.set_submodule(name, _GlobalMean())
     with warnings.catch_warnings(), contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
         warnings.simplefilter("ignore")  # torch warns about its own deprecated calls inside the exporter
         try:

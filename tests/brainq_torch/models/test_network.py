@@ -102,6 +102,10 @@ def test_what_integers_cannot_carry_is_named_with_its_layer():
     assert "stage2.0.transpose (transpose)" in shuffled
 
 
+def test_a_network_may_be_deeper_than_pythons_stack():
+    assert fuse_list(nn.Sequential(nn.Conv2d(1, 1, 1), *(nn.ReLU() for _ in range(1000)))) == [["0", "1"]]
+
+
 @torch.no_grad()
 def test_the_readmes_own_class(tmp_path, monkeypatch):
     (tmp_path / "my_network.py").write_text(README_CLASS)

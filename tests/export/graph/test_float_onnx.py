@@ -79,6 +79,21 @@ def test_other_operations_are_left_to_torchs_exporter(tmp_path, monkeypatch):
     np.testing.assert_allclose(logits, network(as_input(small_images())).detach(), rtol=0, atol=1e-4)
 
 
+class ChannelsLast(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_channels_that_come_last_are_pooled_without_a_loop():
+    """As ConvNeXt's do: TFLite has no such loop."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), ChannelsLast(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    graph = trace_onnx(network, PixelSpec(SIDE))
+    assert not {node.op_type for node in graph.graph.node} & {"Loop", "SequenceEmpty"}
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    (logits,) = session.run(None, {"image": scale_pixels(small_images())})
+    np.testing.assert_allclose(logits, network(as_input(small_images())).detach(), rtol=0, atol=1e-6)
+
+
 def test_refuses_a_model_in_training_mode(tmp_path):
     model = build_model("mobilenetv2", width_mult=0.35).train()
     with pytest.raises(ValueError, match="training mode"):
