@@ -42,8 +42,8 @@ def build_source(name: str, class_count: int, arguments: Mapping[str, Any]) -> n
 def _from_torchvision(name: str) -> Callable[..., Any]:
     from torchvision.models import get_model, list_models  # over a second, and our own networks are built without
 
-    if name.lower() not in list_models():
-        raise ValueError(_name_similar("torchvision", name, list_models()))
+    if name.lower() not in (known := list_models()):
+        raise ValueError(_name_similar("torchvision", name, known))
 
     def build(**arguments: Any) -> nn.Module:
         model: nn.Module = get_model(name, weights=None, **arguments)

@@ -106,11 +106,11 @@ def fetch_packages(requirements: Path, folder: Path) -> Path:
     return folder
 
 
-def find_python(machine: str, work: Path) -> list[str | Path]:
+def find_python(machine: str, requirements: Path, work: Path) -> list[str | Path]:
     """Return the words that run a Python of the machine, after QEMU's own, and where its packages are."""
     if machine == "aarch64":
         root = fetch_python(work / "debian")
-        packages = fetch_packages(work / "requirements.txt", work / "packages")
+        packages = fetch_packages(requirements, work / "packages")
         return ["-L", root, root / f"usr/bin/python{PYTHON}", "-ISc", _ALONE, packages]
     if platform.machine() != machine:
         raise UnavailableError(f"this machine's Python is not one for {machine}")
@@ -135,8 +135,7 @@ def emulate(bundle: Path, work: Path, machine: str) -> list[str]:
     qemu = shutil.which(f"qemu-{machine}-static")
     if qemu is None:
         raise UnavailableError(f"qemu-{machine}-static is not there: apt-get install qemu-user-static")
-    shutil.copy(bundle / "requirements.txt", work)
-    python = find_python(machine, work)
+    python = find_python(machine, bundle / "requirements.txt", work)
     images = [work / f"{number}.png" for number in range(IMAGES)]
     for number, path in enumerate(images):
         Image.fromarray(render_phantom(number % 4, number, seed=1, size=160 + 7 * number)).save(path)
