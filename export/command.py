@@ -20,16 +20,7 @@ from export.pipeline import export_run
 from export.recipes import RECIPES, default_recipes, resolve_recipes
 from export.run.sample import PHANTOM
 from export.verify.parity import list_float_faults
-from export.verify.report import ParityReport
-
-_TELLING = 1000
-"""Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
-
-_NEAR_TIE = 0.05
-"""Margin of two logits of which the larger's probability is a twentieth above the other's."""
-
-_FEW = 0.02
-"""Share of images: where more change class, it is another network and no rounding."""
+from export.verify.report import NEAR_TIE, ParityReport
 
 
 def run(options: argparse.Namespace) -> int:
@@ -126,15 +117,9 @@ def _show(report: ParityReport, out: Path) -> None:
 def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list[str]:
     """Return what can be done about a parity that failed, a line each. options: the command's words."""
     lines, failed = [], {name: each for name, each in report.artefacts.items() if not each.passed}
-    flips = [artefact.flips for artefact in failed.values() if artefact.flips]
-    count = report.about["images"]["count"]
-    near = all(flip["margin"] <= _NEAR_TIE for each in flips for flip in each)
-    if flips and near and max(map(len, flips)) <= _FEW * count:
-        more = f"; --parity-images {_TELLING} tells whether it is chance" if options.parity_images == count else ""
-        few = "" if count >= _TELLING else f", and one image of {count} is more than 0.1 %{more}"
-        lines.append(
-            f"what changes class are near-ties, two logits at most {_NEAR_TIE} apart{few}; longer training has fewer"
-        )
+    flipped = [artefact for artefact in failed.values() if artefact.flips]
+    if flipped and all(artefact.flips_near_ties(report.about["images"]["count"]) for artefact in flipped):
+        lines.append(f"what changes class are near-ties, logits at most {NEAR_TIE} apart; longer training has fewer")
     if any(list_float_faults(artefact.against_float, artefact.limits) for artefact in failed.values()):
         lines.append(
             "the integers stray from the float model: a network hardly trained has logits too close together for 8 "

@@ -9,6 +9,15 @@ from brainq_torch.texts import fill_text
 SHIFTED_COPIES = "shifted copies"
 """What figures call a source."""
 
+TELLING_IMAGES = 1000
+"""Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
+
+NEAR_TIE = 0.05
+"""Margin of two logits of which the larger's probability is a twentieth above the other's."""
+
+_FEW = 0.02
+"""Share of images: where more change class, it is another network and no rounding."""
+
 _SHOWN = 8
 """Ties of a file that are printed: networks hardly trained, of many classes, have hundreds."""
 
@@ -79,6 +88,10 @@ class ArtefactReport:
     error: str | None = None
     against_float: dict[str, Any] | None = None
     shifted: dict[str, Any] | None = None
+
+    def flips_near_ties(self, count: int) -> bool:
+        """Tell whether near-ties alone changed class, few of so many images: with so few it may have been chance."""
+        return 0 < len(self.flips) <= _FEW * count and all(flip["margin"] <= NEAR_TIE for flip in self.flips)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for ``parity.json``."""

@@ -20,8 +20,8 @@ def artefact(passed=False, margins=(), ties=0, limits=Limits(), **against_float)
     return ArtefactReport(*made, against_float=against)
 
 
-def advice(artefacts, count=256, asked=256, **words):
-    options = argparse.Namespace(**{"run": "runs/a b", "out": None, "bundle": None, "parity_images": asked} | words)
+def advice(artefacts, count=256, **words):
+    options = argparse.Namespace(**{"run": "runs/a b", "out": None, "bundle": None} | words)
     report = ParityReport(artefacts, {"images": {"count": count}})
     return advise(report, options, Path("runs/a b/export"))
 
@@ -29,10 +29,6 @@ def advice(artefacts, count=256, asked=256, **words):
 def test_near_ties_are_called_by_their_name():
     (line,) = advice({"model_fp16.tflite": artefact(margins=[0.002, 0.05])})
     assert "near-ties" in line
-    assert "--parity-images 1000" in line
-    (line,) = advice({"model_fp16.tflite": artefact(margins=[0.002])}, count=230)
-    assert "near-ties" in line
-    assert "--parity-images" not in line  # the run has no more images
     assert advice({"model_fp16.tflite": artefact(margins=[0.002, 0.06])}) == []
     assert advice({"model_fp16.tflite": artefact(margins=[0.002] * 6)}) == []  # another network
 
