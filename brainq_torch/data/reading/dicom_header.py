@@ -82,7 +82,7 @@ def _is_placeholder(patient: str) -> bool:
 
 
 def read_header(path: FilePath) -> pydicom.Dataset:
-    """Read everything before the pixels; a file whose syntax has to be guessed, or is deflated, as a whole."""
+    """Read everything before the pixels; a file whose syntax is missing, wrong or deflated as a whole."""
     size_bytes = os.path.getsize(path)
     if size_bytes > _MAX_FILE_BYTES:
         reason = f"is a DICOM file of {size_bytes // 2**20} MiB; at most {_MAX_FILE_BYTES // 2**20} MiB are read"
@@ -94,12 +94,31 @@ def read_header(path: FilePath) -> pydicom.Dataset:
     if syntax == DeflatedExplicitVRLittleEndian:
         _refuse_bomb(path, 144 + int(meta.FileMetaInformationGroupLength))
     elif syntax is not None:
-        return pydicom.dcmread(path, stop_before_pixels=True, defer_size=_DEFER_BYTES)
+        with open(path, "rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=_DEFER_BYTES)
+            _require_pixels(path, header, file.tell() < size_bytes)
+        if _is_implicit(header) == (syntax == ImplicitVRLittleEndian):
+            return header
     header = pydicom.dcmread(path, force=True)
-    implicit, little = header.original_encoding
+    _require_pixels(path, header, "PixelData" in header)
+    if syntax is not None and syntax.is_compressed:
+        return header
+    implicit, little = _is_implicit(header), header.original_encoding[1]
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return header
+
+
+def _is_implicit(header: pydicom.Dataset) -> bool:
+    """Tell how the elements are encoded, whatever the transfer syntax says."""
+    first = header.get_item(next(iter(header.keys())), keep_deferred=True)
+    return bool(getattr(first, "is_implicit_VR", header.original_encoding[0]))
+
+
+def _require_pixels(path: FilePath, header: pydicom.Dataset, has_pixels: bool) -> None:
+    """Refuse what is cut off in its header, which pydicom takes for whole; another modality may be without pixels."""
+    if not has_pixels and "MR".startswith(str(header.get("Modality") or "")):
+        raise UnreadableImageError(path, "is truncated or damaged (it has no pixels)", COPY_AGAIN)
 
 
 def _refuse_bomb(path: FilePath, start: int) -> None:

@@ -9,7 +9,7 @@ import { damaged, LeftOut, Unreadable } from "./unreadable.js";
 
 const FEWEST_SHOWN = 0.01;
 const IMPLICIT = "1.2.840.10008.1.2";
-const [EXPLICIT, BIG_ENDIAN] = [`${IMPLICIT}.1`, `${IMPLICIT}.2`];
+const [EXPLICIT, BIG_ENDIAN, DEFLATED] = [".1", ".2", ".1.99"].map((end) => IMPLICIT + end);
 const IMAGELESS =
   /DICM.*\x02\0\x02\0UI..1\.(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0])|3\.12\.2\.1107\.5\.9\.1\0)/s;
 const COMPRESSIONS = {
@@ -46,7 +46,6 @@ export function isDicom(bytes) {
 export function listDicomSlices(path, bytes) {
   if (IMAGELESS.test(latin(bytes, 0, 1024))) return null; // however damaged it is behind
   const header = parse(bytes);
-  requireMr(header);
   const count = header.intString("x00280008") || 1;
   const series = header.string("x0020000e") || path;
   const title = readText(header, "x0008103e");
@@ -72,28 +71,41 @@ function latin(bytes, start, end) {
   return String.fromCharCode(...bytes.subarray(start, end));
 }
 
+/** Return the header of an MR file. */
 function parse(bytes) {
+  try {
+    const header = readHeader(bytes);
+    requireMr(header);
+    return header;
+  } catch (error) {
+    if (error instanceof Unreadable) throw error;
+    throw damaged(`DICOM file (${error?.exception ?? error?.message ?? error})`);
+  }
+}
+
+function readHeader(bytes) {
+  const { parseDicom, readPart10Header } = globalThis.dicomParser;
   let whole = bytes;
   let untilTag = PIXELS;
-  let TransferSyntaxUID;
   if (latin(bytes, 128, 132) !== "DICM") {
     untilTag = undefined; // as in Python, a file without preamble is whole or damaged
-    if (bytes[0] === 2) {
-      whole = new Uint8Array(132 + bytes.length); // the preamble alone is missing
-      whole.set([..."DICM"].map((letter) => letter.charCodeAt(0)), 128);
-      whole.set(bytes, 132);
-    } else {
+    if (bytes[0] !== 2) {
       const isExplicit = /^[A-Z]{2}$/.test(latin(bytes, 4, 6));
-      TransferSyntaxUID = bytes[0] === 0 ? BIG_ENDIAN : isExplicit ? EXPLICIT : IMPLICIT;
+      return parseDicom(bytes, { TransferSyntaxUID: bytes[0] === 0 ? BIG_ENDIAN : isExplicit ? EXPLICIT : IMPLICIT });
     }
+    whole = new Uint8Array(132 + bytes.length); // the preamble alone is missing
+    whole.set([..."DICM"].map((letter) => letter.charCodeAt(0)), 128);
+    whole.set(bytes, 132);
   }
-  try {
-    return globalThis.dicomParser.parseDicom(whole, { TransferSyntaxUID, untilTag });
-  } catch (error) {
-    const text = String(error?.exception ?? error?.message ?? error);
-    if (text.includes("inflat")) throw new Unreadable("is a deflated DICOM file", "use predict.py");
-    throw damaged(`DICOM file (${text})`);
-  }
+  const meta = readPart10Header(whole);
+  const declared = meta.string("x00020010");
+  if (declared === DEFLATED) throw new Unreadable("is a deflated DICOM file", "use predict.py");
+  const isExplicit = /^[A-Z]{2}$/.test(latin(whole, meta.position + 4, meta.position + 6));
+  if (declared && isExplicit === (declared !== IMPLICIT)) return parseDicom(whole, { untilTag });
+  const found = isExplicit ? EXPLICIT : IMPLICIT; // as in Python, what the first element shows is believed
+  const header = parseDicom(whole.subarray(meta.position), { TransferSyntaxUID: found, untilTag });
+  header.elements.x00020010.Value = declared ?? found;
+  return header;
 }
 
 /** Return a function of a tag: the dataset that says it of a frame, its group first, then that of all frames. */
@@ -152,7 +164,9 @@ function decode(header, frame) {
 }
 
 function requireMr(header) {
-  const modality = header.string("x00080060");
+  const modality = header.string("x00080060") ?? "";
+  const hasPixels = Object.keys(header.elements).some((tag) => tag.startsWith("x7fe0"));
+  if (!hasPixels && "MR".startsWith(modality)) throw damaged("DICOM file (it has no pixels)"); // cut off in its header
   if (!modality) throw new Unreadable("names no modality (tag 0008,0060); only MR images are read", "leave it out");
   if (modality !== "MR") throw new LeftOut(`has modality '${modality}'; only MR images are read`, "choose an MR series");
 }

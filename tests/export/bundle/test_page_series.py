@@ -14,7 +14,7 @@ pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is
 nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
 
 from pydicom.encaps import encapsulate
-from pydicom.uid import ImplicitVRLittleEndian, JPEGLosslessSV1
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.grey import UnreadableImageError
@@ -190,6 +190,37 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     found = read_in_node(tmp_path, [tmp_path / name for name in reasons], parser=parser)
     for name, reason in reasons.items():
         assert reason in found[str(tmp_path / name)]["error"], name
+
+
+def test_the_page_says_of_a_cut_header_and_of_another_encoding_what_python_says(tmp_path):
+    """The data set may be encoded otherwise than its transfer syntax says, or that be missing."""
+    parser = require_parser()
+    for kind, syntax in (("explicit", ExplicitVRLittleEndian), ("implicit", ImplicitVRLittleEndian)):
+        whole = write_dicom(tmp_path / kind, head()[2], syntax).read_bytes()
+        for end in range(200, whole.index(b"\xe0\x7f\x10\0") + 8, 7):
+            (tmp_path / f"cut {kind} {end}").write_bytes(whole[:end])
+    start = {kind: (tmp_path / kind).read_bytes().index(b"\x08\0\x16\0") for kind in ("explicit", "implicit")}
+    for meta, data in (("explicit", "implicit"), ("implicit", "explicit")):
+        swapped = (tmp_path / meta).read_bytes()[: start[meta]] + (tmp_path / data).read_bytes()[start[data] :]
+        (tmp_path / f"{data} under {meta}").write_bytes(swapped)
+    unnamed = (tmp_path / "explicit").read_bytes().replace(b"\x02\0\x10\0UI", b"\x02\0\x11\0UI")
+    (tmp_path / "no syntax").write_bytes(unnamed)
+    packed = (tmp_path / "implicit under explicit").read_bytes()
+    packed = packed.replace(b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.4.50")
+    (tmp_path / "packed").write_bytes(packed)
+    paths = sorted(tmp_path.iterdir())
+    found = read_in_node(tmp_path, paths, parser=parser)
+    assert "is compressed (JPEG)" in found.pop(str(tmp_path / "packed"))["error"]
+    read = {path for path, answer in found.items() if "sha256" in answer}
+    for path, answer in found.items():
+        if path in read:
+            assert answer["sha256"] == hash_of(read_grey(path).pixels)
+            continue
+        assert "is a truncated or damaged DICOM file" in answer["error"], path
+        with pytest.raises(UnreadableImageError, match="is truncated or damaged"):
+            read_grey(path)
+    assert len(read) == 5
+    assert len(found) > 100
 
 
 def test_the_page_leaves_masks_out_as_python_does(tmp_path):

@@ -30,8 +30,8 @@ from pydicom.uid import (
 
 from brainq_torch.data.reading.dicom import read_dicom
 from brainq_torch.data.reading.dicom_header import read_header, use_functional_groups
-from brainq_torch.data.reading.grey import UnreadableImageError
-from brainq_torch.data.reading.image import is_meant_as_image, looks_like_image, read_grey, read_origin
+from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
+from brainq_torch.data.reading.image import is_meant_as_image, list_slices, looks_like_image, read_grey, read_origin
 from tests.brainq_torch.data.reading.scale_rule import rescaled
 from tests.support.unreadable import check_unreadable
 
@@ -286,6 +286,18 @@ def test_truncated(tmp_path, kept):
     path.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(UnreadableImageError):
         read_grey(path)
+
+
+def test_cut_off_in_its_header_is_damaged_and_not_of_another_kind(tmp_path):
+    whole = write_dicom(tmp_path / "a.dcm", StudyInstanceUID="1.2.3").read_bytes()
+    for end in range(140, whole.index(b"\xe0\x7f\x10\0") + 12):
+        (tmp_path / "cut.dcm").write_bytes(whole[:end])
+        with pytest.raises(UnreadableImageError, match="is truncated or damaged") as error:
+            list_slices(tmp_path / "cut.dcm")
+        assert not isinstance(error.value, OtherKindError)
+    write_dicom(tmp_path / "plan.dcm", Modality="RTPLAN", PixelData=None)
+    with pytest.raises(OtherKindError, match="has modality 'RTPLAN'"):
+        list_slices(tmp_path / "plan.dcm")
 
 
 def test_gigantic_dimensions_are_refused_before_decoding(tmp_path):
