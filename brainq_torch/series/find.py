@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
 from brainq_torch.data.reading.image import is_meant_as_image, list_named_files, list_slices
 from brainq_torch.data.reading.slices import FileSlice, find_header, is_mask_by_name
+from brainq_torch.series.split import split_series
 
 _MASK = "is a mask by its name; name it alone to have it answered"
-_COPY = "is a copy: an image of its SOPInstanceUID, at its place, is answered"
+_COPY = "is a copy: an image of its SOPInstanceUID, at its place, or of its pixels is answered"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,11 @@ class Unread:
 
 @dataclass(frozen=True)
 class Series:
-    """Slices in order. name: SeriesInstanceUID, or path of a volume; empty of a picture that stands alone."""
+    """Slices in order.
+
+    name: SeriesInstanceUID, or path of a volume, with ``#number`` of one of several; empty of a picture that stands
+    alone.
+    """
 
     name: str
     title: str
@@ -69,6 +74,8 @@ def find_series(
 ) -> Iterator[Series | Unread]:
     """Yield what the words mean: pictures and volumes in their order, then DICOM files by series, sorted by position.
 
+    Of a series that holds several stacks, each is one (``split_series``).
+
     A mask by its name, or another modality than MR, is left out, unless it is the only word; so are copies, which
     would count twice.
 
@@ -93,10 +100,10 @@ def find_series(
         for one in found if is_scattered else []:
             scattered.setdefault(one.series, []).append(one)
         for name in () if is_scattered else dict.fromkeys(one.series for one in found):
-            yield _sort(name, [one for one in found if one.series == name])
+            yield from _divide(name, [one for one in found if one.series == name])
     while scattered:  # what was answered is not kept
         name = next(iter(scattered))
-        yield _sort(name, scattered.pop(name))
+        yield from _divide(name, scattered.pop(name))
 
 
 def _list(
@@ -110,15 +117,20 @@ def _list(
     except UnreadableImageError as error:
         left_out = isinstance(error, OtherKindError) and not is_alone
         return Unread(path, error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
-    first = (found[0].series, found[0].instance, found[0].place)
+    first = (found[0].series, found[0].instance, found[0].place, found[0].axes, *found[0].traits.values())
     if found[0].instance and first in known:
         return Unread(path, _COPY, left_out=True)
     known.add(first)
     return found
 
 
-def _sort(name: str, slices: list[FileSlice]) -> Series:
-    return Series(name, slices[0].title, tuple(sorted(slices, key=lambda found: found.place)))
+def _divide(name: str, slices: list[FileSlice]) -> Iterator[Series]:
+    """Yield a series, or the stacks that share its name, numbered."""
+    parts = split_series(sorted(slices, key=lambda found: found.place))
+    for number, (told, part) in enumerate(parts, 1):
+        place, end = (f"{number} of {len(parts)}: ", f"#{number}") if len(parts) > 1 else ("", "")
+        title = ", ".join(filter(None, (part[0].title, place + ", ".join(told))))
+        yield Series(name + end, title, tuple(part))
 
 
 def _named(path: str) -> list[str | Unread]:

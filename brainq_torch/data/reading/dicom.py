@@ -68,7 +68,7 @@ def _read(path: FilePath, frame: int | None) -> GreyImage:
     _require_slice(path, header)
     index, notes = _frame_index(path, header, frame)
     use_functional_groups(header, index)
-    unfit = why_unfit(header)
+    unfit = why_unfit(header.get)
     notes.extend([f"{unfit}, no slice through a head: do not rely on the answer"] if unfit else [])
     refuse_gigantic(path, int(header.Columns), int(header.Rows))
     stored = _decode(path, header, index)

@@ -5,6 +5,8 @@ import os
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -69,7 +71,7 @@ def read_dicom_origin(path: FilePath) -> Origin:
         warnings.simplefilter("ignore")  # ``read_dicom`` notes them
         header = read_header(path)
         values = {kind: str(header.get(name, "") or "").strip() for kind, name in _IDENTIFIERS.items()}
-        unfit = why_unfit(header)
+        unfit = why_unfit(header.get)
     names = [f"{kind} {hashlib.sha256(value.encode()).hexdigest()[:16]}" for kind, value in values.items() if value]
     if names and values["patient"] and _is_placeholder(values["patient"]):
         names[0] = f"{PLACEHOLDER}{values['patient']}"
@@ -144,15 +146,15 @@ def require_mr(path: FilePath, header: pydicom.Dataset) -> None:
         raise OtherKindError(path, f"has modality {modality!r}; only MR images are read", "leave it out")
 
 
-def why_unfit(header: pydicom.Dataset) -> str:
-    """Say which kind of picture the header calls it that is no slice through a head; empty where it is one."""
-    types = np.atleast_1d(header.get("FrameType") or header.get("ImageType") or "")
+def why_unfit(get: Callable[[str], Any]) -> str:
+    """Say which kind of picture a header, whose values ``get`` gets, says it is that is no slice through a head."""
+    types = np.atleast_1d(get("FrameType") or get("ImageType") or "")
     kinds = {str(kind).strip().upper() for kind in types}
-    kinds.add(str(header.get("ComplexImageComponent", "")).upper())
+    kinds.add(str(get("ComplexImageComponent") or "").upper())
     for what, values in _UNFIT.items():
         if kinds & values:
             return f"is {what} (ImageType {', '.join(sorted(kinds & values))})"
-    part = str(header.get("BodyPartExamined", "") or "").strip().upper()
+    part = str(get("BodyPartExamined") or "").strip().upper()
     return f"shows {part} (BodyPartExamined)" if part and not any(name in part for name in _HEADS) else ""
 
 

@@ -1,22 +1,42 @@
 """Says which slices a DICOM file holds and where they lie, and which files a DICOMDIR names."""
 
+import hashlib
 import os
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.multival import MultiValue
 
 from brainq_torch.data.reading.dicom import read_dicom
 from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, read_header, require_mr, why_unfit
 from brainq_torch.data.reading.grey import FilePath
 from brainq_torch.data.reading.slices import FileSlice
 
+_FRAME_TYPE = "MRImageFrameTypeSequence"
+_TRAITS = {
+    "PatientID": ("", "PatientID"),
+    "EchoNumbers": ("", "EchoNumbers"),
+    "StudyInstanceUID": ("", "StudyInstanceUID"),
+    "ImageType": (_FRAME_TYPE, "FrameType"),
+    "ComplexImageComponent": (_FRAME_TYPE, "ComplexImageComponent"),
+    "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
+    "InversionTime": ("MRModifierSequence", "InversionTimes"),
+    "DiffusionBValue": ("MRDiffusionSequence", "DiffusionBValue"),
+    "SequenceName": ("", "SequenceName"),
+    "StackID": ("FrameContentSequence", "StackID"),
+    "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
+    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+}
+"""What may tell stacks apart, and the functional group and the name that an enhanced file has it in."""
+
 
 def list_dicom_slices(path: FilePath) -> list[FileSlice]:
-    """Return a slice for each frame; place and position as PS3.3 C.7.6.2 and C.7.6.16 say them (no pixel is read).
+    """Return a slice for each frame; place and position as PS3.3 C.7.6.2 and C.7.6.16 say them (no pixel is decoded).
 
     Raises:
         UnreadableImageError: It is no MR image.
@@ -25,18 +45,38 @@ def list_dicom_slices(path: FilePath) -> list[FileSlice]:
         warnings.simplefilter("ignore")  # ``read_dicom`` notes them
         header = read_header(path)
         require_mr(path, header)
-        count, unfit = int(header.get("NumberOfFrames", 1) or 1), why_unfit(header)
+        count = int(header.get("NumberOfFrames", 1) or 1)
         series = str(header.get("SeriesInstanceUID", "") or "") or os.fspath(path)
         title = str(header.get("SeriesDescription", "") or "").strip()
         number = float(header.get("InstanceNumber") or 0)
         found = []
         for frame in range(count):
-            *direction, position = _place(header, frame)
-            place = (*direction, 0.0 if position is None else position, number, float(frame))
+            axes, position = _plane(header, frame)
+            place = (0.0 if position is None else position, number, float(frame))
             decode = partial(read_dicom, path, frame + 1 if count > 1 else None)
-            instance = "" if position is None else str(header.get("SOPInstanceUID", "") or "")
-            found.append(FileSlice(path, decode, series, title, place, position, unfit, instance))
-    return found
+            unfit = why_unfit(partial(_per_frame, header, frame, _FRAME_TYPE))
+            traits = {name: _read_trait(header, frame, name) for name in _TRAITS}
+            found.append(FileSlice(path, decode, series, title, place, position, unfit, axes=axes, traits=traits))
+        instance = str(header.get("SOPInstanceUID", "") or "")
+        if found and found[0].position_mm is None:  # files that do not say where they are may share a placeholder
+            instance = _hash_pixels(path, header)
+    return [replace(one, instance=instance) for one in found]
+
+
+def _hash_pixels(path: FilePath, header: pydicom.Dataset) -> str:
+    whole = header if "PixelData" in header else pydicom.dcmread(path, specific_tags=["PixelData"])
+    return hashlib.sha256(whole.PixelData).hexdigest() if "PixelData" in whole else ""
+
+
+def _read_trait(header: pydicom.Dataset, frame: int, name: str) -> str:
+    """Return a value as text, empty where there is none."""
+    try:
+        value = _per_frame(header, frame, *_TRAITS[name])
+        value = header.get(name) if value is None else value
+    except (TypeError, ValueError):  # text where a number belongs
+        return ""
+    parts = value if isinstance(value, MultiValue | list) else [value]
+    return "\\".join(f"{float(part):g}" if isinstance(part, float | int) else str(part or "").strip() for part in parts)
 
 
 def list_dicomdir(path: FilePath) -> list[str]:
@@ -55,17 +95,17 @@ def _find(folder: Path, parts: list[str]) -> str:
     return str(folder)
 
 
-def _place(header: pydicom.Dataset, frame: int) -> tuple[Any, ...]:
-    """Return the slices' normal, (3,) rounded, and the position in mm along it; None where the file does not say."""
+def _plane(header: pydicom.Dataset, frame: int) -> tuple[tuple[float, ...], float | None]:
+    """Return the direction cosines of rows and columns, and the position in mm along their normal, where it says so."""
     corner = _per_frame(header, frame, "PlanePositionSequence", "ImagePositionPatient")
-    axes = _per_frame(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-    if corner is None or axes is None or len(corner) != 3 or len(axes) != 6:
-        return (0.0, 0.0, 0.0, None)
-    normal = np.cross([float(value) for value in axes[:3]], [float(value) for value in axes[3:]])
-    position = float(normal @ [float(value) for value in corner])
-    if not np.isfinite(position):
-        return (0.0, 0.0, 0.0, None)
-    return (*(float(value) for value in np.round(normal, 1)), round(position, 3))
+    cosines = _per_frame(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient")
+    axes = tuple(map(float, cosines or ()))
+    if len(axes) != 6 or not np.isfinite(axes).all():
+        return (), None
+    if corner is None or len(corner) != 3:
+        return axes, None
+    position = float(np.cross(axes[:3], axes[3:]) @ [float(value) for value in corner])
+    return axes, round(position, 3) if np.isfinite(position) else None
 
 
 def _per_frame(header: pydicom.Dataset, frame: int, group: str, name: str) -> Any:

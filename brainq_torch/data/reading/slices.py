@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from brainq_torch.data.reading.grey import FilePath, GreyImage
 from brainq_torch.run_files import BrainqError
@@ -24,10 +24,12 @@ class FileSlice:
         decode: reads it; what it raises is not yet the one error that callers know (``image.read_slice``).
         series: SeriesInstanceUID, or the path of a volume; empty for a picture of its own.
         title: what the series calls itself.
-        place: what slices of a series are sorted by: direction, position in mm, number.
+        place: what slices of a series are sorted by: position in mm, number.
         position_mm: along the slices' normal, None where the file does not say.
         unfit: what kind of picture it is that is no slice through a head, empty for one that may be.
-        instance: SOPInstanceUID, empty where the position is not known.
+        instance: what copies have in common: SOPInstanceUID, a hash of the pixels where the position is not known.
+        axes: direction cosines of its rows and columns, empty where the file does not say.
+        traits: what may tell one stack of a series from another, by name, the strongest first.
     """
 
     path: FilePath
@@ -38,6 +40,8 @@ class FileSlice:
     position_mm: float | None = None
     unfit: str = ""
     instance: str = ""
+    axes: tuple[float, ...] = ()
+    traits: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_header(path: str) -> str:

@@ -19,8 +19,19 @@ const COMPRESSIONS = {
 const PER_FRAME = "x52009230";
 const SHARED = "x52009229";
 const PIXELS = "x7fe00010"; // what stands before them is parsed: where they are cut short, it is a slice that cannot be read
-/** Pixel measures, VOI, pixel value transformation, plane position, plane orientation, frame type. */
-const GROUPS = ["x00289110", "x00289132", "x00289145", "x00209113", "x00209116", "x00189226"];
+/** Pixel measures, VOI, pixel value transformation, plane position and orientation, frame type, echo, modifier, diffusion, content. */
+const GROUPS = [
+  "x00289110", "x00289132", "x00289145", "x00209113", "x00209116", "x00189226", "x00189114", "x00189115", "x00189117", "x00209111",
+]; // prettier-ignore
+/** What may tell stacks of a series apart: tags, those of enhanced files first. */
+const TRAITS = {
+  PatientID: ["x00100020"], EchoNumbers: ["x00180086"], StudyInstanceUID: ["x0020000d"], ImageType: ["x00089007", "x00080008"],
+  ComplexImageComponent: ["x00089208"], EchoTime: ["x00189082", "x00180081"], InversionTime: ["x00189079", "x00180082"],
+  DiffusionBValue: ["x00189087"], SequenceName: ["x00180024"], StackID: ["x00209056"],
+  TemporalPositionIdentifier: ["x00209128", "x00200100"], AcquisitionNumber: ["x00209156", "x00200012"],
+}; // prettier-ignore
+const BINARY = { x00189082: "double", x00189079: "double", x00189087: "double", x00209128: "uint32", x00209156: "uint16" };
+const DECIMAL = ["x00180086", "x00180081", "x00180082", "x00200100", "x00200012"];
 const HEADS = /HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|IAC|TEMPORAL|CRANI|FACE/;
 const UNFIT = {
   "a localizer": ["LOCALIZER", "SCOUT"],
@@ -50,14 +61,31 @@ export function listDicomSlices(path, bytes) {
   const series = header.string("x0020000e") || path;
   const title = readText(header, "x0008103e");
   const number = Number(header.string("x00200013") || 0);
-  const uid = header.string("x00080018");
+  const uid = header.string("x00080018") ?? "";
+  const { dataOffset, length } = header.elements[PIXELS] ?? {};
+  const pixels = dataOffset && header.byteArray.subarray(dataOffset, dataOffset + length);
   return Array.from({ length: count }, (_, frame) => {
-    const { normal, position } = planeOf(header, frame);
-    const place = [...normal, position ?? 0, number, frame];
-    const unfit = whyUnfit((tag) => header.string(tag));
-    const instance = position === null ? "" : uid;
-    return { path, series, title, place, position, unfit, instance, decode: () => decode(header, frame) };
+    const find = functionalGroups(header, frame);
+    const { axes, position } = planeOf(find);
+    const place = [position ?? 0, number, frame];
+    const unfit = whyUnfit((tag) => find(tag).string(tag));
+    const traits = Object.fromEntries(Object.entries(TRAITS).map(([name, tags]) => [name, readTrait(find, tags)]));
+    const instance = position === null ? null : uid; // files that do not say where they are may share a placeholder
+    return { path, series, title, place, position, unfit, instance, pixels, axes, traits, decode: () => decode(header, frame) };
   });
+}
+
+/** Return the value of the first of these tags that is there, as text. */
+function readTrait(find, tags) {
+  const tag = tags.find((one) => find(one).elements[one]);
+  if (!tag) return "";
+  const dataset = find(tag);
+  if (BINARY[tag]) {
+    const count = dataset.elements[tag].length / { double: 8, uint32: 4, uint16: 2 }[BINARY[tag]];
+    return Array.from({ length: count }, (_, place) => general(dataset[BINARY[tag]](tag, place))).join("\\");
+  }
+  const parts = readText(dataset, tag).split("\\").map((part) => part.trim());
+  return parts.map((part) => (DECIMAL.includes(tag) && part ? general(Number(part)) : part)).join("\\");
 }
 
 /** Return a text in the file's character set (PS3.3 C.12.1.1.2), which dicomParser takes for Latin-1. */
@@ -120,16 +148,14 @@ function numbers(dataset, tag) {
   return text ? text.split("\\").map((part) => (part.trim() ? Number(part) : NaN)) : [];
 }
 
-function planeOf(header, frame) {
-  const find = functionalGroups(header, frame);
+function planeOf(find) {
   const corner = numbers(find("x00200032"), "x00200032");
   const axes = numbers(find("x00200037"), "x00200037");
-  if (corner.length !== 3 || axes.length !== 6) return { normal: [0, 0, 0], position: null };
+  if (axes.length !== 6 || !axes.every(Number.isFinite)) return { axes: [], position: null };
   const [a, b, c, d, e, f] = axes;
   const normal = [b * f - c * e, c * d - a * f, a * e - b * d];
-  const position = normal.reduce((sum, value, place) => sum + value * corner[place], 0);
-  if (!Number.isFinite(position)) return { normal: [0, 0, 0], position: null };
-  return { normal: normal.map((value) => roundHalfEven(value * 10) / 10), position: roundHalfEven(position * 1000) / 1000 };
+  const position = corner.length === 3 ? normal.reduce((sum, value, place) => sum + value * corner[place], 0) : NaN;
+  return { axes, position: Number.isFinite(position) ? roundHalfEven(position * 1000) / 1000 : null };
 }
 
 function whyUnfit(text) {

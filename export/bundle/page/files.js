@@ -1,5 +1,6 @@
 /** Turns chosen files into slices by their content, never their names: brainq_torch/data/reading/image.py in JavaScript. */
 
+import { sha256 } from "./bundle.js";
 import { isDicom, listDicomSlices } from "./dicom.js";
 import { isBlank } from "./head_crop.js";
 import { gunzip, isGzip, isNifti, isNifti2, isNiftiHeader, joinPair, listNiftiSlices } from "./nifti.js";
@@ -31,12 +32,13 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   }
   if (isDicom(bytes)) {
     const slices = listDicomSlices(path, bytes);
-    if (slices?.[0]?.instance) {
-      const first = [slices[0].series, slices[0].instance, ...slices[0].place].join();
-      if (known.has(first)) throw new LeftOut("is a copy: an image of its SOPInstanceUID, at its place, is answered", "choose it alone");
-      known.add(first);
+    if (slices?.length) {
+      const [{ series, instance, pixels, place, axes, traits }] = slices;
+      const first = JSON.stringify([series, instance ?? (pixels && (await sha256(pixels))), place, axes, Object.values(traits)]);
+      if (known.has(first)) throw new LeftOut("is a copy: an image of its SOPInstanceUID, at its place, or of its pixels is answered", "choose it alone");
+      if (instance || pixels) known.add(first);
     }
-    if (slices?.length === 1) return [{ ...slices[0], decode: () => decodeAgain(path, file) }];
+    if (slices?.length === 1) return [{ ...slices[0], pixels: null, decode: () => decodeAgain(path, file) }];
     if (slices || isOfFolder) return slices ?? [];
     throw new Unreadable("is a DICOM directory, report or other file without an image", "choose the folder of the images");
   }

@@ -1,6 +1,7 @@
 /** One answer from those of a series' slices: brainq_torch/series in JavaScript, where the reasons stand. */
 
 import { UNCERTAIN } from "./abstention.js";
+import { splitSeries } from "./split.js";
 
 export const HEALTHY = "notumor";
 
@@ -14,7 +15,7 @@ export function inOrder({ path: one }, { path: other }) {
   return mine[place] < others[place] ? -1 : 1;
 }
 
-/** Return files' slices as series: pictures and volumes first, then DICOM files joined by their series. */
+/** Return files' slices as series: pictures and volumes first, then DICOM files joined by their series, a stack each. */
 export function sortIntoSeries(slices) {
   const series = new Map();
   for (const slice of slices) {
@@ -23,11 +24,15 @@ export function sortIntoSeries(slices) {
     series.get(key).push(slice);
   }
   const isScattered = ([{ series: name, path }]) => Number(Boolean(name) && !name.startsWith(path));
-  return [...series.values()].toSorted((one, other) => isScattered(one) - isScattered(other)).map((found) => {
-    const sorted = found.toSorted((one, other) => compare(one.place, other.place));
-    const first = sorted[0].path;
-    const path = found.every((slice) => slice.path === first) ? first : first.replace(/\/?[^/]*$/, "") || ".";
-    return { name: found[0].series, title: found[0].title, path, slices: sorted };
+  return [...series.values()].toSorted((one, other) => isScattered(one) - isScattered(other)).flatMap((found) => {
+    const parts = splitSeries(found.toSorted((one, other) => compare(one.place, other.place)));
+    return parts.map(({ told, slices: sorted }, index) => {
+      const [{ series: name, title: said, path: first }] = sorted;
+      const path = sorted.every((slice) => slice.path === first) ? first : first.replace(/\/?[^/]*$/, "") || ".";
+      const [place, end] = parts.length > 1 ? [`${index + 1} of ${parts.length}: `, `#${index + 1}`] : ["", ""];
+      const title = [said, place + told.join(", ")].filter(Boolean).join(", ");
+      return { name: name + end, title, path, slices: sorted };
+    });
   });
 }
 

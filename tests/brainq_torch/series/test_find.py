@@ -96,11 +96,14 @@ def test_a_copy_does_not_count_twice_and_is_named(tmp_path):
     nowhere = {"SeriesInstanceUID": "1.2.5", "SOPInstanceUID": "1.2.4"}
     for number in range(2):
         write_dicom(tmp_path / f"b{number}", STORED + number, **nowhere)  # nor do these say where they are
+    shutil.copy(tmp_path / "b0", tmp_path / "c0")
+    write_dicom(tmp_path / "c1", STORED + 1, **nowhere | {"SOPInstanceUID": "1.2.6"})
     shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
     *copies, without, series = find_series([str(tmp_path)])
     assert [len(one.slices) for one in (without, series)] == [2, 2]
     assert series.path == str(tmp_path / "a")
-    assert {one.path for one in copies} == set(map(str, (tmp_path / "copy of a").iterdir()))
+    again = (tmp_path / "c0", tmp_path / "c1", *(tmp_path / "copy of a").iterdir())
+    assert {one.path for one in copies} == set(map(str, again))
     assert all(one.left_out and "is a copy" in one.error for one in copies)
 
 

@@ -29,6 +29,7 @@ from export.bundle.web import INSTALL, find_runtime
 from tests.brainq_torch.data.reading.test_dicom import write_dicom
 from tests.export.bundle.test_web import SPECS, browser, hash_of, int8_bundle, read_in_node  # noqa: F401 - fixtures
 from tests.support.chromium import serve
+from tests.support.stacks import write_enhanced, write_stacks
 
 DEPTH = 8
 OBLIQUE = np.array([[-0.9, 0.1, 0.2, 90.0], [0.1, 0.05, 1.9, -120.0], [0.05, -1.1, 0.1, 60.5], [0, 0, 0, 1]])
@@ -111,6 +112,8 @@ def write_all(folder):
         groups.append(group)
     tags = {"PerFrameFunctionalGroupsSequence": groups, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
     write_dicom(folder / "enhanced.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.99", **tags)
+    write_stacks(folder / "stacks")
+    write_enhanced(folder / "echoes.dcm")
     cut = frames.tobytes()[:-200]  # within the second frame: the first is answered
     write_dicom(folder / "cut.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.98", PixelData=cut)
 
@@ -346,6 +349,9 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
     directory.save_as(folder / "DICOMDIR")
     (folder / "DICOMDIR").write_bytes((folder / "DICOMDIR").read_bytes()[:400])
     shutil.copytree(folder / "deep" / "plain", folder / "deep" / "plain - copy")
+    nowhere = {"SeriesInstanceUID": "1.2.97", "SOPInstanceUID": "1.2.4"}
+    for number, place in enumerate((2, 3, 2)):  # the last is the first
+        write_dicom(folder / f"nowhere{number}", head()[place], **nowhere)
     for name in (".hidden.png", "VIEWER.EXE", "deep/empty"):
         (folder / name).write_bytes(b"")
     Image.fromarray(np.diag(np.full(40, 255, np.uint8))).save(folder / "scan_mask.png")
@@ -355,11 +361,12 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
         browser.wait_for(f"{ARTICLES}.length > 4 && {ARTICLES}.every((one) => one.dataset.answer)")
         found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
     by_path = {said["path"]: said for said in found}
-    assert len(found) == len(by_path) == 6
+    assert len(found) == len(by_path) == 7
     assert len(by_path["CD/deep/plain"]["rows"]) == DEPTH
+    assert len(by_path["CD"]["rows"]) == 2
     left_out = {path: (said["files"], said["error"]) for path, said in by_path.items() if said.get("left_out")}
     assert left_out.pop("CD/scan_mask.png")[1].startswith("is a mask by its name")
-    assert left_out.pop("CD/deep/plain - copy/IM0")[0] == DEPTH
+    assert left_out.pop("CD/nowhere2")[0] == 1 + DEPTH
     ((files, error),) = left_out.values()
     assert (files, error.startswith("has modality 'CT'")) == (2, True)
     faults = {said["files"]: said["error"] for said in found if said.get("left_out") is False}
