@@ -68,6 +68,12 @@ def _find_full_disk(error: BaseException | None) -> OSError | None:
     return error
 
 
+def name_program(module: str) -> str:
+    """Return a command as its user typed it: ``python -m tools.evaluate``, or ``brainq evaluate``."""
+    typed = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return f"brainq {module.rpartition('.')[2].replace('_', '-')}" if typed == "brainq" else f"python -m {module}"
+
+
 def stop_in_a_line() -> None:
     """Let Ctrl-C end our commands in a line and with 130 while they still load, when nobody catches it."""
     if os.path.basename(sys.argv[0]) in ("-m", "brainq"):  # not a program that imports us

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, one_line, silence_training
+from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, name_program, one_line, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.data.limits import check_limits
@@ -98,7 +98,7 @@ def make_parser() -> ArgumentParser:
         import_path_denylist=["*"], import_path_allowlist=list(IMPORTS), instantiate_subclass_spec_in_any=False
     )
     usage = "%(prog)s [--config C] [--out RUN] [--KEY VALUE ...]"  # all of them fill a screen before an error
-    parser = _Parser(prog="python -m brainq_torch.fit", description=__doc__, usage=usage)
+    parser = _Parser(prog=name_program("brainq_torch.fit"), description=__doc__, usage=usage)
     parser.add_argument("--config", action="config", help="a YAML file, or the name of one of configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
     parser.add_argument("--seed", type=Seed, default=0, help="of everything random")
@@ -186,7 +186,7 @@ def _with_config(words: list[str]) -> list[str]:
     """Put the configuration first, so that flags beat it: the one given, of the resumed run, or the quickstart."""
     if {"-h", "--help"} & set(words):
         return words
-    early = argparse.ArgumentParser(prog="python -m brainq_torch.fit", add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(prog=name_program("brainq_torch.fit"), add_help=False, allow_abbrev=False)
     early.add_argument("--config", action="append")
     early.add_argument("--out")
     early.add_argument("--resume", action="store_true")

@@ -65,11 +65,15 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
     try:
         with hold_lock(out / LOCK, f"{out} is being trained"):
             before = {path.name for path in out.iterdir()}
+            goes_on = MANIFEST in before and CONFIG in before and not _may_begin_anew(out, text, resume)
+            begun = (out / CONFIG).read_bytes() if goes_on else b""
             try:
                 yield _begin(out, text, resume)
             except Exception:
                 if not (out / MANIFEST).exists():
                     _remove({CONFIG, ENVIRONMENT, LEAKAGE, PHANTOMS, SEARCH} - before, out)
+                elif goes_on and (out / CONFIG).read_bytes() != begun:  # it may name images that are not the run's
+                    write_text(out / CONFIG, begun.decode())
                 raise
     finally:
         with suppress(OSError):  # one is not empty
@@ -101,8 +105,9 @@ def _begin(out: Path, text: str, resume: bool) -> bool:
         raise RunError(f"{out} exists. Continue it with --resume, or name another folder with --out")
     else:
         _check_same(out, text)
-    write_text(out / CONFIG, text)
-    return not (out / METRICS).exists()
+    if left := not (out / METRICS).exists():  # a complete run keeps what it was made with
+        write_text(out / CONFIG, text)
+    return left
 
 
 def _may_begin_anew(out: Path, text: str, resume: bool) -> bool:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="COMMAND",
         help=", ".join(commands),
     )
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="the command's own")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="the command's own words")
     options = parser.parse_args(arguments)
     module = commands[options.command]
     package = module == "export" or (HERE / module.rpartition(".")[2]).is_dir()

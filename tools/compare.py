@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainq_torch.console import name_program
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.corruptions import shift_all
@@ -106,7 +107,9 @@ class Images:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.compare", description=__doc__, epilog="Run folders, .onnx and .tflite files may be mixed."
+        prog=name_program("tools.compare"),
+        description=__doc__,
+        epilog="Run folders, .onnx and .tflite files may be mixed.",
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the first is what the others are compared with")
     add_data(parser)

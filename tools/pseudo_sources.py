@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import StandardScaler
 
+from brainq_torch.console import name_program
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestRow,
@@ -41,7 +42,9 @@ _VAL_FRACTION = 0.15
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.pseudo_sources", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=name_program("tools.pseudo_sources"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--manifest", required=True, metavar="CSV", help="the images, with their groups")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.console import run_command
+from brainq_torch.console import name_program, run_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import PixelSpec
@@ -176,7 +176,7 @@ def _copy(target: Any, values: Any) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line; what it does not know is for ``brainq_torch.fit``."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.restore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=name_program("tools.restore"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("file", type=Path, help="a .tflite file with float32 or float16 weights")

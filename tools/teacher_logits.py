@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from brainq_torch.console import name_program
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs
@@ -17,7 +18,9 @@ from tools.shared.command import CommandError, as_main
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.teacher_logits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=name_program("tools.teacher_logits"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of the teacher")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")

@@ -38,6 +38,19 @@ def test_a_resume_that_fails_removes_nothing(tiny_run, tmp_path, ended):
     assert contents(run)[Path("notes.txt")] == b"precious"
 
 
+@pytest.mark.parametrize(("complete", "code"), [(True, 0), (False, 2)])
+def test_a_resume_with_other_images_leaves_the_configuration(complete, code, tiny_run, tmp_path, ended):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    words = ["--resume", "--out", str(run), "--data.root"]
+    assert main([*words, yaml.safe_load((run / "config.yaml").read_text())["data"]["root"]]) == 0
+    if not complete:
+        (run / "metrics.json").unlink()
+    before = contents(run)
+    (tmp_path / "others").mkdir()
+    ended(main([*words, str(tmp_path / "others")]), code)
+    assert contents(run) == before
+
+
 def test_what_a_failed_call_made_is_taken_away(tmp_path, capsys):
     out = tmp_path / "run"
     words = [*TINY, f"--out={out}", "--data.phantoms_per_class=2", "--data.group_pattern=(nothing)"]

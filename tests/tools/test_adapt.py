@@ -74,6 +74,16 @@ def test_old_images_that_validate_may_have_been_trained_on_before(how, warned):
     assert ("the network before may have been trained on any image of it" in text) == warned
 
 
+@pytest.mark.parametrize("worse", [True, False])
+def test_a_network_that_lost_more_than_it_gained_is_not_recommended(worse, tmp_path, capsys):
+    labels, right = np.arange(12) % 2, np.tile(np.eye(2, dtype=np.float32), (6, 1))
+    both = (right, right[::-1]) if worse else (right[::-1], right)
+    adapt._report(tmp_path, "a -> b", {"new": Change("val", labels, *both, ("glioma", "notumor"))}, 0)
+    printed = capsys.readouterr().out
+    assert ("warning: more new images lost than gained" in printed) == worse
+    assert ("next: python -m export" in printed) != worse
+
+
 def rows_of(count):
     return [
         ManifestRow(f"{label}/{n}.png", label, "Training", f"{label}{n // 2}", "0", "new")

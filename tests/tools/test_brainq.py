@@ -28,3 +28,12 @@ def test_words_pass_as_they_are(monkeypatch, ended):
 @pytest.mark.parametrize(("words", "code", "said"), [(["--version"], 0, __version__), (["predct"], 2, "'predict'")])
 def test_it_says_its_version_and_its_commands(words, code, said, stopped):
     assert said in "".join(stopped(main, words, code))
+
+
+def test_help_and_errors_name_a_command_as_it_was_typed(monkeypatch, stopped):
+    for typed in ("brainq", "-m"):
+        monkeypatch.setattr("sys.argv", [f"/some/where/{typed}"])
+        for name, module in list_commands().items():
+            program = f"brainq {name}" if typed == "brainq" else f"python -m {module}"
+            assert stopped(main, [name, "--help"], 0).out.startswith(f"usage: {program} ")
+    assert "usage: python -m export " in stopped(main, ["export"], 2).err

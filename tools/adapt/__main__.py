@@ -15,6 +15,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from brainq_torch.console import name_program
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import make_parser as make_fit_parser
@@ -48,7 +49,7 @@ FEWEST = 100
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line; what it does not know is for ``brainq_torch.fit``."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.adapt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=name_program("tools.adapt"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("model", metavar="MODEL", help="run folder, or .tflite file with float weights")
@@ -57,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, metavar="OUT", help="folder for the run and its report")
     parser.add_argument(
-        "--old", metavar="DIR", help="images that it was trained on before, mixed in: nothing is forgotten"
+        "--old", metavar="DIR", help="images that it was trained on before, mixed in: less is forgotten"
     )
     parser.add_argument("--train", choices=("all", "head"), default="all", help="all layers, or the last alone")
     parser.add_argument("--config", default="adapt", metavar="YAML", help="default: configs/adapt.yaml")
@@ -169,7 +170,9 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
     write_json(out / "adapt.json", {name: each.to_json() for name, each in found.items()})
     write_text(out / "adapt.md", text)
     words = ("--recipes", "fp32", "fp16", "int8", "--bundle", out / "bundle")
-    print(f"\n{text}\nnext: {format_command('export', out / 'run', *words)}")
+    print(f"\n{text}")
+    if not next(iter(found.values())).worse:
+        print(f"next: {format_command('export', out / 'run', *words)}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ class Change:
         both = [compute_metrics(logits, self.labels, self.classes) for logits in (self.before, self.after)]
         return both[0], both[1], compare_predictions(self.before, self.after, self.labels, self.classes)
 
+    @property
+    def worse(self) -> bool:
+        """Whether more images were lost than gained."""
+        return self.measured[2].only_a_right > self.measured[2].only_b_right
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         before, after, paired = self.measured

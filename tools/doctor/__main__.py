@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import name_first
+from brainq_torch.console import name_first, name_program
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
@@ -76,7 +76,7 @@ class Diagnosis:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.doctor",
+        prog=name_program("tools.doctor"),
         description=__doc__,
         epilog="Exit code: 0 no fault (there may be warnings), 1 at least one fault, 2 the file cannot be examined.",
     )

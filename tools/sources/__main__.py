@@ -15,6 +15,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from brainq_torch.console import name_program
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
@@ -30,7 +31,7 @@ from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line; what it does not know is for ``brainq_torch.fit``."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.sources", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=name_program("tools.sources"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="YAML", help="with data.sources, or see --pseudo")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from brainq_torch.console import name_program
 from brainq_torch.data.limits import check_limits
 from brainq_torch.run_files import BrainqError, find_config
 from export.catalogue import CATALOGUE
@@ -161,7 +162,7 @@ def make_parser() -> ArgumentParser:
     # As for a run's configuration, nothing from elsewhere is imported because a YAML names it.
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[__name__])
     parser = ArgumentParser(
-        prog="python -m tools.study",
+        prog=name_program("tools.study"),
         description="Train, compress, compare and report, as one YAML says. What is there and unchanged is not made "
         "again; a killed study continues when it is given the same command. --models.NAME.run RUN uses a finished run.",
     )

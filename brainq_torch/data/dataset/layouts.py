@@ -7,11 +7,12 @@ from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.sample import DataFolderError
 
 _LAYOUTS = """Allowed layouts, where {{class}} is {}:
-  DIR/Training/{{class}}/*.jpg and DIR/Testing/{{class}}/*.jpg
-  DIR/train/{{class}}/*.jpg, DIR/val/{{class}}/*.jpg and DIR/test/{{class}}/*.jpg
-  DIR/{{class}}/*.jpg
-  DIR/labels.csv with the columns path and label, and where they are known group and split
-  DIR/*.mat or DIR/*/*.mat of the figshare brain tumour data set, whose files name their class"""
+  DIR/Training/{{class}}/*.jpg and DIR/Testing/{{class}}/*.jpg;
+  DIR/train/{{class}}/*.jpg, DIR/val/{{class}}/*.jpg and DIR/test/{{class}}/*.jpg;
+  DIR/{{class}}/*.jpg;
+  DIR/labels.csv with the columns path and label, and where they are known group and split;
+  DIR/*.mat or DIR/*/*.mat of the figshare brain tumour data set, whose files name their class.
+What folders of other names mean is said with --data.class_map, to tools.evaluate with --label-map"""
 
 
 def describe_layouts(labels: Labels) -> str:

@@ -104,11 +104,12 @@ class ImageFolder:
         return replace(self, records=records, pixels=None)
 
     def report(self) -> str:
-        """Return the images per split and class, then one line per problem, worst first.
+        """Return the images per split and class, then one line per problem, worst first; nothing of an empty folder.
 
         Of notes or warnings that say the same but for numbers, the first few files are named and the others counted.
         """
-        return "\n".join([str(self.root), *_count_lines(self), *_problem_lines(self.problems)])
+        lines = [str(self.root), *_count_lines(self), *_problem_lines(self.problems)]
+        return "\n".join(lines if self.records or self.problems else [])
 
 
 def sort_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:

@@ -339,6 +339,7 @@ def test_folders_that_are_no_data_set(tmp_path):
             scan_folder(tmp_path / name)
         assert words in str(caught.value)
         assert "Allowed layouts" in str(caught.value)
+        assert "0 images" not in str(caught.value)
         assert "outside any class folder" not in str(caught.value)  # a class folder alone would name each of its images
 
 
