@@ -11,7 +11,8 @@ _PATIENT, _ORIENTATION, _VOLUME = "PatientID", "orientation", "volume"
 _NUMBERS = ("AcquisitionNumber", _VOLUME)  # may number slices that all claim to be at one position
 _ALWAYS = (_PATIENT, _ORIENTATION, "EchoNumbers")
 """What a stack has one of. Anything else may differ from slice to slice, so that it counts where positions repeat."""
-_TILT = 0.1  # between direction cosines of one stack, 6 degrees: some scanners follow the head
+_TILT = 0.1  # between direction cosines of neighbours, 6 degrees: some scanners follow the head
+_MOST_PLANES = 3  # of single slices; more are one view that rotates
 
 _Part = tuple[tuple[str, ...], Sequence[FileSlice]]
 
@@ -36,42 +37,56 @@ def _split(name: str, told: tuple[str, ...], slices: Sequence[FileSlice]) -> lis
         return [(told, slices)]
     if name == _PATIENT and _is_new_in_each(slices):
         return [((*told, "PatientID is a new one in each file, ignored"), slices)]
-    return [((*told, f"{name} {_word(name, value)}"), group) for value, group in groups.items()]
+    if name == _ORIENTATION and len(groups) == len(slices) > _MOST_PLANES:
+        return [(told, slices)]
+    words = [_plane(group[0].axes) if name == _ORIENTATION else value for value, group in groups.items()]
+    return [((*told, f"{name} {word or 'unknown'}"), group) for word, group in zip(words, groups.values(), strict=True)]
 
 
 def _values(name: str, slices: Sequence[FileSlice]) -> Iterator[Hashable]:
-    known: list[tuple[float, ...]] = []
-    counts = Counter[float | None]()
+    planes = _number_planes([one.axes for one in slices] if name == _ORIENTATION else [])
+    counts = Counter[Hashable]()
     for one in slices:
         if name == _ORIENTATION:
-            near = next((axes for axes in known if _is_near(axes, one.axes)), None)
-            known += [one.axes] if near is None else []
-            yield one.axes if near is None else near
+            yield planes[one.axes]
         elif name == _VOLUME:  # of the slices at one position the first is of the first volume
-            counts[one.position_mm] += one.position_mm is not None
-            yield max(1, counts[one.position_mm])
+            counts[_spot(one)] += one.position_mm is not None
+            yield max(1, counts[_spot(one)])
         else:
             yield one.traits[name]
+
+
+def _number_planes(all_axes: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], int]:
+    """Number orientations; those that are near each other, or near one between them, have one number."""
+    numbers: dict[tuple[float, ...], int] = {}
+    for axes in dict.fromkeys(all_axes):
+        new, near = len(numbers), {number for known, number in numbers.items() if _is_near(known, axes)}
+        numbers = {known: new if number in near else number for known, number in numbers.items()} | {axes: new}
+    return numbers
 
 
 def _is_near(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return len(one) == len(other) and all(abs(a - b) < _TILT for a, b in zip(one, other, strict=True))
 
 
-def _word(name: str, value: Hashable) -> Hashable:
-    if name != _ORIENTATION or not isinstance(value, tuple) or not value:
-        return value or "unknown"
-    return PLANES[int(np.abs(np.cross(value[:3], value[3:])).argmax())]
+def _plane(axes: tuple[float, ...]) -> str:
+    return PLANES[int(np.abs(np.cross(axes[:3], axes[3:])).argmax())] if axes else ""
+
+
+def _spot(one: FileSlice) -> Hashable:
+    """Return what slices have in common that show the same: slices that cross may be at one position, too."""
+    return (*(round(10 * cosine) for cosine in one.axes), one.position_mm)
 
 
 def _is_repeated(name: str, groups: Sequence[Sequence[FileSlice]]) -> bool:
     """Tell whether groups lie at the same positions, as those of slabs that overlap, or of single slices, do not."""
-    places = [{one.position_mm for one in group} - {None} for group in groups]
+    spots = [[_spot(one) for one in group if one.position_mm is not None] for group in groups]
+    places = [set(some) for some in spots]
     if name in _NUMBERS and len(set.union(*places)) < 2:
         return False
     if name == _VOLUME:
         return 2 * len(places[1]) >= len(places[0])
-    slices = Counter(one.position_mm for group in groups for one in group if one.position_mm is not None)
+    slices = Counter(place for some in spots for place in some)
     shared = sum(count > 1 for count in Counter(place for some in places for place in some).values())
     return len(groups) <= max(slices.values(), default=0) and 2 * shared >= max(1, min(map(len, places)))
 

@@ -34,6 +34,12 @@ def two(name, one, other):
     return stack(UP, **{name: one}) + stack(UP, **{name: other}), {f"{name} {word}": UP for word in words}
 
 
+def turned(degrees):
+    """Return the orientation of a coronal view that is turned about the head's long axis."""
+    angle = np.radians(degrees)
+    return [float(np.cos(angle)), float(np.sin(angle)), 0.0, 0, 0, -1]
+
+
 def alternate(number):
     return number % 2
 
@@ -93,6 +99,8 @@ ONE = {
     "slabs": stack([0, 1, 2, 3, 4, 5], StackID="1") + stack([5, 6, 7, 8, 9], StackID="2", AcquisitionNumber=2),
     "numbered": stack(UP + OTHER, AcquisitionNumber=count, EchoTime=lambda number: 20 + number / 100),
     "tilted": [tags | {"ImageOrientationPatient": tilted(number)} for number, tags in enumerate(stack([0, 5, 10, 15]))],
+    "rotating": [stack([0], turned(24 * number))[0] for number in range(6)],
+    "rotating finely": [stack([abs(18 - number)], turned(5 * number))[0] for number in range(36)],
     "all at one place": stack([0, 0, 0, 0], AcquisitionNumber=count),
     "an identifier each": stack(UP, PatientID=lambda number: f"P{number}"),
     "no position": [tags | {"ImagePositionPatient": None} for tags in stack(UP, AcquisitionNumber=count)],

@@ -1,8 +1,11 @@
 /** Tells apart the stacks that share one SeriesInstanceUID: brainq_torch/series/split.py in JavaScript, where the reasons stand. */
 
+import { roundHalfEven } from "./resize.js";
+
 const NUMBERS = ["AcquisitionNumber", "volume"];
 const ALWAYS = ["PatientID", "orientation", "EchoNumbers"];
 const TILT = 0.1;
+const MOST_PLANES = 3;
 const PLANES = ["sagittal", "coronal", "axial"];
 
 /** Return each stack of a series' slices in order, {told, slices}; told: the words that tell it from the others. */
@@ -14,41 +17,58 @@ export function splitSeries(slices) {
 }
 
 function split(name, { told, slices }) {
-  const groups = groupBy(slices, valueOf(name));
+  const groups = groupBy(slices, valueOf(name, slices));
   if (groups.size === 1 || !(ALWAYS.includes(name) || isRepeated(name, [...groups.values()]))) return [{ told, slices }];
   if (name === "PatientID" && isNewInEach(slices)) return [{ told: [...told, "PatientID is a new one in each file, ignored"], slices }];
-  return [...groups].map(([value, group]) => ({ told: [...told, `${name} ${word(name, value)}`], slices: group }));
+  if (name === "orientation" && groups.size === slices.length && groups.size > MOST_PLANES) return [{ told, slices }];
+  const word = (value, [{ axes }]) => (name === "orientation" ? planeOf(axes) : value) || "unknown";
+  return [...groups].map(([value, group]) => ({ told: [...told, `${name} ${word(value, group)}`], slices: group }));
 }
 
-function valueOf(name) {
-  const known = [];
+function valueOf(name, slices) {
+  const planes = name === "orientation" ? numberPlanes(slices) : null;
   const counts = new Map();
-  return ({ axes, position, traits }) => {
-    if (name === "orientation") {
-      const near = known.find((one) => one.length === axes.length && one.every((value, place) => Math.abs(value - axes[place]) < TILT));
-      if (!near) known.push(axes);
-      return near ?? axes;
-    }
-    if (name !== "volume") return traits[name];
-    counts.set(position, (counts.get(position) ?? 0) + Number(position !== null));
-    return Math.max(1, counts.get(position));
+  return (slice) => {
+    if (planes) return planes.get(slice.axes.join()).number;
+    if (name !== "volume") return slice.traits[name];
+    const spot = spotOf(slice);
+    counts.set(spot, (counts.get(spot) ?? 0) + Number(slice.position !== null));
+    return Math.max(1, counts.get(spot));
   };
 }
 
-function word(name, value) {
-  if (name !== "orientation" || !value.length) return value.length === 0 ? "unknown" : value;
-  const [a, b, c, d, e, f] = value;
+/** Number orientations; those that are near each other, or near one between them, have one number. */
+function numberPlanes(slices) {
+  const planes = new Map();
+  for (const { axes } of slices) {
+    if (planes.has(axes.join())) continue;
+    const isNear = (known) => known.length === axes.length && known.every((value, place) => Math.abs(value - axes[place]) < TILT);
+    const near = new Set([...planes.values()].filter((known) => isNear(known.axes)).map(({ number }) => number));
+    const number = planes.size;
+    for (const known of planes.values()) if (near.has(known.number)) known.number = number;
+    planes.set(axes.join(), { axes, number });
+  }
+  return planes;
+}
+
+function planeOf(axes) {
+  if (!axes.length) return "";
+  const [a, b, c, d, e, f] = axes;
   const normal = [b * f - c * e, c * d - a * f, a * e - b * d].map(Math.abs);
   return PLANES[normal.indexOf(Math.max(...normal))];
 }
 
+function spotOf({ axes, position }) {
+  return [...axes.map((cosine) => roundHalfEven(10 * cosine)), position].join();
+}
+
 function isRepeated(name, groups) {
-  const all = groups.map((group) => group.map(({ position }) => position).filter((position) => position !== null));
-  const places = all.map((positions) => new Set(positions));
+  const all = groups.map((group) => group.filter(({ position }) => position !== null).map(spotOf));
+  const places = all.map((spots) => new Set(spots));
   if (NUMBERS.includes(name) && new Set(all.flat()).size < 2) return false;
   if (name === "volume") return 2 * places[1].size >= places[0].size;
   const most = Math.max(0, ...count(all.flat()));
-  const shared = count(places.flatMap((positions) => [...positions])).filter((number) => number > 1).length;
+  const shared = count(places.flatMap((spots) => [...spots])).filter((number) => number > 1).length;
   return groups.length <= most && 2 * shared >= Math.max(1, Math.min(...places.map(({ size }) => size)));
 }
 
