@@ -104,7 +104,7 @@ def time_ours(data: Path, steps: int, precision: str) -> dict[str, float]:
     """Return images/s and the share of time spent on data of the second epoch of the command ``fit``."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--config", "configs/mobilenetv2.yaml", "--data.root", str(data.absolute()), "--out", f"{folder}/run"]
-        words += ["--model.pretrained=none", "--stages=[{name: all, epochs: 2, rate: 1e-4}]"]
+        words += ["--data.classes=auto", "--model.pretrained=none", "--stages=[{name: all, epochs: 2, rate: 1e-4}]"]
         words += [f"--trainer.precision={precision}", "--trainer.enable_progress_bar=false"]
         words += [f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=1"]
         # A process of its own, as a user starts it: it keeps its memory (brainq_torch.allocator).

@@ -105,7 +105,7 @@ def activation_of(tensor: Any) -> str:
 
 
 def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
-    """Reorder a layer's weight from torch's layout to that of a TFLite operation.
+    """Reorder a layer's weight from torch's layout to that of a TFLite operation; none is depthwise and of 4 bits.
 
     Args:
         layer: In torch's layout.
@@ -117,7 +117,8 @@ def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
         patches = layer.weight.transpose(orders["CONV_2D"][0]).reshape(len(layer.weight), -1)
         return replace(layer, weight=np.ascontiguousarray(patches), axis=0)
     order, axis = orders[kind]
-    return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis)
+    bits = 8 if kind == "DEPTHWISE_CONV_2D" else layer.bits
+    return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis, bits=bits)
 
 
 def channels_last(values: Array) -> Array:

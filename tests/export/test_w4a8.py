@@ -33,9 +33,10 @@ def file_integers(folder):
     written = {}
     for operator, name in weighted_operators(model):
         weight = tensors[operator.inputs[1]]
-        wanted = in_tflite_layout(layers[name], operator_name(model, operator)).weight
+        kind = operator_name(model, operator)
+        wanted = in_tflite_layout(layers[name], kind).weight
         packed = weight.type == schema().TensorType.INT4
-        assert packed == (layers[name].bits == 4)
+        assert packed == (layers[name].bits == 4 and kind != "DEPTHWISE_CONV_2D")
         values = constant(model, weight, np.uint8 if packed else np.int8)
         flat = unpack_int4(values, wanted.size) if packed else values
         assert np.array_equal(flat, wanted.reshape(-1))
@@ -82,11 +83,11 @@ def test_rounding_has_no_say_in_a_run_that_was_trained(trained, tmp_path, capsys
 
 @pytest.fixture(scope="module")
 def rounded(tiny_run, tmp_path_factory):
-    """The float run's files, rounded to nearest with two layers at 8 bits, and learned."""
+    """The float run's files, rounded to nearest with two layers at 8 bits and depthwise ones at 4, and learned."""
     folder = tmp_path_factory.mktemp("rounded")
     run = shutil.copytree(tiny_run, folder / "run")
     bits = folder / "bits.json"
-    bits.write_text(json.dumps({"features.2.conv.0.0": 8, "features.3.conv.0.0": 8}))
+    bits.write_text(json.dumps({"features.2.conv.0.0": 8, "features.3.conv.0.0": 8, "depthwise": 4}))
     codes = [
         export_main([str(run), "--out", str(folder / name), *FEW, "--rounding", name, *more])
         for name, more in (("nearest", ["--bits-from", str(bits)]), ("descent", []))
@@ -102,6 +103,10 @@ def test_naive_and_learned_rounding_are_told_apart(rounded):
     assert len(four_bit) > 30
     assert len(differing & four_bit) > 30
     assert np.abs(naive["features.2.conv.0.0"]).max() > 7  # as the file of bits says
+    assert np.abs(naive["features.2.conv.1.0"]).max() <= 7 < np.abs(learned["features.2.conv.1.0"]).max()
+    for name in ("nearest", "descent"):
+        parity = json.loads((rounded / name / "parity.json").read_text())
+        assert parity["artefacts"][TFLITE_W4A8]["max_lsb"] == 0
     assert np.abs(learned["features.2.conv.0.0"]).max() <= 7
     from export.run.metadata import read_metadata
 
