@@ -92,7 +92,7 @@ def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     print(f"bundle: {options.bundle}, {counted(len(made), 'file')}; {verify} replays it")
     print(find_rule(files).describe(run.classes))
     if runtime is None:
-        print(f"no browser page: {INSTALL}, and the same command again, adds it")
+        print(f"no browser page: {INSTALL}, and the same command again with --force, adds it")
     else:
         served = format_command("http.server", "--bind", "127.0.0.1", "--directory", options.bundle)
         print(f"browser page: {served}, or predict.py --page, which opens it")
@@ -127,7 +127,9 @@ def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list
         )
     usable = [name for name in PREFERENCE if name in report.artefacts and name not in failed]
     if usable:
-        elsewhere = ["--out", options.out] if options.out else []
-        words = format_command("export", options.run, *elsewhere, "--bundle", options.bundle or "DIR")
+        named = [("--out", options.out), ("--page", options.page)]
+        more = [word for flag, value in named if value for word in (flag, value)]
+        limits = ["--limits", *options.limits] if options.limits else []
+        words = format_command("export", options.run, *more, *limits, "--bundle", options.bundle or "DIR")
         lines.append(f"{usable[0]} passed; a bundle of it: {words}")
     return lines

@@ -21,7 +21,9 @@ def artefact(passed=False, margins=(), ties=0, limits=Limits(), **against_float)
 
 
 def advice(artefacts, count=256, **words):
-    options = argparse.Namespace(**{"run": "runs/a b", "out": None, "bundle": None} | words)
+    options = argparse.Namespace(
+        **{"run": "runs/a b", "out": None, "bundle": None, "page": None, "limits": None} | words
+    )
     report = ParityReport(artefacts, {"images": {"count": count}})
     return advise(report, options, Path("runs/a b/export"))
 
@@ -43,9 +45,11 @@ def test_the_best_file_that_passed_is_offered():
     artefacts = {
         "model_fp32.tflite": artefact(True), "model_fp16.tflite": artefact(True), "model_int8.tflite": artefact(),
     }  # fmt: skip
-    (line,) = advice(artefacts, out=Path("elsewhere"), bundle=Path("clinic"))
+    named = {"out": Path("elsewhere"), "page": Path("web"), "limits": [0.2, 0.9], "bundle": Path("clinic")}
+    (line,) = advice(artefacts, **named)
     assert line == (
-        "model_fp16.tflite passed; a bundle of it: python -m export 'runs/a b' --out elsewhere --bundle clinic"
+        "model_fp16.tflite passed; a bundle of it: python -m export 'runs/a b' --out elsewhere --page web "
+        "--limits 0.2 0.9 --bundle clinic"
     )
 
 

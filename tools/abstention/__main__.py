@@ -36,14 +36,15 @@ class OutlierReport:
     """What a model says of pictures that are no heads.
 
     auroc: how well the outlier score tells them from the data's images. answered: share that gets a class. tumour,
-    tumour_without: share that is called a tumour (any class but notumor), with and without abstaining.
+    tumour_without: share that is called a tumour (any class but notumor), with and without abstaining; None where no
+    class is notumor.
     """
 
     n: int
     auroc: float
     answered: float
-    tumour: float
-    tumour_without: float
+    tumour: float | None
+    tumour_without: float | None
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,7 @@ def _report(said: Judgement, usual: NDArray[np.float64], classes: Sequence[str])
         len(said.outlier),
         float(roc_auc_score(truth, np.concatenate([usual, said.outlier]))),
         float(said.answered.mean()),
-        float((said.answered & tumour).mean()),
-        float(tumour.mean()),
+        *((float(each.mean()) if _HEALTHY in classes else None) for each in (said.answered & tumour, tumour)),
     )
 
 
