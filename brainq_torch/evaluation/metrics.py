@@ -192,6 +192,10 @@ def _measure_resamples(
     return {key: np.concatenate(parts) for key, parts in drawn.items()}
 
 
+_LETTERS = 45
+"""How many stand side by side below a confusion matrix."""
+
+
 def plot_confusion(metrics: Metrics, path: str | Path) -> None:
     """Draw the confusion matrix: counts, and each row's share of its label. Replaces ``path`` (PNG) in one step."""
     counts = np.array(metrics.confusion)
@@ -210,7 +214,8 @@ def plot_confusion(metrics: Metrics, path: str | Path) -> None:
         colour = "white" if share > 0.5 else "#222222" if count else "#999999"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10 if many == 1 else 8)
     ticks = range(len(metrics.classes))
-    axes.set_xticks(ticks, metrics.classes, rotation=90 if len(ticks) > 6 else 0)
+    crowded = len(ticks) > 6 or len(ticks) * max(map(len, metrics.classes)) > _LETTERS
+    axes.set_xticks(ticks, metrics.classes, rotation=90 if crowded else 0)
     axes.set_yticks(ticks, [f"{name}\n({counts[label].sum()})" for label, name in enumerate(metrics.classes)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("label (images)")

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -231,3 +232,16 @@ def test_confusion_plot_is_a_small_png_and_replaces_the_old_one(tmp_path, noisy)
     for names in ("ab", "abcdefghijkl"):  # one label has images, the others none; many are drawn larger
         plot_confusion(compute_metrics(np.eye(len(names)), np.zeros(len(names), int), tuple(names), resamples=0), path)
         assert (Image.open(path).height > 840) == (len(names) > 10)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("glioma", "meningioma", "notumor", "pituitary"), ("Hirntumor, bösartig", "Hypophyse größer", "kein Tumor")],
+)
+def test_names_below_a_confusion_matrix_do_not_touch(names, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("brainq_torch.evaluation.metrics.save_figure", lambda figure, *_, **__: figures.append(figure))
+    plot_confusion(compute_metrics(np.eye(len(names)), np.arange(len(names)), names, resamples=0), tmp_path / "c.png")
+    figures[0].draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figures[0].axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
