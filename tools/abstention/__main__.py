@@ -36,15 +36,14 @@ class OutlierReport:
     """What a model says of pictures that are no heads.
 
     auroc: how well the outlier score tells them from the data's images. answered: share that gets a class. tumour,
-    tumour_without: share that is called a tumour (any class but notumor), with and without abstaining; None where no
-    class is notumor.
+    tumour_without: share that is called a tumour (any class but notumor), with and without abstaining.
     """
 
     n: int
     auroc: float
     answered: float
-    tumour: float | None
-    tumour_without: float | None
+    tumour: float
+    tumour_without: float
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,8 @@ def _report(said: Judgement, usual: NDArray[np.float64], classes: Sequence[str])
         len(said.outlier),
         float(roc_auc_score(truth, np.concatenate([usual, said.outlier]))),
         float(said.answered.mean()),
-        *((float(each.mean()) if _HEALTHY in classes else None) for each in (said.answered & tumour, tumour)),
+        float((said.answered & tumour).mean()),
+        float(tumour.mean()),
     )
 
 
