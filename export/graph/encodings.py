@@ -105,10 +105,7 @@ def activation_of(tensor: Any) -> str:
 
 
 def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
-    """Reorder a layer's weight from torch's layout to that of a TFLite operation.
-
-    4 bits are held in 8 where no kernel runs packed ones exactly: in depthwise convolutions, and of an odd number of
-    inputs (a 3x3 stem on one channel).
+    """Reorder a layer's weight from torch's layout to that of a TFLite operation; none is depthwise and of 4 bits.
 
     Args:
         layer: In torch's layout.
@@ -120,7 +117,7 @@ def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
         patches = layer.weight.transpose(orders["CONV_2D"][0]).reshape(len(layer.weight), -1)
         return replace(layer, weight=np.ascontiguousarray(patches), axis=0)
     order, axis = orders[kind]
-    bits = 8 if kind == "DEPTHWISE_CONV_2D" or layer.weight[0].size % 2 else layer.bits
+    bits = 8 if kind == "DEPTHWISE_CONV_2D" else layer.bits
     return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis, bits=bits)
 
 

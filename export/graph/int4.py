@@ -5,8 +5,8 @@ the weights for every image (3 times slower on MobileNetV2) and rounds twice whe
 integer in thirty is one step off on MobileNetV2; 8 steps at DenseNet-32's logits). It does take FULLY_CONNECTED with
 int4 weights, applied to every pixel, which is what a 1x1 convolution is: the same integers as from int8 weights, at
 the same speed. A larger convolution is that too, on patches gathered before it. An odd number of inputs (a 3x3 stem on
-one channel) stays with the built-in kernel, as depthwise convolutions do: ``in_tflite_layout`` holds these as int8, the
-same integers, and few.
+one channel) stays with the built-in kernel: such a layer should keep 8 bits, as the first one does by default. Weights
+of depthwise convolutions are held as int8: the same integers, and few.
 """
 
 import copy
@@ -29,11 +29,11 @@ _VERSIONS = {"FULLY_CONNECTED": 12, "PAD": 2, "GATHER": 2, "TRANSPOSE": 6, "RESH
 def pack_weights(path: Path, layers: Collection[str]) -> None:
     """Store the weights of these layers of an INT8 TFLite file as int4. In place.
 
-    Convolutions become FULLY_CONNECTED.
+    Convolutions become FULLY_CONNECTED; depthwise ones are left as they are.
 
     Args:
         path: The file.
-        layers: Names of ``encodings.weighted_operators``; none is a depthwise convolution.
+        layers: Names of ``encodings.weighted_operators``.
 
     Raises:
         ValueError: A weight does not fit 4 bits.
@@ -45,8 +45,9 @@ def pack_weights(path: Path, layers: Collection[str]) -> None:
     names = {id(operator): name for operator, name in weighted_operators(model)}
     operators: list[Any] = []
     for operator in graph.operators:
-        if names.get(id(operator)) in layers:
-            weight, kind = graph.tensors[operator.inputs[1]], operator_name(model, operator)
+        kind = operator_name(model, operator)
+        if names.get(id(operator)) in layers and kind != "DEPTHWISE_CONV_2D":
+            weight = graph.tensors[operator.inputs[1]]
             if kind == "CONV_2D":
                 kind = "FULLY_CONNECTED"
                 operators += _gather_patches(model, operator)
