@@ -191,7 +191,7 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, floats: tupl
             for operator, name in weighted_operators(model)
         }
         quantize_static(plain, out_path, activations, layers)
-    pack_weights(out_path, [name for name, layer in encodings.layers.items() if layer.bits == 4])
+    pack_weights(out_path, [name for name, layer in layers.items() if layer.bits == 4])
     check_encodings(out_path, encodings)
 
 

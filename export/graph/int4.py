@@ -29,11 +29,11 @@ _VERSIONS = {"FULLY_CONNECTED": 12, "PAD": 2, "GATHER": 2, "TRANSPOSE": 6, "RESH
 def pack_weights(path: Path, layers: Collection[str]) -> None:
     """Store the weights of these layers of an INT8 TFLite file as int4. In place.
 
-    Convolutions become FULLY_CONNECTED; depthwise ones are left as they are.
+    Convolutions become FULLY_CONNECTED.
 
     Args:
         path: The file.
-        layers: Names of ``encodings.weighted_operators``.
+        layers: Names of ``encodings.weighted_operators``; none is a depthwise convolution.
 
     Raises:
         ValueError: A weight does not fit 4 bits.
@@ -45,9 +45,8 @@ def pack_weights(path: Path, layers: Collection[str]) -> None:
     names = {id(operator): name for operator, name in weighted_operators(model)}
     operators: list[Any] = []
     for operator in graph.operators:
-        kind = operator_name(model, operator)
-        if names.get(id(operator)) in layers and kind != "DEPTHWISE_CONV_2D":
-            weight = graph.tensors[operator.inputs[1]]
+        if names.get(id(operator)) in layers:
+            weight, kind = graph.tensors[operator.inputs[1]], operator_name(model, operator)
             if kind == "CONV_2D":
                 kind = "FULLY_CONNECTED"
                 operators += _gather_patches(model, operator)
