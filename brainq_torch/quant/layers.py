@@ -20,7 +20,7 @@ from torch.nn import functional
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.layer_samples import apply_rows
 from brainq_torch.quant.lower import probe_image
-from brainq_torch.quant.scheme import Scheme
+from brainq_torch.quant.scheme import Scheme, held_bits
 from brainq_torch.run_files import BrainqError
 
 RELU6_CEILING = 6.0
@@ -126,6 +126,11 @@ class Layer:
             return functional.linear
         geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
         return partial(functional.conv2d, **geometry)
+
+    def held_bytes(self, bits: int) -> int:
+        """Return what the weight would take in a TFLite file at so many bits."""
+        depthwise = getattr(self.module, "groups", 1) > 1
+        return self.weight.numel() * held_bits(bits, self.weight[0].numel(), depthwise) // 8
 
     def outputs(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return (S, O) float32 of rows (S, G, K), before the ReLU; weight: in place of its own."""

@@ -100,6 +100,14 @@ def largest_integer(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+def held_bits(bits: int, inputs: int, depthwise: bool) -> int:
+    """Return the bits of a weight in a TFLite file: 8 for fewer, too, where LiteRT has no exact kernel for packed ones.
+
+    inputs: how many weights each output channel has.
+    """
+    return 8 if bits > 4 or depthwise or inputs % 2 else 4
+
+
 def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """Choose scale () float32 and zero point () int32 so that 256 integers span a range and one of them is zero.
 

@@ -71,7 +71,7 @@ def measure_sensitivity(
                 settle_layer(changed, layer, *_round(fewer, rows.get(name), exact, options))
                 error = _relative_error(_logits(changed, batches), wanted)
                 layer.module.load_state_dict(before)
-            yield Sensitivity(name, count, (layer.weight.numel() * count + 7) // 8, error)
+            yield Sensitivity(name, count, layer.held_bytes(count), error)
 
 
 def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,23 +83,27 @@ def _round(layer: Layer, rows: Tensor | None, exact: bool, options: Rounding) ->
     return learned["integers"].float(), learned["scale"], learned["bias"]
 
 
+def check_budget(least_bytes: int, budget_bytes: int) -> None:
+    """Raise BudgetError where the weights take more with the fewest bits everywhere."""
+    if least_bytes > budget_bytes:
+        raise BudgetError(
+            f"the budget is {budget_bytes} bytes; with the fewest bits everywhere weights take {least_bytes}"
+        )
+
+
 def choose_bits(table: Sequence[Sensitivity], budget_bytes: int) -> dict[str, int]:
-    """Return bits per layer: the fewest, then more where a byte takes away most error. BudgetError: too many anyway."""
+    """Return bits per layer: the fewest bytes, then more where one takes away most error. BudgetError: too few."""
     choices: dict[str, list[Sensitivity]] = {}
     for entry in table:
         choices.setdefault(entry.layer, []).append(entry)
-    for entries in choices.values():
-        entries.sort(key=lambda entry: entry.bits)
-    chosen = {layer: entries[0] for layer, entries in choices.items()}
+    chosen = {layer: min(entries, key=lambda one: (one.size_bytes, -one.bits)) for layer, entries in choices.items()}
     spent = sum(entry.size_bytes for entry in chosen.values())
-    if spent > budget_bytes:
-        raise BudgetError(f"the budget is {budget_bytes} bytes; with the fewest bits everywhere weights take {spent}")
+    check_budget(spent, budget_bytes)
     while True:
         steps = [
-            ((chosen[layer].error - entry.error) / (entry.size_bytes - chosen[layer].size_bytes), entry)
-            for layer, entries in choices.items()
-            for entry in entries
-            if entry.bits > chosen[layer].bits and spent + entry.size_bytes - chosen[layer].size_bytes <= budget_bytes
+            ((chosen[entry.layer].error - entry.error) / more, entry)
+            for entry in table
+            if 0 < (more := entry.size_bytes - chosen[entry.layer].size_bytes) <= budget_bytes - spent
         ]
         gain, best = max(steps, key=lambda step: step[0], default=(0.0, None))
         if best is None or gain <= 0:

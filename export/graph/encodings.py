@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainq_torch.quant.encoding import UINT8_SHIFT, Encoding
+from brainq_torch.quant.scheme import held_bits
 from brainq_torch.run_files import BrainqError
 from export.extra import import_extra
 from export.graph.flatbuffer import operator_name
@@ -105,7 +106,7 @@ def activation_of(tensor: Any) -> str:
 
 
 def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
-    """Reorder a layer's weight from torch's layout to that of a TFLite operation; none is depthwise and of 4 bits.
+    """Reorder a layer's weight from torch's layout to that of a TFLite operation, and say in how many bits that has it.
 
     Args:
         layer: In torch's layout.
@@ -117,7 +118,7 @@ def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
         patches = layer.weight.transpose(orders["CONV_2D"][0]).reshape(len(layer.weight), -1)
         return replace(layer, weight=np.ascontiguousarray(patches), axis=0)
     order, axis = orders[kind]
-    bits = 8 if kind == "DEPTHWISE_CONV_2D" else layer.bits
+    bits = held_bits(layer.bits, layer.weight[0].size, kind == "DEPTHWISE_CONV_2D")
     return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis, bits=bits)
 
 

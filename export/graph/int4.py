@@ -5,8 +5,8 @@ the weights for every image (3 times slower on MobileNetV2) and rounds twice whe
 integer in thirty is one step off on MobileNetV2; 8 steps at DenseNet-32's logits). It does take FULLY_CONNECTED with
 int4 weights, applied to every pixel, which is what a 1x1 convolution is: the same integers as from int8 weights, at
 the same speed. A larger convolution is that too, on patches gathered before it. An odd number of inputs (a 3x3 stem on
-one channel) stays with the built-in kernel: such a layer should keep 8 bits, as the first one does by default. Weights
-of depthwise convolutions are held as int8: the same integers, and few.
+one channel) stays with the built-in kernel, as depthwise convolutions do: their weights are held as int8, the same
+integers, and few.
 """
 
 import copy

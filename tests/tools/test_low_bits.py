@@ -71,7 +71,8 @@ def test_two_commands_do_not_share_a_folder(measured, ended):
         assert f"{out} is being worked in by process" in ended(low_bits.main(arguments), 2).err
 
 
-def test_a_budget_that_cannot_be_kept_is_refused(measured, ended):
+def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_measured(measured, ended, monkeypatch):
     _, arguments = measured
     arguments = [word if word != BUDGET else "10" for word in arguments]
+    monkeypatch.setattr(low_bits, "choose_images", None)
     assert "the budget is 10 bytes" in ended(low_bits.main(arguments), 2).err

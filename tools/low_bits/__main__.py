@@ -16,15 +16,17 @@ from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.lock import hold_lock
 from brainq_torch.quant.encoding import RoundingMethod
+from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.low_bits import W4A8
+from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import WEIGHT_BITS, Scheme
-from brainq_torch.quant.sensitivity import choose_bits
+from brainq_torch.quant.sensitivity import check_budget, choose_bits
 from brainq_torch.run import load_run
 from brainq_torch.run_files import CHECKPOINT, hash_file, write_json, write_text
 from brainq_torch.texts import fill_text
 from export.run.sample import check_run_images
-from tools.low_bits.measure import Kept, Measure
+from tools.low_bits.measure import BITS_OF_A_BUDGET, Kept, Measure
 from tools.low_bits.plot import plot_curve
 from tools.shared.command import CommandError, add_data, add_threads, as_main, byte_count, positive
 from tools.shared.images import choose_images, decode_images, labels_of, take_evenly
@@ -74,6 +76,9 @@ def _low_bits(options: argparse.Namespace) -> int:
     run, out = load_run(options.run), Path(options.out)
     if run.quantization is not None:
         raise CommandError(f"{options.run} is quantized already; name the float run that it was started from")
+    if options.budget:
+        layers = weighted_layers(prepare_qat(run.model, Scheme()))
+        check_budget(sum(layer.held_bytes(min(BITS_OF_A_BUDGET)) for layer in layers), min(options.budget))
     split, folder = choose_images(Path(options.data), options.split, options.manifest, Labels(tuple(run.classes)))
     if options.images is not None:
         folder = take_evenly(folder, options.images)
@@ -93,7 +98,7 @@ def _low_bits(options: argparse.Namespace) -> int:
 def _measure(measure: Measure, options: argparse.Namespace) -> dict[str, Any]:
     """Measure what the words ask for, or take what an earlier command measured of it."""
     table = measure.sensitivity(options.sensitivity_images, options.rounding[0])
-    budgets = {budget: choose_bits(table, budget) for budget in options.budget}  # refused before the long part
+    budgets = {budget: choose_bits(table, budget) for budget in options.budget}
     curve = [measure.float_point()]
     for bits in options.bits:
         for method in ("nearest", *(options.rounding if bits < 8 else ())):

@@ -131,10 +131,11 @@ class Measure:
 def _weigh(network: nn.Module) -> tuple[float, int]:
     """Return the mean bits of the weights that are neither in the ends nor depthwise, and the bytes of all weights."""
     layers = weighted_layers(network)
-    sizes = {layer.name: layer.weight.numel() * (layer.largest.bit_length() + 1) for layer in layers}
+    bits = {layer.name: layer.largest.bit_length() + 1 for layer in layers}
     inner = [layer for layer in layers[1:-1] if getattr(layer.module, "groups", 1) == 1]
-    mean = sum(sizes[layer.name] for layer in inner) / sum(layer.weight.numel() for layer in inner)
-    return mean, sum((bits + 7) // 8 for bits in sizes.values())
+    counts = [layer.weight.numel() for layer in inner]
+    mean = sum(bits[layer.name] * count for layer, count in zip(inner, counts, strict=True)) / sum(counts)
+    return mean, sum(layer.held_bytes(bits[layer.name]) for layer in layers)
 
 
 def _bar(names: Iterable[str], what: str) -> Iterable[str]:
