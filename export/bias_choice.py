@@ -26,7 +26,7 @@ from export.run.sample import ImageSample
 from export.run.torch_runner import TorchRunner
 from export.verify.parity import logit_noise
 
-HELD_OUT = 128
+HELD_OUT = 64
 """Images to decide on at most, each in another look."""
 
 _CLEARLY = 1.02
