@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType, TracebackType
 
-from brainq_torch.run_files import BrainqError
+from brainq_torch.run_files import BrainqError, as_typed
 
 WRONG_INPUT, STOPPED = 2, 130
 """Exit codes of an error that a user can cause, as argparse's own, and after Ctrl-C, as the shell's own."""
@@ -52,8 +52,8 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
 
 
 def one_line(said: object) -> str:
-    """Return a message without its line ends; other blanks may be a path's."""
-    return " ".join(filter(None, map(str.strip, str(said).splitlines())))
+    """Return a message without its line ends, commands as they were typed; other blanks may be a path's."""
+    return as_typed(" ".join(filter(None, map(str.strip, str(said).splitlines()))))
 
 
 def drop_output() -> None:
@@ -66,12 +66,6 @@ def _find_full_disk(error: BaseException | None) -> OSError | None:
     while error is not None and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         error = error.__cause__ or error.__context__
     return error
-
-
-def name_program(module: str) -> str:
-    """Return a command as its user typed it: ``python -m tools.evaluate``, or ``brainq evaluate``."""
-    typed = os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    return f"brainq {module.rpartition('.')[2].replace('_', '-')}" if typed == "brainq" else f"python -m {module}"
 
 
 def stop_in_a_line() -> None:

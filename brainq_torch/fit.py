@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, name_program, one_line, silence_training
+from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, one_line, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.data.limits import check_limits
@@ -32,7 +32,7 @@ from brainq_torch.finish import finish
 from brainq_torch.models import ModelOptions
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
-from brainq_torch.run_files import CONFIG, LOG, find_config, resume_command
+from brainq_torch.run_files import CONFIG, LOG, as_typed, format_command, named_config, resume_command
 from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, KeepBy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -98,7 +98,7 @@ def make_parser() -> ArgumentParser:
         import_path_denylist=["*"], import_path_allowlist=list(IMPORTS), instantiate_subclass_spec_in_any=False
     )
     usage = "%(prog)s [--config C] [--out RUN] [--KEY VALUE ...]"  # all of them fill a screen before an error
-    parser = _Parser(prog=name_program("brainq_torch.fit"), description=__doc__, usage=usage)
+    parser = _Parser(prog=format_command("brainq_torch.fit"), description=as_typed(__doc__ or ""), usage=usage)
     parser.add_argument("--config", action="config", help="a YAML file, or the name of one of configs/")
     parser.add_argument("--out", type=str, default=DEFAULT_OUT, help="run folder to make")
     parser.add_argument("--seed", type=Seed, default=0, help="of everything random")
@@ -186,14 +186,14 @@ def _with_config(words: list[str]) -> list[str]:
     """Put the configuration first, so that flags beat it: the one given, of the resumed run, or the quickstart."""
     if {"-h", "--help"} & set(words):
         return words
-    early = argparse.ArgumentParser(prog=name_program("brainq_torch.fit"), add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(prog=format_command("brainq_torch.fit"), add_help=False, allow_abbrev=False)
     early.add_argument("--config", action="append")
     early.add_argument("--out")
     early.add_argument("--resume", action="store_true")
     known, others = early.parse_known_args(words)
     own = Path(known.out or DEFAULT_OUT) / CONFIG
     given = known.config or [own if known.resume and own.is_file() else DEFAULT_CONFIG]
-    configs = [find_config(word) for word in given]
+    configs = [named_config(word) for word in given]
     for path in configs:
         read_yaml(path)  # names the file, which the parser does not
     out = [] if known.out is None else [f"--out={known.out}"]

@@ -25,7 +25,6 @@ from brainq_torch.run_files import (
     BrainqError,
     find_run_fault,
     format_command,
-    list_configs,
 )
 
 CHECKPOINT_FORMAT = 1
@@ -175,9 +174,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration. Raises RunError when it is no file, no YAML in UTF-8, or not of names and values."""
-    if not path.is_file():
-        raise RunError(f"there is no configuration {path}; give a YAML file, or a name: {', '.join(list_configs())}")
+    """Read a configuration. Raises RunError when it is no YAML in UTF-8, or not of names and values."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

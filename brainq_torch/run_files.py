@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ PARITY = "parity.json"
 PICTURE = "picture of brainq_torch"
 """What a PNG of ours says in its first bytes, so that the next one may replace it."""
 
+_COMMAND = re.compile(r"\bpython -m (?:tools\.|brainq_torch\.|(?=export\b))(\w+)")
 _BINARY = re.compile(rb"[\0-\x08]")  # no text has those
 _OURS = Path(__file__).parents[1]
 
@@ -44,10 +46,14 @@ def find_config(word: str | Path) -> Path:
     return next((path for path in named if path.is_file()), Path(word))
 
 
-def list_configs() -> list[str]:
-    """Return the names of the configurations that come along, those of the study aside: it is another command."""
-    names = (path.stem for path in (_OURS / "configs").glob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("study"))
+def named_config(word: str | Path, study: bool = False) -> Path:
+    """Return the file that ``find_config`` finds. Raises BrainqError with the names of ours; study: with its own."""
+    path = find_config(word)
+    if not path.is_file():
+        names = sorted(one.stem for one in (_OURS / "configs").glob("*.yaml"))
+        ours = ", ".join(name for name in names if name.startswith("study") == study)
+        raise BrainqError(f"there is no configuration {path}; give a YAML file, or a name: {ours}")
+    return path
 
 
 def find_run_fault(folder: Path) -> str:
@@ -79,7 +85,14 @@ def validation_doubt(model: Path) -> str:
 
 def format_command(*words: object) -> str:
     """Return what a user types to run ``python -m`` with these words, quoted where a shell needs it."""
-    return join_words("python", "-m", *words)
+    return as_typed(join_words("python", "-m", *words))
+
+
+def as_typed(text: str) -> str:
+    """Return text with each ``python -m tools.evaluate`` of ours as ``brainq evaluate`` where the user typed that."""
+    if Path(sys.argv[0]).stem != "brainq":
+        return text
+    return _COMMAND.sub(lambda found: f"brainq {found[1].replace('_', '-')}", text)
 
 
 def join_words(*words: object) -> str:

@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from brainq_torch.console import name_program, run_command
+from brainq_torch.console import run_command
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.data.limits import MOST_IMAGES, whole_number
 from brainq_torch.quant.encoding import ROUNDING, BiasCorrection, CalibrationMethod, RoundingMethod
-from brainq_torch.run_files import BrainqError, find_run_fault
+from brainq_torch.run_files import BrainqError, as_typed, find_run_fault, format_command
 from export.bundle.predict import add_limits
 from export.bundle.web import DEFAULT_RUNTIME, PACKAGE
 from export.catalogue import CATALOGUE, PARITY_IMAGES
@@ -60,7 +60,7 @@ def _list_recipes() -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=name_program("export"), description=__doc__)
+    parser = argparse.ArgumentParser(prog=format_command("export"), description=as_typed(__doc__ or ""))
     _add_recipe_arguments(parser)
     _add_integer_arguments(parser)
     _add_bundle_arguments(parser)

@@ -8,6 +8,7 @@ from brainq_torch.fit import main, make_parser
 from brainq_torch.run_files import find_config
 from tests.conftest import TINY
 from tools.study import config as study_config
+from tools.study.__main__ import main as study_main
 
 STUDIES = sorted(Path("configs").rglob("study*.yaml"))
 CONFIGS = [path for path in sorted(Path("configs").rglob("*.yaml")) if path not in STUDIES]
@@ -33,8 +34,12 @@ def test_a_configuration_is_found_by_its_name_and_from_elsewhere(tmp_path, monke
     assert find_config("mobilenetv2") == Path("mobilenetv2")
 
 
-def test_every_study_is_known():
+def test_every_study_is_known_and_found_by_its_name(ended):
     assert [path.name for path in STUDIES] == ["study.yaml", "study_128px.yaml", "study_quick.yaml"]
+    for form in ("--config {}", "--config={}"):
+        assert study_config.read_plan(form.format("study_quick").split()).config == str(STUDIES[2].resolve())
+        said = ended(study_main(form.format("lost").split()), 2).err
+        assert said.endswith("no configuration lost; give a YAML file, or a name: study, study_128px, study_quick\n")
 
 
 @pytest.mark.parametrize("path", CONFIGS + STUDIES, ids=lambda path: path.stem)

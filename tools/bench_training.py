@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
-from brainq_torch.console import name_program
 from brainq_torch.models import build_model
 from brainq_torch.provenance import describe_environment
 from brainq_torch.run_files import write_json
@@ -141,7 +140,7 @@ def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.bench_training"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with Training/{class}")
     parser.add_argument("--steps", type=int, default=9, choices=range(1, 10), help="timed steps a round, 1 to 9")
     parser.add_argument("--rounds", type=positive, default=3, help="rounds, all variants taking turns")

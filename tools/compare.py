@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import name_program
 from brainq_torch.data.dataset.sample import ImageFolder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.corruptions import shift_all
@@ -107,7 +106,6 @@ class Images:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.compare"),
         description=__doc__,
         epilog="Run folders, .onnx and .tflite files may be mixed.",
     )

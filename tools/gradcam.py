@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.console import name_program
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import scale_pixels
@@ -55,7 +54,7 @@ class Case:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.gradcam"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
     add_data(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")

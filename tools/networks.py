@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
-from brainq_torch.console import WRONG_INPUT, name_program
+from brainq_torch.console import WRONG_INPUT
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
@@ -70,7 +70,7 @@ class Row:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.networks"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", metavar="NAME", nargs="+", help="as model.name, NAME{key: value} with arguments")
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     words = "side of the images in pixels (default: 64)"

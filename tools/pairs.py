@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import name_program
 from brainq_torch.data.classes import CLASSES, GLIOMA, MENINGIOMA, NOTUMOR, Labels, require_four
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest, verify_manifest
@@ -114,7 +113,7 @@ def interval(hits: int, count: int) -> list[float]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.pairs"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="run folder, .onnx or .tflite file")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
     parser.add_argument("--manifest", required=True, metavar="CSV", help="a run's manifest.csv")

@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from brainq_torch.abstention.policy import UNCERTAIN
-from brainq_torch.console import name_program
 from brainq_torch.series.show import answer_command
 from export.bundle.predict import add_series_options
 from export.run.model import load
@@ -16,7 +15,6 @@ NO_ABSTENTION = "it carries no abstention and names a class for any picture; tra
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.predict"),
         description=__doc__,
         epilog="Exit code: 0 all images answered; 1 some could not be read, named on stderr; 2 the model is unusable.",
     )

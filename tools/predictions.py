@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import counted, name_program
+from brainq_torch.console import counted
 from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
@@ -28,7 +28,6 @@ ELSEWHERE = "elsewhere_"
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.predictions"),
         description=__doc__,
         epilog="The file holds logits, labels, paths and unseen (no copy among the training images) of Testing, the "
         "validation part's with val_ before each name, those of other sources with elsewhere_, and abstention: "

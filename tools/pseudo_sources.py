@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import StandardScaler
 
-from brainq_torch.console import name_program
 from brainq_torch.data.dataset.load import load_pixels
 from brainq_torch.data.dataset.manifest import (
     ManifestRow,
@@ -42,7 +41,6 @@ _VAL_FRACTION = 0.15
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.pseudo_sources"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brainq_torch.console import name_program, run_command
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.manifest import read_manifest
 from brainq_torch.data.pixels import PixelSpec
@@ -32,13 +31,13 @@ from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.wiring import fuse_list, read_steps
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.run import read_yaml, save_checkpoint
-from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, find_config, write_json
+from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, named_config, write_json
 from brainq_torch.series.rule import copy_rule
 from export.graph.flatbuffer import constant, operator_name, read_model
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner, torch_threads
-from tools.shared.command import CommandError
+from tools.shared.command import CommandError, as_main
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IMAGES = 128
@@ -176,21 +175,14 @@ def _copy(target: Any, values: Any) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line; what it does not know is for ``brainq_torch.fit``."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.restore"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("file", type=Path, help="a .tflite file with float32 or float16 weights")
     parser.add_argument("--data", metavar="DIR", help="images to learn statistics from and to measure on (data.root)")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make; must not exist")
     words = "how training would go on (default: configs/quickstart.yaml); any key of it is a flag, too"
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="YAML", help=words)
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a wrong input."""
-    options, others = make_parser().parse_known_args(arguments)
-    return run_command(lambda: _restore(options, others))
 
 
 def describe_file(metadata: FileMetadata) -> list[str]:
@@ -211,7 +203,7 @@ def check_pixels(file: Path, metadata: FileMetadata, pixels: PixelSpec) -> None:
 
 
 def _restore(words: argparse.Namespace, others: list[str]) -> int:
-    config_file = find_config(words.config)
+    config_file = named_config(words.config)
     read_yaml(config_file)  # names the file, which the parser does not
     file, out, parser = words.file, Path(words.out), make_fit_parser()
     if out.exists():
@@ -266,6 +258,8 @@ def _fill(
     write_json(partial / METRICS, measured[first] | more)
     data.discard()
 
+
+main = as_main(make_parser, _restore)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.console import name_program
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.data.tables import read_table
 from brainq_torch.evaluation.metrics import wilson_interval
@@ -45,7 +44,7 @@ _Series = tuple[str, list[int]]
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.series_rule"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folder, .onnx or .tflite file")
     parser.add_argument("--data", required=True, metavar="DIR", type=Path, help="folder with images.csv")
     parser.add_argument("--sources", default="", help="take only sources whose name begins so, such as tcga")

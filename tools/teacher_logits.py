@@ -8,7 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from brainq_torch.console import name_program
 from brainq_torch.data.dataset.manifest import class_names, read_manifest
 from brainq_torch.run_files import MANIFEST
 from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs
@@ -18,7 +17,6 @@ from tools.shared.command import CommandError, as_main
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.teacher_logits"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

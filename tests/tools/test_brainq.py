@@ -1,12 +1,16 @@
 """``brainq COMMAND``: every command by its name."""
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from brainq_torch import __version__
+from brainq_torch.run_files import as_typed, resume_command
 from tools import predict
 from tools.__main__ import list_commands, main
+
+MODULES = ("python -m brainq_torch.fit", "python -m tools.restore")
 
 
 def test_every_command_is_there_and_runs_its_module(monkeypatch):
@@ -37,3 +41,12 @@ def test_help_and_errors_name_a_command_as_it_was_typed(monkeypatch, stopped):
             program = f"brainq {name}" if typed == "brainq" else f"python -m {module}"
             assert stopped(main, [name, "--help"], 0).out.startswith(f"usage: {program} ")
     assert "usage: python -m export " in stopped(main, ["export"], 2).err
+
+
+@pytest.mark.parametrize(("typed", "fit", "restore"), [("brainq", "brainq fit", "brainq restore"), ("-m", *MODULES)])
+def test_advice_names_commands_as_they_were_typed(typed, fit, restore, monkeypatch, ended):
+    monkeypatch.setattr("sys.argv", [f"/some/where/{typed}"])
+    said = f"README.md is no folder; give a run folder, as {fit} makes it; {restore} makes one of a float .tflite\n"
+    assert ended(main(["export", "README.md"]), 2).err == f"error: {said}"
+    assert resume_command(Path("a b")) == f"{fit} --resume --out 'a b'"
+    assert as_typed("python -m pip install export") == "python -m pip install export"

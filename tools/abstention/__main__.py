@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
-from brainq_torch.console import name_program
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.evaluation.figure import save_figure
@@ -83,7 +82,7 @@ class AbstentionReport:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.abstention"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     parser.add_argument("--outliers", metavar="DIR", help="more pictures that are no heads, beside the drawn ones")

@@ -15,7 +15,6 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from brainq_torch.console import name_program
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import make_parser as make_fit_parser
@@ -27,9 +26,9 @@ from brainq_torch.run_files import (
     CONFIG,
     MANIFEST,
     atomic_path,
-    find_config,
     format_command,
     hash_file,
+    named_config,
     write_json,
     write_text,
 )
@@ -38,7 +37,7 @@ from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from tools.adapt.change import NEW, OLD, Change, divide, held_out_split, measure_changes
 from tools.restore import check_pixels, describe_file, match_layers, read_folded
-from tools.shared.command import CommandError, run_resumable
+from tools.shared.command import CommandError, as_main, run_resumable
 from tools.sources.folds import IMAGES, check_begun, list_images
 from tools.study.runner import FAILED, Step, StepFailed, StepRunner, training_step
 
@@ -49,9 +48,8 @@ FEWEST = 100
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line; what it does not know is for ``brainq_torch.fit``."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.adapt"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", metavar="MODEL", help="run folder, or .tflite file with float weights")
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="the hospital's images: class folders, or a labels.csv"
@@ -65,14 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, 1 when a training failed, or 2 for a wrong input, or 130 when stopped."""
-    options, others = make_parser().parse_known_args(arguments)
-    return run_resumable(lambda: _adapt(options, others))
-
-
 def _adapt(options: argparse.Namespace, others: list[str]) -> int:
-    options.config = find_config(options.config)
+    options.config = named_config(options.config)
     read_yaml(options.config)  # names the file, which the parser does not
     out, start = Path(options.out), Path(options.model)
     parser = make_fit_parser()
@@ -174,6 +166,8 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
     if not next(iter(found.values())).worse:
         print(f"next: {format_command('export', out / 'run', *words)}")
 
+
+main = as_main(make_parser, _adapt, run_resumable)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,6 @@ import argparse
 import csv
 from pathlib import Path
 
-from brainq_torch.console import name_program
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
@@ -22,7 +21,7 @@ LEAK = 1
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.audit"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", metavar="DIR", help="class folders, or Training/Testing (train/val/test) above them")
     add_table(parser)
     add_json(parser)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import name_program
 from brainq_torch.run_files import CHECKPOINT, write_json
 from brainq_torch.texts import fill_text
 from export.extra import install_command
@@ -72,7 +71,7 @@ class Bench:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.bench"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folders, .onnx or .tflite files")
     add_threads(parser, 1)
     parser.add_argument("--rounds", type=positive, default=10, help="times each model's turn comes (default: 10)")

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage
-from brainq_torch.console import name_first, name_program
+from brainq_torch.console import name_first
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
-from brainq_torch.run_files import write_json
+from brainq_torch.run_files import as_typed, write_json
 from brainq_torch.texts import fill_text
 from export.arithmetic import describe_kind
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor
@@ -76,7 +76,6 @@ class Diagnosis:
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.doctor"),
         description=__doc__,
         epilog="Exit code: 0 no fault (there may be warnings), 1 at least one fault, 2 the file cannot be examined.",
     )
@@ -91,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _doctor(options: argparse.Namespace) -> int:
     check_targets(options.json)
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
-    print(fill_text("diagnosis", found=diagnosis, name_first=name_first))
+    print(as_typed(fill_text("diagnosis", found=diagnosis, name_first=name_first)))
     if options.json:
         write_json(options.json, diagnosis.to_json())
     return 0 if diagnosis.healthy else UNHEALTHY

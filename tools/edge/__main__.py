@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from brainq_torch.console import name_program
 from brainq_torch.run_files import write_json, write_text
 from brainq_torch.texts import fill_text
 from tools.edge.devices import DEVICES
@@ -24,7 +23,7 @@ from tools.shared.command import CommandError, add_json, as_main, check_targets,
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.edge"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", metavar="MODEL", nargs="+", help=".tflite files")
     parser.add_argument("--layers", action="store_true", help="print every layer, too")
     parser.add_argument("--csv", metavar="DIR", help="write each model's layers as CSV into DIR, named after its run")

@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-from brainq_torch.console import name_program
 from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.evaluation.metrics import plot_confusion
 from brainq_torch.run_files import write_json
@@ -17,7 +16,7 @@ from tools.shared.images import labels_of
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.evaluate"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     add_table(parser)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brainq_torch.console import name_program
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.balanced import CALIBRATION_IMAGES
 from brainq_torch.lock import hold_lock
@@ -41,7 +40,7 @@ LEARNED: tuple[RoundingMethod, ...] = ("descent", "adaround")
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.low_bits"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
     add_data(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")

@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from brainq_torch.console import name_program
 from brainq_torch.data.limits import MOST, whole_number
 from tools.report.statistics import RESAMPLES
 from tools.report.write import write_study_report
@@ -13,7 +12,7 @@ from tools.shared.command import as_main
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.report"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", metavar="OUT", help="folder that tools.study made; the report is written into it")
     words = "bootstrap resamples of the intervals (default: %(default)s)"
     parser.add_argument("--resamples", type=whole_number(10, MOST), default=RESAMPLES, help=words)

@@ -5,13 +5,14 @@ Nothing here loads PyTorch: a command that runs a TFLite file starts in a second
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brainq_torch.console import run_command
 from brainq_torch.data.limits import MOST, MOST_SEED, whole_number
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.run_files import BrainqError, holds_text, is_our_picture
+from brainq_torch.run_files import BrainqError, as_typed, format_command, holds_text, is_our_picture
 
 
 class CommandError(BrainqError):
@@ -24,18 +25,26 @@ def run_resumable(command: Callable[[], int]) -> int:
 
 
 def as_main(
-    make_parser: Callable[[], argparse.ArgumentParser], body: Callable[[argparse.Namespace], int]
+    make_parser: Callable[[], argparse.ArgumentParser],
+    body: Callable[..., int],
+    run: Callable[[Callable[[], int]], int] = run_command,
 ) -> Callable[..., int]:
     """Return a command's ``main``: it parses the words, by default the command line's, and returns the exit code.
 
     Args:
-        make_parser: makes the command line.
-        body: runs the command on what was parsed and returns its exit code.
+        make_parser: makes the command line; what one without abbreviations does not know is for another command.
+        body: runs the command on what was parsed, and on the words for another command, and returns its exit code.
+        run: runs that, such as ``run_resumable``.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        options = make_parser().parse_args(arguments)
-        return run_command(lambda: body(options))
+        parser, module = make_parser(), make_parser.__module__
+        if module == "__main__":  # python -m
+            module = getattr(sys.modules[module].__spec__, "name", module)
+        parser.prog = format_command(module.removesuffix(".__main__"))
+        parser.description = as_typed(parser.description or "")
+        found = (parser.parse_args(arguments),) if parser.allow_abbrev else parser.parse_known_args(arguments)
+        return run(lambda: body(*found))
 
     return main
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from brainq_torch.console import name_program
 from brainq_torch.data.classes import CLASSES, require_four
 from brainq_torch.data.dataset.balanced import take_in_turn
 from brainq_torch.data.dataset.load import read_sound
@@ -47,7 +46,7 @@ Styles = tuple[tuple[tuple[str, Grey], ...], ...]
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog=name_program("tools.shift"), description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     words = "draw N, as many of each class (default: all)"

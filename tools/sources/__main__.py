@@ -15,15 +15,14 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from brainq_torch.console import name_program
 from brainq_torch.data.dataset.manifest import ManifestRow, write_manifest
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.run import read_yaml
-from brainq_torch.run_files import METRICS, atomic_path, find_config, write_json, write_text
+from brainq_torch.run_files import METRICS, atomic_path, named_config, write_json, write_text
 from brainq_torch.texts import fill_text
 from tools.pseudo_sources import name_looks
-from tools.shared.command import CommandError, positive, run_resumable, seed_number
+from tools.shared.command import CommandError, as_main, positive, run_resumable, seed_number
 from tools.sources.folds import Fold, check_folder, list_images, make_folds
 from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 
@@ -31,9 +30,8 @@ from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line; what it does not know is for ``brainq_torch.fit``."""
     parser = argparse.ArgumentParser(
-        prog=name_program("tools.sources"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", required=True, metavar="YAML", help="with data.sources, or see --pseudo")
     parser.add_argument(
         "--out", required=True, metavar="FOLDER", help="for the folds' runs, sources.json and sources.md"
@@ -47,17 +45,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0, 1 when a fold failed, 2 for a wrong input, or 130 when stopped."""
-    options, others = make_parser().parse_known_args(arguments)
-    return run_resumable(lambda: _run(options, others))
-
-
 def _run(options: argparse.Namespace, others: list[str]) -> int:
     taken = [word for word in others if word.partition("=")[0] in ("--seed", "--data.manifest", "--resume")]
     if taken:
         raise CommandError(f"{taken[0]} is this command's own; say --seeds for seeds, and leave the others out")
-    config_file = find_config(options.config)
+    config_file = named_config(options.config)
     read_yaml(config_file)  # names the file, which the parser does not
     out, parser, words = Path(options.out), make_fit_parser(), ["--config", str(config_file), *others]
     try:
@@ -155,6 +147,8 @@ def _describe_run(run: Path, seed: int) -> dict[str, Any]:
         "val_accuracy": splits["val"]["accuracy"],
     }
 
+
+main = as_main(make_parser, _run, run_resumable)
 
 if __name__ == "__main__":
     sys.exit(main())

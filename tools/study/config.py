@@ -9,9 +9,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from brainq_torch.console import name_program
 from brainq_torch.data.limits import check_limits
-from brainq_torch.run_files import BrainqError, find_config
+from brainq_torch.run_files import BrainqError, find_config, format_command, named_config
 from export.catalogue import CATALOGUE
 
 FLOAT = "fp32"
@@ -162,7 +161,7 @@ def make_parser() -> ArgumentParser:
     # As for a run's configuration, nothing from elsewhere is imported because a YAML names it.
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[__name__])
     parser = ArgumentParser(
-        prog=name_program("tools.study"),
+        prog=format_command("tools.study"),
         description="Train, compress, compare and report, as one YAML says. What is there and unchanged is not made "
         "again; a killed study continues when it is given the same command. --models.NAME.run RUN uses a finished run.",
     )
@@ -179,7 +178,8 @@ def read_plan(arguments: Sequence[str] | None = None) -> StudyPlan:
         StudyConfigError: It cannot, or names a class from elsewhere.
     """
     parser, given = make_parser(), sys.argv[1:] if arguments is None else arguments
-    words = [str(find_config(word)) if before == "--config" else word for before, word in pairwise(["", *given])]
+    given = [part for word in given for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    words = [str(named_config(word, True)) if flag == "--config" else word for flag, word in pairwise(["", *given])]
     try:
         config = parser.parse_args(words)
     except ImportError as error:  # jsonargparse's ImportDenied, which not every argument of its turns into a message
