@@ -40,10 +40,7 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         full = _find_full_disk(error)
         if full is None and not isinstance(error, BrainqError | OSError):
             raise
-        said = f"the disk is full ({full}); free some space, and give the same command again" if full else str(error)
-        if isinstance(error, NotADirectoryError | PermissionError):  # --out FILE/run, or in a folder of others
-            said = f"{error.filename}: {error.strerror}; name a place in a folder that you may read and write"
-            said += ", and close the file where another program has it open" if os.name == "nt" else ""
+        said = f"the disk is full ({full}); free some space, and give the same command again" if full else error
         print(f"error: {one_line(said)}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
     except KeyboardInterrupt:
@@ -52,7 +49,14 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
 
 
 def one_line(said: object) -> str:
-    """Return a message without its line ends, commands as they were typed; other blanks may be a path's."""
+    """Return a message without its line ends, commands as they were typed; other blanks may be a path's.
+
+    Where the system refuses a file, the message is what to do: ``--out FILE/run``, or in a folder of others.
+    """
+    if isinstance(said, OSError) and said.filename and said.strerror:
+        places = "name a place in a folder that you may read and write"
+        close = ", and close the file where another program has it open" if os.name == "nt" else ""
+        said = f"{said.filename}: {said.strerror}; {places}{close}"
     return as_typed(" ".join(filter(None, map(str.strip, str(said).splitlines()))))
 
 

@@ -47,12 +47,12 @@ def find_config(word: str | Path) -> Path:
 
 
 def named_config(word: str | Path, study: bool = False) -> Path:
-    """Return the file that ``find_config`` finds. Raises BrainqError with the names of ours; study: with its own."""
+    """Return what ``find_config`` finds. Raises FileNotFoundError, naming ours (study: its own)."""
     path = find_config(word)
     if not path.is_file():
         names = sorted(one.stem for one in (_OURS / "configs").glob("*.yaml"))
         ours = ", ".join(name for name in names if name.startswith("study") == study)
-        raise BrainqError(f"there is no configuration {path}; give a YAML file, or a name: {ours}")
+        raise FileNotFoundError(f"there is no configuration {path}; give a YAML file, or a name: {ours}")
     return path
 
 

@@ -25,7 +25,7 @@ from brainq_torch.models import build_model
 from brainq_torch.provenance import describe_environment
 from brainq_torch.run_files import write_json
 from brainq_torch.training.log import read_log
-from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
+from tools.shared.command import CommandError, add_json, as_main, positive
 
 BATCH = 32
 SIZE = 224
@@ -149,7 +149,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    check_targets(options.json)
     if not (options.data / "Training").is_dir():
         raise CommandError(f"{options.data} has no folder Training; give the folder above it")
     rounds: list[dict[str, Any]] = []

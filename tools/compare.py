@@ -21,7 +21,7 @@ from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge
 from export.verify.report import SHIFTED_COPIES, Limits, describe_shift
 from export.verify.shifted import measure_shift
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 
@@ -128,7 +128,6 @@ def make_parser() -> argparse.ArgumentParser:
 def _compare(options: argparse.Namespace) -> int:
     if len(set(options.models)) < len(options.models):
         raise CommandError(f"a model is named twice among {', '.join(options.models)}; name each once")
-    check_targets(options.json)
     # All are loaded before anything is measured: a wrong name must not cost the others' minutes.
     candidates, asked = [Candidate(path) for path in options.models], [tuple(map(Candidate, p)) for p in options.pair]
     if options.without_xnnpack:
@@ -146,7 +145,7 @@ def _compare(options: argparse.Namespace) -> int:
     rows = compare_models(runners, images, known, others)
     for candidate, runner in as_written.items():
         if candidate not in known:
-            known[candidate] = Logits(_run(candidate.name, runner, images), runner.logit_scale)
+            known[candidate] = Logits(_run(f"{candidate.name} as written", runner, images), runner.logit_scale)
     measured = [{"reference": a.name, "artefact": b.name} | _measure(known[a], known[b]) for a, b in asked]
     about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
     print(fill_text("models", rows=rows, pairs=measured, describe_shift=describe_shift, **about))
@@ -195,7 +194,8 @@ def _measure(reference: Logits, logits: Logits) -> dict[str, Any]:
 def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
     order = class_order(name, runner, images.folder.classes)
     pixels = images.of(runner.pixels)
-    print(f"{name}: running {len(pixels)} images", file=sys.stderr, flush=True)
+    what = "shifted copies" if images.shifted else "images"
+    print(f"{name}: running {len(pixels)} {what}", file=sys.stderr, flush=True)
     return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]
 
 

@@ -23,8 +23,9 @@ from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import scale_pixels
 from brainq_torch.evaluation.figure import save_figure
 from brainq_torch.run import Run, load_run
+from brainq_torch.series.kept_file import require_places
 from export.run.runners import load_runner, run_named
-from tools.shared.command import CommandError, add_data, add_threads, as_main, check_targets, seed_number
+from tools.shared.command import CommandError, add_data, add_threads, as_main, seed_number
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 IMAGES = 8
@@ -66,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _gradcam(options: argparse.Namespace) -> int:
-    check_targets(options.out)
+    require_places(options, options.out)
     run = load_run(options.run)
     if run.quantization is not None:
         raise CommandError(f"{options.run} is a quantized run; give the float run that it was made from")

@@ -41,7 +41,7 @@ from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
-from tools.shared.command import add_json, as_main, check_targets, positive
+from tools.shared.command import add_json, as_main, positive
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""
@@ -82,7 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _networks(options: argparse.Namespace) -> int:
-    check_targets(options.json)
     pixels = PixelSpec(options.size)
     folder = _draw(scan_folder(options.data, False, Labels(())), _FIT + options.images)
     images, labels = load_pixels(folder, pixels), torch.tensor([record.label for record in folder.records])

@@ -26,7 +26,7 @@ from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
+from tools.shared.command import CommandError, add_json, as_main, positive
 from tools.shared.images import class_order
 
 _Pixels = NDArray[np.uint8]
@@ -124,10 +124,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(words: argparse.Namespace) -> int:
-    check_targets(words.json)
     runners = {model: load_runner(model) for model in words.models}
     for model, runner in runners.items():
-        require_four(runner.classes, f"tools.pairs, which draws and moves lesions, of {model}")
+        what = f"tools.pairs, which draws and moves lesions, of {model}"
+        require_four(runner.classes, what, "name a model of those")
     orders = {model: class_order(model, runner, CLASSES) for model, runner in runners.items()}
     listed = read_manifest(Path(words.manifest))
     rows = [row for row in listed if row.split == words.split]

@@ -14,8 +14,9 @@ from brainq_torch.data.dataset.manifest import ManifestRow, read_manifest
 from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.unseen import find_unseen
 from brainq_torch.run_files import MANIFEST, atomic_path
+from brainq_torch.series.kept_file import require_places
 from export.run.runners import Runner, load_runner, run_named
-from tools.shared.command import CommandError, add_threads, as_main, check_targets
+from tools.shared.command import CommandError, add_threads, as_main
 from tools.shared.images import answer_images, choose_known, class_order, decode_images, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
@@ -44,10 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    check_targets(options.out)
     out, manifest = Path(options.out), Path(options.run) / MANIFEST
     if out.suffix != ".npz":
         raise CommandError(f"{out} ends in {out.suffix!r}; the answers are written as .npz")
+    require_places(options, None if out.is_file() else out)
     runner, rows = load_runner(options.model, options.threads), read_manifest(manifest)
     arrays: dict[str, Any] = {}
     for split, prefix in PARTS.items():

@@ -22,10 +22,11 @@ from brainq_torch.data.tables import read_table
 from brainq_torch.evaluation.metrics import wilson_interval
 from brainq_torch.run_files import write_json
 from brainq_torch.series.answer import judge
+from brainq_torch.series.kept_file import require_places
 from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule, find_rule, rule_path
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
-from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets
+from tools.shared.command import CommandError, add_json, add_threads, as_main
 
 COLUMNS = ("path", "class", "group", "sequence")
 FITTED, HELD_OUT = 0, 1
@@ -61,14 +62,14 @@ def _measure(options: argparse.Namespace) -> int:
     if options.keep and len(options.models) > 1:
         raise CommandError(f"--keep is for one MODEL, {len(options.models)} are named; fit one after the other")
     kept = rule_path(Path(options.models[0]))
-    check_targets(options.json, kept if options.keep else None)
+    require_places(options, kept if options.keep else None)
     rows = read_rows(options.data / "images.csv", options.sources)
     greys = [read_grey(options.data / row["path"]).pixels for row in rows]
     found = {}
     for model in options.models:
         runner = load_runner(model, options.threads)
         if HEALTHY not in runner.classes:
-            raise CommandError(f"{model} has no class {HEALTHY}; its series are never answered")
+            raise CommandError(f"{model}: {SeriesRule().describe(runner.classes)}")
         pixels = np.stack([runner.pixels.apply(grey) for grey in greys])
         answers = judge(runner(pixels), pixels, runner.classes, runner.abstention)
         found[model] = measure(rows, runner, answers, find_rule(Path(model)))

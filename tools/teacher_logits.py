@@ -28,12 +28,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _fill(options: argparse.Namespace) -> int:
+    out = Path(options.out)
+    if out.suffix not in ("", ".json", ".jsonl"):
+        raise CommandError(f"{out} ends in {out.suffix!r}; the logits are lines of JSON, name it .jsonl")
     runs = [Path(run) for run in options.runs]
     rows = [row for row in read_manifest(Path(options.manifest or runs[0] / MANIFEST)) if row.split == "Training"]
     if not rows:
         raise CommandError("the manifest has no training images")
     classes = class_names(rows)
-    logits = TeacherLogits(Path(options.out), classes)
+    logits = TeacherLogits(out, classes)
     fill_from_runs(logits, runs, rows, Path(options.data))
     labels = [classes.index(row.label) for row in rows]
     agree = float((logits.lookup(rows).argmax(1).numpy() == labels).mean())

@@ -1,7 +1,10 @@
-"""Where a table or a sheet of answers may be written: over no scan, as ``--csv *.dcm`` would name it, and no model."""
+"""Where what a command finds may be written: over no scan, as ``--csv *.dcm`` would name it, no model, no input."""
 
 import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import holds_no_image, looks_like_image
@@ -12,17 +15,43 @@ class KeptFileError(BrainqError):
     """A place where no answers are written."""
 
 
-def require_place(path: Path) -> None:
-    """Refuse a place before any work is done for it.
+def require_places(options: Namespace, *places: str | Path | None) -> None:
+    """Refuse places for what a command finds before any work is done for them. options: what the command is given.
 
     Raises:
-        KeptFileError: It cannot be written, or an image, another DICOM file or a model stands there.
+        KeptFileError: One cannot be written, is named by another word, too, or an image, another DICOM file or a model
+            stands there.
     """
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise KeptFileError(f"{path} cannot be written; name a file in a folder that is there and may be written to")
-    if path.is_file() and (lost := _find_lost(path)):
-        raise KeptFileError(f"{path} is {lost}, which would be lost; name another file for the answers")
+    named = [Path(word).resolve() for word in _list_words(vars(options).values())]
+    for path in [Path(place) for place in places if place]:
+        if not _is_writable(path):
+            raise KeptFileError(
+                f"{path} cannot be written; name a file in a folder that is there and that you may write"
+            )
+        if path.is_file() and (lost := _find_lost(path)):
+            raise KeptFileError(f"{path} is {lost}, which would be lost; name another file for the answers")
+        if named.count(path.resolve()) > 1:
+            raise KeptFileError(f"{path} is named twice, and one would be lost; name another file for the answers")
+
+
+def _list_words(values: Iterable[Any]) -> Iterator[str | Path]:
+    for value in values:
+        if isinstance(value, str | Path):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _list_words(value)
+
+
+def _is_writable(path: Path) -> bool:
+    """Tell by trying whether a file may be made: there are places that root seems to be allowed, such as /proc."""
+    try:
+        if path.exists():
+            return not path.is_dir() and os.access(path, os.W_OK)
+        path.touch()
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _find_lost(path: Path) -> str:

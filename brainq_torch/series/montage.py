@@ -17,7 +17,7 @@ from brainq_torch.data.head_crop import find_head
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.run_files import PICTURE, atomic_path
 from brainq_torch.series.answer import Answer
-from brainq_torch.series.kept_file import KeptFileError, require_place
+from brainq_torch.series.kept_file import KeptFileError
 
 MOST_TILES = 1024
 """More slices than this are left out of a sheet, which says so."""
@@ -56,7 +56,6 @@ class Montage:
     def __post_init__(self) -> None:
         if self.path.suffix.lower() != ".png":
             raise KeptFileError(f"{self.path} cannot be written; name a .png file in a folder that is there")
-        require_place(self.path)
 
     def add(self, answer: Answer) -> None:
         """Draw a slice; of a series the line above its slices."""

@@ -84,7 +84,8 @@ class SeriesRule:
     def describe(self, classes: Sequence[str]) -> str:
         """Return a line on the limits of a model of these classes, and where they are from."""
         if HEALTHY not in classes:
-            return f"no series is answered: {_NO_HEALTHY}"
+            remedy = f"where another class is that, train with --data.class_map '{{THAT: {HEALTHY}}}'"
+            return f"no series is answered: {_NO_HEALTHY}; {remedy}"
         limits = f"up to {self.healthy_up_to:.4g} {HEALTHY}, from {self.tumour_from:.4g} a tumour"
         return f"limits of a series: {limits} ({self.source})"
 

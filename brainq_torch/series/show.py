@@ -15,6 +15,7 @@ from brainq_torch.console import drop_output, printable
 from brainq_torch.data.reading.slices import choose_slices
 from brainq_torch.series.answer import Answerer, answer_series
 from brainq_torch.series.find import find_series
+from brainq_torch.series.kept_file import require_places
 from brainq_torch.series.montage import Montage
 from brainq_torch.series.table import AnswerTable
 
@@ -41,6 +42,7 @@ def answer_command(answerer: Answerer, options: argparse.Namespace, **more: Any)
         BrainqError, OSError: A word of the command is wrong; nothing is done before.
     """
     choose_slices(1, options.slices)
+    require_places(options, options.csv, options.montage)
     if options.limits:
         answerer = replace(answerer, rule=answerer.rule.with_limits(*options.limits))
     sheet = Montage(Path(options.montage), answerer.pixels, answerer.classes) if options.montage else None

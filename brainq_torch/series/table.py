@@ -2,23 +2,17 @@
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 from brainq_torch.series.answer import Answer
-from brainq_torch.series.kept_file import require_place
 
 _FIRST = ("level", "path", "series", "title", "slice", "position_mm", "label", "best", "probability")
 _LAST = ("uncertain", "reason", "slices", "counts", "carried_by", "notes", "error", "left_out")
 
 
 class AnswerTable:
-    """The file, open until ``close``.
-
-    Raises KeptFileError, OSError: It cannot be written, or is a scan.
-    """
+    """The file, open until ``close``."""
 
     def __init__(self, path: str, classes: Sequence[str]) -> None:
-        require_place(Path(path))
         # A file's name may hold what is no UTF-8.
         self._file = open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
         self._lines = csv.DictWriter(self._file, (*_FIRST, *classes, *_LAST), extrasaction="ignore")

@@ -58,7 +58,7 @@ def test_its_files_and_bundle_answer_in_its_classes(run, images, tmp_path, capsy
     out, bundle = tmp_path / "export", tmp_path / "bundle"
     words = ["--recipes", "fp32", "int8", "--calibration-images", "16"]
     assert export_main([str(run), "--out", str(out), "--bundle", str(bundle), *words]) == 0
-    assert "no series is answered: the model has no class notumor" in capsys.readouterr().out.splitlines()
+    assert "\nno series is answered: the model has no class notumor; where" in capsys.readouterr().out
     assert "there is no class `notumor`" in (bundle / "MODEL_CARD.md").read_text()
     for file in ("model_fp32.onnx", "model_int8.tflite"):
         assert read_metadata(out / file).classes == ANSWERS

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from itertools import product
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from brainq_torch.console import escape_unprintable, run_command, without_chatte
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.figure import save_figure
+from brainq_torch.series.kept_file import KeptFileError, require_places
 from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
 from tools.networks import Row
-from tools.shared.command import CommandError, check_targets
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,8 @@ COMMANDS = {
     "tools.teacher_logits": "{given} --data {data} --out {new}",
 }
 """Module -> words; ``given`` is what is wrong."""
+
+UNWRITABLE = [Path("/proc/report.json")] * Path("/proc").is_dir()
 
 WORKERS = {"tools.bench.worker", "tools.doctor.probe", "tools.edge.tflm_worker"}
 """Started by commands, never by a user."""
@@ -265,19 +268,39 @@ def test_a_malformed_parity_json_is_2(text, words, tiny_run, tmp_path, stopped):
 
 
 def test_what_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
-    for target in (tmp_path, tmp_path / "lost" / "a.json"):
-        with pytest.raises(CommandError, match="it is a folder, or its folder is missing"):
-            check_targets(None, target)
-    check_targets(tmp_path / "a.json")
+    def check(place):
+        require_places(Namespace(json=place), place, None)
+
+    for target in (tmp_path, tmp_path / "lost" / "a.json", tmp_path / ("a" * 256), *UNWRITABLE):
+        with pytest.raises(KeptFileError, match="cannot be written; name a file in a folder that is there"):
+            check(target)
+    check(tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
     (tmp_path / "a.json").write_text("é")
-    check_targets(tmp_path / "a.json")
+    check(tmp_path / "a.json")
     for content in (b"\x1c\0\0\0TFL3", b"\x08\x0a\x12\x07pytorch", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n\0"):
-        (tmp_path / "lost.png").write_bytes(content)  # bench --json a.tflite b.tflite, evaluate --plot scan.png
-        with pytest.raises(CommandError, match="is a scan, a model or another file that is no text; name another"):
-            check_targets(tmp_path / "lost.png")
+        (tmp_path / "lost.png").write_bytes(content)  # evaluate --plot scan.png
+        with pytest.raises(KeptFileError, match="which would be lost; name another file for the answers"):
+            check(tmp_path / "lost.png")
     for draw in (save_figure, Figure.savefig):  # what we drew may be drawn again, before we signed it, too
         draw(Figure(), tmp_path / "lost.png")
-        check_targets(tmp_path / "lost.png")
+        check(tmp_path / "lost.png")
     monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests may be allowed everything
-    with pytest.raises(CommandError, match="is read-only for you; name another place"):
-        check_targets(tmp_path / "a.json")
+    with pytest.raises(KeptFileError, match="cannot be written"):
+        check(tmp_path / "a.json")
+
+
+def test_no_command_replaces_what_it_is_given(places, tmp_path, stopped):
+    text, link = tmp_path / "list.csv", tmp_path / "link.json"
+    text.write_text("path\n")
+    link.symlink_to(text)
+    measured = f"{places['model']} --data {places['data']}"
+    for name, words in (
+        ("tools.evaluate", f"{measured} --manifest {text} --json {link}"),
+        ("tools.evaluate", f"{measured} --json {tmp_path / 'new'} --plot {tmp_path / 'new'}"),
+        ("tools.compare", f"{measured} --pair {places['model']} {text} --json {text}"),
+        ("tools.predict", f"{places['model']} {places['folder']} {text} --csv {text}"),
+        ("tools.audit", f"{places['data']} --table {text} --groups {text}"),
+    ):
+        assert "is named twice, and one would be lost" in stopped(load(name).main, words.split()).err
+    assert text.read_text() == "path\n"

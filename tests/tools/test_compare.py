@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,9 @@ def report(tiny_export, tiny_int8_export, tiny_run, phantoms, tmp_path_factory):
     (folder / "scans.csv").write_text("path,class\nscan.png,glioma\n")
     words += ["--shifted", phantoms, "--shifted", folder / "scans.csv", "--threads", "1", "--without-xnnpack"]
     words += ["--pair", onnx, tflite, "--pair", onnx, damaged]
-    assert main(list(map(str, words))) == 0
-    return json.loads((folder / "compare.json").read_text())
+    with redirect_stderr(StringIO()) as said:
+        assert main(list(map(str, words))) == 0
+    return json.loads((folder / "compare.json").read_text()) | {"said": said.getvalue().splitlines()}
 
 
 def _int8(folder):
@@ -62,6 +65,13 @@ def test_every_model_is_also_measured_on_shifted_copies_and_on_other_sources(rep
     assert same["verdict"] == "inconclusive"  # 12 images prove nothing
     damaged = next(row for row in others if row["model"].endswith("damaged.tflite"))
     assert damaged["shifted"][str(phantoms)]["flips"] > 0
+
+
+def test_what_runs_is_said_once(report):
+    said = [line for line in report["said"] if "running" in line]
+    each = ("images", "shifted copies", "the phantoms", "the table")
+    assert len(set(said)) == len(said) == len(each) * len(report["models"]) + len(["the ONNX file as written"])
+    assert f"{report['models'][0]['model']}: running 12 shifted copies" in said
 
 
 def test_pairs_are_measured_integer_by_integer(report):

@@ -45,4 +45,5 @@ def test_a_missing_manifest_is_refused(tiny_run, tmp_path, monkeypatch, ended):
     monkeypatch.chdir(tmp_path)
     words = [str(tiny_run), "--data", ".", "--manifest", "nowhere.csv", "--out", "x"]
     assert "nowhere.csv" in ended(main(words), 2).err
+    assert "lines of JSON, name it .jsonl" in ended(main([*words[:-1], "x.npz"]), 2).err
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from brainq_torch.series.find import Unread, find_images
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, check_targets
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 DRAWN = 50
@@ -93,7 +93,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    check_targets(options.json, options.plot)
     runner = load_runner(options.model, options.threads)
     if runner.abstention is None:
         raise CommandError(

@@ -13,7 +13,7 @@ from brainq_torch.run_files import atomic_path, write_json, write_text
 from brainq_torch.texts import fill_text
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
-from tools.shared.command import add_json, add_table, as_main, check_targets
+from tools.shared.command import add_json, add_table, as_main
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
@@ -34,7 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    check_targets(options.json, options.groups, options.html)
     table = locate_table(Path(options.data), options.table)
     folder = scan_folder(options.data, labels=Labels(()), table=table)
     pixels = load_pixels(folder, SEARCH_PIXELS)

@@ -24,7 +24,7 @@ from brainq_torch.run_files import CHECKPOINT, write_json
 from brainq_torch.texts import fill_text
 from export.extra import install_command
 from tools.bench.worker import SUFFIXES
-from tools.shared.command import CommandError, add_json, add_threads, as_main, check_targets, positive
+from tools.shared.command import CommandError, add_json, add_threads, as_main, positive
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,7 +81,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    check_targets(options.json)
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
     if options.json:

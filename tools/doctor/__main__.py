@@ -24,7 +24,7 @@ from export.run.metadata import FileMetadata, MetadataError, read_metadata
 from tools.doctor.checks import Finding, check_graph
 from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
-from tools.shared.command import CommandError, add_json, as_main, check_targets
+from tools.shared.command import CommandError, add_json, as_main
 from tools.shared.images import decode_images, take_evenly
 
 UNHEALTHY = 1
@@ -88,7 +88,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    check_targets(options.json)
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
     print(as_typed(fill_text("diagnosis", found=diagnosis, name_first=name_first)))
     if options.json:

@@ -18,7 +18,7 @@ from tools.edge.ethos_u import find_vela
 from tools.edge.examine import examine
 from tools.edge.layer_cost import measure_cost, write_layers
 from tools.edge.tflm import find_python
-from tools.shared.command import CommandError, add_json, as_main, check_targets, positive
+from tools.shared.command import CommandError, add_json, as_main, positive
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,7 +41,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _edge(options: argparse.Namespace) -> int:
-    check_targets(options.json, options.markdown)
     tables = _name_tables([Path(model) for model in options.models], options.csv)
     vela = None if options.static else find_vela(options.vela)
     python = find_python(options.tflm_python)

@@ -10,7 +10,7 @@ from brainq_torch.texts import fill_text
 from export.run.runners import load_runner
 from tools.evaluate.measure import Evaluation, find_images, measure
 from tools.evaluate.question import ask
-from tools.shared.command import CommandError, add_data, add_json, add_table, add_threads, as_main, check_targets
+from tools.shared.command import CommandError, add_data, add_json, add_table, add_threads, as_main
 from tools.shared.images import labels_of
 
 
@@ -35,7 +35,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    check_targets(options.json, options.plot)
     # Both models are loaded before anything is measured: a wrong name must not cost the first one's minutes.
     runner = load_runner(options.model, options.threads)
     other = load_runner(options.compare, options.threads) if options.compare else None

@@ -12,11 +12,16 @@ from pathlib import Path
 from brainq_torch.console import run_command
 from brainq_torch.data.limits import MOST, MOST_SEED, whole_number
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.run_files import BrainqError, as_typed, format_command, holds_text, is_our_picture
+from brainq_torch.run_files import BrainqError, as_typed, format_command
+from brainq_torch.series.kept_file import require_places
 
 
 class CommandError(BrainqError):
     """A wrong argument of a command, or arguments that do not fit together."""
+
+
+_PLACES = frozenset({"groups", "html", "json", "markdown", "plot"})
+"""Options that name a file to be written; ``json`` alone is a switch where the lines go to standard output."""
 
 
 def run_resumable(command: Callable[[], int]) -> int:
@@ -44,7 +49,13 @@ def as_main(
         parser.prog = format_command(module.removesuffix(".__main__"))
         parser.description = as_typed(parser.description or "")
         found = (parser.parse_args(arguments),) if parser.allow_abbrev else parser.parse_known_args(arguments)
-        return run(lambda: body(*found))
+
+        def checked() -> int:
+            given = vars(found[0])
+            require_places(found[0], *(given[name] for name in _PLACES & given.keys() if given[name] is not True))
+            return body(*found)
+
+        return run(checked)
 
     return main
 
@@ -81,23 +92,3 @@ def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> 
     all_of_them = os.cpu_count() or 1
     words = f"of the processor (default: {default or f'all, {all_of_them}'})"
     parser.add_argument("--threads", type=thread_count, default=default or all_of_them, help=words)
-
-
-def check_targets(*targets: str | Path | None) -> None:
-    """Refuse what cannot be written before any work is done for it.
-
-    Raises:
-        CommandError: a target is a folder, or its folder is missing or may not be written to, or a scan or a model
-            stands there (``tools.bench --json a.tflite b.tflite``).
-    """
-    for target in targets:
-        if not target:
-            continue
-        place, folder = Path(target), Path(target).absolute().parent
-        if place.is_dir() or not folder.is_dir():
-            raise CommandError(f"{target} cannot be written: it is a folder, or its folder is missing; make that first")
-        if place.is_file() and place.suffix != ".npz" and not (holds_text(place) or is_our_picture(place)):
-            raise CommandError(f"{target} is a scan, a model or another file that is no text; name another")
-        is_device = place.exists() and not place.is_file()  # /dev/stdout, or a pipe
-        if not is_device and not os.access(folder, os.W_OK):
-            raise CommandError(f"{target} cannot be written: {folder} is read-only for you; name another place")

@@ -26,9 +26,10 @@ from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
 from brainq_torch.run_files import write_json
+from brainq_torch.series.kept_file import require_places
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
-from tools.shared.command import add_data, add_json, add_threads, as_main, check_targets, seed_number
+from tools.shared.command import add_data, add_json, add_threads, as_main, seed_number
 from tools.shared.images import choose_images, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _shift(options: argparse.Namespace) -> int:
     plot = Path(options.plot) if options.plot else None
     pictures_plot = plot and plot.with_name(f"{plot.stem}_pictures{plot.suffix}")
-    check_targets(options.json, plot, pictures_plot)
+    require_places(options, pictures_plot)
     names = [name for name in (options.model, options.compare) if name]
     runners = {name: load_runner(name, options.threads) for name in names}
     for name, runner in runners.items():

@@ -26,7 +26,9 @@ def test_a_rule_lies_beside_its_model_and_is_of_a_run_and_its_export(tmp_path, m
     copy_rule(run / "export" / "model.tflite", tmp_path)
     assert find_rule(tmp_path / "model.tflite") == OWN
     assert OWN.describe(["a", "notumor"]) == "limits of a series: up to 0.125 notumor, from 0.5 a tumour (built in)"
-    assert OWN.describe(["a", "b"]) == "no series is answered: the model has no class notumor"
+    said = OWN.describe(["kein Tumor", "b"])
+    assert said.startswith("no series is answered: the model has no class notumor; where another class is that, train ")
+    assert said.endswith(" with --data.class_map '{THAT: notumor}'")
 
 
 def test_a_file_in_a_bundle_has_the_bundle_s_rule(tmp_path):
