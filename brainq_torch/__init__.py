@@ -4,13 +4,18 @@
 is first asked for: a file is run without PyTorch.
 """
 
+# ruff: noqa: E402 - what takes time to load comes behind what changes the process
+from brainq_torch.allocator import restart_to_keep_memory
+from brainq_torch.openmp import limit_spinning
+from brainq_torch.stopping import stop_in_a_line
+
+stop_in_a_line()
+limit_spinning()
+restart_to_keep_memory()
+
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-from brainq_torch.allocator import restart_to_keep_memory
-from brainq_torch.console import stop_in_a_line
-from brainq_torch.openmp import limit_spinning
 
 _HOMES = {
     "ExportOptions": "export.context",
@@ -24,10 +29,6 @@ _HOMES = {
 """Public name -> the module that is loaded for it, as ``__init__.pyi`` tells type checkers; ``fit`` is one itself."""
 
 __all__ = ["__version__", "fit", *_HOMES]
-
-stop_in_a_line()
-limit_spinning()
-restart_to_keep_memory()
 
 try:
     __version__ = version("brainq_torch")

@@ -9,12 +9,13 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 from brainq_torch.run_files import BrainqError, as_typed
+from brainq_torch.stopping import code_of
 
-WRONG_INPUT, STOPPED = 2, 130
-"""Exit codes of an error that a user can cause, as argparse's own, and after Ctrl-C, as the shell's own."""
+WRONG_INPUT = 2
+"""Exit code of an error that a user can cause, as argparse's own."""
 
 _CHATTER = b"INFO: "
 _TALKERS = r"(PIL|sklearn)\b"  # of damaged EXIF data, or of many classes: we say what matters ourselves
@@ -24,7 +25,7 @@ _ADVERTISEMENTS = ("TPU available: False", "💡 Tip", "Loading `train_dataloade
 def run_command(command: Callable[[], int], advice: str = "") -> int:
     """Run a command's body, its arguments parsed in it or before, and return its exit code.
 
-    advice: what to do after Ctrl-C.
+    advice: what to do after Ctrl-C or SIGTERM.
     """
     escape_unprintable()
     warnings.filterwarnings("ignore", category=UserWarning, module=_TALKERS)
@@ -43,9 +44,9 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
         said = f"the disk is full ({full}); free some space, and give the same command again" if full else error
         print(f"error: {one_line(said)}", file=sys.stderr)
         return getattr(error, "exit_code", WRONG_INPUT)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"stopped{advice}", file=sys.stderr)
-        return STOPPED
+        return code_of(stop)
 
 
 def one_line(said: object) -> str:
@@ -70,20 +71,6 @@ def _find_full_disk(error: BaseException | None) -> OSError | None:
     while error is not None and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         error = error.__cause__ or error.__context__
     return error
-
-
-def stop_in_a_line() -> None:
-    """Let Ctrl-C end our commands in a line and with 130 while they still load, when nobody catches it."""
-    if os.path.basename(sys.argv[0]) in ("-m", "brainq"):  # not a program that imports us
-        sys.excepthook = _say_stopped
-
-
-def _say_stopped(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-        return
-    print("stopped", file=sys.stderr, flush=True)
-    os._exit(STOPPED)  # Python itself would end by the signal, which is 130 to a shell alone
 
 
 def escape_unprintable() -> None:

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from brainq_torch.console import STOPPED, WRONG_INPUT, escape_unprintable, one_line, silence_training
+from brainq_torch.console import WRONG_INPUT, escape_unprintable, one_line, silence_training
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.sources import data_root
 from brainq_torch.data.limits import check_limits
@@ -33,6 +33,7 @@ from brainq_torch.models import ModelOptions
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
 from brainq_torch.run_files import CONFIG, LOG, as_typed, format_command, named_config, resume_command
+from brainq_torch.stopping import TERMINATED, code_of
 from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, KeepBy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -47,8 +48,7 @@ DEFAULT_OUT = "runs/quickstart"
 USER_ERRORS = (MisconfigurationException, OSError, ValueError)
 """What a user can cause: reported in a line, without a traceback."""
 
-DIVERGED, TERMINATED = 1, 143
-"""Exit codes besides those of all commands; the second as a shell has it for SIGTERM."""
+DIVERGED = 1  # exit code besides those of all commands
 
 IMPORTS = ("brainq_torch", "lightning")
 """Packages whose classes a configuration may name; nothing else is imported for it."""
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first_process():
             begun = f"; continue with: {resume_command(out)}" if (out / CONFIG).is_file() else ""
             print(f"stopped{begun}", file=sys.stderr)
-        return TERMINATED if isinstance(stop, SIGTERMException) else STOPPED
+        return TERMINATED if isinstance(stop, SIGTERMException) else code_of(stop)
     return 0
 
 

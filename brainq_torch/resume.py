@@ -65,10 +65,11 @@ def claim(out: Path, text: str, resume: bool) -> Iterator[bool]:
     try:
         with hold_lock(out / LOCK, f"{out} is being trained"):
             before = {path.name for path in out.iterdir()}
-            goes_on = MANIFEST in before and CONFIG in before and not _may_begin_anew(out, text, resume)
+            anew = _may_begin_anew(out, text, resume)
+            goes_on = MANIFEST in before and CONFIG in before and not anew
             begun = (out / CONFIG).read_bytes() if goes_on else b""
             try:
-                yield _begin(out, text, resume)
+                yield _begin(out, text, resume, anew)
             except Exception:
                 if not (out / MANIFEST).exists():
                     _remove({CONFIG, ENVIRONMENT, LEAKAGE, PHANTOMS, SEARCH} - before, out)
@@ -89,10 +90,10 @@ def _remove(names: set[str], out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _begin(out: Path, text: str, resume: bool) -> bool:
+def _begin(out: Path, text: str, resume: bool, anew: bool) -> bool:
     """Write what a run begins with, or check that it was this run's. Returns False where the run is complete."""
     held = {path.name for path in out.iterdir() if path.suffix != ".partial"}
-    ours = set(_BEGUN) if _may_begin_anew(out, text, resume) else {CONFIG, ENVIRONMENT}
+    ours = set(_BEGUN) if anew else {CONFIG, ENVIRONMENT}
     if not held - ours - {LOCK, _CONFIG_BEFORE, SEARCH}:  # a search knows its images
         _remove(ours - {CONFIG}, out)
         write_json(out / ENVIRONMENT, describe_environment())

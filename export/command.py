@@ -88,14 +88,13 @@ def _bundle(run: Run, exported: Path, options: argparse.Namespace) -> int:
     runtime = options.page or find_runtime()
     chosen = options.bundle_file or [choose_best(exported, _files(options))]
     made = make_bundle(run, exported, options.bundle, chosen, options.force, runtime)
-    verify = join_words("python", options.bundle / "predict.py", "--verify")
-    print(f"bundle: {options.bundle}, {counted(len(made), 'file')}; {verify} replays it")
+    program = join_words("python", options.bundle / "predict.py")
+    print(f"bundle: {options.bundle}, {counted(len(made), 'file')}; {program} --verify replays it")
     print(find_rule(files).describe(run.classes))
     if runtime is None:
         print(f"no browser page: {INSTALL}, and the same command again with --force, adds it")
     else:
-        served = format_command("http.server", "--bind", "127.0.0.1", "--directory", options.bundle)
-        print(f"browser page: {served}, or predict.py --page, which opens it")
+        print(f"browser page: {program} --page")
     return 0
 
 

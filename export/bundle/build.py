@@ -11,7 +11,7 @@ from typing import Any
 import brainq_torch
 import export
 from brainq_torch.run import Run
-from brainq_torch.run_files import ABOUT_BUNDLE, CHECKPOINT, PARITY, hash_file, write_text
+from brainq_torch.run_files import ABOUT_BUNDLE, CHECKPOINT, PARITY, hash_file
 from brainq_torch.series.rule import find_rule
 from export.bundle import predict
 from export.bundle.answers import GOLDEN, LABELS, PIXELS, BundleError, read_about
@@ -160,7 +160,7 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
     if (_ROOT / _LICENCE).is_file():  # absent where only the package was installed
         _copy(_ROOT / _LICENCE, folder / _LICENCE)
     first = models[0].metadata
-    write_text(folder / LABELS, "".join(f"{name}\n" for name in first.classes))
+    (folder / LABELS).write_bytes("".join(f"{name}\n" for name in first.classes).encode())
     _dump(folder / PIXELS, first.pixels.to_json())
     about: dict[str, Any] = {"format": BUNDLE_FORMAT, "models": [model.to_json() for model in models], "page": None}
     if page is not None and page_runtime is not None:
@@ -175,13 +175,13 @@ def _fill(folder: Path, run: Run, models: list[Chosen], page: Chosen | None, pag
     rule = find_rule(models[0].path)
     about["series_rule"] = rule.to_json()  # predict.py and the page answer a series by it
     _dump(folder / ABOUT_BUNDLE, about)
-    write_text(folder / "requirements.txt", _requirements())
+    (folder / "requirements.txt").write_bytes(_requirements().encode())
     write_card(folder / "MODEL_CARD.md", run, [(m.path, m.metadata, m.report) for m in models], page is not None, rule)
     answers = answer_golden(folder, draw_golden(folder), [m.path for m in models], page.path if page else None)
     _dump(folder / GOLDEN, answers)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{hash_file(folder / name)}  {name}\n" for name in names]
-    write_text(folder / SUMS, "".join(lines))
+    (folder / SUMS).write_bytes("".join(lines).encode())
 
 
 def find_sources() -> list[str]:
@@ -233,4 +233,4 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _dump(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    path.write_bytes((json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())

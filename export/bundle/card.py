@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brainq_torch.run import Run
-from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file, validation_doubt, write_text
+from brainq_torch.run_files import ENVIRONMENT, MANIFEST, METRICS, hash_file, validation_doubt
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.texts import fill_text
 from export.bundle.predict import RUNTIME
@@ -52,4 +52,4 @@ def write_card(
         runtime=RUNTIME,
         rule=rule,
     )
-    write_text(path, text + "\n")
+    path.write_bytes(f"{text}\n".encode())

@@ -16,6 +16,7 @@ import export.pipeline
 from brainq_torch.run import load_run
 from brainq_torch.run_files import hash_file
 from brainq_torch.series.rule import SeriesRule, find_rule
+from brainq_torch.stopping import Terminated
 from export.__main__ import main
 from export.bundle.card import write_card
 from export.catalogue import PARITY_IMAGES
@@ -182,28 +183,32 @@ def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, ended, 
     assert "export.partial" not in names(run)
 
 
-def test_ctrl_c_leaves_nothing_and_no_traceback(run, quick, monkeypatch, ended):
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_stop_leaves_nothing_and_no_traceback(run, quick, monkeypatch, ended, stop, code):
     def make(context):
         context.path("model_fp16.tflite").write_bytes(b"half")
-        raise KeyboardInterrupt
+        raise stop
 
     break_recipe(monkeypatch, "fp16", make)
-    assert ended(main([str(run), *FLOAT]), 130).err.splitlines()[-1] == "stopped; nothing half-made was kept"
+    assert ended(main([str(run), *FLOAT]), code).err.splitlines()[-1] == "stopped; nothing half-made was kept"
     assert not {"export", "export.partial"} & set(names(run))
 
 
-def test_ctrl_c_while_it_loads_is_a_line(tmp_path):
-    stop = "raise KeyboardInterrupt"
+@pytest.mark.parametrize("module", ["importlib.metadata", "export.catalogue"])
+@pytest.mark.parametrize(
+    ("stop", "code"), [("raise KeyboardInterrupt", 130), ("import os; os.kill(os.getpid(), 15)", 143)]
+)
+def test_a_stop_while_it_loads_is_a_line(tmp_path, stop, code, module):
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nclass Stop:\n    def find_spec(self, name, path, target=None):\n"
-        f"        if name == 'export.catalogue': {stop}\nsys.meta_path.insert(0, Stop())\n"
+        "import os, sys\nclass Stop:\n    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}: {stop}\nsys.meta_path.insert(0, Stop())\n"
     )
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-m", "export", "--list"],
         env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (result.returncode, result.stderr) == (130, "stopped\n")
+    assert (result.returncode, result.stderr) == (code, "stopped\n")
 
 
 def test_words_that_a_bundle_of_finished_files_would_pass_over_are_refused(run, quick, tmp_path, ended):

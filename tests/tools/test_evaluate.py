@@ -277,7 +277,7 @@ def test_a_wrong_label_map_is_refused_in_one_line_before_anything_is_decoded(yes
     [
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--data", "{data}", "--split", "val"], "no images of split 'val'"),
-        (["--data", "{data}", "--json", "{data}"], "cannot be written: it is a folder"),
+        (["--data", "{data}", "--json", "{data}"], "cannot be written; name a file in a folder"),
         (["--data", "{data}", "--manifest", "nowhere.csv"], "nowhere.csv is missing"),
     ],
 )

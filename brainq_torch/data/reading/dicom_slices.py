@@ -3,7 +3,6 @@
 import hashlib
 import os
 import warnings
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,18 +48,18 @@ def list_dicom_slices(path: FilePath) -> list[FileSlice]:
         series = str(header.get("SeriesInstanceUID", "") or "") or os.fspath(path)
         title = str(header.get("SeriesDescription", "") or "").strip()
         number = float(header.get("InstanceNumber") or 0)
+        planes = [_plane(header, frame) for frame in range(count)]
+        instance = str(header.get("SOPInstanceUID", "") or "")
+        if planes and planes[0][1] is None:  # files that do not say where they are may share a placeholder
+            instance = _hash_pixels(path, header)
         found = []
-        for frame in range(count):
-            axes, position = _plane(header, frame)
+        for frame, (axes, position) in enumerate(planes):
             place = (0.0 if position is None else position, number, float(frame))
             decode = partial(read_dicom, path, frame + 1 if count > 1 else None)
             unfit = why_unfit(partial(_per_frame, header, frame, _FRAME_TYPE))
             traits = {name: _read_trait(header, frame, name) for name in _TRAITS}
-            found.append(FileSlice(path, decode, series, title, place, position, unfit, axes=axes, traits=traits))
-        instance = str(header.get("SOPInstanceUID", "") or "")
-        if found and found[0].position_mm is None:  # files that do not say where they are may share a placeholder
-            instance = _hash_pixels(path, header)
-    return [replace(one, instance=instance) for one in found]
+            found.append(FileSlice(path, decode, series, title, place, position, unfit, instance, axes, traits))
+    return found
 
 
 def _hash_pixels(path: FilePath, header: pydicom.Dataset) -> str:
