@@ -11,7 +11,7 @@ COMMANDS = {"brainq_torch.fit": fit, "tools.restore": restore.main}
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Run the steps' commands in this process; return their words."""
+    """Run the steps' commands in this process, their code unchanged whoever edits the tree; return their words."""
     done = []
 
     def run(words, title, log, say):
@@ -20,4 +20,5 @@ def in_process(monkeypatch):
         return COMMANDS[words[0]](list(words[1:]))
 
     monkeypatch.setattr(runner, "run_logged", run)
+    monkeypatch.setattr(runner, "describe_code", lambda: "one commit")
     return done
