@@ -1,5 +1,7 @@
 """Pseudo-sources: looks told apart whatever is shown, copies kept together, nothing of a left-out source trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,4 +114,7 @@ def test_command_writes_a_manifest_per_source(scans, tmp_path, ended) -> None:
     assert "name another folder" in ended(main([*words, "--out", str(tmp_path / "sources")]), 2).err
     elsewhere = [*words[:3], str(tmp_path / "absent"), *words[4:], "--out", str(tmp_path / "other")]
     assert "88 of 88 images" in ended(main(elsewhere), 2).err
+    few = [replace(row, group=f"{row.label}{each}") for row, each in zip(rows, scanner, strict=True)]
+    write_manifest(tmp_path / "manifest.csv", few)
+    assert "cannot be divided between" in ended(main([*words, "--out", str(tmp_path / "other")]), 2).err
     assert not (tmp_path / "other").exists()

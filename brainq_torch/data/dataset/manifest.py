@@ -43,7 +43,7 @@ def stratified_split(
     """Choose validation images, the same share of every class: (N,) bool, True for validation.
 
     Raises:
-        ValueError: A class is too small to give each side an image.
+        BrainqError: A class is too small to give each side an image.
     """
     from sklearn.model_selection import train_test_split  # a second, and a file is measured without
 
@@ -52,12 +52,12 @@ def stratified_split(
     counts = np.bincount(labels, minlength=len(classes))
     small = [classes[label] for label, count in enumerate(counts) if 0 < count < 2]
     if small:
-        raise ValueError(f"class {', '.join(small)} has a single training image; two are needed to split it")
+        raise BrainqError(f"class {', '.join(small)} has a single training image; two are needed to split it")
     positions = np.arange(len(labels))
     try:
         _, chosen = train_test_split(positions, test_size=fraction, random_state=seed, stratify=labels)
     except ValueError as error:
-        raise ValueError(f"{len(labels)} images cannot be split with fraction {fraction}: {error}") from error
+        raise BrainqError(f"{len(labels)} images cannot be split with fraction {fraction}: {error}") from error
     mask = np.zeros(len(labels), dtype=bool)
     mask[chosen] = True
     return mask

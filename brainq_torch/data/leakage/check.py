@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.leakage.candidates import shrink
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links
+from brainq_torch.run_files import BrainqError
 
 SOURCES = {"val": ("Training",), "Testing": ("Training", "val")}
 """Held-out split -> the splits that a model measured on it has seen."""
@@ -85,7 +86,7 @@ def _check_both_sides(table: NDArray[np.float64], chosen: NDArray[np.bool_], cla
     if one_sided.any():
         label = int(np.flatnonzero(one_sided)[0])
         name = classes[label] if label < len(classes) else str(label)
-        raise ValueError(
+        raise BrainqError(
             f"the {int(table[:, label].sum())} images of class {name} form {np.count_nonzero(table[:, label])} "
             "group(s) of near-identical images, which cannot be divided between training and validation: add images "
             "of other patients, or use --data.split stratified, knowing that its validation figure is then too good"
