@@ -18,6 +18,7 @@ from pydicom.pixels.utils import pixel_array
 
 from brainq_torch.data.reading.dicom_header import (
     ONE_AT_A_TIME,
+    count_frames,
     read_header,
     require_mr,
     use_functional_groups,
@@ -102,7 +103,7 @@ def _require_slice(path: FilePath, header: pydicom.Dataset) -> None:
 
 def _frame_index(path: FilePath, header: pydicom.Dataset, frame: int | None) -> tuple[int, list[str]]:
     """Return the index from 0 of the frame to decode, with a note where nobody named it."""
-    count = int(header.get("NumberOfFrames", 1) or 1)
+    count = count_frames(path, header)
     if frame is None:
         return count // 2, [f"frame {count // 2 + 1} of {count} shown"] if count > 1 else []
     if not 1 <= frame <= count:
@@ -113,8 +114,11 @@ def _frame_index(path: FilePath, header: pydicom.Dataset, frame: int | None) -> 
 def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[Any]:
     """Decode one frame: (rows, columns) stored values, or (rows, columns, 3) RGB."""
     syntax = header.file_meta.TransferSyntaxUID
+    bits = int(header.BitsStored)
+    top = bits if syntax.is_compressed else max(bits, int(header.get("HighBit") or 0) + 1)  # above them in old files
     try:
-        stored: npt.NDArray[Any] = pixel_array(header if "PixelData" in header else os.fspath(path), index=index)
+        held = header if "PixelData" in header else os.fspath(path)
+        stored: npt.NDArray[Any] = pixel_array(held, index=index, bits_stored=top)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
         if "missing dependencies" not in str(error):
             reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
@@ -127,7 +131,7 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     expected = (int(header.Rows), int(header.Columns))
     if stored.shape not in (expected, (*expected, 3)):
         raise UnreadableImageError(path, f"decodes to {stored.shape}, its header says {expected}", COPY_AGAIN)
-    return stored
+    return stored >> (top - bits) if top > bits else stored
 
 
 def _find_padding(header: pydicom.Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -213,6 +217,6 @@ def _window(header: pydicom.Dataset) -> tuple[tuple[float, float] | None, list[s
 def _spacing(header: pydicom.Dataset) -> tuple[float, float]:
     """Return the distances between rows and between columns in mm, 1 and 1 where the file has none."""
     spacing = header.get("PixelSpacing")
-    if spacing is None or len(spacing) != 2:
+    if spacing is None or np.size(spacing) != 2:
         return 1.0, 1.0
     return float(spacing[0]), float(spacing[1])

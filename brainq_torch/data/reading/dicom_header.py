@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 import warnings
 import zlib
@@ -28,8 +29,11 @@ from brainq_torch.data.reading.grey import (
 )
 
 _MAX_FILE_BYTES = 512 * 1024 * 1024
+_MOST_FRAMES = 65_535
 _DEFER_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
+_NUMBERS = ("PixelSpacing", "WindowCenter", "WindowWidth", "ImagePositionPatient", "ImageOrientationPatient")
+"""What a picture can be read without."""
 _GROUPS = (
     "PixelMeasuresSequence",
     "FrameVOILUTSequence",
@@ -40,7 +44,16 @@ _GROUPS = (
 )
 """What PS3.3 C.7.6.16 keeps for each frame, and a file of one frame in the open."""
 
-_HEADS = ("HEAD", "BRAIN", "SKULL", "NEURO", "CEREB", "PITUITAR", "SELLA", "ORBIT", "IAC", "TEMPORAL", "CRANI", "FACE")
+_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
+"""What storage classes of MR and secondary capture images begin with; scanners' private ones may hold anything."""
+_HEAD = re.compile(
+    r"HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|\bIAC|TEMPORAL|CRAN|FACE|KOPF|SCH(A|AE|Ä)DEL|HIRN|HYPOPHYS|"
+    r"T[EÊ]TE|CERVEAU|CERVELLO|ENCE(PH|F)AL|TESTA|CABE[CÇZ]A|HOOFD|HERSEN|SCHEDEL"
+)
+"""Of BodyPartExamined, as scanners in several languages write it."""
+_UNSAID = ("", "UNKNOWN", "OTHER", "UNSPECIFIED", "NONE", "NA", "N/A")
+_LOCALIZER = re.compile(r"LOCALI[SZ]|LOKALI|SCOUT|SURVEY|(^|[^A-Z])LOC([^A-Z]|$)")
+"""Of SeriesDescription: most scanners' ImageType does not tell a localizer from other images."""
 _UNFIT = {
     "a localizer": {"LOCALIZER", "SCOUT"},
     "a phase map": {"P", "PHASE", "PHASE MAP", "PHASE MAP B0"},
@@ -84,7 +97,20 @@ def _is_placeholder(patient: str) -> bool:
 
 
 def read_header(path: FilePath) -> pydicom.Dataset:
-    """Read everything before the pixels; a file whose syntax is missing, wrong or deflated as a whole."""
+    """Read everything before the pixels; a file whose syntax is missing, wrong or deflated as a whole.
+
+    What should be numbers and is none, as ``1,5``, is emptied: it says nothing.
+    """
+    header = _parse(path)
+    for name in _NUMBERS:
+        try:
+            np.asarray(header.get(name), np.float64)
+        except (TypeError, ValueError):
+            header[name] = pydicom.DataElement(name, "DS", None)
+    return header
+
+
+def _parse(path: FilePath) -> pydicom.Dataset:
     size_bytes = os.path.getsize(path)
     if size_bytes > _MAX_FILE_BYTES:
         reason = f"is a DICOM file of {size_bytes // 2**20} MiB; at most {_MAX_FILE_BYTES // 2**20} MiB are read"
@@ -118,8 +144,11 @@ def _is_implicit(header: pydicom.Dataset) -> bool:
 
 
 def _require_pixels(path: FilePath, header: pydicom.Dataset, has_pixels: bool) -> None:
-    """Refuse what is cut off in its header, which pydicom takes for whole; another modality may be without pixels."""
+    """Refuse what is cut off in its header, which pydicom takes for whole; other kinds of objects have no pixels."""
     if not has_pixels and "MR".startswith(str(header.get("Modality") or "")):
+        kind = str(header.get("SOPClassUID") or "")
+        if not any(kind.startswith(image) or image.startswith(kind) for image in _IMAGES):
+            raise OtherKindError(path, "is a DICOM file without an image (by its SOPClassUID)", "leave it out")
         raise UnreadableImageError(path, "is truncated or damaged (it has no pixels)", COPY_AGAIN)
 
 
@@ -146,6 +175,14 @@ def require_mr(path: FilePath, header: pydicom.Dataset) -> None:
         raise OtherKindError(path, f"has modality {modality!r}; only MR images are read", "leave it out")
 
 
+def count_frames(path: FilePath, header: pydicom.Dataset) -> int:
+    """Return the number of frames, 1 where the file does not say; refuse one that makes no sense."""
+    count = int(header.get("NumberOfFrames", 1) or 1)
+    if not 1 <= count <= _MOST_FRAMES:
+        raise UnreadableImageError(path, f"says that it has {count} frames; read are 1 to {_MOST_FRAMES}", COPY_AGAIN)
+    return count
+
+
 def why_unfit(get: Callable[[str], Any]) -> str:
     """Say which kind of picture a header, whose values ``get`` gets, says it is that is no slice through a head."""
     types = np.atleast_1d(get("FrameType") or get("ImageType") or "")
@@ -154,8 +191,10 @@ def why_unfit(get: Callable[[str], Any]) -> str:
     for what, values in _UNFIT.items():
         if kinds & values:
             return f"is {what} (ImageType {', '.join(sorted(kinds & values))})"
+    if _LOCALIZER.search(str(get("SeriesDescription") or "").upper()):
+        return "is a localizer (SeriesDescription)"
     part = str(get("BodyPartExamined") or "").strip().upper()
-    return f"shows {part} (BodyPartExamined)" if part and not any(name in part for name in _HEADS) else ""
+    return "" if part in _UNSAID or _HEAD.search(part) else f"shows {part} (BodyPartExamined)"
 
 
 def use_functional_groups(header: pydicom.Dataset, index: int) -> None:

@@ -12,7 +12,7 @@ import pydicom
 from pydicom.multival import MultiValue
 
 from brainq_torch.data.reading.dicom import read_dicom
-from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, read_header, require_mr, why_unfit
+from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME, count_frames, read_header, require_mr, why_unfit
 from brainq_torch.data.reading.grey import FilePath
 from brainq_torch.data.reading.slices import FileSlice
 
@@ -44,7 +44,7 @@ def list_dicom_slices(path: FilePath) -> list[FileSlice]:
         warnings.simplefilter("ignore")  # ``read_dicom`` notes them
         header = read_header(path)
         require_mr(path, header)
-        count = int(header.get("NumberOfFrames", 1) or 1)
+        count = count_frames(path, header)
         series = str(header.get("SeriesInstanceUID", "") or "") or os.fspath(path)
         title = str(header.get("SeriesDescription", "") or "").strip()
         number = float(header.get("InstanceNumber") or 0)
@@ -98,10 +98,10 @@ def _plane(header: pydicom.Dataset, frame: int) -> tuple[tuple[float, ...], floa
     """Return the direction cosines of rows and columns, and the position in mm along their normal, where it says so."""
     corner = _per_frame(header, frame, "PlanePositionSequence", "ImagePositionPatient")
     cosines = _per_frame(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-    axes = tuple(map(float, cosines or ()))
-    if len(axes) != 6 or not np.isfinite(axes).all():
+    axes = tuple(map(float, cosines)) if np.size(cosines) == 6 else ()
+    if not axes or not np.isfinite(axes).all():
         return (), None
-    if corner is None or len(corner) != 3:
+    if np.size(corner) != 3:
         return axes, None
     position = float(np.cross(axes[:3], axes[3:]) @ [float(value) for value in corner])
     return axes, round(position, 3) if np.isfinite(position) else None

@@ -79,8 +79,9 @@ def rescale_to_uint8(
     """Rescale (h, w) values linearly to 0..255, whatever container they come from; a constant image becomes black.
 
     Black is the darkest thousandth of all pixels, white the brightest five-hundredth of what is not background: a few
-    pixels far brighter than the head, a vessel or a dead one, decide nothing. Background is what stands out from black
-    by less than a tenth of what all but one in 200 pixels reach, and NaN and infinity that nothing else encloses.
+    pixels far brighter than the head, vessels or dead ones, decide nothing, and those that stand out more than twice as
+    far as all but one in 100 of the head do not count at all. Background is what stands out from black by less than a
+    tenth of what all but one in 200 pixels reach, and NaN and infinity that nothing else encloses.
 
     Args:
         path: the file, for errors.
@@ -119,8 +120,12 @@ def _black_and_white(values: npt.NDArray[Any]) -> tuple[float, float]:
     # Where many are equal, as background is, partitions take several times as long as radix (16 bits) or vector sorts.
     ordered = np.sort(values, kind="stable" if values.dtype.itemsize <= 2 else None)
     low, bright = float(ordered[len(ordered) // 1000]), float(ordered[-1 - len(ordered) // 200])
-    head = np.count_nonzero(10 * (ordered.astype(np.float64) - low) > bright - low)
-    return low, float(ordered[-1 - head // 500]) if head else low
+    above = ordered.astype(np.float64) - low
+    head = np.count_nonzero(10 * above > bright - low)
+    if not head:
+        return low, low
+    hot = np.count_nonzero(above > 2 * above[-1 - head // 100])
+    return low, float(ordered[-1 - hot - (head - hot) // 500])
 
 
 def _is_enclosed(shown: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -26,7 +26,7 @@ _BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.\0\0\0)|\0\x08\0.[A-Z]{2}"
 
 _IMAGELESS = re.compile(
     rb"DICM.*\x02\0\x02\0UI..1\."
-    rb"(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0])|3\.12\.2\.1107\.5\.9\.1\0)",
+    rb"(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0\x02])|3\.12\.2\.1107\.5\.9\.1\0)",
     re.DOTALL,
 )
 """Storage classes (PS3.4 B.5, Siemens' CSA) without a picture: DICOMDIR, reports, presentation states, spectra."""

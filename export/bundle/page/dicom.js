@@ -8,10 +8,13 @@ import { roundHalfEven } from "./resize.js";
 import { damaged, LeftOut, Unreadable } from "./unreadable.js";
 
 const FEWEST_SHOWN = 0.01;
+const MOST_FRAMES = 65_535;
 const IMPLICIT = "1.2.840.10008.1.2";
 const [EXPLICIT, BIG_ENDIAN, DEFLATED] = [".1", ".2", ".1.99"].map((end) => IMPLICIT + end);
 const IMAGELESS =
-  /DICM.*\x02\0\x02\0UI..1\.(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0])|3\.12\.2\.1107\.5\.9\.1\0)/s;
+  /DICM.*\x02\0\x02\0UI..1\.(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0\x02])|3\.12\.2\.1107\.5\.9\.1\0)/s;
+/** What storage classes of MR and secondary capture images begin with. */
+const IMAGES = ["1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7"];
 const COMPRESSIONS = {
   4.5: "JPEG", 4.51: "JPEG", 4.57: "JPEG Lossless", 4.7: "JPEG Lossless", 4.8: "JPEG-LS", 4.81: "JPEG-LS",
   4.9: "JPEG 2000", 4.91: "JPEG 2000", 5: "RLE",
@@ -32,7 +35,10 @@ const TRAITS = {
 }; // prettier-ignore
 const BINARY = { x00189082: "double", x00189079: "double", x00189087: "double", x00209128: "uint32", x00209156: "uint16" };
 const DECIMAL = ["x00180086", "x00180081", "x00180082", "x00200100", "x00200012"];
-const HEADS = /HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|IAC|TEMPORAL|CRANI|FACE/;
+const HEAD =
+  /HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|\bIAC|TEMPORAL|CRAN|FACE|KOPF|SCH(A|AE|Ä)DEL|HIRN|HYPOPHYS|T[EÊ]TE|CERVEAU|CERVELLO|ENCE(PH|F)AL|TESTA|CABE[CÇZ]A|HOOFD|HERSEN|SCHEDEL/;
+const UNSAID = ["", "UNKNOWN", "OTHER", "UNSPECIFIED", "NONE", "NA", "N/A"];
+const LOCALIZER = /LOCALI[SZ]|LOKALI|SCOUT|SURVEY|(^|[^A-Z])LOC([^A-Z]|$)/;
 const UNFIT = {
   "a localizer": ["LOCALIZER", "SCOUT"],
   "a phase map": ["P", "PHASE", "PHASE MAP", "PHASE MAP B0"],
@@ -58,6 +64,9 @@ export function listDicomSlices(path, bytes) {
   if (IMAGELESS.test(latin(bytes, 0, 1024))) return null; // however damaged it is behind
   const header = parse(bytes);
   const count = header.intString("x00280008") || 1;
+  if (count < 1 || count > MOST_FRAMES) {
+    throw new Unreadable(`says that it has ${count} frames; read are 1 to ${MOST_FRAMES}`, "copy or download it again, or remove it");
+  }
   const series = header.string("x0020000e") || path;
   const title = readText(header, "x0008103e");
   const number = Number(header.string("x00200013") || 0);
@@ -165,8 +174,9 @@ function whyUnfit(text) {
     const found = values.filter((value) => kinds.has(value)).sort();
     if (found.length) return `is ${what} (ImageType ${found.join(", ")})`;
   }
+  if (LOCALIZER.test((text("x0008103e") ?? "").toUpperCase())) return "is a localizer (SeriesDescription)";
   const part = (text("x00180015") ?? "").trim().toUpperCase();
-  return part && !HEADS.test(part) ? `shows ${part} (BodyPartExamined)` : "";
+  return UNSAID.includes(part) || HEAD.test(part) ? "" : `shows ${part} (BodyPartExamined)`;
 }
 
 /** Decode one frame the way a viewer shows it: {image, notes, warning}. */
@@ -192,7 +202,12 @@ function decode(header, frame) {
 function requireMr(header) {
   const modality = header.string("x00080060") ?? "";
   const hasPixels = Object.keys(header.elements).some((tag) => tag.startsWith("x7fe0"));
-  if (!hasPixels && "MR".startsWith(modality)) throw damaged("DICOM file (it has no pixels)"); // cut off in its header
+  if (!hasPixels && "MR".startsWith(modality)) {
+    const kind = header.string("x00080016") ?? "";
+    const isImage = IMAGES.some((image) => kind.startsWith(image) || image.startsWith(kind));
+    if (isImage) throw damaged("DICOM file (it has no pixels)"); // cut off in its header
+    throw new LeftOut("is a DICOM file without an image (by its SOPClassUID)", "choose an MR series");
+  }
   if (!modality) throw new Unreadable("names no modality (tag 0008,0060); only MR images are read", "leave it out");
   if (modality !== "MR") throw new LeftOut(`has modality '${modality}'; only MR images are read`, "choose an MR series");
 }
@@ -227,9 +242,10 @@ function readStored(header, frame) {
   if (start + size > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
   const view = new DataView(header.byteArray.buffer, header.byteArray.byteOffset);
   const read = { 8: "getUint8", 16: "getUint16", 32: "getUint32" }[allocated];
-  const unused = 32 - bits;
+  const top = Math.max(bits, header.elements.x00280102?.length ? header.uint16("x00280102") + 1 : 0); // HighBit of old files
+  const [above, unused] = [32 - top, 32 - bits];
   const values = Float64Array.from({ length: rows * columns }, (_, place) => {
-    const value = view[read](start + step * place, syntax !== BIG_ENDIAN) << unused;
+    const value = view[read](start + step * place, syntax !== BIG_ENDIAN) << above;
     return signed ? value >> unused : value >>> unused;
   });
   return { rows, columns, values, isSigned: Boolean(signed), bits, allocated };

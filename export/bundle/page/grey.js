@@ -33,7 +33,10 @@ function blackAndWhite(ordered) {
   const low = ordered[Math.floor(count / 1000)];
   const bright = ordered[count - 1 - Math.floor(count / 200)];
   const head = ordered.filter((value) => 10 * (value - low) > bright - low);
-  return [low, head.length ? head[head.length - 1 - Math.floor(head.length / 500)] : low];
+  if (!head.length) return [low, low];
+  const most = 2 * (head[head.length - 1 - Math.floor(head.length / 100)] - low);
+  const rest = head.filter((value) => value - low <= most);
+  return [low, rest[rest.length - 1 - Math.floor(rest.length / 500)]];
 }
 
 /** Tell whether a value that is not finite has a shown one on each of its four sides. */

@@ -94,6 +94,8 @@ def write_all(folder):
     write_series(folder, "inverted", **inverted)
     sigmoid = {"WindowCenter": 900, "WindowWidth": 900, "VOILUTFunction": "SIGMOID", "ImageType": ["A", "B", "P"]}
     write_series(folder, "sigmoids", **sigmoid)
+    write_series(folder, "3-plane loc", BodyPartExamined="KOPF", BitsStored=12, HighBit=15)
+    write_series(folder, "cardiac", BodyPartExamined="CARDIAC", PixelSpacing=[1])
     write_series(folder, "implicit1", syntax=ImplicitVRLittleEndian, BodyPartExamined="BRAIN", BitsStored=12)
     names = {"": "Schadel", "ISO_IR 192": "Schä 頭", "ISO_IR 101": "Głowa", "ISO_IR 144": "Голова", "GB18030": "头部"}
     for place, (letters, title) in enumerate(names.items()):  # with a window that is there and empty
@@ -168,6 +170,8 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     write_dicom(tmp_path / "ct", stored, Modality="CT")
     write_dicom(tmp_path / "mosaic", stored, ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])
     write_dicom(tmp_path / "compressed", stored, JPEGLosslessSV1, PixelData=encapsulate([b"\xff\xd8"]))
+    write_dicom(tmp_path / "frames", stored, NumberOfFrames=2_000_000_000)
+    write_dicom(tmp_path / "private", SOPClassUID="1.3.46.670589.11.0.0.12.4", PixelData=None)
     whole = write_dicom(tmp_path / "whole", stored).read_bytes()
     (tmp_path / "cut").write_bytes(whole[:3000])
     frames = pydicom.Dataset(pydicom.dcmread(write_dicom(tmp_path / "bare", head(4), NumberOfFrames=4)))
@@ -186,6 +190,8 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
         "ct": "modality 'CT'",
         "mosaic": "a mosaic",
         "compressed": "is compressed (JPEG Lossless)",
+        "frames": "has 2000000000 frames",
+        "private": "without an image",
         "cut": "truncated",
         "bare": "truncated",
         "cut.nii": "missing",

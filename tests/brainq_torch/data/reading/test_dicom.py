@@ -350,6 +350,34 @@ def test_an_empty_slope_says_nothing(tmp_path):
     np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
 
 
+def test_a_scanners_private_file_without_pixels_is_of_another_kind(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", PixelData=None, SOPClassUID="1.3.46.670589.11.0.0.12.4")
+    with pytest.raises(OtherKindError, match="without an image"):
+        list_slices(path)
+
+
+def test_bits_above_those_stored_move_down_where_the_header_says_so(tmp_path):
+    plain = read_grey(write_dicom(tmp_path / "a.dcm", BitsStored=12, HighBit=11)).pixels
+    shifted = write_dicom(tmp_path / "b.dcm", STORED << 4, BitsStored=12, HighBit=15)
+    np.testing.assert_array_equal(read_grey(shifted).pixels, plain)
+
+
+def test_numbers_that_are_none_say_nothing(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", PixelSpacing=[1.5, 1.5], WindowCenter=500.5, WindowWidth=100)
+    path.write_bytes(path.read_bytes().replace(b"1.5\\1.5 ", b"1,5\\1,5 ").replace(b"500.5 ", b"500,5 "))
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
+    one = write_dicom(tmp_path / "b.dcm", PixelSpacing=[1.5], ImagePositionPatient=[1], ImageOrientationPatient=[1])
+    np.testing.assert_array_equal(read_grey(one).pixels, rescaled(STORED))
+    assert list_slices(one)[0].position_mm is None
+
+
+@pytest.mark.parametrize("count", [-1, 2_000_000_000])
+def test_a_number_of_frames_without_sense_is_refused(tmp_path, count):
+    path = write_dicom(tmp_path / "a.dcm", NumberOfFrames=count)
+    with pytest.raises(UnreadableImageError, match=f"has {count} frames"):
+        list_slices(path)
+
+
 def test_functional_groups_are_read_per_frame(tmp_path):
     measures, shared, groups = pydicom.Dataset(), pydicom.Dataset(), []
     measures.PixelSpacing = [1.0, 0.5]
@@ -382,7 +410,11 @@ def test_functional_groups_are_read_per_frame(tmp_path):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "is a phase map (ImageType P)"),
         ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE"]}, "is a projection (ImageType PROJECTION IMAGE)"),
         ({"BodyPartExamined": "KNEE"}, "shows KNEE (BodyPartExamined)"),
+        ({"BodyPartExamined": "CARDIAC"}, "shows CARDIAC (BodyPartExamined)"),
         ({"BodyPartExamined": "HEADNECK", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ""),
+        *(({"BodyPartExamined": part}, "") for part in ("KOPF", "SCHAEDEL", "CRANEO", "ENCEPHALE", "IAC", "UNKNOWN")),
+        *(({"SeriesDescription": name}, "is a localizer (SeriesDescription)") for name in ("3-pl loc", "SURVEY", "AAHScout")),
+        ({"SeriesDescription": "T1 block"}, ""),
     ],
 )
 def test_what_is_no_slice_through_a_head_is_named(tmp_path, tags, unfit):
@@ -397,7 +429,7 @@ def test_a_window_that_misses_the_image_is_ignored(tmp_path):
     assert grey.notes[0] == "VOI window centre 9000 width 200 misses nearly all pixels, ignored"
 
 
-STORAGES = [f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "11.1", "104.1", "4.2")]
+STORAGES = [f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "11.1", "104.1", "4.2", "66")]
 
 
 @pytest.mark.parametrize("storage", [*STORAGES, "1.2.840.10008.1.3.10", "1.3.12.2.1107.5.9.1"])
