@@ -413,7 +413,10 @@ def test_functional_groups_are_read_per_frame(tmp_path):
         ({"BodyPartExamined": "CARDIAC"}, "shows CARDIAC (BodyPartExamined)"),
         ({"BodyPartExamined": "HEADNECK", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ""),
         *(({"BodyPartExamined": part}, "") for part in ("KOPF", "SCHAEDEL", "CRANEO", "ENCEPHALE", "IAC", "UNKNOWN")),
-        *(({"SeriesDescription": name}, "is a localizer (SeriesDescription)") for name in ("3-pl loc", "SURVEY", "AAHScout")),
+        *(
+            ({"SeriesDescription": name}, "is a localizer (SeriesDescription)")
+            for name in ("3-pl loc", "SURVEY", "AAHScout")
+        ),
         ({"SeriesDescription": "T1 block"}, ""),
     ],
 )
