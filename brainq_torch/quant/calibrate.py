@@ -34,7 +34,7 @@ _CANDIDATES = np.linspace(0.3, 1.0, 71)
 """Shares of the full range that the MSE method tries."""
 
 _BATCH = 8
-_TO_CORRECT = 16
+_TO_CORRECT = 32
 """Images to take means over, at every position of each."""
 _CARRIED = 0.5
 """Of what earlier layers moved, the share that a bias takes back where weights have few bits. With 8 it is mostly what
