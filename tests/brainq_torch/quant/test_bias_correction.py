@@ -47,7 +47,7 @@ def mean_error(network, name, images):
 @pytest.mark.parametrize("name", ["stem.0", "depth.0", "point.0", "classifier"])
 def test_mean_outputs_are_those_of_weights_that_are_not_rounded(name, monkeypatch):
     monkeypatch.setattr(calibrate, "_CARRIED", 0.0)
-    images, network = small_images(calibrate._TO_CORRECT), coarse_network()
+    images, network = small_images(), coarse_network()
     before = mean_error(network, name, as_input(images))
     correct_biases(network, measure_means(small_network(), scheme_of(network), images), images)
     step = network.get_submodule(name).weight_fake_quant.bias_scale.max().item()
@@ -56,7 +56,7 @@ def test_mean_outputs_are_those_of_weights_that_are_not_rounded(name, monkeypatc
 
 
 def test_half_of_the_way_is_half_of_the_error():
-    images, network = small_images(calibrate._TO_CORRECT), coarse_network()
+    images, network = small_images(), coarse_network()
     before = mean_error(network, "stem.0", as_input(images))
     correct_biases(network, measure_means(small_network(), scheme_of(network), images), images, share=0.5)
     step = network.get_submodule("stem.0").weight_fake_quant.bias_scale.max().item()
@@ -65,7 +65,7 @@ def test_half_of_the_way_is_half_of_the_error():
 
 @pytest.mark.parametrize(("bits", "nearer"), [(4, True), (8, False)])
 def test_what_earlier_layers_moved_is_taken_back_where_weights_have_few_bits(bits, nearer, monkeypatch):
-    images, logits = small_images(calibrate._TO_CORRECT), []
+    images, logits = small_images(), []
     for carried in (0.0, 0.5):
         monkeypatch.setattr(calibrate, "_CARRIED", carried)
         network = quantize_post_training(small_network(), images, Scheme(weight_bits=bits))
@@ -90,7 +90,7 @@ def test_a_moved_bias_is_on_the_grid_and_moved_once():
 
 
 def test_means_are_measured_where_they_are_asked_for():
-    images = small_images(calibrate._TO_CORRECT)
+    images = small_images()
     found = measure_means(small_network(), Scheme(weight_bits=4), images)
     assert found.keys() == {layer.name for layer in weighted_layers(coarse_network())}
     with torch.no_grad():

@@ -101,7 +101,7 @@ def test_what_has_a_ceiling_is_left():
 
 
 def test_corrected_biases_aim_at_means_in_the_changed_size(uneven):
-    pixels = small_images(calibrate._TO_CORRECT)
+    pixels = small_images()
     network = quantize_post_training(uneven, pixels, Scheme(weight_bits=4))
     corrected = copy.deepcopy(network)
     correct_biases(corrected, measure_means(uneven, Scheme(weight_bits=4), pixels), pixels, share=1)
