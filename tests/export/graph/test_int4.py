@@ -36,7 +36,7 @@ def files(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("int4")
     model = small_network()
-    model.down = nn.Conv2d(8, 8, 3, 2, 1)
+    model.down = nn.Conv2d(8, 8, 3, 2, 1, bias=False)
     model.down.weight.data = torch.randint(-8, 9, (8, 8, 3, 3), generator=torch.Generator().manual_seed(0)) / 16
     network = quantize_low_bits(model, small_images(), SCHEME, Rounding(positions=32)).network
     export_qdq_onnx(network, PixelSpec(SIDE), folder / "model.onnx")
