@@ -52,7 +52,7 @@ _HEAD = re.compile(
 )
 """Of BodyPartExamined, as scanners in several languages write it."""
 _UNSAID = ("", "UNKNOWN", "OTHER", "UNSPECIFIED", "NONE", "NA", "N/A")
-_LOCALIZER = re.compile(r"LOCALI[SZ]|LOKALI|SCOUT|SURVEY|(^|[^A-Z])LOC([^A-Z]|$)")
+_LOCALIZER = re.compile(r"LOCALI[SZ]|LOKALI|SCOUT|SURVEY|PILOT|(^|[^A-Z])LOC([^A-Z]|$)")
 """Of SeriesDescription: most scanners' ImageType does not tell a localizer from other images."""
 _UNFIT = {
     "a localizer": {"LOCALIZER", "SCOUT"},

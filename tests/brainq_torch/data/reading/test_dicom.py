@@ -415,7 +415,7 @@ def test_functional_groups_are_read_per_frame(tmp_path):
         *(({"BodyPartExamined": part}, "") for part in ("KOPF", "SCHAEDEL", "CRANEO", "ENCEPHALE", "IAC", "UNKNOWN")),
         *(
             ({"SeriesDescription": name}, "is a localizer (SeriesDescription)")
-            for name in ("3-pl loc", "SURVEY", "AAHScout")
+            for name in ("3-pl loc", "SURVEY", "AAHScout", "FAST PILOT")
         ),
         ({"SeriesDescription": "T1 block"}, ""),
     ],
