@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from brainq_torch.data.head_crop import BLANK
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
-from brainq_torch.data.reading.image import is_meant_as_image, list_named_files, list_slices
+from brainq_torch.data.reading.image import is_meant_as_image, list_named_files, list_slices, read_slice
 from brainq_torch.data.reading.slices import FileSlice, find_header, is_mask_by_name
 from brainq_torch.series.split import split_series
 
@@ -86,42 +87,62 @@ def find_series(
         classes: Of the model: a folder of such a name holds no masks.
     """
     scattered: dict[str, list[FileSlice]] = {}
-    known = set[object]()
+    known: dict[object, FileSlice] = {}
     for number, path in enumerate(find_images(words)):
         say(number)
-        if isinstance(path, Unread):
-            yield path
-            continue
-        found = _list(path, plane, classes, list(words) == [path], known)
+        found = path if isinstance(path, Unread) else _list(path, plane, classes, list(words) == [path])
         if isinstance(found, Unread):
             yield found
             continue
-        is_scattered = bool(found[0].series) and not found[0].series.startswith(path)
-        for one in found if is_scattered else []:
-            scattered.setdefault(one.series, []).append(one)
-        for name in () if is_scattered else dict.fromkeys(one.series for one in found):
-            yield from _divide(name, [one for one in found if one.series == name])
+        if not found[0].series or found[0].series.startswith(os.fspath(found[0].path)):
+            for name in dict.fromkeys(one.series for one in found):
+                yield from _divide(name, [one for one in found if one.series == name])
+            continue
+        if unread := _find_copy(found[0], known, scattered):
+            yield unread
+        if not (unread and unread.left_out):
+            for one in found:
+                scattered.setdefault(one.series, []).append(one)
     while scattered:  # what was answered is not kept
         name = next(iter(scattered))
         yield from _divide(name, scattered.pop(name))
 
 
-def _list(
-    path: str, plane: str | None, classes: Sequence[str], is_alone: bool, known: set[object]
-) -> list[FileSlice] | Unread:
-    """Return a file's slices, or why there are none. known: of the files before; this file's are added."""
+def _list(path: str, plane: str | None, classes: Sequence[str], is_alone: bool) -> list[FileSlice] | Unread:
+    """Return a file's slices, or why there are none."""
     if is_mask_by_name(path, classes) and not is_alone:
         return Unread(path, _MASK, left_out=True)
     try:
-        found = list_slices(path, plane)
+        return list_slices(path, plane)
     except UnreadableImageError as error:
-        left_out = isinstance(error, OtherKindError) and not is_alone
-        return Unread(path, error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
-    first = (found[0].series, found[0].instance, found[0].place, found[0].axes, *found[0].traits.values())
-    if found[0].instance and first in known:
-        return Unread(path, _COPY, left_out=True)
-    known.add(first)
-    return found
+        return _unread(error, isinstance(error, OtherKindError) and not is_alone)
+
+
+def _unread(error: UnreadableImageError, left_out: bool = False) -> Unread:
+    return Unread(os.fspath(error.path), error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
+
+
+def _find_copy(
+    first: FileSlice, known: dict[object, FileSlice], scattered: dict[str, list[FileSlice]]
+) -> Unread | None:
+    """Return which of two copies is not answered, None where a file is none: this one, or the damaged one before it.
+
+    first: slice of this file. known: of the files before. scattered: their slices; a damaged copy's are taken out.
+    """
+    if not first.instance:
+        return None
+    key = (first.series, first.instance, first.place, first.axes, *first.traits.values())
+    before = known.setdefault(key, first)
+    if before is first:
+        return None
+    try:
+        read_slice(before)
+    except UnreadableImageError as error:
+        if error.reason != BLANK:
+            scattered[first.series] = [one for one in scattered[first.series] if one.path != before.path]
+            known[key] = first
+            return _unread(error)
+    return Unread(os.fspath(first.path), _COPY, left_out=True)
 
 
 def _divide(name: str, slices: list[FileSlice]) -> Iterator[Series]:

@@ -57,20 +57,25 @@ async function answerFiles(files) {
   const before = find("answers").firstChild; // what is answered already stays below
   files.sort(inOrder);
   const refused = new Map();
+  const refuse = (error, path) => {
+    const text = explain(error);
+    if (!refused.has(text)) refused.set(text, { paths: [], error });
+    refused.get(text).paths.push(path);
+  };
   const isAlone = files.length === 1;
   const beside = new Map(files.map(({ path, file }) => [path, file]));
-  const known = new Set();
+  const known = new Map();
   const progress = makeArticle("Reading", before);
   for (const [place, file] of files.entries()) {
     await say(progress, `${place + 1} of ${files.length} files`);
     try {
       slices.push(...(await listSlices({ ...file, isAlone, beside, known, classes: answering.classes }, decodeJpeg)));
     } catch (error) {
-      const text = explain(error);
-      if (!refused.has(text)) refused.set(text, { paths: [], error });
-      refused.get(text).paths.push(file.path);
+      refuse(error, file.path);
     }
   }
+  const damaged = slices.filter(({ fault }) => fault);
+  damaged.forEach(({ fault, path }) => refuse(fault, path));
   progress.remove();
   const [below] = [...refused.values()].map(({ paths, error }) => {
     const article = makeArticle(paths[0], before);
@@ -78,7 +83,7 @@ async function answerFiles(files) {
     return article;
   });
   if (!slices.length && !refused.size) makeArticle("No image", before).querySelector("p").textContent = "in these files";
-  for (const series of sortIntoSeries(slices)) {
+  for (const series of sortIntoSeries(slices.filter(({ path }) => !damaged.some((one) => one.path === path)))) {
     const article = makeArticle(series.title || series.path, below ?? before);
     await (series.slices.length > 1 ? answerSeries(article, series) : answerImage(article, series.slices[0]));
   }

@@ -17,9 +17,9 @@ const HEAD_BYTES = 1024;
 /**
  * Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder.
  * file: a File, what opens one, or bytes. isAlone: it is all that was chosen. beside: path -> file of what was chosen.
- * known: of the files before, so that a copy does not count twice. classes: of the model; a folder of such a name holds no masks.
+ * known: of the files before, so that a copy does not count twice; a damaged one gets the attribute fault. classes: of the model; a folder of such a name holds no masks.
  */
-export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map(), known = new Set(), classes = [] }, decodeJpeg) {
+export async function listSlices({ path, file, isOfFolder, isAlone, beside = new Map(), known = new Map(), classes = [] }, decodeJpeg) {
   if (["hdr", "HDR", "hdr.gz", "HDR.gz"].some((end) => VOXELS.test(path) && beside.has(path.replace(VOXELS, `.${end}`)))) return [];
   const isNamed = IMAGE_SUFFIX.test(path);
   if (isOfFolder && (path.includes("/.") || !(isNamed || isImage(await read(file, HEAD_BYTES))))) return [];
@@ -35,10 +35,12 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     if (slices?.length) {
       const [{ series, instance, pixels, place, axes, traits }] = slices;
       const first = JSON.stringify([series, instance ?? (pixels && (await sha256(pixels))), place, axes, Object.values(traits)]);
-      if (known.has(first)) throw new LeftOut("is a copy: an image of its SOPInstanceUID, at its place, or of its pixels is answered", "choose it alone");
-      if (instance || pixels) known.add(first);
+      const before = known.get(first);
+      if (before) before.fault = await findFault(before);
+      if (before && !before.fault) throw new LeftOut("is a copy: an image of its SOPInstanceUID, at its place, or of its pixels is answered", "choose it alone");
+      if (slices.length === 1) slices[0] = { ...slices[0], pixels: null, decode: () => decodeAgain(path, file) };
+      if (instance || pixels) known.set(first, slices[0]);
     }
-    if (slices?.length === 1) return [{ ...slices[0], pixels: null, decode: () => decodeAgain(path, file) }];
     if (slices || isOfFolder) return slices ?? [];
     throw new Unreadable("is a DICOM directory, report or other file without an image", "choose the folder of the images");
   }
@@ -54,6 +56,15 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
   }
   throw new Unreadable("is neither PNG, TIFF, JPEG, DICOM nor NIfTI-1", "use predict.py, which reads BMP, WebP and others as well");
+}
+
+/** Return why a slice of which there is a copy cannot be read: a damaged one must not hide the other. */
+async function findFault(slice) {
+  try {
+    await slice.decode();
+  } catch (error) {
+    return error;
+  }
 }
 
 function isMaskByName(path, classes) {

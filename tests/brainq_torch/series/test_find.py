@@ -107,6 +107,18 @@ def test_a_copy_does_not_count_twice_and_is_named(tmp_path):
     assert all(one.left_out and "is a copy" in one.error for one in copies)
 
 
+def test_a_damaged_copy_does_not_hide_the_sound_one(tmp_path):
+    write_series(tmp_path / "b", "1.2.3", [1.0, 2.0])
+    sound = sorted((tmp_path / "b").iterdir())
+    damaged = tmp_path / "a"
+    damaged.write_bytes(sound[0].read_bytes()[:-100])
+    shutil.copy(sound[0], tmp_path / "c")
+    fault, copy, series = find_series([str(tmp_path)])
+    assert (fault.path, fault.left_out, "truncated" in fault.error) == (str(damaged), False, True)
+    assert (copy.path, copy.left_out) == (str(sound[0]), True)
+    assert [one.path for one in series.slices] == [str(tmp_path / "c"), str(sound[1])]
+
+
 def test_what_is_locked_is_named_and_a_link_is_followed_once(tmp_path, monkeypatch):
     scans, outside = tmp_path / "scans", tmp_path / "outside"
     write_series(outside, "1.2.3", [1.0, 2.0])

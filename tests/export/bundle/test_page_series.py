@@ -355,6 +355,8 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
     directory.save_as(folder / "DICOMDIR")
     (folder / "DICOMDIR").write_bytes((folder / "DICOMDIR").read_bytes()[:400])
     shutil.copytree(folder / "deep" / "plain", folder / "deep" / "plain - copy")
+    first = sorted((folder / "deep" / "plain").iterdir())[0]
+    (folder / "damaged").write_bytes(first.read_bytes()[:-100])
     nowhere = {"SeriesInstanceUID": "1.2.97", "SOPInstanceUID": "1.2.4"}
     for number, place in enumerate((2, 3, 2)):  # the last is the first
         write_dicom(folder / f"nowhere{number}", head()[place], **nowhere)
@@ -367,7 +369,7 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
         browser.wait_for(f"{ARTICLES}.length > 4 && {ARTICLES}.every((one) => one.dataset.answer)")
         found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
     by_path = {said["path"]: said for said in found}
-    assert len(found) == len(by_path) == 7
+    assert len(found) == len(by_path) == 8
     assert len(by_path["CD/deep/plain"]["rows"]) == DEPTH
     assert len(by_path["CD"]["rows"]) == 2
     left_out = {path: (said["files"], said["error"]) for path, said in by_path.items() if said.get("left_out")}
@@ -375,7 +377,8 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
     assert left_out.pop("CD/nowhere2")[0] == 1 + DEPTH
     ((files, error),) = left_out.values()
     assert (files, error.startswith("has modality 'CT'")) == (2, True)
-    faults = {said["files"]: said["error"] for said in found if said.get("left_out") is False}
+    assert "truncated or damaged" in by_path.pop("CD/damaged")["error"]
+    faults = {said["files"]: said["error"] for said in by_path.values() if said.get("left_out") is False}
     assert faults.keys() == {1, DEPTH}  # a file of several frames is one
     assert all("is compressed (JPEG Lossless)" in error for error in faults.values())
     assert not browser.problems
