@@ -216,6 +216,9 @@ function requireSlice(header) {
   if ((header.string("x00080008") ?? "").split("\\").includes("MOSAIC")) {
     throw new Unreadable("is a mosaic: many slices side by side in one picture", "convert its series to NIfTI, e.g. with dcm2niix");
   }
+  if (header.elements.x7fe00008 || header.elements.x7fe00009) {
+    throw new Unreadable("has pixels that this page does not decode (floats)", "use predict.py");
+  }
   const missing = Object.entries(NEEDED).filter(([, tag]) => !header.elements[tag]?.length).map(([name]) => name);
   if (missing.length) throw new Unreadable(`has no ${missing.join(", ")}`, "export it again from the scanner or archive");
 }

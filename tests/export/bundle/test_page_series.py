@@ -172,6 +172,7 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
     write_dicom(tmp_path / "compressed", stored, JPEGLosslessSV1, PixelData=encapsulate([b"\xff\xd8"]))
     write_dicom(tmp_path / "frames", stored, NumberOfFrames=2_000_000_000)
     write_dicom(tmp_path / "private", SOPClassUID="1.3.46.670589.11.0.0.12.4", PixelData=None)
+    write_dicom(tmp_path / "floats", PixelData=None, BitsAllocated=32, FloatPixelData=stored.astype("<f4").tobytes())
     whole = write_dicom(tmp_path / "whole", stored).read_bytes()
     (tmp_path / "cut").write_bytes(whole[:3000])
     frames = pydicom.Dataset(pydicom.dcmread(write_dicom(tmp_path / "bare", head(4), NumberOfFrames=4)))
@@ -192,6 +193,7 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
         "compressed": "is compressed (JPEG Lossless)",
         "frames": "has 2000000000 frames",
         "private": "without an image",
+        "floats": "does not decode (floats)",
         "cut": "truncated",
         "bare": "truncated",
         "cut.nii": "missing",
