@@ -119,7 +119,7 @@ def _list(path: str, plane: str | None, classes: Sequence[str], is_alone: bool) 
 
 
 def _unread(error: UnreadableImageError, left_out: bool = False) -> Unread:
-    return Unread(os.fspath(error.path), error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
+    return Unread(error.path, error.reason if left_out else f"{error.reason}; {error.remedy}", left_out)
 
 
 def _find_copy(

@@ -22,15 +22,16 @@ def require_places(options: Namespace, *places: str | Path | None) -> None:
         KeptFileError: One cannot be written, is named by another word, too, or an image, another DICOM file or a model
             stands there.
     """
-    named = [Path(word).resolve() for word in _list_words(vars(options).values())]
-    for path in [Path(place) for place in places if place]:
+    wanted = [Path(place) for place in places if place]
+    named = [os.path.realpath(word) for word in _list_words(vars(options).values())] if wanted else []
+    for path in wanted:
         if not _is_writable(path):
             raise KeptFileError(
                 f"{path} cannot be written; name a file in a folder that is there and that you may write"
             )
         if path.is_file() and (lost := _find_lost(path)):
             raise KeptFileError(f"{path} is {lost}, which would be lost; name another file for the answers")
-        if named.count(path.resolve()) > 1:
+        if named.count(os.path.realpath(path)) > 1:
             raise KeptFileError(f"{path} is named twice, and one would be lost; name another file for the answers")
 
 
