@@ -1,5 +1,6 @@
 // Prints, for each picture of a job, what the browser page's own files make of it: node page_pixels.mjs JOB.json
 import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -7,7 +8,10 @@ import { pathToFileURL } from "node:url";
 const job = JSON.parse(await readFile(process.argv[2], "utf8"));
 const load = (name) => import(pathToFileURL(`${job.page}/${name}`));
 const [files, { applySpec }, { judge }, series] = await Promise.all(["files.js", "pixels.js", "abstention.js", "series.js"].map(load));
-if (job.parser) globalThis.dicomParser = createRequire(import.meta.url)(job.parser);
+const scripts = { dicomParser: "dicomParser.min.js", CharLSWASM: "charlswasm_decode.js", OpenJPEGWASM: "openjpegwasm_decode.js" };
+for (const [name, file] of Object.entries(scripts)) {
+  if (existsSync(`${job.page}/runtime/${file}`)) globalThis[name] = createRequire(import.meta.url)(`${job.page}/runtime/${file}`);
+}
 const hash = (data) => createHash("sha256").update(data).digest("hex");
 
 async function answer(slice) {

@@ -16,6 +16,7 @@ from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 from pydicom.pixels.utils import pixel_array
 
+from brainq_torch.data.reading.apart import decode_apart
 from brainq_torch.data.reading.dicom_header import (
     ONE_AT_A_TIME,
     count_frames,
@@ -99,6 +100,8 @@ def _require_slice(path: FilePath, header: pydicom.Dataset) -> None:
     if kind not in _MONOCHROME + _COLOUR:
         allowed = ", ".join(_MONOCHROME + _COLOUR)
         raise UnreadableImageError(path, f"has PhotometricInterpretation {kind}; read are {allowed}", "save it as PNG")
+    if kind in _COLOUR and header.BitsAllocated != 8:
+        raise UnreadableImageError(path, f"has colours of {header.BitsAllocated} bits; read are 8", "save it as PNG")
 
 
 def _frame_index(path: FilePath, header: pydicom.Dataset, frame: int | None) -> tuple[int, list[str]]:
@@ -118,7 +121,8 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     top = bits if syntax.is_compressed else max(bits, int(header.get("HighBit") or 0) + 1)  # above them in old files
     try:
         held = header if "PixelData" in header else os.fspath(path)
-        stored: npt.NDArray[Any] = pixel_array(held, index=index, bits_stored=top)
+        decode = decode_apart if syntax.is_compressed else pixel_array
+        stored: npt.NDArray[Any] = decode(held, index=index, bits_stored=top)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
         if "missing dependencies" not in str(error):
             reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"

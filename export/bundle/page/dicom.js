@@ -1,9 +1,12 @@
 /**
- * Lists the frames of a DICOM MR file: brainq_torch/data/reading/dicom.py and what stands beside it, in JavaScript,
- * for pixels that are not compressed. The only file here that knows dicomParser, which is loaded by the page.
+ * Lists the frames of a DICOM MR file: brainq_torch/data/reading/dicom.py and what stands beside it, in JavaScript. With
+ * compressed.js the only file here that knows dicomParser, which is loaded by the page.
  */
 
+import { isCompressed, unpack } from "./compressed.js";
 import { general, makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
+import { inflate } from "./inflate.js";
+import { luma } from "./picture.js";
 import { roundHalfEven } from "./resize.js";
 import { damaged, LeftOut, Unreadable } from "./unreadable.js";
 
@@ -15,10 +18,6 @@ const IMAGELESS =
   /DICM.*\x02\0\x02\0UI..1\.(2\.840\.10008\.(1\.3\.10[\0\x02]|5\.1\.4\.1\.1\.(88|11|104|66|9|4\.2|481\.[358])[.\0\x02])|3\.12\.2\.1107\.5\.9\.1\0)/s;
 /** What storage classes of MR and secondary capture images begin with. */
 const IMAGES = ["1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7"];
-const COMPRESSIONS = {
-  4.5: "JPEG", 4.51: "JPEG", 4.57: "JPEG Lossless", 4.7: "JPEG Lossless", 4.8: "JPEG-LS", 4.81: "JPEG-LS",
-  4.9: "JPEG 2000", 4.91: "JPEG 2000", 5: "RLE",
-}; // prettier-ignore
 const PER_FRAME = "x52009230";
 const SHARED = "x52009229";
 const PIXELS = "x7fe00010"; // what stands before them is parsed: where they are cut short, it is a slice that cannot be read
@@ -50,6 +49,10 @@ const CHARACTER_SETS = {
   126: "iso-8859-7", 127: "iso-8859-6", 138: "iso-8859-8", 144: "iso-8859-5", 148: "windows-1254", 149: "euc-kr",
   166: "tis-620", 192: "utf-8", 203: "iso-8859-15", 18030: "gb18030", GBK: "gbk",
 }; // prettier-ignore
+const GREYS = ["MONOCHROME1", "MONOCHROME2"];
+const COLOURS = ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"];
+/** What the chromas, of blue and of red, give of red, green and blue. */
+const YBR_TO_RGB = [[0, 1.402], [(-0.114 * 1.772) / 0.587, (-0.299 * 1.402) / 0.587], [1.772, 0]].map((row) => row.map(Math.fround)); // prettier-ignore
 const NEEDED = {
   Rows: "x00280010", Columns: "x00280011", BitsAllocated: "x00280100", BitsStored: "x00280101",
   PixelRepresentation: "x00280103", PhotometricInterpretation: "x00280004",
@@ -60,9 +63,9 @@ export function isDicom(bytes) {
 }
 
 /** Return the slices, or null for a directory, a report or another file without an image. */
-export function listDicomSlices(path, bytes) {
+export async function listDicomSlices(path, bytes) {
   if (IMAGELESS.test(latin(bytes, 0, 1024))) return null; // however damaged it is behind
-  const header = parse(bytes);
+  const header = await parse(bytes);
   const count = header.intString("x00280008") || 1;
   if (count < 1 || count > MOST_FRAMES) {
     throw new Unreadable(`says that it has ${count} frames; read are 1 to ${MOST_FRAMES}`, "copy or download it again, or remove it");
@@ -109,9 +112,9 @@ function latin(bytes, start, end) {
 }
 
 /** Return the header of an MR file. */
-function parse(bytes) {
+async function parse(bytes) {
   try {
-    const header = readHeader(bytes);
+    const header = await readHeader(bytes);
     requireMr(header);
     return header;
   } catch (error) {
@@ -120,7 +123,7 @@ function parse(bytes) {
   }
 }
 
-function readHeader(bytes) {
+async function readHeader(bytes) {
   const { parseDicom, readPart10Header } = globalThis.dicomParser;
   let whole = bytes;
   let untilTag = PIXELS;
@@ -136,13 +139,23 @@ function readHeader(bytes) {
   }
   const meta = readPart10Header(whole);
   const declared = meta.string("x00020010");
-  if (declared === DEFLATED) throw new Unreadable("is a deflated DICOM file", "use predict.py");
+  if (declared === DEFLATED) {
+    return parseDicom(await inflateRest(whole.subarray(meta.position)), { TransferSyntaxUID: EXPLICIT });
+  }
   const isExplicit = /^[A-Z]{2}$/.test(latin(whole, meta.position + 4, meta.position + 6));
   if (declared && isExplicit === (declared !== IMPLICIT)) return parseDicom(whole, { untilTag });
   const found = isExplicit ? EXPLICIT : IMPLICIT; // as in Python, what the first element shows is believed
   const header = parseDicom(whole.subarray(meta.position), { TransferSyntaxUID: found, untilTag });
   header.elements.x00020010.Value = declared ?? found;
   return header;
+}
+
+/** Inflate a data set, which a byte may follow that makes its length even (PS3.5 A.5). */
+function inflateRest(bytes) {
+  return inflate([bytes], "deflate-raw", "DICOM file").catch((error) => {
+    if (bytes.at(-1) !== 0) throw error;
+    return inflate([bytes.subarray(0, -1)], "deflate-raw", "DICOM file");
+  });
 }
 
 /** Return a function of a tag: the dataset that says it of a frame, its group first, then that of all frames. */
@@ -180,14 +193,18 @@ function whyUnfit(text) {
 }
 
 /** Decode one frame the way a viewer shows it: {image, notes, warning}. */
-function decode(header, frame) {
+async function decode(header, frame) {
   requireSlice(header);
   const find = functionalGroups(header, frame);
   const text = (tag) => find(tag).string(tag);
   const unfit = whyUnfit(text);
   const warning = unfit && `${unfit}, no slice through a head: do not rely on the answer`;
-  const stored = readStored(header, frame);
-  const { rows, columns } = stored;
+  const stored = await readStored(header, frame);
+  const { rows, columns, notes } = stored;
+  if (stored.isColour) {
+    const grey = Uint8Array.from({ length: rows * columns }, (_, place) => luma(stored.values.subarray(3 * place, 3 * place + 3)));
+    return { image: { width: columns, height: rows, data: grey }, notes: ["DICOM colours converted to grey", ...notes], warning };
+  }
   const isMeasured = findMeasured(header, stored);
   const shown = show({ text, find, header, stored, isMeasured, width: columns });
   const darkest = shown.data.reduce((least, value, place) => (isMeasured && !isMeasured[place] ? least : Math.min(least, value)), 255);
@@ -196,7 +213,7 @@ function decode(header, frame) {
   const spacing = numbers(find("x00280030"), "x00280030");
   const [rowSpacing, columnSpacing] = spacing.length === 2 ? spacing : [1, 1];
   const square = makeSquare({ width: columns, height: rows, data }, rowSpacing, columnSpacing);
-  return { image: square.image, notes: [...shown.notes, ...padding, ...square.notes], warning };
+  return { image: square.image, notes: [...shown.notes, ...padding, ...square.notes, ...notes], warning };
 }
 
 function requireMr(header) {
@@ -223,35 +240,53 @@ function requireSlice(header) {
   if (missing.length) throw new Unreadable(`has no ${missing.join(", ")}`, "export it again from the scanner or archive");
 }
 
-/** Return {rows, columns, values, isSigned, bits}: values as they are stored. */
-function readStored(header, frame) {
-  const syntax = header.string("x00020010") ?? IMPLICIT;
-  const kind = header.string("x00280004");
+/** Return {rows, columns, values, isColour, isSigned, bits, allocated, notes}: values as they are stored, or red, green and blue of each pixel. */
+async function readStored(header, frame) {
   const [rows, columns, allocated, bits, signed] = ["Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"].map((name) => header.uint16(NEEDED[name]));
   refuseGigantic(columns, rows);
-  const compression = COMPRESSIONS[Number(syntax.slice(IMPLICIT.length + 1))];
-  if (compression) {
-    throw new Unreadable(`is compressed (${compression}), which this page does not decode`, "use predict.py, or save it uncompressed");
+  const kind = header.string("x00280004");
+  const isColour = COLOURS.includes(kind);
+  if (!isColour && !GREYS.includes(kind)) {
+    throw new Unreadable(`has PhotometricInterpretation ${kind}; read are ${[...GREYS, ...COLOURS].join(", ")}`, "save it as PNG");
   }
-  const isPlain = syntax === IMPLICIT || syntax === EXPLICIT || (syntax === BIG_ENDIAN && allocated !== 8);
-  if (!isPlain || !["MONOCHROME1", "MONOCHROME2"].includes(kind) || ![8, 16, 32].includes(allocated)) {
-    throw new Unreadable(`has pixels that this page does not decode (${isPlain ? kind : syntax}, ${allocated} bits)`, "use predict.py");
+  const shape = { size: rows * columns, samples: isColour ? 3 : 1 };
+  const syntax = header.string("x00020010") ?? IMPLICIT;
+  const isPacked = isCompressed(syntax);
+  const isPlain = [IMPLICIT, EXPLICIT, DEFLATED].includes(syntax) || (syntax === BIG_ENDIAN && allocated !== 8);
+  if (!(isPlain || isPacked) || !(isColour ? [8] : [8, 16, 32]).includes(allocated) || (kind === "YBR_FULL_422" && !isPacked)) {
+    throw new Unreadable(`has pixels that this page does not decode (${isPlain || isPacked ? kind : syntax}, ${allocated} bits)`, "use predict.py");
   }
-  const element = header.elements[PIXELS];
-  if (!element) throw new Unreadable("has no pixels", "leave it out");
-  const step = allocated / 8;
-  const size = rows * columns * step;
-  const start = element.dataOffset + frame * size;
-  if (start + size > Math.min(header.byteArray.length, element.dataOffset + element.length)) throw damaged("DICOM file");
-  const view = new DataView(header.byteArray.buffer, header.byteArray.byteOffset);
-  const read = { 8: "getUint8", 16: "getUint16", 32: "getUint32" }[allocated];
-  const top = Math.max(bits, header.elements.x00280102?.length ? header.uint16("x00280102") + 1 : 0); // HighBit of old files
+  if (!header.elements[PIXELS]) throw new Unreadable("has no pixels", "leave it out");
+  const held = isPacked ? await unpack(header, frame, shape) : takeFrame(header, frame, shape, allocated / 8);
+  const view = new DataView(held.bytes.buffer, held.bytes.byteOffset);
+  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[held.step];
+  const top = Math.max(bits, !isPacked && header.elements.x00280102?.length ? header.uint16("x00280102") + 1 : 0); // HighBit of old files
   const [above, unused] = [32 - top, 32 - bits];
-  const values = Float64Array.from({ length: rows * columns }, (_, place) => {
-    const value = view[read](start + step * place, syntax !== BIG_ENDIAN) << above;
+  const values = Float64Array.from({ length: shape.size * shape.samples }, (_, place) => {
+    const sample = isColour && held.isPlanar ? (place % 3) * shape.size + Math.floor(place / 3) : place;
+    const value = view[read](held.step * sample, syntax !== BIG_ENDIAN) << above;
     return signed ? value >> unused : value >>> unused;
   });
-  return { rows, columns, values, isSigned: Boolean(signed), bits, allocated };
+  if (["YBR_FULL", "YBR_FULL_422"].includes(kind) && !held.isRgb) toRgb(values);
+  return { rows, columns, values, isColour, isSigned: Boolean(signed), bits, allocated, notes: held.notes };
+}
+
+/** Return what is stored of a frame, {bytes, step, isPlanar, notes}, where it is not compressed. */
+function takeFrame(header, frame, { size, samples }, step) {
+  const { dataOffset, length } = header.elements[PIXELS];
+  const [start, end] = [frame, frame + 1].map((place) => dataOffset + place * size * samples * step);
+  if (end > Math.min(header.byteArray.length, dataOffset + length)) throw damaged("DICOM file");
+  const isPlanar = header.elements.x00280006?.length > 0 && header.uint16("x00280006") === 1;
+  return { bytes: header.byteArray.subarray(start, end), step, isPlanar, notes: [] };
+}
+
+/** Turn luma and two chromas into red, green and blue (PS3.3 C.7.6.3.1.2), in single precision as pydicom does. */
+function toRgb(values) {
+  for (let place = 0; place < values.length; place += 3) {
+    const [luma, blue, red] = [values[place], values[place + 1] - 128, values[place + 2] - 128];
+    const mixed = YBR_TO_RGB.map(([ofBlue, ofRed]) => Math.fround(Math.fround(luma + Math.fround(ofBlue * blue)) + Math.fround(ofRed * red)));
+    values.set(mixed.map((value) => Math.min(Math.max(Math.floor(value + 0.5), 0), 255)), place);
+  }
 }
 
 /** Tell which pixels are measured: null where none, or each, is padding. */

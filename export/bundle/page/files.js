@@ -31,7 +31,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     throw new Unreadable("is a gzip file of something else than NIfTI", "remove it or unpack it, for example with gunzip");
   }
   if (isDicom(bytes)) {
-    const slices = listDicomSlices(path, bytes);
+    const slices = await listDicomSlices(path, bytes);
     if (slices?.length) {
       const [{ series, instance, pixels, place, axes, traits }] = slices;
       const first = JSON.stringify([series, instance ?? (pixels && (await sha256(pixels))), place, axes, Object.values(traits)]);
@@ -90,7 +90,7 @@ async function readInflated(file) {
 
 /** Read a DICOM file once more: a folder of them need not fit into memory. */
 async function decodeAgain(path, file) {
-  return listDicomSlices(path, await read(file))[0].decode();
+  return (await listDicomSlices(path, await read(file)))[0].decode();
 }
 
 /** Decode a slice: {image, notes, warning}, the last where it is no slice through a head. Throws Unreadable. */

@@ -4,7 +4,7 @@ import { damaged, Unreadable } from "./unreadable.js";
 
 export const MOST_BYTES = 512 * 1024 * 1024;
 
-/** Return the bytes of a stream in parts. format: "deflate" or "gzip". what: names it where it is damaged. */
+/** Return the bytes of a stream in parts. format: "deflate", "deflate-raw" or "gzip". what: names it where it is damaged. */
 export async function inflate(parts, format, what) {
   const inflated = [];
   let size = 0;

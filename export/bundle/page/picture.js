@@ -5,7 +5,7 @@ import { decodePng, isPng } from "./png.js";
 import { decodeTiff, isTiff } from "./tiff.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
-const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
+export const JPEG_NOTE = "JPEG decoded by this browser: pixels may differ by 1 from Python's";
 
 const COLOUR_SPREAD = 32;
 const COLOUR_FRACTION = 0.001;
@@ -43,7 +43,7 @@ async function readJpeg(bytes, decodeJpeg) {
 }
 
 /** Find the frame header (ITU-T T.81, B.2.2), and that the file has an end. */
-function jpegFrame(bytes) {
+export function jpegFrame(bytes) {
   let offset = 2;
   while (offset + 9 < bytes.length && bytes[offset] === 0xff) {
     const marker = bytes[offset + 1];
@@ -153,7 +153,7 @@ function take({ width, height, channels, samples }, grey) {
 }
 
 /** ITU-R 601-2 luma in Pillow's fixed point (libImaging/Convert.c, L24). */
-function luma([red, green, blue]) {
+export function luma([red, green, blue]) {
   return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16;
 }
 

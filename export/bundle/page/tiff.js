@@ -200,8 +200,8 @@ function load(name) {
   return import(`./runtime/geotiff/${name}`);
 }
 
-/** TIFF 6.0, section 9. */
-function unpackBits(stored, size) {
+/** PackBits (TIFF 6.0, section 9). */
+export function unpackBits(stored, size) {
   const raw = new Uint8Array(size);
   let filled = 0;
   for (let place = 0; place < stored.length && filled < size; ) {

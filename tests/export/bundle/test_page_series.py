@@ -25,9 +25,8 @@ from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import Series, find_series
 from brainq_torch.series.rule import SeriesRule
 from export.bundle.answers import BundledModel
-from export.bundle.web import INSTALL, find_runtime
 from tests.brainq_torch.data.reading.test_dicom import write_dicom
-from tests.export.bundle.test_web import SPECS, browser, hash_of, int8_bundle, read_in_node  # noqa: F401 - fixtures
+from tests.export.bundle.test_web import hash_of, read_in_node
 from tests.support.chromium import serve
 from tests.support.stacks import write_enhanced, write_stacks
 
@@ -143,16 +142,9 @@ def scans(tmp_path_factory):
     return folder
 
 
-def require_parser():
-    if find_runtime() is None:
-        pytest.skip(f"the page's packages are not there: {INSTALL}")
-    return str((find_runtime().with_name("dicom-parser") / "dist/dicomParser.min.js").resolve())
-
-
-def test_the_page_reads_volumes_and_series_as_python_does(scans, tmp_path):
-    parser = require_parser()
+def test_the_page_reads_volumes_and_series_as_python_does(page, scans, tmp_path):
     paths = sorted(path for path in scans.rglob("*") if path.is_file())
-    found, expected = read_in_node(tmp_path, paths, series=True, parser=parser), in_python(scans)
+    found, expected = read_in_node(tmp_path, paths, series=True, page=page), in_python(scans)
     assert list(found) == list(expected)
     for path, rows in expected.items():
         assert len(found[path]) == len(rows)
@@ -164,8 +156,7 @@ def test_the_page_reads_volumes_and_series_as_python_does(scans, tmp_path):
             assert {key: one[key] for key in same} == {key: other[key] for key in same}, (path, number)
 
 
-def test_the_page_refuses_what_it_cannot_decode(tmp_path):
-    parser = require_parser()
+def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
     stored = head()[2]
     write_dicom(tmp_path / "ct", stored, Modality="CT")
     write_dicom(tmp_path / "mosaic", stored, ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])
@@ -190,7 +181,7 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
         "second.nii.gz": "is a NIfTI-2 file",
         "ct": "modality 'CT'",
         "mosaic": "a mosaic",
-        "compressed": "is compressed (JPEG Lossless)",
+        "compressed": "damaged DICOM file (JPEG Lossless",
         "frames": "has 2000000000 frames",
         "private": "without an image",
         "floats": "does not decode (floats)",
@@ -198,14 +189,13 @@ def test_the_page_refuses_what_it_cannot_decode(tmp_path):
         "bare": "truncated",
         "cut.nii": "missing",
     }
-    found = read_in_node(tmp_path, [tmp_path / name for name in reasons], parser=parser)
+    found = read_in_node(tmp_path, [tmp_path / name for name in reasons], page=page)
     for name, reason in reasons.items():
         assert reason in found[str(tmp_path / name)]["error"], name
 
 
-def test_the_page_says_of_a_cut_header_and_of_another_encoding_what_python_says(tmp_path):
+def test_the_page_says_of_a_cut_header_and_of_another_encoding_what_python_says(page, tmp_path):
     """The data set may be encoded otherwise than its transfer syntax says, or that be missing."""
-    parser = require_parser()
     for kind, syntax in (("explicit", ExplicitVRLittleEndian), ("implicit", ImplicitVRLittleEndian)):
         whole = write_dicom(tmp_path / kind, head()[2], syntax).read_bytes()
         for end in range(200, whole.index(b"\xe0\x7f\x10\0") + 8, 7):
@@ -220,8 +210,8 @@ def test_the_page_says_of_a_cut_header_and_of_another_encoding_what_python_says(
     packed = packed.replace(b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.4.50")
     (tmp_path / "packed").write_bytes(packed)
     paths = sorted(tmp_path.iterdir())
-    found = read_in_node(tmp_path, paths, parser=parser)
-    assert "is compressed (JPEG)" in found.pop(str(tmp_path / "packed"))["error"]
+    found = read_in_node(tmp_path, paths, page=page)
+    assert "damaged DICOM file (JPEG: " in found.pop(str(tmp_path / "packed"))["error"]
     read = {path for path, answer in found.items() if "sha256" in answer}
     for path, answer in found.items():
         if path in read:
@@ -247,16 +237,15 @@ def test_the_page_leaves_masks_out_as_python_does(tmp_path):
         assert len(left_out) == {"glioma": 3, "masks": 2}[classes[0]]
 
 
-def test_page_and_python_unpack_nifti_alone(tmp_path):
+def test_page_and_python_unpack_nifti_alone(page, tmp_path):
     """Any other gzip file is refused alike, and told what to do: the page once read what all commands refused."""
-    parser = require_parser()
     plain, volume = write_dicom(tmp_path / "a", head()[2]), tmp_path / "volume.nii"
     picture = tmp_path / "a.png"
     Image.fromarray(render_phantom(0, 64, seed=0, size=64)).save(picture)
     nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), volume)
     for path in (plain, picture, volume):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
-    found = read_in_node(tmp_path, sorted(tmp_path.glob("*.gz")), parser=parser)
+    found = read_in_node(tmp_path, sorted(tmp_path.glob("*.gz")), page=page)
     assert "sha256" in found.pop(str(tmp_path / "volume.nii.gz"))
     assert found.keys() == {str(tmp_path / "a.gz"), str(tmp_path / "a.png.gz")}
     for path, answer in found.items():
@@ -283,7 +272,7 @@ def test_the_rule_says_what_pythons_says(tmp_path):
     assert {said.label for said in expected} >= {None, "notumor"}
 
 
-def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundle, tmp_path):  # noqa: F811
+def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundle, tmp_path):
     write_dicom(tmp_path / "knee", head()[3], BodyPartExamined="KNEE")
     (tmp_path / "cut").write_bytes((tmp_path / "knee").read_bytes()[:400])
     with serve(int8_bundle) as address:
@@ -306,7 +295,7 @@ def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundl
 ARTICLES = "[...document.querySelectorAll('article')]"
 
 
-def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bundle, scans, tmp_path):  # noqa: F811
+def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bundle, scans, tmp_path):
     files = [*sorted((scans / "plain").iterdir()), scans / "plain.nii.gz"]
     answerer = BundledModel.load(int8_bundle).answerer()
     rows = [one.row for one in answer_series(answerer, find_series(list(map(str, files))))]
@@ -343,7 +332,7 @@ def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bund
     assert in_order == [row for row in rows if row["level"] == "series"]
 
 
-def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noqa: F811
+def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):
     folder = tmp_path / "CD"
     (folder / "deep").mkdir(parents=True)
     write_series(folder / "deep", "plain")
@@ -382,11 +371,11 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):  # noq
     assert "truncated or damaged" in by_path.pop("CD/damaged")["error"]
     faults = {said["files"]: said["error"] for said in by_path.values() if said.get("left_out") is False}
     assert faults.keys() == {1, DEPTH}  # a file of several frames is one
-    assert all("is compressed (JPEG Lossless)" in error for error in faults.values())
+    assert all("damaged DICOM file (JPEG Lossless: " in error for error in faults.values())
     assert not browser.problems
 
 
-def test_in_chromium_a_check_and_answers_wait_for_each_other(browser, int8_bundle, scans):  # noqa: F811
+def test_in_chromium_a_check_and_answers_wait_for_each_other(browser, int8_bundle, scans):
     with serve(int8_bundle) as address:
         assert browser.open(address) == "ready"
         browser.choose("#files", sorted((scans / "plain").iterdir()))
@@ -398,7 +387,7 @@ def test_in_chromium_a_check_and_answers_wait_for_each_other(browser, int8_bundl
     assert all(row["class"] for said in found for row in said["rows"])
 
 
-def test_in_chromium_answers_stand_in_pythons_order_above_those_before(browser, int8_bundle, tmp_path):  # noqa: F811
+def test_in_chromium_answers_stand_in_pythons_order_above_those_before(browser, int8_bundle, tmp_path):
     for name in ("z.png", "b/a.png", "b/c/a.png", "b.png", "b/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(render_phantom(0, 64, seed=0, size=64)).save(tmp_path / name)

@@ -1,14 +1,11 @@
 """The browser page reads TIFF files as Python does, and refuses what is damaged or of a kind that it does not read."""
 
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle.web import INSTALL, copy_files, find_runtime
 from tests.brainq_torch.data.reading.test_checksums import COLOURS, KINDS, choose_bits, strips, tiles
-from tests.export.bundle.test_web import PAGE, read_in_node, read_in_python
+from tests.export.bundle.test_web import read_in_node, read_in_python
 from tests.support.pictures import DEFLATE, NONE, PACK_BITS, write_tiff
 
 GREY = COLOURS[..., 0].astype(np.int32) * 257 + np.arange(40, dtype=np.int32)
@@ -26,16 +23,6 @@ SAVED = {
     "LA": Image.fromarray(np.dstack([COLOURS[..., 0], OPACITY]), "LA"),
     "RGBA": Image.fromarray(np.dstack([COLOURS, OPACITY])),
 }
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The page's folder with what it has of geotiff in a bundle."""
-    if find_runtime() is None:
-        pytest.skip(f"the page's packages are not there: {INSTALL}")
-    folder = shutil.copytree(PAGE, tmp_path_factory.mktemp("bundle") / "page")
-    copy_files(find_runtime().with_name("geotiff"), folder / "runtime", "geotiff")
-    return str(folder)
 
 
 def write_kinds(folder):

@@ -22,20 +22,18 @@ from brainq_torch.run import load_run
 from brainq_torch.run_files import PARITY
 from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import find_series
-from brainq_torch.series.rule import SERIES_RULE
 from export.__main__ import main as export_main
 from export.bundle.answers import GOLDEN, BundledModel, BundleError
 from export.bundle.build import make_bundle
 from export.bundle.predict import SUMS, main
-from export.bundle.web import INSTALL, PACKAGE, VERSIONS, find_runtime
+from export.bundle.web import FILES, PACKAGE, VERSIONS
+from tests.export.bundle.conftest import PAGE, with_page
 from tests.export.bundle.test_build import change_a_byte, changed, files, sign_again
-from tests.support.chromium import Chromium, serve
+from tests.support.chromium import serve
 from tests.support.pictures import png_chunk, write_png
 
-PAGE = Path("export/bundle/page").resolve()
 SPECS = [PixelSpec(224), PixelSpec(224, "pad"), PixelSpec(224, "head"), PixelSpec(33, "pad"), PixelSpec(160, "head")]
 CLASSES = ["a", "b", "c", "d"]
-GEOTIFF = ("compression/lzw.js", "compression/basedecoder.js", "predictor.js")
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
@@ -218,20 +216,13 @@ def test_the_page_abstains_as_python_does(pictures, tmp_path):
     assert "unlike the images it was trained on" in reasons
 
 
-STUBBED = {
-    PACKAGE: ["dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"],
-    "dicom-parser": ["LICENSE", "dist/dicomParser.min.js"],
-    "geotiff": ["LICENSE", *(f"dist-module/{name}" for name in GEOTIFF)],
-}
-
-
 @pytest.fixture
 def stub(tmp_path):
     """The npm packages, with stubs in place of their files."""
     folder = tmp_path / "stub"
     for name, version in VERSIONS.items():
-        package = folder if name == PACKAGE else folder.with_name(name)
-        for file in STUBBED[name]:
+        package = folder if name == PACKAGE else folder.parent / name
+        for file in FILES[name]:
             (package / file).parent.mkdir(parents=True, exist_ok=True)
             (package / file).write_bytes(b"")
         (package / "package.json").write_text(json.dumps({"name": name, "version": version}))
@@ -247,14 +238,8 @@ def test_a_bundle_with_a_page_is_whole_and_made_twice_the_same(tiny_run, tiny_ex
     assert export_main([*words, str(tmp_path / "two")]) == 0
     one = files(tmp_path / "one")
     assert one == files(tmp_path / "two")
-    ours = {path.name for path in PAGE.iterdir()} - {"index.html", "ONNXRUNTIME_LICENSE"}
-    runtime = {"LICENSE", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"}
-    runtime |= {
-        "dicom-parser.LICENSE",
-        "dicomParser.min.js",
-        "geotiff.LICENSE",
-        *(f"geotiff/{name}" for name in GEOTIFF),
-    }
+    ours = {path.name for path in PAGE.iterdir()} - {"index.html", "ONNXRUNTIME_LICENSE", "CODECS_LICENSE"}
+    runtime = {"LICENSE", "codecs.LICENSE"} | {place for places in FILES.values() for place in places.values()}
     wanted = {"index.html", "model_fp32.onnx"} | {f"page/{name}" for name in ours}
     wanted |= {f"page/runtime/{name}" for name in runtime}
     assert wanted == {name for name in one if name.startswith(("index", "page/")) or name.endswith(".onnx")}
@@ -286,32 +271,11 @@ def test_other_runtimes_and_files_that_failed_are_refused(tiny_run, tiny_export,
 
 def test_the_page_asks_nothing_of_other_hosts():
     for path in PAGE.iterdir():
-        if path.name != "ONNXRUNTIME_LICENSE":
+        if "LICENSE" not in path.name:
             text = path.read_text().replace("http://localhost:8000", "")
             for word in text.replace("http://www.w3.org/2000/svg", "").split():  # a name, not an address
                 assert "://" not in word or word.startswith(("(https://www.w3.org/", "https://www.w3.org/")), path.name
     assert "default-src 'none'" in (PAGE / "index.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    made = Chromium(tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
-
-
-def with_page(run, exported, target):
-    if find_runtime() is None:
-        pytest.skip(f"the page's packages are not there: {INSTALL}")
-    make_bundle(load_run(run), exported, target, page_runtime=find_runtime())
-    return target
-
-
-@pytest.fixture(scope="module")
-def int8_bundle(browser, tmp_path_factory, tiny_run, tiny_int8_export):
-    exported = shutil.copytree(tiny_int8_export, tmp_path_factory.mktemp("export") / "int8")
-    (exported / SERIES_RULE).write_text('{"healthy_up_to": 0.01, "tumour_from": 0.02}')
-    return with_page(tiny_run, exported, tmp_path_factory.mktemp("pages") / "clinic")
 
 
 def answers_of(browser, paths):

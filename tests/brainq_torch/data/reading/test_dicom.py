@@ -15,7 +15,7 @@ pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -28,6 +28,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from brainq_torch.data.reading import dicom
 from brainq_torch.data.reading.dicom import read_dicom
 from brainq_torch.data.reading.dicom_header import read_header, use_functional_groups
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
@@ -245,8 +246,20 @@ def test_lossless_jpegs_give_the_pixels_that_were_stored(tmp_path):
     check_unreadable(broken, r"cannot be decoded \(JPEG-LS Lossless.*; copy or download it again")
 
 
+def test_a_file_that_ends_the_decoder_s_process_is_damaged_and_the_next_is_read(tmp_path):
+    """The decoder's library aborts on more rows than it finds."""
+    pytest.importorskip("gdcm", reason="python-gdcm is not installed")
+    plain, compressed = map(get_testdata_file, ("MR_small.dcm", "MR_small_jpeg_ls_lossless.dcm"))
+    image = pydicom.dcmread(compressed)
+    image.Rows += 1
+    image.save_as(tmp_path / "a.dcm")
+    check_unreadable(tmp_path / "a.dcm", "cannot be decoded .*the decoder crashed.; copy or download it again")
+    np.testing.assert_array_equal(read_grey(plain).pixels, read_grey(compressed).pixels)
+
+
 def test_a_compression_without_decoder_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(get_decoder(JPEGLSLossless), "_available", {})  # whatever is installed
+    monkeypatch.setattr(dicom, "decode_apart", pixel_array)
     path = write_dicom(
         tmp_path / "a.dcm", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8\xff\xf7 not really"])
     )

@@ -1,0 +1,75 @@
+"""Decodes compressed DICOM in a process of its own, which a damaged file may end; it must not end ours."""
+
+import atexit
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.pixels.utils import pixel_array
+
+_CHILD = "import sys; sys.path[:] = {}; from brainq_torch.data.reading.apart import serve; serve()"
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Of each process its own: a loader's workers are copies of the process that began them."""
+
+
+def decode_apart(held: pydicom.Dataset | str, index: int, bits_stored: int) -> npt.NDArray[Any]:
+    """Return what ``pydicom.pixels.pixel_array`` makes of a frame, and warn as it does.
+
+    Raises:
+        RuntimeError: The decoder failed, or its process ended.
+        Exception: What else pydicom raised.
+    """
+    child = _children.get(os.getpid()) or _begin()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        pickle.dump((held, index, bits_stored), child.stdin)
+        child.stdin.flush()
+        answer, warned = pickle.load(child.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError) as error:
+        _end(_children.pop(os.getpid()))
+        raise RuntimeError("the decoder crashed") from error
+    for warning in warned:
+        warnings.warn(warning, stacklevel=2)
+    if isinstance(answer, Exception):
+        raise answer
+    decoded: npt.NDArray[Any] = np.asarray(answer)
+    return decoded
+
+
+def _begin() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _CHILD.format(sys.path)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    _children[os.getpid()] = child
+    atexit.register(_end, child)
+    return child
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.communicate()
+
+
+def serve() -> None:
+    """Answer until nobody asks any more."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # decoders print what they think of a file
+    while True:
+        try:
+            held, index, bits = pickle.load(sys.stdin.buffer)
+        except (EOFError, KeyboardInterrupt):
+            return
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                answer: Any = pixel_array(held, index=index, bits_stored=bits)
+            except Exception as error:
+                answer = error
+        pickle.dump((answer, [str(warning.message) for warning in warned]), answers)
+        answers.flush()

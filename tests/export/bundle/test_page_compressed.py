@@ -1,0 +1,201 @@
+"""The browser page decompresses DICOM as Python does: losslessly to the last bit, JPEG by the browser."""
+# ruff: noqa: E402
+# (the imports below need packages that may be absent, and then the file is skipped)
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
+gdcm = pytest.importorskip("gdcm", reason="the optional extra 'medical' is not installed")
+
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from brainq_torch.data.reading.grey import UnreadableImageError
+from brainq_torch.data.reading.image import list_slices, read_slice
+from brainq_torch.series.answer import answer_series
+from brainq_torch.series.find import find_series
+from export.bundle.answers import BundledModel
+from tests.brainq_torch.data.reading.test_dicom import write_dicom
+from tests.export.bundle.test_page_series import ARTICLES, head
+from tests.export.bundle.test_web import hash_of, read_in_node
+from tests.support.chromium import serve
+
+KINDS = {
+    JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
+    JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    JPEGLSLossless: gdcm.TransferSyntax.JPEGLSLossless,
+    JPEGLSNearLossless: gdcm.TransferSyntax.JPEGLSNearLossless,
+    JPEG2000Lossless: gdcm.TransferSyntax.JPEG2000Lossless,
+    JPEG2000: gdcm.TransferSyntax.JPEG2000,
+    RLELossless: gdcm.TransferSyntax.RLELossless,
+    JPEGBaseline8Bit: gdcm.TransferSyntax.JPEGBaselineProcess1,
+}
+LOSSLESS = (JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, RLELossless)
+
+
+def compress(source, target, kind):
+    """Write an image compressed."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(source))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(KINDS[kind]))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+def write_plain(folder):
+    """Write heads as scanners do: 12 bits, signed, 8 bits, inverted with padding, several frames, colours."""
+    values = head()[2]
+    grey = (values // 13).astype(np.uint8)
+    red = np.dstack([grey, grey // 2, 255 - grey])
+    window = {"WindowCenter": 900, "WindowWidth": 1500, "RescaleSlope": 0.5, "RescaleIntercept": -3}
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 0, "PixelSpacing": [1, 0.7]}
+    colours = {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0}
+    colours |= {"Rows": red.shape[0], "Columns": red.shape[1]}
+    return {
+        "12 bits": write_dicom(folder / "12", values, BitsStored=12, HighBit=11, **window),
+        "signed": write_dicom(folder / "signed", values.astype(np.int16) - 900, **window),
+        "8 bits": write_dicom(folder / "8", grey),
+        "inverted": write_dicom(folder / "inverted", values, **inverted),
+        "frames": write_dicom(folder / "frames", head(6)[1:5], NumberOfFrames=4),
+        "colours": write_dicom(folder / "colours", red, **colours),
+    }
+
+
+def in_python(path):
+    return [read_slice(one) for one in list_slices(path)]
+
+
+def test_what_is_compressed_gives_what_it_gave_before(page, tmp_path):
+    """JPEG apart, which the browser decodes."""
+    written = []
+    for name, plain in write_plain(tmp_path).items():
+        before = [grey.pixels for grey in in_python(plain)]
+        for kind in KINDS.keys() - {JPEGBaseline8Bit}:
+            compress(plain, path := tmp_path / f"{name} {kind.name}.dcm", kind)
+            written.append(path)
+            if kind in LOSSLESS:
+                assert all(map(np.array_equal, before, [grey.pixels for grey in in_python(path)])), path.name
+    check_same(page, tmp_path, written)
+    assert len(written) == 42
+
+
+def check_same(page, folder, paths):
+    found = read_in_node(folder, paths, page=page, series=True)
+    for path in paths:
+        expected = [(hash_of(grey.pixels), list(grey.notes)) for grey in in_python(path)]
+        assert [(one.get("sha256"), one.get("notes")) for one in found[str(path)]] == expected, (
+            path.name,
+            found[str(path)],
+        )
+
+
+def test_frames_are_found_in_fragments_with_and_without_a_table_of_offsets(page, tmp_path):
+    plain, written = write_plain(tmp_path), []
+    for name, kind in (("frames", JPEGLosslessSV1), ("frames", JPEG2000Lossless), ("12 bits", JPEGLSLossless)):
+        compress(plain[name], tmp_path / "whole", kind)
+        image = pydicom.dcmread(tmp_path / "whole")
+        frames = list(generate_frames(image.PixelData, number_of_frames=int(image.get("NumberOfFrames", 1))))
+        for fragments in (1, 3):
+            for has_table in (True, False):
+                image.PixelData = encapsulate(frames, fragments_per_frame=fragments, has_bot=has_table)
+                image.SeriesInstanceUID = f"1.2.{len(written)}"
+                image.save_as(path := tmp_path / f"{name} {kind.name} {fragments} {has_table}")
+                written.append(path)
+    check_same(page, tmp_path, written)
+
+
+def test_a_deflated_file_is_read_and_a_bomb_is_not(page, tmp_path):
+    """With and without the byte that makes its length even."""
+    image = pydicom.dcmread(write_plain(tmp_path)["12 bits"])
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    written = []
+    for number in range(8):
+        image.PatientID = "x" * number
+        image.save_as(path := tmp_path / f"deflated {number}")
+        written.append(path)
+    check_same(page, tmp_path, written)
+    whole = written[0].read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-2000])
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    packer = zlib.compressobj(9, wbits=-15)
+    bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(520)) + packer.flush()
+    (tmp_path / "bomb").write_bytes(whole[:start] + bomb)
+    found = read_in_node(tmp_path, [tmp_path / "cut", tmp_path / "bomb"], page=page)
+    assert "truncated or damaged DICOM file" in found[str(tmp_path / "cut")]["error"]
+    assert "inflates to more than is read" in found[str(tmp_path / "bomb")]["error"]
+
+
+def test_what_is_damaged_is_refused_and_what_follows_is_read(page, tmp_path):
+    plain, written = write_plain(tmp_path)["12 bits"], []
+    for kind in LOSSLESS:
+        compress(plain, tmp_path / "whole", kind)
+        image = pydicom.dcmread(tmp_path / "whole")
+        (frame,) = generate_frames(image.PixelData, number_of_frames=1)
+        for name, held in {
+            "a empty": b"\xff\xd8",
+            "b cut": frame[: len(frame) // 2 // 2 * 2],
+            "c sound": frame,
+        }.items():
+            image.PixelData = encapsulate([held])
+            image.save_as(path := tmp_path / f"{kind.name} {name}")
+            written.append(path)
+        wrong = pydicom.dcmread(tmp_path / "whole")
+        wrong.Rows += 1
+        wrong.save_as(path := tmp_path / f"{kind.name} d sides")
+        written.append(path)
+    found = read_in_node(tmp_path, written, page=page)
+    for path in written:
+        said = found[str(path)]
+        if path.name.endswith("sound"):
+            assert said["sha256"] == hash_of(in_python(plain)[0].pixels)
+            continue
+        assert "is a truncated or damaged DICOM file" in said["error"], path.name
+        with pytest.raises(UnreadableImageError, match=r"cannot be decoded|truncated or damaged"):
+            in_python(path)
+
+
+def test_in_chromium_what_is_compressed_is_answered(browser, int8_bundle, tmp_path):
+    """The page's policy lets the codecs run; JPEG is decoded by the browser."""
+    plain, written = write_plain(tmp_path), []
+    kinds = {"8 bits": JPEGBaseline8Bit, "colours": JPEGBaseline8Bit, "12 bits": JPEGLSLossless}
+    kinds |= {"signed": JPEG2000Lossless, "frames": JPEGLosslessSV1, "inverted": RLELossless}
+    for name, kind in kinds.items():
+        compress(plain[name], path := tmp_path / f"{name}.dcm", kind)
+        written.append(path)
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.choose("#files", written)
+        browser.wait_for(f"{ARTICLES}.length === 6 && {ARTICLES}.every((one) => one.dataset.answer)")
+        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+    assert not browser.problems
+    answerer = BundledModel.load(int8_bundle).answerer()
+    rows = [one.row for one in answer_series(answerer, find_series(list(map(str, written))))]
+    expected = {Path(row["path"]).name: row for row in rows}  # that of a series stands below its slices
+    for said in found:
+        row, name = expected[said["path"]], said["path"].removesuffix(".dcm")
+        assert said["best"] == row["best"]
+        if kinds[name] == JPEGBaseline8Bit:
+            assert "may differ by 1 from Python's" in said["notes"][-1]
+            assert said["probabilities"] == pytest.approx(row["probabilities"], abs=0.01)
+        else:
+            assert said["notes"] == row["notes"]
