@@ -193,11 +193,8 @@ def _with_config(words: list[str]) -> list[str]:
     known, others = early.parse_known_args(words)
     own = Path(known.out or DEFAULT_OUT) / CONFIG
     given = known.config or [own if known.resume and own.is_file() else DEFAULT_CONFIG]
-    configs = [named_config(word) for word in given]
-    for path in configs:
-        read_yaml(path)  # names the file, which the parser does not
     out = [] if known.out is None else [f"--out={known.out}"]
-    return [*(f"--config={path}" for path in configs), *others, *out, *["--resume"] * known.resume]
+    return [*(f"--config={named_config(word)}" for word in given), *others, *out, *["--resume"] * known.resume]
 
 
 def fit(config: str | PathLike[str] = DEFAULT_CONFIG, **overrides: Any) -> Run:

@@ -30,16 +30,16 @@ from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.wiring import fuse_list, read_steps
 from brainq_torch.quant.layer_samples import make_batches
-from brainq_torch.run import read_yaml, save_checkpoint
+from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, named_config, write_json
 from brainq_torch.series.rule import copy_rule
-from export.graph.flatbuffer import constant, operator_name, read_model
+from export.arithmetic import weighted_layers
+from export.graph.read_graph import naming_damage, read_tflite
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner, torch_threads
 from tools.shared.command import CommandError, as_main
 
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IMAGES = 128
 """Training images whose statistics BatchNorm gets, and on which the network must answer as the file does."""
 
@@ -53,26 +53,17 @@ Folded = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 def read_folded(path: Path) -> list[Folded]:
     """Return weights and biases of every weighted operator, in the order in which they run."""
-    model = read_model(path)
-    graph = model.subgraphs[0]
+    with naming_damage(path):
+        graph = read_tflite(path)
     found = []
-    for operator in graph.operators:
-        if operator_name(model, operator) in _WEIGHTED:
-            weight, bias = (_floats(model, graph, index, path) for index in operator.inputs[1:3])
-            found.append((weight, bias))
+    for layer in weighted_layers(graph):
+        weight, bias = (graph.tensors[name] for name in layer.inputs[1:3])
+        if weight.values is None or bias.values is None or not {weight.kind, bias.kind} <= {"float32", "float16"}:
+            raise CommandError(
+                f"{path} has weights that are no floats; restore a model_fp32.tflite or model_fp16.tflite"
+            )
+        found.append((weight.values.astype(np.float32), bias.values.astype(np.float32)))
     return found
-
-
-def _floats(model: Any, graph: Any, index: int, path: Path) -> NDArray[np.float32]:
-    producers = [operator for operator in graph.operators if index in operator.outputs]
-    if producers and operator_name(model, producers[0]) == "DEQUANTIZE":  # how a Float16 file keeps its weights
-        index = producers[0].inputs[0]
-    tensor = graph.tensors[index]
-    dtype = {0: np.float32, 1: np.float16}.get(tensor.type)
-    values = None if dtype is None else constant(model, tensor, dtype)
-    if values is None:
-        raise CommandError(f"{path} has weights that are no floats; restore a model_fp32.tflite or model_fp16.tflite")
-    return values.astype(np.float32).reshape(tensor.shape)
 
 
 def take_weights(model: nn.Module, folded: Sequence[Folded]) -> list[Any]:
@@ -204,7 +195,6 @@ def check_pixels(file: Path, metadata: FileMetadata, pixels: PixelSpec) -> None:
 
 def _restore(words: argparse.Namespace, others: list[str]) -> int:
     config_file = named_config(words.config)
-    read_yaml(config_file)  # names the file, which the parser does not
     file, out, parser = words.file, Path(words.out), make_fit_parser()
     if out.exists():
         raise CommandError(f"{out} exists; name another folder with --out")

@@ -20,7 +20,7 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.fit import make_parser as make_fit_parser
 from brainq_torch.fit import resolve
 from brainq_torch.models import build_model
-from brainq_torch.run import load_run, read_yaml
+from brainq_torch.run import load_run
 from brainq_torch.run_files import (
     CHECKPOINT,
     CONFIG,
@@ -65,7 +65,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _adapt(options: argparse.Namespace, others: list[str]) -> int:
     options.config = named_config(options.config)
-    read_yaml(options.config)  # names the file, which the parser does not
     out, start = Path(options.out), Path(options.model)
     parser = make_fit_parser()
     stages = parser.parse_args([f"--config={options.config}", *others]).stages
