@@ -63,22 +63,13 @@ def stratified_split(
     return mask
 
 
-def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_] | None) -> list[ImageRecord]:
+def assign_splits(records: Sequence[ImageRecord], validation: NDArray[np.bool_]) -> list[ImageRecord]:
     """Give every image the part it plays in a run: ``Training``, ``val`` or ``Testing``.
 
-    ``validation`` is over the non-Testing records in order, or None where the folder brings its own ``val``.
+    ``validation`` is over the non-Testing records in order.
     """
-    drawn = iter(validation) if validation is not None else None
-    assigned = []
-    for record in records:
-        if record.split == "Testing":
-            split = "Testing"
-        elif drawn is not None:
-            split = "val" if next(drawn) else "Training"
-        else:
-            split = "val" if record.split == "val" else "Training"
-        assigned.append(replace(record, split=split))
-    return assigned
+    drawn = iter(np.where(validation, "val", "Training").tolist())
+    return [record if record.split == "Testing" else replace(record, split=next(drawn)) for record in records]
 
 
 def make_manifest(root: Path, records: Sequence[ImageRecord], classes: Sequence[str] = CLASSES) -> list[ManifestRow]:
@@ -123,15 +114,12 @@ def class_names(rows: Sequence[ManifestRow]) -> tuple[str, ...]:
     return tuple(sorted({row.label for row in rows}))
 
 
-def manifest_folder(
-    root: Path, rows: Sequence[ManifestRow], split: str | None = None, labels: Labels | None = None
-) -> ImageFolder:
-    """Turn manifest rows (of one split, or all) back into an image folder below ``root``.
+def manifest_folder(root: Path, rows: Sequence[ManifestRow], labels: Labels | None = None) -> ImageFolder:
+    """Turn manifest rows back into an image folder below ``root``.
 
     Args:
         root: the folder that their paths are relative to.
         rows: of a manifest.
-        split: the only one to take.
         labels: what the rows' labels mean, default themselves.
 
     Raises:
@@ -145,7 +133,6 @@ def manifest_folder(
     records = tuple(
         ImageRecord(row.path, classes.index(meanings[row.label] or ""), row.split, row.group, source=row.source)
         for row in rows
-        if split is None or row.split == split
     )
     return ImageFolder(root, records, (), classes)
 

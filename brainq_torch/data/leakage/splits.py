@@ -71,14 +71,14 @@ class SplitPlan:
         rows = make_manifest(folder.root, records, folder.classes)
         return RunSplits(rows, _report_leaks(pixels, records, found), pixels)
 
-    def _choose(self, records: Sequence[ImageRecord], classes: Sequence[str]) -> NDArray[np.bool_] | None:
-        """Return the validation images among the records other than Testing, None where every source has its own."""
+    def _choose(self, records: Sequence[ImageRecord], classes: Sequence[str]) -> NDArray[np.bool_]:
+        """Return the validation images among the records other than Testing; a source that has its own keeps them."""
         with_own = {record.source for record in records if record.split == "val"}
         usable = [record for record in records if record.split != "Testing"]
         free = np.array([record.source not in with_own for record in usable])
-        if not free.any():
-            return None
         chosen = np.array([record.split == "val" for record in usable])
+        if not free.any():
+            return chosen
         labels = np.array([record.label for record in usable])[free]
         if self.split == "stratified":
             chosen[free] = stratified_split(labels.tolist(), self.fraction, self.seed, classes)

@@ -49,18 +49,12 @@ def test_drawn_validation_leaves_testing_alone():
     assert [record.split for record in assigned] == ["Training", "Testing", "val"]
 
 
-def test_a_folder_keeps_the_validation_it_brings():
-    records = [ImageRecord("a", 0, "Training"), ImageRecord("b", 0, "val"), ImageRecord("c", 0, "Testing")]
-    assert [record.split for record in assign_splits(records, None)] == ["Training", "val", "Testing"]
-
-
 def test_manifest_round_trip_and_its_images(tmp_path, phantoms):
     records = scan_folder(phantoms).records
     rows = make_manifest(phantoms, records)
     write_manifest(tmp_path / "manifest.csv", rows)
     assert read_manifest(tmp_path / "manifest.csv") == rows
     assert manifest_folder(phantoms, rows).records == records
-    assert len(manifest_folder(phantoms, rows, "Testing").records) == 12
     verify_manifest(phantoms, rows)
 
 
