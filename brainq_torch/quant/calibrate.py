@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
+from brainq_torch.quant.fake_quantize import HIGHEST, LOWEST, fake_quantize
 from brainq_torch.quant.layer_samples import make_batches, mean_of_positions, walk_inputs
 from brainq_torch.quant.layers import PrepareError, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
@@ -258,18 +259,12 @@ def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
     values, weights = (edges[:-1] + edges[1:]) / 2, histogram.counts  # of each bin the middle
 
     def error(candidate: tuple[float, float]) -> float:
-        return float(np.sum(weights * (_round_to_grid(values, *candidate, histogram.exact) - values) ** 2))
+        scale, zero_point = encode_range(*map(torch.tensor, candidate), histogram.exact)
+        rounded = fake_quantize(torch.from_numpy(values), float(scale), int(zero_point), LOWEST, HIGHEST).numpy()
+        return float(np.sum(weights * (rounded - values) ** 2))
 
     candidates = [(float(histogram.low * share), float(histogram.high * share)) for share in _CANDIDATES[::-1]]
     return min(candidates, key=error)
-
-
-def _round_to_grid(values: NDArray[Any], low: float, high: float, exact: bool) -> NDArray[Any]:
-    """Quantize and de-quantize with the encoding that the range gets. values: (K,) float64."""
-    scale, zero_point = (float(part) for part in encode_range(torch.tensor(low), torch.tensor(high), exact))
-    rounded: NDArray[Any] = (np.round(values / scale) + zero_point).clip(-128, 127)
-    result: NDArray[Any] = (rounded - zero_point) * scale
-    return result
 
 
 _CHOOSERS: dict[str, Callable[[ValueHistogram], tuple[float, float]]] = {

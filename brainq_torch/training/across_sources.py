@@ -1,9 +1,8 @@
 """Losses that ask for the same of every source: the worst group first, or features or gradients that look alike."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,18 +148,16 @@ class HeadInput:
 
     def __init__(self, model: nn.Module) -> None:
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        self._kept: list[Tensor] = []
-        head.register_forward_pre_hook(_keep_input(self._kept))
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            kept[:] = inputs[:1]
+
+        head.register_forward_pre_hook(keep)
+        self._kept = kept
 
     def take(self) -> Tensor:
         """Return it and forget it. Raises RuntimeError where the head has not run since the last call."""
         if not self._kept:
             raise RuntimeError("the head saw nothing; coral and fishr need a network that is not compiled")
         return self._kept.pop().float()
-
-
-def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, inputs: Any) -> None:
-        kept[:] = inputs[:1]
-
-    return hook
