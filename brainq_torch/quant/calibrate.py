@@ -259,7 +259,8 @@ def _choose_mse(histogram: ValueHistogram) -> tuple[float, float]:
     values, weights = (edges[:-1] + edges[1:]) / 2, histogram.counts  # of each bin the middle
 
     def error(candidate: tuple[float, float]) -> float:
-        scale, zero_point = encode_range(*map(torch.tensor, candidate), histogram.exact)
+        low, high = map(torch.tensor, candidate)
+        scale, zero_point = encode_range(low, high, histogram.exact)
         rounded = fake_quantize(torch.from_numpy(values), float(scale), int(zero_point), LOWEST, HIGHEST).numpy()
         return float(np.sum(weights * (rounded - values) ** 2))
 
