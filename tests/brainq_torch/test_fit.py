@@ -242,23 +242,6 @@ def test_a_loss_that_is_no_number_stops_with_advice(phantoms, tmp_path, ended):
     assert "Lower the stage's rate" in message
 
 
-@pytest.mark.parametrize(
-    ("words", "match"),
-    [
-        (["--data.colour=true"], "colour"),
-        (["--stages=[{name: all, epochs: 1, momentum: 0.9}]"], "momentum"),
-        (["--stages=[{name: all, epochs: 0}]"], "0 epochs"),
-        (["--data.size=5"], "32 to 1024"),
-        (["--model.name=alexnet"], "mobilenetv2"),
-        (["--model.pretrained=nowhere.pth"], "is no file"),
-        (["--data.root=nowhere"], "nowhere"),
-        (["--init=nowhere"], "is no folder"),
-    ],
-)
-def test_wrong_words_are_named(words, match, tmp_path, phantoms, stopped):
-    assert match in stopped(main, [*_words(phantoms, tmp_path / "run"), *words]).err
-
-
 def test_a_missing_class_is_named(tmp_path, ended):
     from brainq_torch.data.synthesis.phantom import write_phantoms
 

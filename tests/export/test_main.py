@@ -10,7 +10,6 @@ from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
-import torch
 
 import export.pipeline
 from brainq_torch.run import load_run
@@ -26,7 +25,6 @@ from export.run.runners import OnnxRunner, TFLiteRunner
 from export.run.torch_runner import TorchRunner
 from export.verify.parity import LogitTable
 from tests.support.handmade_models import write_float_tflite
-from tests.support.narrow_run import Intruder
 
 ROOT = Path(__file__).parents[2]
 FLOAT = ["--recipes", "fp32", "fp16"]
@@ -357,40 +355,6 @@ def test_a_few_near_ties_among_few_images_are_counted_on_more(
     report = json.loads((run / "export/parity.json").read_text())
     assert compared == counts
     assert (report["images"]["count"], report["passed"]) == (counts[-1], status == 0)
-
-
-def truncated(run):
-    path = run / "model.ckpt"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def of_another_network(run):
-    checkpoint = torch.load(run / "model.ckpt", weights_only=True)
-    checkpoint["model"]["arguments"]["width_mult"] = 0.5
-    torch.save(checkpoint, run / "model.ckpt")
-
-
-def with_code(run):
-    torch.save({"format": 1, "state_dict": Intruder(run / "exploded")}, run / "model.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (shutil.rmtree, "is no folder"),
-        (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
-        (lambda run: (run / "model.ckpt").unlink(), "is not finished"),
-        (truncated, "truncated"),
-        (of_another_network, "another architecture"),
-        (with_code, "was not loaded"),
-    ],
-)
-def test_a_run_that_cannot_be_used_is_one_clear_line(run, quick, ended, damage, message):
-    damage(run)
-    error = ended(main([str(run), *FLOAT]), 2).err.strip()
-    assert message in error
-    assert "Traceback" not in error
-    assert not run.exists() or not {"export", "export.partial", "exploded"} & set(names(run))
 
 
 def test_an_unknown_recipe_names_those_allowed(run, ended):

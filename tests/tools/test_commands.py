@@ -12,16 +12,19 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from brainq_torch.console import escape_unprintable, run_command, without_chatter
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.figure import save_figure
+from brainq_torch.run_files import CHECKPOINT
 from brainq_torch.series.kept_file import KeptFileError, require_places
 from brainq_torch.texts import fill_text
 from export.run.metadata import FileMetadata, write_metadata
 from tests.support.handmade_models import write_int8_tflite
+from tests.support.narrow_run import Intruder, write_run
 from tools.networks import Row
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +86,10 @@ def places(tmp_path_factory, phantoms):
     (folder / "empty.onnx").write_bytes(b"")
     (folder / "noise.tflite").write_bytes(b"\0\0\0\0TFL3" + bytes(range(256)))
     (folder / "folder.tflite").mkdir()
+    (folder / "model.txt").write_text("x")
+    cut = write_run(folder / "cut") / CHECKPOINT
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    torch.save({"format": 1, "state_dict": Intruder(folder / "ran")}, write_run(folder / "evil") / CHECKPOINT)
     (folder / "manifest.csv").write_text("path\n")
     return {"folder": folder, "model": model, "data": phantoms, "manifest": folder / "manifest.csv"}
 
@@ -103,9 +110,8 @@ def refused(places, tmp_path, stopped, monkeypatch):
     return run
 
 
-WRONG = ("missing.tflite", "cut.tflite", "flipped.tflite", "empty.onnx", "noise.tflite", "folder.tflite")
-
-
+WRONG = ("missing.tflite", "cut.tflite", "flipped.tflite", "empty.onnx", "noise.tflite", "folder.tflite", "model.txt",
+         "cut", "evil")  # fmt: skip
 CASES = [case for case in product(COMMANDS, WRONG) if case != ("tools.doctor", "flipped.tflite")]  # what doctor is for
 
 
@@ -114,6 +120,7 @@ def test_a_wrong_input_is_2_and_one_line(name, wrong, places, tmp_path, refused)
     said = refused(name, places["folder"] / wrong)
     assert sum("error:" in line for line in said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+    assert not (places["folder"] / "ran").exists()
 
 
 FOUND = (

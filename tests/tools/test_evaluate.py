@@ -1,6 +1,4 @@
 import json
-import os
-import pickle
 import runpy
 import shutil
 import sys
@@ -17,7 +15,7 @@ from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.manifest import make_manifest, write_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import compute_metrics
-from tests.support.narrow_run import Intruder, write_run
+from tests.support.narrow_run import write_run
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate.question import ask
 from tools.shared.command import CommandError
@@ -297,36 +295,6 @@ def test_a_real_run_folder_from_the_command_line(data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("tools.evaluate", run_name="__main__")
     assert json.loads(target.read_text())["n"] == 20
-
-
-def broken_models(folder):
-    """Make a model of every wrong kind. Yields its path and what the message must say."""
-    yield folder / "missing.onnx", "does not exist"
-    (folder / "model.txt").write_text("x")
-    yield folder / "model.txt", "ends in '.txt'"
-    (folder / "empty").mkdir()
-    yield folder / "empty", "no run folder"
-    (folder / "noise.onnx").write_bytes(os.urandom(64))
-    yield folder / "noise.onnx", "noise.onnx"
-    (folder / "noise.tflite").write_bytes(os.urandom(64))
-    yield folder / "noise.tflite", "not a TFLite file"
-    run = write_run(folder / "cut")
-    content = (run / "model.ckpt").read_bytes()
-    (run / "model.ckpt").write_bytes(content[: len(content) // 2])
-    yield run, "truncated"
-    run = write_run(folder / "evil")
-    with (run / "model.ckpt").open("wb") as file:
-        pickle.dump(Intruder(folder / "ran"), file, protocol=2)
-    yield run, "was not loaded"
-
-
-def test_every_wrong_model_is_one_clear_error(data, tmp_path, ended):
-    for model, message in broken_models(tmp_path):
-        error = ended(evaluate.main([str(model), "--data", str(data)]), 2).err
-        assert error.startswith("error: "), error
-        assert message in error
-        assert model.name in error
-    assert not (tmp_path / "ran").exists()
 
 
 def test_folders_of_pictures_beside_a_table_are_no_classes(tmp_path):
