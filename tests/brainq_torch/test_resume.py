@@ -52,11 +52,11 @@ def test_a_resume_with_other_images_leaves_the_configuration(complete, code, tin
 
 
 def test_what_a_failed_call_made_is_taken_away(tmp_path, capsys):
-    out = tmp_path / "run"
+    out = tmp_path / "runs" / "run"
     words = [*TINY, f"--out={out}", "--data.phantoms_per_class=2", "--data.group_pattern=(nothing)"]
     assert main(words) == 2
-    assert not out.exists()
-    out.mkdir()
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
     assert main(words) == 2
     assert not list(out.iterdir())
     assert "phantoms_per_class" not in capsys.readouterr().err

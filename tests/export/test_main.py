@@ -139,13 +139,6 @@ def test_the_runs_limits_of_a_series_go_where_the_files_go(run, quick, tmp_path,
     assert "name its folder with --bundle" in stopped(main, [str(run), *FLOAT, "--limits", "0.1", "0.3"]).err
 
 
-def test_force_does_not_touch_a_folder_of_others(run, quick, tmp_path, ended):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home/letter").write_text("dear")
-    assert "is not an export" in ended(main([str(run), *FLOAT, "--out", str(tmp_path / "home"), "--force"]), 2).err
-    assert names(tmp_path / "home") == ["letter"]
-
-
 def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, capsys):
     def make(context):
         write_float_tflite(context.path("model_fp16.tflite"))  # runs, but is another network
@@ -164,31 +157,33 @@ def test_a_failed_parity_exits_1_and_marks_the_files(run, quick, monkeypatch, ca
     assert advice == f"model_fp32.tflite passed; a bundle of it: python -m export {run} --bundle DIR"
 
 
+def in_a_librarys_words(number, words):
+    error = RuntimeError("a library's own words")
+    error.__cause__ = OSError(number, words)
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")]
+    ("stop", "code", "said"),
+    [
+        (in_a_librarys_words(errno.ENOSPC, "No space left on device"), 2, "error: the disk is full "),
+        (in_a_librarys_words(errno.EDQUOT, "Disk quota exceeded"), 2, "error: the disk is full "),
+        (KeyboardInterrupt(), 130, "stopped; nothing half-made was kept"),
+        (Terminated(), 143, "stopped; nothing half-made was kept"),
+        (ZeroDivisionError(), None, ""),  # a bug is not hidden
+    ],
 )
-def test_a_full_disk_is_said_and_leaves_nothing(run, quick, monkeypatch, ended, error):
-    def make(context):
-        context.path("model_fp16.tflite").write_bytes(b"half")
-        try:
-            raise error
-        except OSError as cause:
-            raise RuntimeError("a library's own words") from cause
-
-    break_recipe(monkeypatch, "fp16", make)
-    assert "the disk is full" in ended(main([str(run), *FLOAT]), 2).err
-    assert "export" not in names(run)
-    assert "export.partial" not in names(run)
-
-
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
-def test_a_stop_leaves_nothing_and_no_traceback(run, quick, monkeypatch, ended, stop, code):
+def test_what_ends_an_export_is_said_and_leaves_nothing(run, quick, monkeypatch, ended, stop, code, said):
     def make(context):
         context.path("model_fp16.tflite").write_bytes(b"half")
         raise stop
 
     break_recipe(monkeypatch, "fp16", make)
-    assert ended(main([str(run), *FLOAT]), code).err.splitlines()[-1] == "stopped; nothing half-made was kept"
+    if code is None:
+        with pytest.raises(ZeroDivisionError):
+            main([str(run), *FLOAT])
+    else:
+        assert ended(main([str(run), *FLOAT]), code).err.splitlines()[-1].startswith(said)
     assert not {"export", "export.partial"} & set(names(run))
 
 
@@ -236,36 +231,6 @@ def test_a_bundle_of_named_recipes_takes_their_files_where_they_are_made(run, qu
         main([str(run), "--recipes", "int8", "--out", str(tmp_path / "files"), "--bundle", str(tmp_path / "no")]) == 2
     )
     assert not (tmp_path / "files").exists()  # refused before minutes of work
-
-
-def test_a_bug_is_not_hidden_but_leaves_nothing(run, quick, monkeypatch):
-    def make(context):
-        context.path("model_fp16.tflite").write_bytes(b"half")
-        raise ZeroDivisionError
-
-    break_recipe(monkeypatch, "fp16", make)
-    with pytest.raises(ZeroDivisionError):
-        main([str(run), *FLOAT])
-    assert not {"export", "export.partial"} & set(names(run))
-
-
-def test_an_unfinished_export_is_removed_and_said(run, quick, ended):
-    (run / "export.partial").mkdir()
-    (run / "export.partial/model_fp32.onnx").write_bytes(b"half")
-    assert "unfinished folder of a killed export" in ended(main([str(run), *FLOAT])).err
-    assert names(run / "export") == FILES
-    assert "export.partial" not in names(run)
-
-
-def test_a_changed_image_is_named_and_left_out(run, quick, phantoms, tmp_path, capsys):
-    data = shutil.copytree(phantoms, tmp_path / "data")
-    changed = min((data / "Testing/pituitary").iterdir())
-    changed.write_bytes(changed.read_bytes() + b"\0")
-    assert main([str(run), *FLOAT, "--data", str(data)]) == 0
-    assert f"warning: Testing/pituitary/{changed.name} has changed" in capsys.readouterr().err
-    images = json.loads((run / "export/parity.json").read_text())["images"]
-    assert f"Testing/pituitary/{changed.name}" not in images["names"]
-    assert any(changed.name in problem for problem in images["problems"])
 
 
 def test_without_its_images_a_run_is_checked_on_phantoms(run, quick, tmp_path, ended):
@@ -357,10 +322,6 @@ def test_a_few_near_ties_among_few_images_are_counted_on_more(
     assert (report["images"]["count"], report["passed"]) == (counts[-1], status == 0)
 
 
-def test_an_unknown_recipe_names_those_allowed(run, ended):
-    assert "unknown recipe fp8; allowed are fp32, fp16" in ended(main([str(run), "--recipes", "fp32", "fp8"]), 2).err
-
-
 def test_a_missing_package_names_the_extra(run, monkeypatch, ended):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "pip install -e '.[export]'" in ended(main([str(run), *FLOAT]), 2).err
@@ -376,16 +337,8 @@ def test_a_run_is_asked_for(stopped):
     assert "RUN is missing" in stopped(main, []).err
 
 
-def test_runs_as_a_command():
-    result = subprocess.run(
-        [sys.executable, "-m", "export", "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: nowhere is no folder")
-    assert result.stdout == ""
-
-
 def test_what_is_no_run_is_refused_before_pytorch_loads():
     code = "import sys; from export.__main__ import main; print(main(['nowhere']), 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.stdout.split() == ["2", "False"]
+    assert result.stderr.startswith("error: nowhere is no folder")

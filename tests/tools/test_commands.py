@@ -1,7 +1,6 @@
 """Every command ends alike: 2 and one line that says what was wrong, whatever it was given."""
 
 import importlib
-import io
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from brainq_torch.console import escape_unprintable, run_command, without_chatter
+from brainq_torch.console import escape_unprintable, without_chatter
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.figure import save_figure
@@ -218,14 +217,6 @@ def test_bundle_files_may_be_named_together_or_one_by_one(form):
     from export.__main__ import _parse
 
     assert _parse(["run", *form]).bundle_file == ["a", "b"]
-
-
-def test_a_name_that_the_console_cannot_print_is_escaped(monkeypatch):
-    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", console)
-    assert run_command(lambda: print("Tumör \udcff") or 0) == 0
-    console.flush()
-    assert console.buffer.getvalue() == b"Tum\\xf6r \\udcff\n"
 
 
 def test_only_chatter_of_libraries_is_dropped(capfd):

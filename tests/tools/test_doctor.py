@@ -289,19 +289,3 @@ def test_int4_is_unpacked_lower_half_first(tmp_path):
     graph = read_graph(write_int8_tflite(tmp_path / "m.tflite", int4=True))
     _, integers, _ = weights((4, CHANNELS), 1)
     np.testing.assert_array_equal(graph.tensors["dense"].values, np.rint(integers / (127 / 7)))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("model.bin", b"x", "ends in '.bin'"),
-        ("noise.tflite", b"\x01" * 99, "not a TFLite file"),
-        ("noise.onnx", b"\xff" * 99, "not an ONNX file"),
-    ],
-)
-def test_what_is_no_model_is_one_clear_error(tmp_path, ended, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    error = ended(doctor.main([str(tmp_path / name)]), 2).err
-    assert error.startswith("error: ")
-    assert message in error
-    assert name in error

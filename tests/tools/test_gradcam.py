@@ -86,22 +86,6 @@ def test_the_map_colours_the_picture_where_the_activation_is(tmp_path):
     assert (np.abs(pictures[0] - pictures[1]).max(axis=2) > 50).sum() > 100
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["model.tflite"], "is no folder; give a run folder"),
-        (["EMPTY"], "has no config.yaml"),
-        (["RUN", "--split", "nowhere"], "nowhere"),
-    ],
-)
-def test_wrong_input_is_refused(tmp_path, tiny_run, phantoms, ended, arguments, message):
-    (tmp_path / "empty").mkdir()
-    names = {"RUN": str(tiny_run), "EMPTY": str(tmp_path / "empty")}
-    arguments = [names.get(word, word) for word in arguments]
-    assert message in ended(main([*arguments, "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]), 2).err
-    assert not (tmp_path / "cam.png").exists()
-
-
 def test_a_quantized_run_is_refused(tmp_path, tiny_run, phantoms, ended, monkeypatch):
     monkeypatch.setattr(gradcam, "load_run", lambda folder: replace(load_run(folder), quantization={"scheme": "int8"}))
     words = [str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "cam.png")]
