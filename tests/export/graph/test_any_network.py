@@ -1,5 +1,7 @@
 """Networks of others in files: the same logits as PyTorch's, and the same integers in all three engines."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from brainq_torch.quant.layers import activation_quantizers, weighted_layers
 from export import integer_files
 from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
+from export.graph.read_graph import read_graph
 from export.graph.tflite import convert_float
 from export.integer_files import convert_int8
 from export.run.runners import load_runner
@@ -29,7 +32,15 @@ def build(name, tmp_path, monkeypatch):
     return settle(build_model(name, 2), as_input(small_images()))
 
 
-@pytest.mark.parametrize("name", ["my_network:MyNetwork", "tests.support.networks:TwoPools"])
+# stem 1 + 14 * 2 + 2 transitions; 14 norm1 + 2 transitions + norm5 + 2 poolings; one concatenation per layer
+DENSENET_32 = {"CONV_2D": 31, "DEPTHWISE_CONV_2D": 19, "CONCATENATION": 14, "PAD": 1, "MAX_POOL_2D": 1, "MEAN": 1,
+               "RESHAPE": 1, "FULLY_CONNECTED": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my_network:MyNetwork", "tests.support.networks:TwoPools", pytest.param("densenet32", marks=pytest.mark.slow)],
+)
 def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkeypatch):
     network, images = build(name, tmp_path, monkeypatch), small_images(seed=2)
     integer = quantize_post_training(network, small_images())
@@ -43,6 +54,9 @@ def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkey
         for file in (f"{kind}.onnx", f"{kind}.tflite"):
             there = load_runner(tmp_path / file, 1, PIXELS, CLASSES, accelerated=file != "int8.onnx")(images)
             np.testing.assert_allclose(there, here, rtol=0, atol=0 if kind == "int8" else 1e-4)
+    if name == "densenet32":
+        assert Counter(node.operator for node in read_graph(tmp_path / "int8.tflite").nodes) == DENSENET_32
+        assert (tmp_path / "int8.tflite").stat().st_size <= 350_000
 
 
 def test_the_float_networks_file_lends_its_operators(tmp_path, monkeypatch):
