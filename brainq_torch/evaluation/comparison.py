@@ -71,28 +71,25 @@ def compare_predictions(
     """
     (scores_a, truth), (scores_b, _) = (check_predictions(each, labels, classes) for each in (logits_a, logits_b))
     a, b = scores_a.argmax(1), scores_b.argmax(1)
+    of_a, of_b, agreement = (float((one == other).mean()) for one, other in ((a, truth), (b, truth), (a, b)))
+    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
     accuracy_interval, recall_intervals = _difference_intervals(a, b, truth, len(classes), resamples, seed)
     return Comparison(
         n=len(truth),
-        **_accuracies(a, b, truth),
+        agreement=agreement,
+        accuracy_a=of_a,
+        accuracy_b=of_b,
+        accuracy_difference=of_b - of_a,
         accuracy_difference_interval=accuracy_interval,
-        **_test_mcnemar(a, b, truth),
+        only_a_right=only_a,
+        only_b_right=only_b,
+        mcnemar_p=mcnemar_p(only_a, only_b),
         flips=tuple(Flip(int(i), classes[truth[i]], classes[a[i]], classes[b[i]]) for i in np.flatnonzero(a != b)),
         flips_by_class={name: _count_flips(a, b, truth, label) for label, name in enumerate(classes)},
         recall_difference=_recall_differences(a, b, truth, classes, recall_intervals),
         ties_a=_ties(scores_a),
         ties_b=_ties(scores_b),
     )
-
-
-def _accuracies(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
-    of_a, of_b, agreement = (float((one == other).mean()) for one, other in ((a, truth), (b, truth), (a, b)))
-    return {"agreement": agreement, "accuracy_a": of_a, "accuracy_b": of_b, "accuracy_difference": of_b - of_a}
-
-
-def _test_mcnemar(a: NDArray[Any], b: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
-    only_a, only_b = int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
-    return {"only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": mcnemar_p(only_a, only_b)}
 
 
 def mcnemar_p(lost: int, gained: int) -> float:

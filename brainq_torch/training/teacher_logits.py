@@ -4,10 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from brainq_torch.data.classes import CLASSES
@@ -144,14 +142,10 @@ def fill_from_runs(logits: TeacherLogits, runs: Sequence[Path], rows: Sequence[M
                 f"{', '.join(logits.classes)}; name a teacher of the same classes"
             )
 
+    @torch.no_grad()
     def compute(part: Sequence[ManifestRow]) -> Tensor:
         folder = manifest_folder(data_root, part)
-        return torch.stack([_infer(run.model, load_pixels(folder, run.pixels)) for run in teachers]).mean(dim=0)
+        inputs = [torch.from_numpy(scale_pixels(load_pixels(folder, run.pixels))) for run in teachers]
+        return torch.stack([run.model(images) for run, images in zip(teachers, inputs, strict=True)]).mean(dim=0)
 
     fill(logits, rows, fingerprint(runs), compute)
-
-
-@torch.no_grad()
-def _infer(model: nn.Module, pixels: NDArray[np.uint8]) -> Tensor:
-    logits: Tensor = model.eval()(torch.from_numpy(scale_pixels(pixels)))
-    return logits.float()

@@ -7,10 +7,8 @@ import pytest
 from brainq_torch.models import build_model
 from brainq_torch.models.wiring import WiringError
 from brainq_torch.run import load_run
-from export.context import ExportContext, ExportOptions, RecipeError
+from export.context import RecipeError
 from export.recipes import RECIPES, check_network, default_recipes, describe_run, float_model, resolve_recipes
-from export.run.metadata import read_metadata
-from export.run.sample import check_run_images
 
 
 def test_every_recipe_limits_every_file_it_makes():
@@ -67,13 +65,3 @@ def test_provenance_has_no_path_and_no_time(tiny_run):
     text = json.dumps(describe_run(run, "fp32").to_json())
     assert str(tiny_run) not in text
     assert describe_run(run, "fp32") == describe_run(run, "fp32")
-
-
-def test_calibration_images_are_training_images(tiny_run, tmp_path):
-    run = load_run(tiny_run)
-    sample = ExportContext(run, tmp_path, check_run_images(run), ExportOptions(calibration_images=8)).calibration()
-    assert set(sample.splits) == {"Training"}
-
-
-def test_the_recipe_stands_in_the_file(tiny_export):
-    assert read_metadata(tiny_export / "model_fp16.tflite").provenance["recipe"] == "fp16"

@@ -68,7 +68,3 @@ def test_a_source_named_twice_is_refused(hospital):
     shutil.copy(hospital, again := hospital.with_name("again.csv"))
     with pytest.raises(DataFolderError, match=r"again.csv: scanner 0, scanner 1 was there before; name each source"):
         read_elsewhere([hospital, again], SPEC, CLASSES)
-
-
-def test_without_any_there_is_nothing():
-    assert read_elsewhere((), SPEC, CLASSES).pixels == []
