@@ -3,7 +3,7 @@
 import { sha256 } from "./bundle.js";
 import { isDicom, listDicomSlices } from "./dicom.js";
 import { isBlank } from "./head_crop.js";
-import { gunzip, isGzip, isNifti, isNifti2, isNiftiHeader, joinPair, listNiftiSlices } from "./nifti.js";
+import { gunzip, isGzip, isNifti, isNiftiHeader, joinPair, listNiftiSlices } from "./nifti.js";
 import { isPicture, readPicture } from "./picture.js";
 import { BLANK, LeftOut, Unreadable } from "./unreadable.js";
 
@@ -26,7 +26,6 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   if (isMaskByName(path, classes) && !isAlone) throw new LeftOut("is a mask by its name", "choose it alone to have it answered");
   const bytes = await readInflated(file);
   if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
-  if (isNifti2(bytes)) throw new Unreadable("is a NIfTI-2 file", "use predict.py, or save it as NIfTI-1");
   if (isGzip(await read(file, HEAD_BYTES)) && !isNifti(bytes) && !isNiftiHeader(bytes)) {
     throw new Unreadable("is a gzip file of something else than NIfTI", "remove it or unpack it, for example with gunzip");
   }
@@ -55,7 +54,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     const decode = () => readPicture(bytes, decodeJpeg);
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
   }
-  throw new Unreadable("is neither PNG, TIFF, JPEG, DICOM nor NIfTI-1", "use predict.py, which reads BMP, WebP and others as well");
+  throw new Unreadable("is neither PNG, TIFF, JPEG, DICOM nor NIfTI", "use predict.py, which reads BMP, WebP and others as well");
 }
 
 /** Return why a slice of which there is a copy cannot be read: a damaged one must not hide the other. */

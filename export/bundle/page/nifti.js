@@ -1,4 +1,4 @@
-/** Lists the slices of a NIfTI-1 volume: brainq_torch/data/reading/nifti.py in JavaScript. */
+/** Lists the slices of a NIfTI volume: brainq_torch/data/reading/nifti.py in JavaScript. */
 
 import { makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
 import { inflate, MOST_BYTES } from "./inflate.js";
@@ -12,17 +12,24 @@ const READERS = {
   256: ["getInt8", 1], 512: ["getUint16", 2], 768: ["getUint32", 4],
 }; // prettier-ignore
 
+/** Of both versions' headers: where a field stands, and of what numbers; bytes: its size. The codes are the quaternion's and the rows'. */
+const LAYOUTS = {
+  348: {
+    bytes: 348, dim: [40, "getInt16", 2], type: [70, "getInt16"], zooms: [76, "getFloat32", 4], start: [108, "getFloat32"],
+    slope: [112, "getFloat32", 4], codes: [252, "getInt16", 2], quaternion: [256, "getFloat32", 4], rows: [280, "getFloat32", 4],
+  },
+  540: {
+    bytes: 540, dim: [16, "getBigInt64", 8], type: [12, "getInt16"], zooms: [104, "getFloat64", 8], start: [168, "getBigInt64"],
+    slope: [176, "getFloat64", 8], codes: [344, "getInt32", 4], quaternion: [352, "getFloat64", 8], rows: [400, "getFloat64", 8],
+  },
+}; // prettier-ignore
+
 export function isGzip(bytes) {
   return bytes[0] === 0x1f && bytes[1] === 0x8b;
 }
 
 export function isNifti(bytes) {
-  return magic(bytes) === "n+1";
-}
-
-/** Whether it is a file of the second version, which is not read here. */
-export function isNifti2(bytes) {
-  return ["n+2", "ni2"].includes(String.fromCharCode(...bytes.subarray(4, 7)));
+  return magic(bytes) === "n+1" || magic(bytes, 4) === "n+2";
 }
 
 /** Whether it is the header (.hdr) of a volume whose voxels lie in a second file (.img). */
@@ -30,8 +37,8 @@ export function isNiftiHeader(bytes) {
   return magic(bytes) === "ni1";
 }
 
-function magic(bytes) {
-  return String.fromCharCode(...bytes.subarray(344, 347));
+function magic(bytes, start = 344) {
+  return String.fromCharCode(...bytes.subarray(start, start + 3));
 }
 
 /** Return a header and its voxels as the one file that they could have been. */
@@ -76,27 +83,30 @@ export function listNiftiSlices(path, bytes) {
 
 function readHeader(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const little = view.getInt32(0, true) === 348;
-  const short = (offset) => view.getInt16(offset, little);
-  const float = (offset) => view.getFloat32(offset, little);
-  const dimensions = short(40);
-  const sides = Array.from({ length: Math.max(0, Math.min(dimensions, 7)) }, (_, place) => short(42 + 2 * place));
+  const fields = LAYOUTS[magic(bytes, 4) === "n+2" ? 540 : 348];
+  const little = view.getInt32(0, true) === fields.bytes;
+  const field = (name, place = 0) => {
+    const [offset, reader, width = 0] = fields[name];
+    return Number(view[reader](offset + width * place, little));
+  };
+  const dimensions = field("dim");
+  const sides = Array.from({ length: Math.max(0, Math.min(dimensions, 7)) }, (_, place) => field("dim", 1 + place));
   if (dimensions > 7 || sides.length < 2 || Math.min(...sides) < 1) throw damaged("NIfTI file: its sides make no sense");
-  const [read, step] = READERS[short(70)] ?? [];
-  if (!read) throw new Unreadable(`has voxels of NIfTI type ${short(70)}`, "use predict.py, or save one channel of it");
-  const start = Math.trunc(float(108));
+  const [read, step] = READERS[field("type")] ?? [];
+  if (!read) throw new Unreadable(`has voxels of NIfTI type ${field("type")}`, "use predict.py, or save one channel of it");
+  const start = Math.trunc(field("start"));
   const size = sides.reduce((product, side) => product * side, step);
-  if (!(start > 348 && start <= MOST_EXTENSION_BYTES) || size > MOST_BYTES) throw damaged("NIfTI file: its header makes no sense");
+  if (!(start > fields.bytes && start <= MOST_EXTENSION_BYTES) || size > MOST_BYTES) throw damaged("NIfTI file: its header makes no sense");
   if (bytes.length < start + size) throw damaged(`NIfTI file: ${start + size - bytes.length} bytes are missing`);
   const zooms = [0, 1, 2].map((place) => {
-    const zoom = place < sides.length ? Math.abs(float(80 + 4 * place)) : 1;
+    const zoom = place < sides.length ? Math.abs(field("zooms", 1 + place)) : 1;
     return zoom === 0 ? 1 : zoom; // as nibabel mends them
   });
   const shape = [sides[0], sides[1], sides[2] ?? 1];
-  const { affine, isKnown } = bestAffine({ short, float, zooms, shape });
-  const slope = float(112);
+  const { affine, isKnown } = bestAffine(field, zooms, shape);
+  const slope = field("slope");
   const isScaled = Number.isFinite(slope) && slope !== 0;
-  const inter = isScaled ? float(116) : 0;
+  const inter = isScaled ? field("slope", 1) : 0;
   if (!Number.isFinite(inter)) throw damaged("NIfTI file: its scaling makes no sense");
   return {
     view, little, read, step, start, shape, zooms, affine, inter,
@@ -107,27 +117,28 @@ function readHeader(bytes) {
   }; // prettier-ignore
 }
 
-function bestAffine({ short, float, zooms, shape }) {
-  if (short(254) > 0) {
-    const affine = [0, 1, 2].map((row) => [0, 1, 2, 3].map((column) => float(280 + 16 * row + 4 * column)));
+function bestAffine(field, zooms, shape) {
+  const [quaternionCode, rowsCode] = [field("codes"), field("codes", 1)];
+  if (rowsCode > 0) {
+    const affine = [0, 1, 2].map((row) => [0, 1, 2, 3].map((column) => field("rows", 4 * row + column)));
     return { affine, isKnown: true };
   }
-  if (short(252) > 0) {
-    const [b, c, d] = [256, 260, 264].map(float);
+  if (quaternionCode > 0) {
+    const [b, c, d] = [0, 1, 2].map((place) => field("quaternion", place));
     const a = Math.sqrt(Math.max(0, 1 - b * b - c * c - d * d));
     const turn = [
       [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
       [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
       [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ];
-    const steps = [zooms[0], zooms[1], float(76) === -1 ? -zooms[2] : zooms[2]];
-    const affine = turn.map((row, place) => [...row.map((value, column) => value * steps[column]), float(268 + 4 * place)]);
+    const steps = [zooms[0], zooms[1], field("zooms") === -1 ? -zooms[2] : zooms[2]];
+    const affine = turn.map((row, place) => [...row.map((value, column) => value * steps[column]), field("quaternion", 3 + place)]);
     return { affine, isKnown: true };
   }
   const steps = [-zooms[0], zooms[1], zooms[2]];
   const affine = steps.map((step, row) => [0, 1, 2].map((column) => (row === column ? step : 0)));
   affine.forEach((row, place) => row.push((-steps[place] * (shape[place] - 1)) / 2));
-  return { affine, isKnown: Boolean(short(252) || short(254)) };
+  return { affine, isKnown: Boolean(quaternionCode || rowsCode) };
 }
 
 /** Return per array axis the world axis nearest to it and its direction, as nibabel's io_orientation does. */
