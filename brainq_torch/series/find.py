@@ -87,7 +87,7 @@ def find_series(
         classes: Of the model: a folder of such a name holds no masks.
     """
     scattered: dict[str, list[FileSlice]] = {}
-    known: dict[object, FileSlice] = {}
+    known: dict[object, tuple[FileSlice, bool]] = {}
     for number, path in enumerate(find_images(words)):
         say(number)
         found = path if isinstance(path, Unread) else _list(path, plane, classes, list(words) == [path])
@@ -123,25 +123,28 @@ def _unread(error: UnreadableImageError, left_out: bool = False) -> Unread:
 
 
 def _find_copy(
-    first: FileSlice, known: dict[object, FileSlice], scattered: dict[str, list[FileSlice]]
+    first: FileSlice, known: dict[object, tuple[FileSlice, bool]], scattered: dict[str, list[FileSlice]]
 ) -> Unread | None:
     """Return which of two copies is not answered, None where a file is none: this one, or the damaged one before it.
 
-    first: slice of this file. known: of the files before. scattered: their slices; a damaged copy's are taken out.
+    first: slice of this file. known: of the files before, and whether it was read. scattered: their slices; a damaged
+    copy's are taken out.
     """
     if not first.instance:
         return None
     key = (first.series, first.instance, first.place, first.axes, *first.traits.values())
-    before = known.setdefault(key, first)
+    before, is_sound = known.setdefault(key, (first, False))
     if before is first:
         return None
     try:
-        read_slice(before)
+        if not is_sound:
+            read_slice(before)
     except UnreadableImageError as error:
         if error.reason != BLANK:
             scattered[first.series] = [one for one in scattered[first.series] if one.path != before.path]
-            known[key] = first
+            known[key] = (first, False)
             return _unread(error)
+    known[key] = (before, True)
     return Unread(os.fspath(first.path), _COPY, left_out=True)
 
 

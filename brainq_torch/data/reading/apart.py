@@ -18,7 +18,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 """Of each process its own: a loader's workers are copies of the process that began them."""
 
 
-def decode_apart(held: pydicom.Dataset | str, index: int, bits_stored: int) -> npt.NDArray[Any]:
+def decode_apart(held: pydicom.Dataset | str, **options: int) -> npt.NDArray[Any]:
     """Return what ``pydicom.pixels.pixel_array`` makes of a frame, and warn as it does.
 
     Raises:
@@ -29,7 +29,7 @@ def decode_apart(held: pydicom.Dataset | str, index: int, bits_stored: int) -> n
     assert child.stdin is not None
     assert child.stdout is not None
     try:
-        pickle.dump((held, index, bits_stored), child.stdin)
+        pickle.dump((held, options), child.stdin)
         child.stdin.flush()
         answer, warned = pickle.load(child.stdout)
     except (EOFError, OSError, pickle.UnpicklingError) as error:
@@ -62,13 +62,13 @@ def serve() -> None:
     os.dup2(2, 1)  # decoders print what they think of a file
     while True:
         try:
-            held, index, bits = pickle.load(sys.stdin.buffer)
+            held, options = pickle.load(sys.stdin.buffer)
         except (EOFError, KeyboardInterrupt):
             return
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             try:
-                answer: Any = pixel_array(held, index=index, bits_stored=bits)
+                answer: Any = pixel_array(held, **options)
             except Exception as error:
                 answer = error
         pickle.dump((answer, [str(warning.message) for warning in warned]), answers)

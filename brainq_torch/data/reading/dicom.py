@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image
-from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
+from pydicom.pixels.processing import apply_windowing
 from pydicom.pixels.utils import pixel_array
 
 from brainq_torch.data.reading.apart import decode_apart
@@ -121,8 +121,9 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     top = bits if syntax.is_compressed else max(bits, int(header.get("HighBit") or 0) + 1)  # above them in old files
     try:
         held = header if "PixelData" in header else os.fspath(path)
+        filled = {"samples_per_pixel": header.SamplesPerPixel, "number_of_frames": count_frames(path, header)}
         decode = decode_apart if syntax.is_compressed else pixel_array
-        stored: npt.NDArray[Any] = decode(held, index=index, bits_stored=top)
+        stored: npt.NDArray[Any] = decode(held, index=index, bits_stored=top, **filled)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
         if "missing dependencies" not in str(error):
             reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
@@ -156,13 +157,9 @@ def _show(
     path: FilePath, header: pydicom.Dataset, stored: npt.NDArray[Any], measured: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Apply the modality, the VOI and the presentation transform; return (rows, columns) uint8 and notes."""
-    for name in ("RescaleSlope", "RescaleIntercept"):
-        if name in header and header.get(name) in (None, ""):
-            del header[name]  # empty says nothing
-    if float(header.get("RescaleSlope", 1)) == 0:
-        raise UnreadableImageError(path, "has RescaleSlope 0, which erases the image", COPY_AGAIN)
-    values = apply_modality_lut(stored, header)
+    values, modality = _apply_modality(path, header, stored)
     fractions, notes = _apply_voi(path, header, values)
+    notes = [*modality, *notes]
     is_inverted = header.PhotometricInterpretation == "MONOCHROME1"
     inverted = ["MONOCHROME1 (white is zero) inverted"] if is_inverted else []
     if fractions is not None:
@@ -173,18 +170,59 @@ def _show(
     return grey, [*notes, note, *inverted]
 
 
+def _apply_modality(
+    path: FilePath, header: pydicom.Dataset, stored: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], list[str]]:
+    """Return what the file's look-up table, or else its slope and intercept, make of stored values, and notes."""
+    mapped, _, notes = _look_up(path, header, "Modality", stored)
+    slope, intercept = (header.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
+    for name in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):
+        header.pop(name, None)  # what is applied is not applied again
+    is_said = [value not in (None, "") for value in (slope, intercept)]
+    if mapped is not None or not any(is_said):
+        return stored if mapped is None else mapped, notes
+    slope, intercept = float(slope) if is_said[0] else 1.0, float(intercept) if is_said[1] else 0.0
+    if slope == 0:
+        raise UnreadableImageError(path, "has RescaleSlope 0, which erases the image", COPY_AGAIN)
+    return stored.astype(np.float64) * slope + intercept, notes
+
+
+def _look_up(
+    path: FilePath, header: pydicom.Dataset, kind: str, values: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any] | None, int, list[str]]:
+    """Return what a look-up table, Modality or VOI, makes of values, and the most it could; None where it is empty.
+
+    Entries of 8 bits lie two in a word or, as their number tells, each in one of its own (PS3.3 C.11.1.1.1).
+    """
+    tables = header.get(f"{kind}LUTSequence") or []
+    data, descriptor = (tables[0].get(name) if tables else None for name in ("LUTData", "LUTDescriptor"))
+    if not data or descriptor is None or len(descriptor) != 3:
+        return None, 0, [f"{kind} look-up table without entries ignored"] if tables else []
+    count, first, bits = descriptor[0] or 2**16, descriptor[1], descriptor[2]
+    if not 8 <= bits <= 16:
+        raise UnreadableImageError(path, f"has a look-up table of {bits} bits; allowed are 8 to 16", COPY_AGAIN)
+    order = "<u2" if header.original_encoding[1] else ">u2"
+    entries = np.frombuffer(data, order) if isinstance(data, bytes) else np.array(data).reshape(-1).astype(np.uint16)
+    if len(entries) < count and bits == 8:
+        entries = entries.astype("<u2").view(np.uint8)
+    if len(entries) < count:
+        raise UnreadableImageError(path, f"has {len(entries)} of its look-up table's {count} entries", COPY_AGAIN)
+    entries = entries[:count]
+    places = np.clip(values.astype(np.float64) - first, 0, count - 1).astype(np.intp)
+    return entries[places], max(2**bits - 1, int(entries.max())), []
+
+
 def _apply_voi(
     path: FilePath, header: pydicom.Dataset, values: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[Any] | None, list[str]]:
     """Return what the file's window or look-up table makes of values, 0 to 1; None where it has no useful one."""
-    if header.get("VOILUTSequence"):
-        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        if not 8 <= bits <= 16:
-            raise UnreadableImageError(path, f"has a VOI look-up table of {bits} bits; allowed are 8 to 16", COPY_AGAIN)
-        return apply_voi(values, header) / (2**bits - 1), ["VOI look-up table applied"]
+    table, most, ignored = _look_up(path, header, "VOI", values)
+    if table is not None:
+        return table / most, ["VOI look-up table applied"]
     function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
     header.VOILUTFunction = function if function in _WINDOWS else "LINEAR"
-    window, notes = _window(header)
+    window, said = _window(header)
+    notes = [*ignored, *said]
     if window is None:
         return None, notes
     with np.errstate(over="ignore"):  # a sigmoid window far from its centre

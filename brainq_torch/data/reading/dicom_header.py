@@ -1,6 +1,7 @@
 """Reads a DICOM file's header: what kind of picture it says it is, and whose."""
 
 import hashlib
+import math
 import os
 import re
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -32,7 +33,9 @@ _MAX_FILE_BYTES = 512 * 1024 * 1024
 _MOST_FRAMES = 65_535
 _DEFER_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
-_NUMBERS = ("PixelSpacing", "WindowCenter", "WindowWidth", "ImagePositionPatient", "ImageOrientationPatient")
+_NO_LENGTH = 2**32 - 1  # as compressed pixels have it
+_NUMBERS = ("PixelSpacing", "WindowCenter", "WindowWidth", "ImagePositionPatient", "ImageOrientationPatient",
+            "InstanceNumber")  # fmt: skip
 """What a picture can be read without."""
 _GROUPS = (
     "PixelMeasuresSequence",
@@ -57,6 +60,8 @@ _LOCALIZER = re.compile(r"LOCALI[SZ]|LOKALI|SCOUT|SURVEY|PILOT|(^|[^A-Z])LOC([^A
 _UNFIT = {
     "a localizer": {"LOCALIZER", "SCOUT"},
     "a phase map": {"P", "PHASE", "PHASE MAP", "PHASE MAP B0"},
+    "a velocity map": {"V", "VELOCITY", "VELOCITY MAP", "VELOCITY_MAP", "FLOW_ENCODED", "PHASE CONTRAST M"},
+    "an imaginary part": {"IMAGINARY"},
     "a projection": {"PROJECTION IMAGE", "MIP", "MAXIP", "MINIP", "MAX_IP", "MIN_IP", "MNIP"},
 }
 """What is no slice through a head, and the values of ImageType that say so."""
@@ -99,42 +104,55 @@ def _is_placeholder(patient: str) -> bool:
 def read_header(path: FilePath) -> pydicom.Dataset:
     """Read everything before the pixels; a file whose syntax is missing, wrong or deflated as a whole.
 
-    What should be numbers and is none, as ``1,5``, is emptied: it says nothing.
+    What should be numbers and is none, as ``1,5``, is emptied: it says nothing. What old files leave out is filled in:
+    samples of a pixel, and how many frames there are pixels for.
     """
-    header = _parse(path)
-    for name in _NUMBERS:
-        try:
-            np.asarray(header.get(name), np.float64)
-        except (TypeError, ValueError):
-            header[name] = pydicom.DataElement(name, "DS", None)
+    header, pixel_bytes = _parse(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is emptied
+        for name in _NUMBERS:
+            try:
+                np.asarray(header.get(name), np.float64)
+            except (TypeError, ValueError):
+                header[name] = pydicom.DataElement(name, "DS", None)
+    if not header.get("SamplesPerPixel"):
+        header.SamplesPerPixel = 1 if str(header.get("PhotometricInterpretation")).startswith("MONOCHROME") else 3
+    sides = [header.get(name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
+    if not header.get("NumberOfFrames") and all(sides):
+        header.NumberOfFrames = max(1, 8 * pixel_bytes // math.prod(sides))
     return header
 
 
-def _parse(path: FilePath) -> pydicom.Dataset:
+def _parse(path: FilePath) -> tuple[pydicom.Dataset, int]:
+    """Return the header, and how many bytes its pixels have, 0 where they are compressed."""
     size_bytes = os.path.getsize(path)
     if size_bytes > _MAX_FILE_BYTES:
         reason = f"is a DICOM file of {size_bytes // 2**20} MiB; at most {_MAX_FILE_BYTES // 2**20} MiB are read"
         raise UnreadableImageError(path, reason, "export the one image that is meant as its own file")
     with open(path, "rb") as file:
-        is_whole = file.read(132)[128:] == b"DICM"
-    meta = read_file_meta_info(path) if is_whole else pydicom.Dataset()
+        meta = pydicom.Dataset()
+        if file.read(132)[128:] == b"DICM":
+            meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        start = file.tell()
     syntax = meta.get("TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
-        _refuse_bomb(path, 144 + int(meta.FileMetaInformationGroupLength))
+        _refuse_bomb(path, start)
     elif syntax is not None:
         with open(path, "rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=_DEFER_BYTES)
             _require_pixels(path, header, file.tell() < size_bytes)
+            implicit, little = header.original_encoding
+            length = int.from_bytes(file.read(8 if implicit else 12)[-4:], "little" if little else "big")
         if _is_implicit(header) == (syntax == ImplicitVRLittleEndian):
-            return header
+            return header, length % _NO_LENGTH
     header = pydicom.dcmread(path, force=True)
     _require_pixels(path, header, "PixelData" in header)
     if syntax is not None and syntax.is_compressed:
-        return header
+        return header, 0
     implicit, little = _is_implicit(header), header.original_encoding[1]
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    return header
+    return header, len(header.get("PixelData") or b"")
 
 
 def _is_implicit(header: pydicom.Dataset) -> bool:

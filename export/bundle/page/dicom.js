@@ -41,6 +41,8 @@ const LOCALIZER = /LOCALI[SZ]|LOKALI|SCOUT|SURVEY|PILOT|(^|[^A-Z])LOC([^A-Z]|$)/
 const UNFIT = {
   "a localizer": ["LOCALIZER", "SCOUT"],
   "a phase map": ["P", "PHASE", "PHASE MAP", "PHASE MAP B0"],
+  "a velocity map": ["V", "VELOCITY", "VELOCITY MAP", "VELOCITY_MAP", "FLOW_ENCODED", "PHASE CONTRAST M"],
+  "an imaginary part": ["IMAGINARY"],
   "a projection": ["PROJECTION IMAGE", "MIP", "MAXIP", "MINIP", "MAX_IP", "MIN_IP", "MNIP"],
 };
 /** Numbers of SpecificCharacterSet, ISO_IR or ISO 2022 IR, and browsers' names of them. */
@@ -66,13 +68,15 @@ export function isDicom(bytes) {
 export async function listDicomSlices(path, bytes) {
   if (IMAGELESS.test(latin(bytes, 0, 1024))) return null; // however damaged it is behind
   const header = await parse(bytes);
-  const count = header.intString("x00280008") || 1;
-  if (count < 1 || count > MOST_FRAMES) {
+  const said = Number(header.string("x00280008") ?? 0);
+  const count = said === 0 ? countFrames(header) : said;
+  if (!Number.isInteger(count) || count < 1 || count > MOST_FRAMES) {
     throw new Unreadable(`says that it has ${count} frames; read are 1 to ${MOST_FRAMES}`, "copy or download it again, or remove it");
   }
   const series = header.string("x0020000e") || path;
   const title = readText(header, "x0008103e");
-  const number = Number(header.string("x00200013") || 0);
+  const numbered = Number(header.string("x00200013"));
+  const number = Number.isInteger(numbered) ? numbered : 0;
   const uid = header.string("x00080018") ?? "";
   const { dataOffset, length } = header.elements[PIXELS] ?? {};
   const pixels = dataOffset && header.byteArray.subarray(dataOffset, dataOffset + length);
@@ -87,6 +91,14 @@ export async function listDicomSlices(path, bytes) {
   });
 }
 
+/** Return how many whole frames there are pixels for, of a file that does not say it. */
+function countFrames(header) {
+  const [rows, columns, bits] = [NEEDED.Rows, NEEDED.Columns, NEEDED.BitsAllocated].map((tag) => header.uint16(tag));
+  const { length = 0, hadUndefinedLength } = header.elements[PIXELS] ?? {};
+  const samples = header.uint16("x00280002") || (COLOURS.includes(header.string("x00280004")) ? 3 : 1);
+  return hadUndefinedLength ? 1 : Math.floor((8 * length) / (rows * columns * bits * samples)) || 1;
+}
+
 /** Return the value of the first of these tags that is there, as text. */
 function readTrait(find, tags) {
   const tag = tags.find((one) => find(one).elements[one]);
@@ -97,7 +109,8 @@ function readTrait(find, tags) {
     return Array.from({ length: count }, (_, place) => general(dataset[BINARY[tag]](tag, place))).join("\\");
   }
   const parts = readText(dataset, tag).split("\\").map((part) => part.trim());
-  return parts.map((part) => (DECIMAL.includes(tag) && part ? general(Number(part)) : part)).join("\\");
+  const said = parts.map((part) => (DECIMAL.includes(tag) && part ? general(Number(part)) : part)).join("\\");
+  return DECIMAL.includes(tag) && said.includes("NaN") ? "" : said;
 }
 
 /** Return a text in the file's character set (PS3.3 C.12.1.1.2), which dicomParser takes for Latin-1. */
@@ -303,18 +316,17 @@ function findMeasured(header, { values, isSigned, allocated }) {
 
 /** Apply the modality and the VOI transform: {data, notes}. */
 function show({ text, find, stored, isMeasured, width }) {
-  for (const tag of ["x00283000", "x00283010"]) {
-    if (find(tag).elements[tag]?.items?.length) throw new Unreadable("has a look-up table", "use predict.py");
-  }
-  const [slopeText, interceptText] = [text("x00281053"), text("x00281052")];
-  if (slopeText && Number(slopeText) === 0) throw new Unreadable("has RescaleSlope 0, which erases the image", "copy it again");
-  const isScaled = Boolean(slopeText && interceptText);
-  const [slope, intercept] = isScaled ? [Number(slopeText), Number(interceptText)] : [1, 0];
-  const values = isScaled ? stored.values.map((value) => value * slope + intercept) : stored.values;
+  const modality = lookUp(find("x00283000").elements.x00283000, "Modality", stored.values, stored.isSigned);
+  const [slope, intercept] = [Number(text("x00281053") || 1), Number(text("x00281052") || 0)];
+  if (!modality.mapped && slope === 0) throw new Unreadable("has RescaleSlope 0, which erases the image", "copy it again");
+  const values = modality.mapped ?? stored.values.map((value) => value * slope + intercept);
   const isInverted = text("x00280004") === "MONOCHROME1";
   const inverted = isInverted ? ["MONOCHROME1 (white is zero) inverted"] : [];
-  const [least, most] = stored.isSigned ? [-(2 ** (stored.bits - 1)), 2 ** (stored.bits - 1) - 1] : [0, 2 ** stored.bits - 1];
-  const { fractions, notes } = applyWindow({ text, find, values, dark: least * slope + intercept, bright: most * slope + intercept });
+  const [dark, bright] = stored.isSigned ? [-(2 ** (stored.bits - 1)), 2 ** (stored.bits - 1) - 1] : [0, 2 ** stored.bits - 1];
+  const voi = lookUp(find("x00283010").elements.x00283010, "VOI", values, stored.isSigned);
+  const table = voi.mapped && { fractions: voi.mapped.map((value) => value / voi.most), notes: ["VOI look-up table applied"] };
+  const { fractions, notes: said } = table ?? applyWindow({ text, find, values, dark, bright });
+  const notes = [...modality.notes, ...voi.notes, ...said];
   if (fractions) {
     const grey = (value) => roundHalfEven(Math.min(Math.max(isInverted ? 1 - value : value, 0), 1) * 255);
     return { data: Uint8Array.from(fractions, grey), notes: [...notes, ...inverted] };
@@ -322,6 +334,25 @@ function show({ text, find, stored, isMeasured, width }) {
   const turned = isInverted ? values.map((value) => -value) : values;
   const { data, note } = rescaleToUint8(turned, width, "DICOM values", isMeasured);
   return { data, notes: [...notes, note, ...inverted] };
+}
+
+/** Return what a look-up table, Modality or VOI, makes of values: {mapped, most, notes}, mapped null where it is empty (PS3.3 C.11.1.1.1). */
+function lookUp(sequence, kind, values, isSigned) {
+  const table = sequence?.items?.[0]?.dataSet;
+  const { x00283002: descriptor, x00283006: data } = table?.elements ?? {};
+  if (!data?.length || descriptor?.length !== 6) {
+    return { mapped: null, notes: table ? [`${kind} look-up table without entries ignored`] : [] };
+  }
+  const [count, bits] = [table.uint16("x00283002", 0) || 65_536, table.uint16("x00283002", 2)];
+  const first = (descriptor.vr ? descriptor.vr === "SS" : isSigned) ? table.int16("x00283002", 1) : table.uint16("x00283002", 1);
+  if (bits < 8 || bits > 16) throw new Unreadable(`has a look-up table of ${bits} bits; allowed are 8 to 16`, "copy it again");
+  const word = (place) => table.uint16("x00283006", place);
+  const isPacked = bits === 8 && data.length / 2 < count; // two in a word; else each in one of its own
+  const held = isPacked ? data.length : data.length / 2;
+  if (held < count) throw new Unreadable(`has ${held} of its look-up table's ${count} entries`, "copy it again");
+  const entries = Array.from({ length: count }, (_, place) => (isPacked ? (word(place >> 1) >> (8 * (place & 1))) & 255 : word(place)));
+  const most = entries.reduce((highest, entry) => Math.max(highest, entry), 2 ** bits - 1);
+  return { mapped: values.map((value) => entries[Math.trunc(Math.min(Math.max(value - first, 0), count - 1))]), most, notes: [] };
 }
 
 /** Return the first window's {fractions, notes}, fractions null where there is no useful one (PS3.3 C.11.2.1.2). */

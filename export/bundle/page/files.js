@@ -35,7 +35,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
       const [{ series, instance, pixels, place, axes, traits }] = slices;
       const first = JSON.stringify([series, instance ?? (pixels && (await sha256(pixels))), place, axes, Object.values(traits)]);
       const before = known.get(first);
-      if (before) before.fault = await findFault(before);
+      if (before && before.fault === undefined) before.fault = await findFault(before);
       if (before && !before.fault) throw new LeftOut("is a copy: an image of its SOPInstanceUID, at its place, or of its pixels is answered", "choose it alone");
       if (slices.length === 1) slices[0] = { ...slices[0], pixels: null, decode: () => decodeAgain(path, file) };
       if (instance || pixels) known.set(first, slices[0]);
@@ -57,10 +57,11 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   throw new Unreadable("is neither PNG, TIFF, JPEG, DICOM nor NIfTI", "use predict.py, which reads BMP, WebP and others as well");
 }
 
-/** Return why a slice of which there is a copy cannot be read: a damaged one must not hide the other. */
+/** Return why a slice of which there is a copy cannot be read, null of a sound one: a damaged one must not hide the other. */
 async function findFault(slice) {
   try {
     await slice.decode();
+    return null;
   } catch (error) {
     return error;
   }

@@ -91,7 +91,9 @@ def test_other_modalities_are_left_out_beside_others_and_refused_alone(tmp_path)
     assert not alone.left_out
 
 
-def test_a_copy_does_not_count_twice_and_is_named(tmp_path):
+def test_a_copy_does_not_count_twice_and_is_named(tmp_path, monkeypatch):
+    read: list[str] = []
+    monkeypatch.setattr("brainq_torch.series.find.read_slice", lambda one: read.append(one.path))
     write_series(tmp_path / "a", "1.2.3", [1.0, 2.0], SOPInstanceUID="1.2.4")  # placeholders: their places differ
     nowhere = {"SeriesInstanceUID": "1.2.5", "SOPInstanceUID": "1.2.4"}
     for number in range(2):
@@ -99,12 +101,14 @@ def test_a_copy_does_not_count_twice_and_is_named(tmp_path):
     shutil.copy(tmp_path / "b0", tmp_path / "c0")
     write_dicom(tmp_path / "c1", STORED + 1, **nowhere | {"SOPInstanceUID": "1.2.6"})
     shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy once more")
     *copies, without, series = find_series([str(tmp_path)])
     assert [len(one.slices) for one in (without, series)] == [2, 2]
     assert series.path == str(tmp_path / "a")
-    again = (tmp_path / "c0", tmp_path / "c1", *(tmp_path / "copy of a").iterdir())
+    again = (tmp_path / "c0", tmp_path / "c1", *tmp_path.glob("copy */*"))
     assert {one.path for one in copies} == set(map(str, again))
     assert all(one.left_out and "is a copy" in one.error for one in copies)
+    assert len(read) == len(set(read)) == 4
 
 
 def test_a_damaged_copy_does_not_hide_the_sound_one(tmp_path):

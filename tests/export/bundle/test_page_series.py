@@ -25,7 +25,7 @@ from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import Series, find_series
 from brainq_torch.series.rule import SeriesRule
 from export.bundle.answers import BundledModel
-from tests.brainq_torch.data.reading.test_dicom import write_dicom
+from tests.brainq_torch.data.reading.test_dicom import look_up_table, write_dicom
 from tests.export.bundle.test_web import hash_of, read_in_node
 from tests.support.chromium import serve
 from tests.support.stacks import write_enhanced, write_stacks
@@ -110,6 +110,7 @@ def write_all(folder):
     japanese = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "SeriesDescription": "頭部"}
     write_series(folder, "no function", **window | japanese | {"VOILUTFunction": ""})
     write_series(folder, "other function", **window | {"VOILUTFunction": "CUBIC"})
+    write_odd(folder)
     frames = head(4)[1:3]
     groups = []
     for centre in (600, 700):
@@ -124,6 +125,24 @@ def write_all(folder):
     write_enhanced(folder / "echoes.dcm")
     cut = frames.tobytes()[:-200]  # within the second frame: the first is answered
     write_dicom(folder / "cut.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.98", PixelData=cut)
+
+
+def write_odd(folder):
+    """Write series as old and odd scanners do."""
+    odd = {
+        "table": {"VOILUTSequence": look_up_table(8)},
+        "packed table": {"VOILUTSequence": look_up_table(8, np.uint8), "ModalityLUTSequence": look_up_table(12)},
+        "table below": {"VOILUTSequence": look_up_table(16, first=-200), "RescaleIntercept": -300},
+        "empty table": {"VOILUTSequence": look_up_table(8, held=0), "WindowCenter": 900, "WindowWidth": 900},
+        "slope alone": {"RescaleSlope": 2, "WindowCenter": 900, "WindowWidth": 900},
+        "one sample": {"SamplesPerPixel": None, "ImageType": ["ORIGINAL", "PRIMARY", "VELOCITY MAP"]},
+        "IM numbers": {"InstanceNumber": 1234, "syntax": ImplicitVRLittleEndian},
+    }  # fmt: skip
+    for place, (name, tags) in enumerate(odd.items()):
+        write_series(folder, name, SeriesInstanceUID=f"1.4.{place}", **tags)
+    for path in (folder / "IM numbers").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"1234", b"IM 3"))
+    write_dicom(folder / "unsaid.dcm", head(4)[1:3], SeriesInstanceUID="1.2.97")
 
 
 def in_python(folder):

@@ -32,7 +32,14 @@ from brainq_torch.data.reading import dicom
 from brainq_torch.data.reading.dicom import read_dicom
 from brainq_torch.data.reading.dicom_header import read_header, use_functional_groups
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
-from brainq_torch.data.reading.image import is_meant_as_image, list_slices, looks_like_image, read_grey, read_origin
+from brainq_torch.data.reading.image import (
+    is_meant_as_image,
+    list_slices,
+    looks_like_image,
+    read_grey,
+    read_origin,
+    read_slice,
+)
 from tests.brainq_torch.data.reading.scale_rule import rescaled
 from tests.support.unreadable import check_unreadable
 
@@ -112,6 +119,13 @@ def test_rescale_and_window_are_applied_in_that_order(tmp_path):
     assert grey.notes == ("VOI window centre 900 width 800 applied",)
 
 
+@pytest.mark.parametrize(("tags", "slope", "intercept"), [({"Slope": 2}, 2, 0), ({"Intercept": -90}, 1, -90)])
+def test_a_slope_or_an_intercept_alone(tmp_path, tags, slope, intercept):
+    said = {f"Rescale{name}": value for name, value in tags.items()}
+    path = write_dicom(tmp_path / "a.dcm", WindowCenter=600, WindowWidth=300, **said)
+    np.testing.assert_array_equal(read_grey(path).pixels, windowed(STORED * float(slope) + intercept, 600, 300))
+
+
 def test_signed_values_below_zero(tmp_path):
     stored = STORED.astype(np.int16) - 700
     np.testing.assert_array_equal(
@@ -144,14 +158,38 @@ def test_an_impossible_window_is_ignored_and_noted(tmp_path, centre, width):
     assert "ignored" in grey.notes[0]
 
 
-def test_voi_look_up_table(tmp_path):
+def look_up_table(bits: int, kind: type = np.uint16, first: int = 0, held: int = 1000) -> list[pydicom.Dataset]:
+    """A table of 1000 entries, of which some are held: two in a word where kind has 8 bits."""
     table = pydicom.Dataset()
-    table.LUTDescriptor = [2048, 0, 16]
-    entries = (np.arange(2048) * 32).astype(np.uint16)
-    table.add_new("LUTData", "OW", entries.tobytes())
-    path = write_dicom(tmp_path / "a.dcm", VOILUTSequence=[table])
-    np.testing.assert_array_equal(read_grey(path).pixels, np.rint(entries[STORED] / 65535 * 255).astype(np.uint8))
+    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", [1000, first, bits])
+    entries = np.sqrt(np.linspace(0, 1, 1000)) * (2**bits - 1)
+    table.add_new("LUTData", "OW", entries[:held].astype(kind).tobytes())
+    return [table]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(("bits", "kind"), [(8, np.uint8), (8, np.uint16), (12, np.uint16), (16, np.uint16)])
+def test_look_up_tables(tmp_path, bits, kind, syntax):
+    stored = STORED.astype(np.int16) - 300
+    place = np.clip(stored.astype(int) + 200, 0, 999)
+    expected = np.floor(np.sqrt(np.linspace(0, 1, 1000)) * (2**bits - 1))[place]
+    table = look_up_table(bits, kind, first=-200)
+    path = write_dicom(tmp_path / "a.dcm", stored, syntax, VOILUTSequence=table, WindowCenter=9, WindowWidth=9)
+    np.testing.assert_array_equal(read_grey(path).pixels, np.rint(expected / (2**bits - 1) * 255).astype(np.uint8))
     assert read_grey(path).notes == ("VOI look-up table applied",)
+    path = write_dicom(tmp_path / "b.dcm", stored, syntax, ModalityLUTSequence=table, RescaleSlope=-1)
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(expected))
+
+
+def test_an_empty_look_up_table_is_ignored_and_a_cut_one_refused(tmp_path):
+    window = {"WindowCenter": 600, "WindowWidth": 300}
+    for name in ("VOI", "Modality"):
+        for table in ([pydicom.Dataset()], look_up_table(16, held=0)):
+            grey = read_grey(write_dicom(tmp_path / "a.dcm", **{f"{name}LUTSequence": table}, **window))
+            np.testing.assert_array_equal(grey.pixels, windowed(STORED.astype(float), 600, 300))
+            assert grey.notes[0] == f"{name} look-up table without entries ignored"
+    check_unreadable(write_dicom(tmp_path / "a.dcm", VOILUTSequence=look_up_table(16, held=900)), "has 900 of its")
+    check_unreadable(write_dicom(tmp_path / "a.dcm", VOILUTSequence=look_up_table(7)), "look-up table of 7 bits")
 
 
 def test_monochrome1_is_inverted(tmp_path):
@@ -202,6 +240,10 @@ def test_of_several_frames_the_middle_one_is_shown(tmp_path):
     np.testing.assert_array_equal(read_dicom(path, frame=2).pixels, rescaled(frames[1].astype(float)))
     with pytest.raises(UnreadableImageError, match="no frame 4, its frames are 1 to 3"):
         read_dicom(path, frame=4)
+    old = write_dicom(tmp_path / "b.dcm", frames, SamplesPerPixel=None)  # nor does it say how many frames it has
+    assert read_grey(old).notes == read_grey(path).notes
+    for number, one in enumerate(list_slices(old)):
+        np.testing.assert_array_equal(read_slice(one).pixels, rescaled(frames[number].astype(float)))
 
 
 def test_compressed_jpeg_and_rle(tmp_path):
@@ -323,6 +365,9 @@ def test_gigantic_dimensions_are_refused_before_decoding(tmp_path):
 def test_a_deflated_file_is_read_and_a_bomb_is_not_inflated(tmp_path, monkeypatch):
     path = write_dicom(tmp_path / "a.dcm", syntax=DeflatedExplicitVRLittleEndian)
     np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:132] + whole[144:])  # without the length of its first group
+    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
     monkeypatch.setattr("brainq_torch.data.reading.dicom_header._MAX_FILE_BYTES", STORED.nbytes)
     check_unreadable(path, "inflates to more than is read")
 
@@ -382,6 +427,10 @@ def test_numbers_that_are_none_say_nothing(tmp_path):
     one = write_dicom(tmp_path / "b.dcm", PixelSpacing=[1.5], ImagePositionPatient=[1], ImageOrientationPatient=[1])
     np.testing.assert_array_equal(read_grey(one).pixels, rescaled(STORED))
     assert list_slices(one)[0].position_mm is None
+    path = write_dicom(tmp_path / "c.dcm", InstanceNumber=1234)
+    path.write_bytes(path.read_bytes().replace(b"1234", b"IM 3"))
+    assert [found.place for found in list_slices(path)] == [(0, 0, 0)]
+    assert len(read_grey(path).notes) == 1
 
 
 @pytest.mark.parametrize("count", [-1, 2_000_000_000])
@@ -421,6 +470,8 @@ def test_functional_groups_are_read_per_frame(tmp_path):
     [
         ({"ImageType": ["DERIVED", "PRIMARY", "LOCALIZER"]}, "is a localizer (ImageType LOCALIZER)"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "is a phase map (ImageType P)"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "VELOCITY"]}, "is a velocity map (ImageType VELOCITY)"),
+        ({"ComplexImageComponent": "IMAGINARY"}, "is an imaginary part (ImageType IMAGINARY)"),
         ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE"]}, "is a projection (ImageType PROJECTION IMAGE)"),
         ({"BodyPartExamined": "KNEE"}, "shows KNEE (BodyPartExamined)"),
         ({"BodyPartExamined": "CARDIAC"}, "shows CARDIAC (BodyPartExamined)"),
