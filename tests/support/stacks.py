@@ -80,6 +80,17 @@ SEVERAL = {
     "times": two("TemporalPositionIdentifier", 1, 2),
     "acquisitions": two("AcquisitionNumber", 1, 2),
     "diffusion": two("DiffusionBValue", 0, 1000),
+    "series": two("SeriesNumber", 3, 301),
+    "flip angles": two("FlipAngle", 5, 20.5),
+    "repetition times": two("RepetitionTime", 500, 3000),
+    "counted anew": (
+        stack(UP, ContentTime="101010.5", InstanceNumber=count) + stack(UP, ContentTime="101020", InstanceNumber=count),
+        {"ContentTime 101010.5": UP, "ContentTime 101020": UP},
+    ),
+    "a time each": (
+        stack(UP * 2, AcquisitionTime=lambda number: f"10101{number}"),
+        {"volume 1": UP, "volume 2": UP},
+    ),
     "studies": two("StudyInstanceUID", "1.2", "1.3"),
     "nothing told": (stack(UP) + stack(UP), {"volume 1": UP, "volume 2": UP}),
     "numbered twice": (stack(UP * 2, AcquisitionNumber=count), {"volume 1": UP, "volume 2": UP}),

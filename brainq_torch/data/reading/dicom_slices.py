@@ -21,15 +21,20 @@ _TRAITS = {
     "PatientID": ("", "PatientID"),
     "EchoNumbers": ("", "EchoNumbers"),
     "StudyInstanceUID": ("", "StudyInstanceUID"),
+    "SeriesNumber": ("", "SeriesNumber"),
     "ImageType": (_FRAME_TYPE, "FrameType"),
     "ComplexImageComponent": (_FRAME_TYPE, "ComplexImageComponent"),
     "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
     "InversionTime": ("MRModifierSequence", "InversionTimes"),
     "DiffusionBValue": ("MRDiffusionSequence", "DiffusionBValue"),
     "SequenceName": ("", "SequenceName"),
+    "RepetitionTime": ("", "RepetitionTime"),
+    "FlipAngle": ("", "FlipAngle"),
     "StackID": ("FrameContentSequence", "StackID"),
     "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
     "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+    "AcquisitionTime": ("", "AcquisitionTime"),
+    "ContentTime": ("", "ContentTime"),
 }
 """What may tell stacks apart, and the functional group and the name that an enhanced file has it in."""
 

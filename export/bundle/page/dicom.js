@@ -27,13 +27,15 @@ const GROUPS = [
 ]; // prettier-ignore
 /** What may tell stacks of a series apart: tags, those of enhanced files first. */
 const TRAITS = {
-  PatientID: ["x00100020"], EchoNumbers: ["x00180086"], StudyInstanceUID: ["x0020000d"], ImageType: ["x00089007", "x00080008"],
+  PatientID: ["x00100020"], EchoNumbers: ["x00180086"], StudyInstanceUID: ["x0020000d"], SeriesNumber: ["x00200011"],
+  ImageType: ["x00089007", "x00080008"],
   ComplexImageComponent: ["x00089208"], EchoTime: ["x00189082", "x00180081"], InversionTime: ["x00189079", "x00180082"],
-  DiffusionBValue: ["x00189087"], SequenceName: ["x00180024"], StackID: ["x00209056"],
+  DiffusionBValue: ["x00189087"], SequenceName: ["x00180024"], RepetitionTime: ["x00180080"], FlipAngle: ["x00181314"], StackID: ["x00209056"],
   TemporalPositionIdentifier: ["x00209128", "x00200100"], AcquisitionNumber: ["x00209156", "x00200012"],
+  AcquisitionTime: ["x00080032"], ContentTime: ["x00080033"],
 }; // prettier-ignore
 const BINARY = { x00189082: "double", x00189079: "double", x00189087: "double", x00209128: "uint32", x00209156: "uint16" };
-const DECIMAL = ["x00180086", "x00180081", "x00180082", "x00200100", "x00200012"];
+const DECIMAL = ["x00180086", "x00180080", "x00180081", "x00180082", "x00181314", "x00200100", "x00200011", "x00200012"];
 const HEAD =
   /HEAD|BRAIN|SKULL|NEURO|CEREB|PITUITAR|SELLA|ORBIT|\bIAC|TEMPORAL|CRAN|FACE|KOPF|SCH(A|AE|Ä)DEL|HIRN|HYPOPHYS|T[EÊ]TE|CERVEAU|CERVELLO|ENCE(PH|F)AL|TESTA|CABE[CÇZ]A|HOOFD|HERSEN|SCHEDEL/;
 const UNSAID = ["", "UNKNOWN", "OTHER", "UNSPECIFIED", "NONE", "NA", "N/A"];

@@ -4,6 +4,7 @@
 
 import gzip
 import json
+import re
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1
 
 from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.reading import dicom_header, image
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey, read_slice
 from brainq_torch.data.reading.slices import is_mask_by_name
@@ -26,7 +28,7 @@ from brainq_torch.series.find import Series, find_series
 from brainq_torch.series.rule import SeriesRule
 from export.bundle.answers import BundledModel
 from tests.brainq_torch.data.reading.test_dicom import look_up_table, write_dicom
-from tests.export.bundle.test_web import hash_of, read_in_node
+from tests.export.bundle.test_web import PAGE, hash_of, read_in_node
 from tests.support.chromium import serve
 from tests.support.stacks import write_enhanced, write_stacks
 
@@ -180,6 +182,19 @@ def test_the_page_reads_volumes_and_series_as_python_does(page, scans, tmp_path)
             assert cut[0] == cut[1] == ((path.removeprefix(f"{scans}/"), number) in {("cut", 4), ("cut.dcm", 1)})
             same = other.keys() - {"position", "error"}
             assert {key: one[key] for key in same} == {key: other[key] for key in same}, (path, number)
+
+
+def test_the_page_lists_the_kinds_of_pictures_that_python_lists():
+    text = (PAGE / "dicom.js").read_text(encoding="utf-8")
+    listed = {name: re.search(rf"const {name} =\s(.+?);\n", text, re.DOTALL)[1].strip() for name in (
+        "HEAD", "LOCALIZER", "IMAGELESS", "IMAGES", "UNSAID", "UNFIT",
+    )}  # fmt: skip
+    said = [json.loads(re.sub(r",(?=\s*})", "", listed[name])) for name in ("IMAGES", "UNSAID", "UNFIT")]
+    unfit = {what: set(values) for what, values in said[2].items()}
+    assert (*map(tuple, said[:2]), unfit) == (dicom_header._IMAGES, dicom_header._UNSAID, dicom_header._UNFIT)
+    assert listed["HEAD"] == f"/{dicom_header._HEAD.pattern}/"
+    assert listed["LOCALIZER"] == f"/{dicom_header._LOCALIZER.pattern}/"
+    assert listed["IMAGELESS"] == f"/{image._IMAGELESS.pattern.decode()}/s"
 
 
 def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
