@@ -35,11 +35,11 @@ def test_a_configuration_is_found_by_its_name_and_from_elsewhere(tmp_path, monke
 
 
 def test_every_study_is_known_and_found_by_its_name(ended):
-    assert [path.name for path in STUDIES] == ["study.yaml", "study_128px.yaml", "study_quick.yaml"]
+    assert [path.name for path in STUDIES] == ["study.yaml", "study_160px.yaml", "study_quick.yaml"]
     for form in ("--config {}", "--config={}"):
         assert study_config.read_plan(form.format("study_quick").split()).config == str(STUDIES[2].resolve())
         said = ended(study_main(form.format("lost").split()), 2).err
-        assert said.endswith("no configuration lost; give a YAML file, or a name: study, study_128px, study_quick\n")
+        assert said.endswith("no configuration lost; give a YAML file, or a name: study, study_160px, study_quick\n")
 
 
 @pytest.mark.parametrize("path", CONFIGS + STUDIES, ids=lambda path: path.stem)
