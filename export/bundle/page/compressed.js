@@ -26,14 +26,15 @@ function ending(syntax) {
 
 /**
  * Return a frame's little-endian samples, {bytes, step, isPlanar, isRgb, notes}: step bytes each, those of a plane together
- * or those of a pixel. shape: {size, samples}, the number of pixels, and of samples in each.
+ * or those of a pixel. shape: {rows, columns, samples}, the last in each pixel.
  */
-export async function unpack(header, frame, { size, samples }) {
+export async function unpack(header, frame, { rows, columns, samples }) {
   const [name, unpackFrame] = COMPRESSIONS[ending(header.string("x00020010"))];
   try {
-    const unpacked = await unpackFrame(frameBytes(header, frame), size, samples);
-    const step = unpacked.bytes.length / (size * samples);
-    if (![1, 2, 4].includes(step)) throw new Error("other sides than its header says");
+    const unpacked = await unpackFrame(frameBytes(header, frame), rows * columns, samples);
+    const { bytes, width = columns, height = rows } = unpacked;
+    const step = bytes.length / (width * height * samples);
+    if (width !== columns || height !== rows || ![1, 2, 4].includes(step)) throw new Error("other sides than its header says");
     return { notes: [], step, ...unpacked };
   } catch (error) {
     if (error instanceof Unreadable) throw error;
@@ -56,15 +57,17 @@ function frameBytes(header, frame) {
 }
 
 async function unpackJpeg(bytes) {
-  const { components } = jpegFrame(bytes);
+  const { width, height, components } = jpegFrame(bytes);
   const { data } = await decodeJpeg(bytes);
-  return { bytes: data.filter((_, place) => place % 4 < components), isRgb: true, notes: [JPEG_NOTE] };
+  return { bytes: data.filter((_, place) => place % 4 < components), width, height, isRgb: true, notes: [JPEG_NOTE] };
 }
 
 async function unpackLossless(bytes) {
   if (!bytes.some((byte, place) => byte === 0xff && bytes[place + 1] === 0xd9)) throw new Error("it is cut short");
   const { Decoder } = await import("./runtime/lossless-min.js");
-  return { bytes: new Uint8Array(new Decoder().decompress(bytes.slice().buffer, 0, bytes.length)) };
+  const decoder = new Decoder();
+  const unpacked = new Uint8Array(decoder.decompress(bytes.slice().buffer, 0, bytes.length));
+  return { bytes: unpacked, width: decoder.xDim, height: decoder.yDim };
 }
 
 function unpackJpegLs(bytes) {
@@ -82,7 +85,8 @@ async function run(codec, kind, bytes, describe) {
     const decoder = new (await loaded[codec])[kind]();
     decoder.getEncodedBuffer(bytes.length).set(bytes);
     decoder.decode();
-    const unpacked = { bytes: decoder.getDecodedBuffer().slice(), ...describe(decoder) };
+    const { width, height } = decoder.getFrameInfo();
+    const unpacked = { bytes: decoder.getDecodedBuffer().slice(), width, height, ...describe(decoder) };
     decoder.delete();
     return unpacked;
   } catch (error) {

@@ -264,7 +264,7 @@ async function readStored(header, frame) {
   if (!isColour && !GREYS.includes(kind)) {
     throw new Unreadable(`has PhotometricInterpretation ${kind}; read are ${[...GREYS, ...COLOURS].join(", ")}`, "save it as PNG");
   }
-  const shape = { size: rows * columns, samples: isColour ? 3 : 1 };
+  const shape = { rows, columns, size: rows * columns, samples: isColour ? 3 : 1 };
   const syntax = header.string("x00020010") ?? IMPLICIT;
   const isPacked = isCompressed(syntax);
   const isPlain = [IMPLICIT, EXPLICIT, DEFLATED].includes(syntax) || (syntax === BIG_ENDIAN && allocated !== 8);
@@ -273,6 +273,7 @@ async function readStored(header, frame) {
   }
   if (!header.elements[PIXELS]) throw new Unreadable("has no pixels", "leave it out");
   const held = isPacked ? await unpack(header, frame, shape) : takeFrame(header, frame, shape, allocated / 8);
+  if (8 * held.step > allocated) throw damaged("DICOM file: its pixels have more bits than its header says");
   const view = new DataView(held.bytes.buffer, held.bytes.byteOffset);
   const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[held.step];
   const top = Math.max(bits, !isPacked && header.elements.x00280102?.length ? header.uint16("x00280102") + 1 : 0); // HighBit of old files

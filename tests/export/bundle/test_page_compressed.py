@@ -159,10 +159,11 @@ def test_what_is_damaged_is_refused_and_what_follows_is_read(page, tmp_path):
             image.PixelData = encapsulate([held])
             image.save_as(path := tmp_path / f"{kind.name} {name}")
             written.append(path)
-        wrong = pydicom.dcmread(tmp_path / "whole")
-        wrong.Rows += 1
-        wrong.save_as(path := tmp_path / f"{kind.name} d sides")
-        written.append(path)
+        for rows in (image.Rows + 1, 2 * image.Rows):
+            wrong = pydicom.dcmread(tmp_path / "whole")
+            wrong.Rows = rows
+            wrong.save_as(path := tmp_path / f"{kind.name} d {rows} rows")
+            written.append(path)
     found = read_in_node(tmp_path, written, page=page)
     for path in written:
         said = found[str(path)]
