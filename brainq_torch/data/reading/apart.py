@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy.typing as npt
 import pydicom
 from pydicom.pixels.utils import pixel_array
 
+from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME
+
 _CHILD = "import sys; sys.path[:] = {}; from brainq_torch.data.reading.apart import serve; serve()"
+_PATIENCE_SECONDS = 60.0
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Of each process its own: a loader's workers are copies of the process that began them."""
 
@@ -22,19 +26,19 @@ def decode_apart(held: pydicom.Dataset | str, **options: int) -> npt.NDArray[Any
     """Return what ``pydicom.pixels.pixel_array`` makes of a frame, and warn as it does.
 
     Raises:
-        RuntimeError: The decoder failed, or its process ended.
+        RuntimeError: The decoder failed, its process ended, or it took more than a minute.
         Exception: What else pydicom raised.
     """
-    child = _children.get(os.getpid()) or _begin()
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        pickle.dump((held, options), child.stdin)
-        child.stdin.flush()
-        answer, warned = pickle.load(child.stdout)
-    except (EOFError, OSError, pickle.UnpicklingError) as error:
-        _end(_children.pop(os.getpid()))
-        raise RuntimeError("the decoder crashed") from error
+    reply = None
+    with ONE_AT_A_TIME:
+        try:
+            reply = _ask(held, options)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            raise RuntimeError("the decoder crashed") from error
+        finally:
+            if reply is None:
+                _end()  # after Ctrl-C, too: an answer that nobody took would be the next question's
+    answer, warned = reply
     for warning in warned:
         warnings.warn(warning, stacklevel=2)
     if isinstance(answer, Exception):
@@ -43,17 +47,34 @@ def decode_apart(held: pydicom.Dataset | str, **options: int) -> npt.NDArray[Any
     return decoded
 
 
+def _ask(held: pydicom.Dataset | str, options: dict[str, int]) -> Any:
+    child = _children.get(os.getpid()) or _begin()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    timer = threading.Timer(_PATIENCE_SECONDS, child.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        pickle.dump((held, options), child.stdin)
+        child.stdin.flush()
+        return pickle.load(child.stdout)
+    finally:
+        timer.cancel()
+
+
 def _begin() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", _CHILD.format(sys.path)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     _children[os.getpid()] = child
-    atexit.register(_end, child)
     return child
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    child.communicate()
+@atexit.register
+def _end() -> None:
+    child = _children.pop(os.getpid(), None)
+    if child:
+        child.kill()
+        child.communicate()
 
 
 def serve() -> None:

@@ -4,7 +4,9 @@
 
 import struct
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from brainq_torch.data.reading import dicom
+from brainq_torch.data.reading import apart, dicom
 from brainq_torch.data.reading.dicom import read_dicom
 from brainq_torch.data.reading.dicom_header import read_header, use_functional_groups
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
@@ -297,6 +299,26 @@ def test_a_file_that_ends_the_decoder_s_process_is_damaged_and_the_next_is_read(
     image.save_as(tmp_path / "a.dcm")
     check_unreadable(tmp_path / "a.dcm", "cannot be decoded .*the decoder crashed.; copy or download it again")
     np.testing.assert_array_equal(read_grey(plain).pixels, read_grey(compressed).pixels)
+
+
+def test_an_answer_that_nobody_took_is_not_the_next_image_s(tmp_path, monkeypatch):
+    """After Ctrl-C, and where the decoder takes too long."""
+    first = write_dicom(tmp_path / "a.dcm")
+    second = write_dicom(tmp_path / "b.dcm", STORED[::-1])
+    np.testing.assert_array_equal(apart.decode_apart(str(first), index=0), STORED)
+    with monkeypatch.context() as patched:
+        patched.setattr(apart.pickle, "load", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            apart.decode_apart(str(first), index=0)
+    np.testing.assert_array_equal(apart.decode_apart(str(second), index=0), STORED[::-1])
+    with monkeypatch.context() as patched:
+        patched.setattr(apart, "_PATIENCE_SECONDS", 0)
+        patched.setattr(apart.pickle, "dump", Mock())  # it is never asked
+        with pytest.raises(RuntimeError, match="the decoder crashed"):
+            apart.decode_apart(str(first), index=0)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda path: apart.decode_apart(path, index=0)[0, 0], [str(first), str(second)] * 50))
+    assert found == [STORED[0, 0], STORED[-1, 0]] * 50
 
 
 def test_a_compression_without_decoder_says_what_to_install(tmp_path, monkeypatch):
