@@ -80,8 +80,8 @@ def write_page(folder: Path, runtime: Path) -> str:
         )
     target = folder / "page"
     (target / "runtime").mkdir(parents=True)
+    places = {_INDEX: folder / _INDEX} | {name: target / "runtime" / place for name, place in _LICENCES.items()}
     for source in sorted(_SOURCES.iterdir()):
-        places = {_INDEX: folder / _INDEX} | {name: target / "runtime" / place for name, place in _LICENCES.items()}
         places.get(source.name, target / source.name).write_bytes(source.read_bytes())
     for name, package in packages.items():
         copy_files(package, target / "runtime", name)

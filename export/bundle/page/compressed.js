@@ -4,7 +4,7 @@
  */
 
 import { decodeJpeg } from "./jpeg.js";
-import { JPEG_NOTE, jpegFrame } from "./picture.js";
+import { hasEnd, JPEG_NOTE, jpegFrame } from "./picture.js";
 import { unpackBits } from "./tiff.js";
 import { damaged, Unreadable } from "./unreadable.js";
 
@@ -63,7 +63,7 @@ async function unpackJpeg(bytes) {
 }
 
 async function unpackLossless(bytes) {
-  if (!bytes.some((byte, place) => byte === 0xff && bytes[place + 1] === 0xd9)) throw new Error("it is cut short");
+  if (!hasEnd(bytes)) throw new Error("it is cut short");
   const { Decoder } = await import("./runtime/lossless-min.js");
   const decoder = new Decoder();
   const unpacked = new Uint8Array(decoder.decompress(bytes.slice().buffer, 0, bytes.length));

@@ -6,7 +6,7 @@
 import { isCompressed, unpack } from "./compressed.js";
 import { general, makeSquare, refuseGigantic, rescaleToUint8 } from "./grey.js";
 import { inflate } from "./inflate.js";
-import { luma } from "./picture.js";
+import { luma, take } from "./picture.js";
 import { roundHalfEven } from "./resize.js";
 import { damaged, LeftOut, Unreadable } from "./unreadable.js";
 
@@ -217,8 +217,8 @@ async function decode(header, frame) {
   const stored = await readStored(header, frame);
   const { rows, columns, notes } = stored;
   if (stored.isColour) {
-    const grey = Uint8Array.from({ length: rows * columns }, (_, place) => luma(stored.values.subarray(3 * place, 3 * place + 3)));
-    return { image: { width: columns, height: rows, data: grey }, notes: ["DICOM colours converted to grey", ...notes], warning };
+    const image = take({ width: columns, height: rows, channels: 3, samples: stored.values }, luma);
+    return { image, notes: ["DICOM colours converted to grey", ...notes], warning };
   }
   const isMeasured = findMeasured(header, stored);
   const shown = show({ text, find, header, stored, isMeasured, width: columns });
@@ -299,8 +299,8 @@ function takeFrame(header, frame, { size, samples }, step) {
 /** Turn luma and two chromas into red, green and blue (PS3.3 C.7.6.3.1.2), in single precision as pydicom does. */
 function toRgb(values) {
   for (let place = 0; place < values.length; place += 3) {
-    const [luma, blue, red] = [values[place], values[place + 1] - 128, values[place + 2] - 128];
-    const mixed = YBR_TO_RGB.map(([ofBlue, ofRed]) => Math.fround(Math.fround(luma + Math.fround(ofBlue * blue)) + Math.fround(ofRed * red)));
+    const [bright, blue, red] = [values[place], values[place + 1] - 128, values[place + 2] - 128];
+    const mixed = YBR_TO_RGB.map(([ofBlue, ofRed]) => Math.fround(Math.fround(bright + Math.fround(ofBlue * blue)) + Math.fround(ofRed * red)));
     values.set(mixed.map((value) => Math.min(Math.max(Math.floor(value + 0.5), 0), 255)), place);
   }
 }

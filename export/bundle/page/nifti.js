@@ -12,14 +12,14 @@ const READERS = {
   256: ["getInt8", 1], 512: ["getUint16", 2], 768: ["getUint32", 4],
 }; // prettier-ignore
 
-/** Of both versions' headers: where a field stands, and of what numbers; bytes: its size. The codes are the quaternion's and the rows'. */
+/** Of both versions' headers: by its size, where a field stands, and of what numbers. The codes are the quaternion's and the rows'. */
 const LAYOUTS = {
   348: {
-    bytes: 348, dim: [40, "getInt16", 2], type: [70, "getInt16"], zooms: [76, "getFloat32", 4], start: [108, "getFloat32"],
+    dim: [40, "getInt16", 2], type: [70, "getInt16"], zooms: [76, "getFloat32", 4], start: [108, "getFloat32"],
     slope: [112, "getFloat32", 4], codes: [252, "getInt16", 2], quaternion: [256, "getFloat32", 4], rows: [280, "getFloat32", 4],
   },
   540: {
-    bytes: 540, dim: [16, "getBigInt64", 8], type: [12, "getInt16"], zooms: [104, "getFloat64", 8], start: [168, "getBigInt64"],
+    dim: [16, "getBigInt64", 8], type: [12, "getInt16"], zooms: [104, "getFloat64", 8], start: [168, "getBigInt64"],
     slope: [176, "getFloat64", 8], codes: [344, "getInt32", 4], quaternion: [352, "getFloat64", 8], rows: [400, "getFloat64", 8],
   },
 }; // prettier-ignore
@@ -83,10 +83,10 @@ export function listNiftiSlices(path, bytes) {
 
 function readHeader(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const fields = LAYOUTS[magic(bytes, 4) === "n+2" ? 540 : 348];
-  const little = view.getInt32(0, true) === fields.bytes;
+  const headerBytes = magic(bytes, 4) === "n+2" ? 540 : 348;
+  const little = view.getInt32(0, true) === headerBytes;
   const field = (name, place = 0) => {
-    const [offset, reader, width = 0] = fields[name];
+    const [offset, reader, width = 0] = LAYOUTS[headerBytes][name];
     return Number(view[reader](offset + width * place, little));
   };
   const dimensions = field("dim");
@@ -96,7 +96,7 @@ function readHeader(bytes) {
   if (!read) throw new Unreadable(`has voxels of NIfTI type ${field("type")}`, "use predict.py, or save one channel of it");
   const start = Math.trunc(field("start"));
   const size = sides.reduce((product, side) => product * side, step);
-  if (!(start > fields.bytes && start <= MOST_EXTENSION_BYTES) || size > MOST_BYTES) throw damaged("NIfTI file: its header makes no sense");
+  if (!(start > headerBytes && start <= MOST_EXTENSION_BYTES) || size > MOST_BYTES) throw damaged("NIfTI file: its header makes no sense");
   if (bytes.length < start + size) throw damaged(`NIfTI file: ${start + size - bytes.length} bytes are missing`);
   const zooms = [0, 1, 2].map((place) => {
     const zoom = place < sides.length ? Math.abs(field("zooms", 1 + place)) : 1;

@@ -53,14 +53,18 @@ export function jpegFrame(bytes) {
     } else if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
       if (bytes[offset + 4] !== 8) throw new Unreadable("is a JPEG of more than 8 bits", "use predict.py");
       const [height, width] = [5, 7].map((step) => (bytes[offset + step] << 8) | bytes[offset + step + 1]);
-      const isWhole = bytes.some((byte, place) => place > offset && byte === 0xff && bytes[place + 1] === 0xd9);
-      if (isWhole && width && height) return { width, height, components: bytes[offset + 9] };
+      if (hasEnd(bytes.subarray(offset)) && width && height) return { width, height, components: bytes[offset + 9] };
       break;
     } else {
       offset += 2 + length;
     }
   }
   throw damaged("JPEG");
+}
+
+/** Tell whether a JPEG's last marker is there; coded pixels never look like it. */
+export function hasEnd(bytes) {
+  return bytes.some((byte, place) => byte === 0xff && bytes[place + 1] === 0xd9);
 }
 
 /** Turn a decoded PNG or TIFF grey and upright, by its own rules for each kind. */
@@ -144,7 +148,7 @@ function alphaOf(png, { channels, samples }) {
 }
 
 /** Make a grey image of what a function gives for each pixel. */
-function take({ width, height, channels, samples }, grey) {
+export function take({ width, height, channels, samples }, grey) {
   const data = new Uint8Array(width * height);
   for (let place = 0; place < data.length; place++) {
     data[place] = grey(samples.subarray(place * channels, (place + 1) * channels));
