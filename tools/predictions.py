@@ -17,7 +17,7 @@ from brainq_torch.run_files import MANIFEST, atomic_path
 from brainq_torch.series.kept_file import require_places
 from export.run.runners import Runner, load_runner, run_named
 from tools.shared.command import CommandError, add_threads, as_main
-from tools.shared.images import answer_images, choose_known, class_order, decode_images, labels_of
+from tools.shared.images import answer_all, choose_known, class_order, decode_images, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
 """Split of the run -> what the names of its arrays begin with."""
@@ -84,10 +84,9 @@ def answer_elsewhere(name: str, runner: Runner, places: Sequence[str]) -> dict[s
     """
     order, parts = class_order(name, runner, sorted(runner.classes)), []
     for place in places:
-        folder, logits = answer_images(choose_known(name, runner, Path(place), "all")[1], runner)
-        if any(problem.severity == "error" for problem in folder.problems):
-            raise CommandError(f"{place} has images that cannot be read.\n{folder.report()}")
-        parts.append((logits[:, order], labels_of(folder), [record.source or place for record in folder.records]))
+        folder = choose_known(name, runner, Path(place), "all")[1]
+        sources = [record.source or place for record in folder.records]
+        parts.append((answer_all(folder, runner)[:, order], labels_of(folder), sources))
     logits, labels, sources = (np.concatenate(each) for each in zip(*parts, strict=True))
     return {"logits": logits.astype(np.float32), "labels": labels, "sources": sources}
 

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brainq_torch.data.datamodule import ImageDataModule
-from brainq_torch.data.dataset.manifest import read_manifest
+from brainq_torch.data.dataset.load import load_pixels
+from brainq_torch.data.dataset.manifest import manifest_folder, read_manifest
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.unseen import measure_leaks
@@ -39,6 +41,7 @@ from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner, torch_threads
 from tools.shared.command import CommandError, as_main
+from tools.shared.images import answer_all, labels_of
 
 _IMAGES = 128
 """Training images whose statistics BatchNorm gets, and on which the network must answer as the file does."""
@@ -222,10 +225,12 @@ def _restore(words: argparse.Namespace, others: list[str]) -> int:
 def _fill(
     partial: Path, file: Path, model: nn.Module, norms: Sequence[Any], data: ImageDataModule, options: ModelOptions
 ) -> None:
-    data.prepare_data()
-    data.setup("fit")
-    training = data.datasets["Training"]
-    pixels = training.images(step=max(1, len(training) // _IMAGES))[:_IMAGES]
+    data.prepare_manifest()
+    rows = read_manifest(partial / MANIFEST)
+    folder = manifest_folder(data.folder, rows)
+    training = folder.select("Training")
+    learned_from = training.records[:: max(1, len(training.records) // _IMAGES)][:_IMAGES]
+    pixels = load_pixels(replace(training, records=learned_from), data.pixels)
     learn_statistics(model, norms, pixels)
     runner = load_runner(file, os.cpu_count() or 1)
     answers = TorchRunner(model, data.pixels, data.classes)(pixels)
@@ -236,10 +241,10 @@ def _fill(
             f"logits differ by {difference:.3g}, more than {_MOST_DIFFERENCE}: the file is of another network"
         )
     save_checkpoint(partial / CHECKPOINT, model, options, data.pixels, runner.classes, runner.abstention)
-    held_out = {split: data.datasets[split] for split in ("val", "Testing") if len(data.datasets[split])}
-    predicted = {split: (runner(part.images()), part.labels[part.rows]) for split, part in held_out.items()}
-    measured = {split: compute_metrics(*found, data.classes).to_json() for split, found in predicted.items()}
-    leaks = measure_leaks(read_manifest(partial / MANIFEST), predicted, data.leakage)
+    held_out = [folder.select(split) for split in ("val", "Testing") if split in folder.split_counts()]
+    predicted = {part.records[0].split: (answer_all(part, runner), labels_of(part)) for part in held_out}
+    measured = {split: compute_metrics(*found, folder.classes).to_json() for split, found in predicted.items()}
+    leaks = measure_leaks(rows, predicted, data.leakage)
     first = "Testing" if "Testing" in measured else "val"
     more = {"split": first, "splits": measured, **leaks.to_json(), "restored_from": file.name}
     if not data.manifest:

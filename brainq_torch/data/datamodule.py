@@ -120,6 +120,7 @@ class ImageDataModule(L.LightningDataModule):
     def place(self, out: Path) -> None:
         """Say in which folder everything is written."""
         self.out, self.stage_index, self.batches_per_epoch = out, 0, 0
+        self.datasets: dict[str, PixelDataset] = {}
         self._leakage, self._search, self._made_labels = out / LEAKAGE, out / SEARCH, out / "made_labels.npy"
         self._views = out / "views.npy"
 
@@ -165,18 +166,9 @@ class ImageDataModule(L.LightningDataModule):
             GroupError: The groups asked for do not fit it.
             ManifestError: A resumed run's images have changed, or do not fit the manifest asked for.
         """
-        manifest, pixels = self.out / MANIFEST, None
-        if self.root == "phantom" and not self.folder.exists():
-            count = self.phantoms_per_class
-            write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
-        if manifest.exists():
-            verify_manifest(self.folder, read_manifest(manifest))
-            if not self._leakage.exists():  # a finished run that is measured anew
-                self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
-        else:
-            pixels = self.write_splits(manifest)
+        pixels = self.prepare_manifest()
         if not self.cache.exists():
-            rows = read_manifest(manifest)
+            rows = read_manifest(self.out / MANIFEST)
             if pixels is None or self.pixels != SEARCH_PIXELS:
                 pixels = load_pixels(manifest_folder(self.folder, rows), self.pixels)
             if self.counterfactual.share:
@@ -186,6 +178,26 @@ class ImageDataModule(L.LightningDataModule):
         if self.views and not self._views.exists():
             self.setup("fit")
             make_views(self._views, self.datasets["Training"], self.views, self.batch_size, self._change)
+
+    def prepare_manifest(self) -> NDArray[np.uint8] | None:
+        """Write the manifest, or check the one that is there.
+
+        Returns:
+            As ``write_splits``, or None where the images were not decoded.
+
+        Raises:
+            BrainqError: As ``prepare_data``.
+        """
+        manifest = self.out / MANIFEST
+        if self.root == "phantom" and not self.folder.exists():
+            count = self.phantoms_per_class
+            write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
+        if not manifest.exists():
+            return self.write_splits(manifest)
+        verify_manifest(self.folder, read_manifest(manifest))
+        if not self._leakage.exists():  # a finished run that is measured anew
+            self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
+        return None
 
     def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.style(self.augmentation(images, generator), generator)

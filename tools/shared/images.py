@@ -117,6 +117,14 @@ def answer_images(folder: ImageFolder, runner: Runner) -> tuple[ImageFolder, NDA
     return _use_images(folder, runner.pixels, lambda images, names: run_named(runner, images, names))
 
 
+def answer_all(folder: ImageFolder, runner: Runner) -> NDArray[np.float32]:
+    """Return ``answer_images``' logits of every image, (N, C). Raises CommandError: one cannot be read."""
+    readable, logits = answer_images(folder, runner)
+    if any(problem.severity == "error" for problem in readable.problems):
+        raise CommandError(f"{folder.root} has images that cannot be read.\n{readable.report()}")
+    return logits
+
+
 def _use_images(
     folder: ImageFolder, pixels: PixelSpec, use: Callable[[NDArray[np.uint8], Sequence[str]], NDArray[Any]]
 ) -> tuple[ImageFolder, NDArray[Any]]:
