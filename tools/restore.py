@@ -36,7 +36,7 @@ from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, named_config, write_json
 from brainq_torch.series.rule import copy_rule
 from export.arithmetic import weighted_layers
-from export.graph.read_graph import naming_damage, read_tflite
+from export.graph.read_graph import read_graph
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner, torch_threads
@@ -56,8 +56,7 @@ Folded = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 def read_folded(path: Path) -> list[Folded]:
     """Return weights and biases of every weighted operator, in the order in which they run."""
-    with naming_damage(path):
-        graph = read_tflite(path)
+    graph = read_graph(path)
     found = []
     for layer in weighted_layers(graph):
         weight, bias = (graph.tensors[name] for name in layer.inputs[1:3])

@@ -38,7 +38,7 @@ def read_graph(path: Path) -> ModelGraph:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "missing"
         raise ModelGraphError(f"{path} is {found}; give an .onnx or a .tflite file")
-    readers = {".onnx": _read_onnx, ".tflite": read_tflite}
+    readers = {".onnx": _read_onnx, ".tflite": _read_tflite}
     if path.suffix not in readers:
         raise ModelGraphError(f"{path} ends in {path.suffix!r}; give a file ending in {' or '.join(sorted(readers))}")
     with naming_damage(path):
@@ -57,8 +57,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise ModelGraphError(f"{path} is damaged: {what}; copy or export it again") from error
 
 
-def read_tflite(path: Path) -> ModelGraph:
-    """Read a TFLite file. Raises FlatbufferError."""
+def _read_tflite(path: Path) -> ModelGraph:
     model = read_model(path)
     graph = model.subgraphs[0]
     names = _unique_names([tensor.name.decode(errors="replace") for tensor in graph.tensors])
