@@ -180,24 +180,29 @@ class ImageDataModule(L.LightningDataModule):
             make_views(self._views, self.datasets["Training"], self.views, self.batch_size, self._change)
 
     def prepare_manifest(self) -> NDArray[np.uint8] | None:
-        """Write the manifest, or check the one that is there.
+        """Write the leak check, then the manifest: where that is, the other is, and is its own. Or check what is there.
 
         Returns:
-            As ``write_splits``, or None where the images were not decoded.
-
-        Raises:
-            BrainqError: As ``prepare_data``.
+            A new manifest's images as ``SEARCH_PIXELS``, (N, size, size) uint8.
         """
         manifest = self.out / MANIFEST
         if self.root == "phantom" and not self.folder.exists():
             count = self.phantoms_per_class
             write_phantoms(self.folder, count, max(1, count // 3), self.seed, self.pixels.size)
-        if not manifest.exists():
-            return self.write_splits(manifest)
-        verify_manifest(self.folder, read_manifest(manifest))
-        if not self._leakage.exists():  # a finished run that is measured anew
-            self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
-        return None
+        if manifest.exists():
+            verify_manifest(self.folder, read_manifest(manifest))
+            if not self._leakage.exists():  # a finished run that is measured anew
+                self._write_leakage(check_rows(self.folder, read_manifest(manifest), self._search))
+            return None
+        try:
+            splits = self._split_images()
+        except Exception:  # a kill keeps what was found; what the user must correct leaves nothing in the way
+            self._search.unlink(missing_ok=True)
+            raise
+        self._write_leakage(splits)
+        with atomic_path(manifest) as partial:
+            write_manifest(partial, splits.rows)
+        return splits.pixels
 
     def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.style(self.augmentation(images, generator), generator)
@@ -215,22 +220,6 @@ class ImageDataModule(L.LightningDataModule):
         made = make_counterfactuals(pixels[training], labels[training], self.counterfactual, self.seed)
         np.save(self._made_labels, made.labels)
         return np.concatenate([pixels, made.pixels])
-
-    def write_splits(self, manifest: Path) -> NDArray[np.uint8]:
-        """Write the leak check, then the manifest: where that is, the other is, and is its own.
-
-        Returns:
-            The manifest's images as ``SEARCH_PIXELS``, (N, size, size) uint8.
-        """
-        try:
-            splits = self._split_images()
-        except Exception:  # a kill keeps what was found; what the user must correct leaves nothing in the way
-            self._search.unlink(missing_ok=True)
-            raise
-        self._write_leakage(splits)
-        with atomic_path(manifest) as partial:
-            write_manifest(partial, splits.rows)
-        return splits.pixels
 
     def _write_leakage(self, splits: RunSplits) -> None:
         write_json(self._leakage, {split: check.to_json() for split, check in splits.leakage.items()})

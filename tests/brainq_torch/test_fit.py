@@ -168,7 +168,7 @@ def test_a_run_that_dies_at_any_moment_resumes_to_the_same_weights(
 
     die = partial(die_after, monkeypatch)
     if moment == "manifest":
-        die(fit.ImageDataModule, "write_splits")
+        die(fit.ImageDataModule, "prepare_manifest")
     elif moment == "pixels":
         die(fit.ImageDataModule, "prepare_data")
     elif moment.startswith("first"):

@@ -53,7 +53,7 @@ def list_images(out: Path, parser: ArgumentParser, config: Namespace, text: str)
         data = parser.instantiate(config).data
         data.place(folder)
         try:
-            data.write_splits(folder / MANIFEST)
+            data.prepare_manifest()
         except ValueError:
             _clear_images(out)
             raise
