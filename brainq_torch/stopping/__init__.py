@@ -15,7 +15,7 @@ class Terminated(KeyboardInterrupt):
 
 def stop_in_a_line() -> None:
     """Begin, when one of our commands starts: Ctrl-C and SIGTERM that nobody catches end it in a line from here on."""
-    if os.path.basename(sys.argv[0]) in ("-m", "brainq"):  # not a program that imports us
+    if os.path.basename(sys.argv[0]) in ("-m", "brainq", "predict.py"):  # not another program, which imports us
         sys.excepthook = _say_stopped
         signal.signal(signal.SIGTERM, _terminate)
 

@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = HERE) -> int:
 
     Returns:
         0; 1 when an image could not be read or a golden image differs; 2 when the folder or Python cannot be used; 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, NIfTI volumes, a DICOMDIR")
@@ -184,5 +184,6 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this console has no letters for stops nothing
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print("stopped", file=sys.stderr)
+        sys.exit(130 if type(stop) is KeyboardInterrupt else 143)  # SIGTERM: brainq_torch/stopping

@@ -234,6 +234,18 @@ def test_who_stops_it_sees_no_traceback(bundle, monkeypatch, stop, code):
     assert main(["scan.png"], bundle) == code
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_in_a_line(bundle, tmp_path, number, code):
+    for place in range(400):
+        shutil.copy(bundle / "golden" / "glioma_wide.png", tmp_path / f"{place}.png")
+    command = [sys.executable, str(bundle / "predict.py"), str(tmp_path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asked:
+        assert json.loads(asked.stdout.readline())["best"] in CLASSES
+        asked.send_signal(number)
+        assert asked.communicate()[1] == "stopped\n"
+    assert asked.returncode == code
+
+
 def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_path, monkeypatch, ended):
     pytest.importorskip("pydicom", reason="pydicom is not installed")
     from tests.brainq_torch.data.reading.test_dicom import write_dicom
