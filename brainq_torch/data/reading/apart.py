@@ -3,6 +3,7 @@
 import atexit
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import threading
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.pixels.utils import pixel_array
 
 from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME
 
 _CHILD = "import sys; sys.path[:] = {}; from brainq_torch.data.reading.apart import serve; serve()"
 _PATIENCE_SECONDS = 60.0
+_FRAME_HEADERS, _FILL = (0xFFC0, 0xFFC1, 0xFFC2, 0xFFC3, 0xFFF7), 0xFFFF
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Of each process its own: a loader's workers are copies of the process that began them."""
 
@@ -77,8 +80,42 @@ def _end() -> None:
         child.communicate()
 
 
+def _decode_as_said(runner: DecodeRunner, frame: bytes) -> bytes | bytearray:
+    """Decode a frame that says itself what the file says of it: gdcm fills the file's rows with whatever there is."""
+    sides, bits = _read_own_header(frame) or ((runner.rows, runner.columns), 1)
+    if sides != (runner.rows, runner.columns) or -(-bits // 8) * 8 > runner.bits_allocated:
+        raise RuntimeError(f"its pixels are {sides[0]} rows of {sides[1]}, of {bits} bits: its header says otherwise")
+    said = runner.bits_stored
+    if bits <= said or runner.pixel_representation:
+        return _decode_frame(runner, frame)
+    runner.set_option("bits_stored", bits)  # or some decoders cut off what is above
+    decoded = _decode_frame(runner, frame)
+    runner.set_option("bits_stored", said)
+    if (most := int(np.frombuffer(decoded, f"<u{runner.bits_allocated // 8}").max())) >= 2**said:
+        raise RuntimeError(f"its brightest pixel is {most}, and its header says {said} bits")
+    return decoded
+
+
+_decode_frame = DecodeRunner._decode_frame
+
+
+def _read_own_header(frame: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return the sides and the bits of JPEG, JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) or JPEG 2000 (T.800 A.5.1)."""
+    if frame[:4] == b"\xff\x4f\xff\x51":
+        right, bottom, left, top, bits = struct.unpack(">4I18xB", frame[8:43])
+        return (bottom - top, right - left), (bits & 127) + 1
+    place = 2
+    while frame[:2] == b"\xff\xd8" and len(frame) > place + 9:
+        marker, length, bits, rows, columns = struct.unpack(">HHBHH", frame[place : place + 9])
+        if marker in _FRAME_HEADERS:
+            return (rows, columns), bits
+        place += 2 + length if marker != _FILL else 1
+    return None
+
+
 def serve() -> None:
     """Answer until nobody asks any more."""
+    DecodeRunner._decode_frame = _decode_as_said  # type: ignore[assignment,method-assign]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # decoders print what they think of a file
     while True:

@@ -273,15 +273,17 @@ async function readStored(header, frame) {
   }
   if (!header.elements[PIXELS]) throw new Unreadable("has no pixels", "leave it out");
   const held = isPacked ? await unpack(header, frame, shape) : takeFrame(header, frame, shape, allocated / 8);
-  if (8 * held.step > allocated) throw damaged("DICOM file: its pixels have more bits than its header says");
+  const tooManyBits = () => damaged("DICOM file: its pixels have more bits than its header says");
+  if (8 * held.step > allocated) throw tooManyBits();
   const view = new DataView(held.bytes.buffer, held.bytes.byteOffset);
   const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[held.step];
   const top = Math.max(bits, !isPacked && header.elements.x00280102?.length ? header.uint16("x00280102") + 1 : 0); // HighBit of old files
   const [above, unused] = [32 - top, 32 - bits];
   const values = Float64Array.from({ length: shape.size * shape.samples }, (_, place) => {
     const sample = isColour && held.isPlanar ? (place % 3) * shape.size + Math.floor(place / 3) : place;
-    const value = view[read](held.step * sample, syntax !== BIG_ENDIAN) << above;
-    return signed ? value >> unused : value >>> unused;
+    const value = view[read](held.step * sample, syntax !== BIG_ENDIAN);
+    if (held.width && !signed && value >= 2 ** bits) throw tooManyBits();
+    return signed ? (value << above) >> unused : (value << above) >>> unused;
   });
   if (["YBR_FULL", "YBR_FULL_422"].includes(kind) && !held.isRgb) toRgb(values);
   return { rows, columns, values, isColour, isSigned: Boolean(signed), bits, allocated, notes: held.notes };

@@ -145,9 +145,23 @@ def test_a_deflated_file_is_read_and_a_bomb_is_not(page, tmp_path):
     assert "inflates to more than is read" in found[str(tmp_path / "bomb")]["error"]
 
 
+def write_lies(folder, kind, rows, columns):
+    """Write an image whose header says other sides, or fewer bits, than its stream does; RLE says neither."""
+    lies = [{"Rows": rows + 1}, {"Rows": 2 * rows}]
+    if kind != RLELossless:
+        lies += [{"Rows": columns, "Columns": rows}, {"Rows": rows // 2, "Columns": 2 * columns}, {"Rows": rows // 2}]
+        lies += [{"Columns": columns // 2}, {"BitsStored": 8}, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}]
+    for number, lie in enumerate(lies):
+        wrong = pydicom.dcmread(folder / "whole")
+        for name, value in lie.items():
+            setattr(wrong, name, value)
+        wrong.save_as(folder / f"{kind.name} d {number}")
+    return [folder / f"{kind.name} d {number}" for number in range(len(lies))]
+
+
 def test_what_is_damaged_is_refused_and_what_follows_is_read(page, tmp_path):
     plain, written = write_plain(tmp_path)["12 bits"], []
-    for kind in LOSSLESS:
+    for kind in (*LOSSLESS, JPEG2000, JPEGLSNearLossless):
         compress(plain, tmp_path / "whole", kind)
         image = pydicom.dcmread(tmp_path / "whole")
         (frame,) = generate_frames(image.PixelData, number_of_frames=1)
@@ -159,11 +173,7 @@ def test_what_is_damaged_is_refused_and_what_follows_is_read(page, tmp_path):
             image.PixelData = encapsulate([held])
             image.save_as(path := tmp_path / f"{kind.name} {name}")
             written.append(path)
-        for rows in (image.Rows + 1, 2 * image.Rows):
-            wrong = pydicom.dcmread(tmp_path / "whole")
-            wrong.Rows = rows
-            wrong.save_as(path := tmp_path / f"{kind.name} d {rows} rows")
-            written.append(path)
+        written += write_lies(tmp_path, kind, image.Rows, image.Columns)
     found = read_in_node(tmp_path, written, page=page)
     for path in written:
         said = found[str(path)]
