@@ -65,9 +65,47 @@ async function unpackJpeg(bytes) {
 async function unpackLossless(bytes) {
   if (!hasEnd(bytes)) throw new Error("it is cut short");
   const { Decoder } = await import("./runtime/lossless-min.js");
-  const decoder = new Decoder();
-  const unpacked = new Uint8Array(decoder.decompress(bytes.slice().buffer, 0, bytes.length));
-  return { bytes: unpacked, width: decoder.xDim, height: decoder.yDim };
+  const unpacked = [];
+  let [width, height] = [0, 0];
+  for (const strip of splitAtRestarts(bytes)) {
+    const decoder = new Decoder();
+    const held = await strip.arrayBuffer();
+    unpacked.push(decoder.decompress(held, 0, held.byteLength));
+    if (decoder.yLoc !== decoder.yDim) throw new Error("it is cut short"); // the rest would be black
+    [width, height] = [decoder.xDim, height + decoder.yDim];
+  }
+  return { bytes: new Uint8Array(await new Blob(unpacked).arrayBuffer()), width, height };
+}
+
+/**
+ * Return JPEG Lossless as images of the rows between its restarts (ITU-T T.81, H.1.2.1): the decoder predicts the first
+ * row alone as it should. Bits that are all 1 stand before their end, or it takes the end for what stands before it.
+ */
+function splitAtRestarts(bytes) {
+  const word = (at) => (bytes[at] << 8) | bytes[at + 1];
+  const head = [bytes.slice(0, 2)];
+  let [at, rows, columns, interval] = [2, 0, 0, 0];
+  for (let marker = 0; marker !== 0xffda; ) {
+    marker = word(at);
+    const length = marker === 0xffff ? -1 : word(at + 2);
+    if (marker >> 8 !== 0xff || at >= bytes.length) throw new Error("its header is damaged");
+    if (marker === 0xffc3) [rows, columns] = [word(at + 5), word(at + 7)];
+    if (marker === 0xffdd) interval = word(at + 4);
+    else head.push(bytes.slice(at, at + 2 + length));
+    at += 2 + length;
+  }
+  const most = interval ? interval / columns : rows;
+  if (!Number.isInteger(most)) throw new Error("it restarts within a row");
+  const strips = [];
+  for (let start = at, place = at; strips.length * most < rows; place++) {
+    if (place >= bytes.length) throw new Error("it is cut short");
+    if (bytes[place] !== 0xff || bytes[place + 1] === 0) continue;
+    const frame = head.find((part) => part[1] === 0xc3);
+    new DataView(frame.buffer).setUint16(5, Math.min(most, rows - strips.length * most));
+    strips.push(new Blob([...head, bytes.subarray(start, place), Uint8Array.of(0xff, 0, 0xff, 0xd9)]));
+    start = place + 2;
+  }
+  return strips;
 }
 
 function unpackJpegLs(bytes) {

@@ -62,6 +62,40 @@ def compress(source, target, kind):
     assert writer.Write()
 
 
+def predict_pixel(values, row, column, above, selection, bits):
+    """ITU-T T.81, H.1.2.1; above: whether a row may be predicted from that above it."""
+    left, up = (values[row, column - 1] if column else 0), (values[row - 1, column] if above else 0)
+    if not above or not column:
+        return left if column else up if above else 1 << (bits - 1)
+    corner = values[row - 1, column - 1]
+    return {
+        1: left, 2: up, 3: corner, 4: left + up - corner, 5: left + ((up - corner) >> 1),
+        6: up + ((left - corner) >> 1), 7: (left + up) >> 1,
+    }[selection]  # fmt: skip
+
+
+def encode_lossless(stored, selection, rows_to_restart, bits=12):
+    """JPEG Lossless, each difference's length in 5 bits, with restarts, which no encoder at hand makes."""
+    height, width = stored.shape
+    sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    lengths = b"\0\0\0\0\x11" + bytes(11) + bytes(range(17))
+    stream = b"\xff\xd8\xff\xc3\0\x0b" + bytes([bits]) + sides + b"\1\1\x11\0\xff\xc4\0\x24\0" + lengths
+    stream += b"\xff\xdd\0\4" + (rows_to_restart * width).to_bytes(2, "big")
+    stream += b"\xff\xda\0\x08\1\1\0" + bytes([selection, 0, 0])
+    values = stored.astype(int)
+    for top in range(0, height, rows_to_restart or height):
+        code = ""
+        for row in range(top, min(height, top + (rows_to_restart or height))):
+            for column in range(width):
+                more = int(values[row, column] - predict_pixel(values, row, column, row > top, selection, bits))
+                size = abs(more).bit_length()
+                code += f"{size:05b}" + (f"{more if more > 0 else more + 2**size - 1:0{size}b}" if size else "")
+        code += "1" * (-len(code) % 8)
+        marker = b"\xff" + bytes([0xD0 + top // rows_to_restart % 8]) if rows_to_restart else b"\xff\xd9"
+        stream += int(code, 2).to_bytes(len(code) // 8, "big").replace(b"\xff", b"\xff\0") + marker
+    return stream[:-2] + b"\xff\xd9"
+
+
 def write_plain(folder):
     """Write heads as scanners do: 12 bits, signed, 8 bits, inverted with padding, several frames, colours."""
     values = head()[2]
@@ -122,6 +156,25 @@ def test_frames_are_found_in_fragments_with_and_without_a_table_of_offsets(page,
                 image.save_as(path := tmp_path / f"{name} {kind.name} {fragments} {has_table}")
                 written.append(path)
     check_same(page, tmp_path, written)
+
+
+def test_lossless_streams_are_read_to_the_last_pixel_whatever_their_predictor_and_restarts(page, tmp_path):
+    """Where one is cut, it is damaged: the rest was black."""
+    plain, written = pydicom.dcmread(write_plain(tmp_path)["12 bits"]), []
+    stored = plain.pixel_array
+    plain.file_meta.TransferSyntaxUID = JPEGLossless
+    for number in range(42):
+        moved = np.roll(stored, number // 21, 1)  # its code ends at another bit
+        stream = encode_lossless(moved, 1 + number % 7, (0, 1, 32)[number // 7 % 3])
+        plain.PixelData, plain.SeriesInstanceUID = encapsulate([stream]), f"1.2.{number}"
+        plain.save_as(path := tmp_path / f"{number}.dcm")
+        written.append(path)
+    check_same(page, tmp_path, written)
+    assert len({hash_of(in_python(path)[0].pixels) for path in written}) == 2
+    plain.PixelData = encapsulate([stream[: len(stream) // 2] + b"\xff\xd9"])
+    plain.save_as(tmp_path / "cut.dcm")
+    cut = read_in_node(tmp_path, [tmp_path / "cut.dcm"], page=page)[str(tmp_path / "cut.dcm")]
+    assert "truncated or damaged DICOM file (JPEG Lossless: it is cut short)" in cut["error"]
 
 
 def test_a_deflated_file_is_read_and_a_bomb_is_not(page, tmp_path):
