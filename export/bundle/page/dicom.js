@@ -158,11 +158,22 @@ async function readHeader(bytes) {
     return parseDicom(await inflateRest(whole.subarray(meta.position)), { TransferSyntaxUID: EXPLICIT });
   }
   const isExplicit = /^[A-Z]{2}$/.test(latin(whole, meta.position + 4, meta.position + 6));
-  if (declared && isExplicit === (declared !== IMPLICIT)) return parseDicom(whole, { untilTag });
+  if (declared && isExplicit === (declared !== IMPLICIT)) return parseDicom(renameOv(whole), { untilTag });
   const found = isExplicit ? EXPLICIT : IMPLICIT; // as in Python, what the first element shows is believed
   const header = parseDicom(whole.subarray(meta.position), { TransferSyntaxUID: found, untilTag });
   header.elements.x00020010.Value = declared ?? found;
   return header;
+}
+
+/** Call OB the extended table of offsets before compressed pixels: dicomParser does not know its type OV, and reads on within it. */
+function renameOv(bytes) {
+  let renamed = bytes;
+  for (let at = bytes.indexOf(0xe0); at >= 0; at = bytes.indexOf(0xe0, at + 1)) {
+    if (bytes[at + 1] !== 0x7f || !/^[\x01\x02]\0OV\0\0$/.test(latin(bytes, at + 2, at + 8))) continue;
+    if (renamed === bytes) renamed = bytes.slice();
+    renamed[at + 5] = "B".charCodeAt(0);
+  }
+  return renamed;
 }
 
 /** Inflate a data set, which a byte may follow that makes its length even (PS3.5 A.5). */
@@ -265,6 +276,9 @@ async function readStored(header, frame) {
     throw new Unreadable(`has PhotometricInterpretation ${kind}; read are ${[...GREYS, ...COLOURS].join(", ")}`, "save it as PNG");
   }
   const shape = { rows, columns, size: rows * columns, samples: isColour ? 3 : 1 };
+  const samples = header.uint16("x00280002") || shape.samples;
+  if (samples !== shape.samples) throw new Unreadable(`has ${samples} samples in each pixel of ${kind}`, "use predict.py, or save it as PNG");
+  if (bits < 1 || bits > allocated || signed > 1) throw damaged("DICOM file: its bits make no sense");
   const syntax = header.string("x00020010") ?? IMPLICIT;
   const isPacked = isCompressed(syntax);
   const isPlain = [IMPLICIT, EXPLICIT, DEFLATED].includes(syntax) || (syntax === BIG_ENDIAN && allocated !== 8);

@@ -12,7 +12,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
 gdcm = pytest.importorskip("gdcm", reason="the optional extra 'medical' is not installed")
 
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
@@ -156,6 +156,29 @@ def test_frames_are_found_in_fragments_with_and_without_a_table_of_offsets(page,
                 image.save_as(path := tmp_path / f"{name} {kind.name} {fragments} {has_table}")
                 written.append(path)
     check_same(page, tmp_path, written)
+
+
+def test_a_table_of_offsets_that_lies_misleads_nobody_where_each_frame_is_a_fragment(page, tmp_path):
+    """An empty one is no lie, and an extended one is of a type of its own."""
+    plain, written = write_plain(tmp_path)["frames"], []
+    for kind in (JPEGLosslessSV1, JPEGLSLossless, RLELossless):
+        compress(plain, tmp_path / "whole", kind)
+        image = pydicom.dcmread(tmp_path / "whole")
+        frames = list(generate_frames(image.PixelData, number_of_frames=4))
+        items = encapsulate(frames, has_bot=False)[8:]
+        held, *extended = encapsulate_extended(frames)
+        for offsets in ([0, 0, 0, 0], [0], [0, 10**8, 0, 4], [4, 5, 6, 7, 8], None):
+            table = np.array(offsets or [], "<u4").tobytes()
+            image.PixelData = b"\xfe\xff\0\xe0" + len(table).to_bytes(4, "little") + table + items
+            if offsets is None:
+                image.PixelData, (image.ExtendedOffsetTable, image.ExtendedOffsetTableLengths) = held, extended
+            image.SeriesInstanceUID = f"1.2.{len(written)}"
+            image.save_as(path := tmp_path / f"{len(written)}.dcm")
+            written.append(path)
+    check_same(page, tmp_path, written)
+    expected = [hash_of(grey.pixels) for grey in in_python(plain)]
+    assert all([hash_of(grey.pixels) for grey in in_python(path)] == expected for path in written)
+    assert len(written) == 15
 
 
 def test_lossless_streams_are_read_to_the_last_pixel_whatever_their_predictor_and_restarts(page, tmp_path):

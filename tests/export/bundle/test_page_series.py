@@ -205,6 +205,8 @@ def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
     write_dicom(tmp_path / "frames", stored, NumberOfFrames=2_000_000_000)
     write_dicom(tmp_path / "private", SOPClassUID="1.3.46.670589.11.0.0.12.4", PixelData=None)
     write_dicom(tmp_path / "floats", PixelData=None, BitsAllocated=32, FloatPixelData=stored.astype("<f4").tobytes())
+    write_dicom(tmp_path / "samples", np.dstack([stored] * 3).astype(np.uint8), Rows=80, Columns=64, SamplesPerPixel=3)
+    write_dicom(tmp_path / "bits", stored, BitsStored=0)
     whole = write_dicom(tmp_path / "whole", stored).read_bytes()
     (tmp_path / "cut").write_bytes(whole[:3000])
     frames = pydicom.Dataset(pydicom.dcmread(write_dicom(tmp_path / "bare", head(4), NumberOfFrames=4)))
@@ -224,6 +226,8 @@ def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
         "frames": "has 2000000000 frames",
         "private": "without an image",
         "floats": "does not decode (floats)",
+        "samples": "has 3 samples in each pixel of MONOCHROME2",
+        "bits": "its bits make no sense",
         "cut": "truncated",
         "bare": "truncated",
         "cut.nii": "missing",
