@@ -8,7 +8,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 EVERYTHING := .venv/.everything
-# With pip (--seed): without its own, the README's `pip install '.[medical]'` would fill another Python.
+# With pip (--seed): without its own, the README's `pip install -e '.[medical]'` would fill another Python.
 INSTALL = $(UV) venv --quiet --seed --allow-existing --python 3.12 .venv && \
 	$(UV) pip install --quiet --compile-bytecode --python .venv -c constraints.txt
 

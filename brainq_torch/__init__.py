@@ -13,6 +13,7 @@ stop_in_a_line()
 limit_spinning()
 restart_to_keep_memory()
 
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,6 +23,7 @@ _HOMES = {
     "Model": "export.run.model",
     "Prediction": "export.run.model",
     "SeriesPrediction": "export.run.model",
+    "Unread": "brainq_torch.series.find",
     "evaluate": "tools.evaluate.measure",
     "export": "export.pipeline",
     "load": "export.run.model",
@@ -41,7 +43,15 @@ def __getattr__(name: str) -> Any:
         return import_module("brainq_torch.fit")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public are {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        home = import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        package = _HOMES[name].partition(".")[0]
+        if package not in sys.modules or not (error.name or "").startswith(f"{package}."):
+            raise
+        hiding, remedy = sys.modules[package].__file__, "rename that, or start Python in another folder"
+        raise ImportError(f"{hiding} hides the package {package!r} of brainq_torch; {remedy}") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

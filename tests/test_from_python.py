@@ -55,7 +55,8 @@ def test_the_lines_of_the_readmes_run(phantoms, png, tmp_path, monkeypatch, caps
     assert namespace["report"].passed
     assert namespace["run"].config["model"]["arguments"] == {"width_mult": 0.35}
     assert namespace["run"].classes == namespace["model"].classes
-    assert re.search(r"^(glioma|meningioma|notumor|pituitary|uncertain) 0\.\d+", capsys.readouterr().out, re.MULTILINE)
+    answered = r"^scan.png (glioma|meningioma|notumor|pituitary|uncertain)"
+    assert re.search(answered, capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_model_gives_its_runner_s_logits(path, phantoms):
@@ -96,6 +97,7 @@ def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
     answers = [*model.predict([missing, tmp_path]), *model.predict(blank)]
     assert [type(answer) for answer in answers] == [Unread] * 3
     assert type(model.predict(blank, slices=3)[0]) is Unread
+    assert [(answer.label, answer.reason) for answer in answers] == [("unread", answer.error) for answer in answers]
     with pytest.raises(SliceChoiceError, match="--slices is 'some'"):
         model.predict([missing], slices="some")
     for wrong in (blank.astype(float), np.zeros((40, 40, 3), np.uint8), Image.new("RGB", (40, 40)), [blank[0]]):
@@ -158,3 +160,18 @@ def test_importing_it_loads_none_of_it():
     heavy = "torch", "numpy", "export", "tools"
     code = f"import brainq_torch, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("hiding", "name"), [("export.py", "load"), ("tools.py", "evaluate")])
+def test_a_file_of_one_s_own_that_hides_a_package_is_named(tmp_path, hiding, name):
+    path = tmp_path / hiding
+    path.touch()
+    code = f"import brainq_torch; brainq_torch.{name}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    assert f"ImportError: {path} hides the package '{path.stem}' of brainq_torch; rename" in ended.stderr
+
+
+def test_every_package_of_a_public_name_is_typed():
+    for name in bq.__all__:
+        home = getattr(getattr(bq, name), "__module__", "brainq_torch").partition(".")[0]
+        assert home == "builtins" or Path(home, "py.typed").is_file(), name

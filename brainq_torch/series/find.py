@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from brainq_torch.data.head_crop import BLANK
 from brainq_torch.data.reading.grey import OtherKindError, UnreadableImageError
@@ -22,6 +23,12 @@ class Unread:
     path: str
     error: str
     left_out: bool = False
+    label: ClassVar[str] = "unread"
+
+    @property
+    def reason(self) -> str:
+        """The error, under the name that answers have for it."""
+        return self.error
 
 
 @dataclass(frozen=True)
