@@ -10,7 +10,7 @@ const SQUARE_TOLERANCE = 0.01;
 export function rescaleToUint8(values, width, what, measured = null) {
   const isUsed = (value, place) => Number.isFinite(value) && (!measured || measured[place]);
   const used = Float64Array.from(values).filter((value, place) => isUsed(value, place)).sort();
-  if (!used.length) {
+  if (!used.length || !Number.isFinite(used.at(-1) - used[0])) {
     throw new Unreadable("has pixels that are not finite numbers, or beyond all bounds", "rescale it and save it again");
   }
   const [low, high] = blackAndWhite(used).map((end) => end + 0); // no -0 in the note

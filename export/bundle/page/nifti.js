@@ -103,7 +103,7 @@ function readHeader(bytes) {
     return zoom === 0 ? 1 : zoom; // as nibabel mends them
   });
   const shape = [sides[0], sides[1], sides[2] ?? 1];
-  const { affine, isKnown } = bestAffine(field, zooms, shape);
+  const { affine, isKnown } = bestAffine(field, zooms, shape, headerBytes === 540 ? 2 ** -52 : 2 ** -23);
   const slope = field("slope");
   const isScaled = Number.isFinite(slope) && slope !== 0;
   const inter = isScaled ? field("slope", 1) : 0;
@@ -117,15 +117,18 @@ function readHeader(bytes) {
   }; // prettier-ignore
 }
 
-function bestAffine(field, zooms, shape) {
-  const [quaternionCode, rowsCode] = [field("codes"), field("codes", 1)];
+/** epsilon: of the header's floats. */
+function bestAffine(field, zooms, shape, epsilon) {
+  const [quaternionCode, rowsCode] = [field("codes"), field("codes", 1)].map((code) => (code >= 0 && code <= 5 ? code : 0)); // as nibabel mends them
   if (rowsCode > 0) {
     const affine = [0, 1, 2].map((row) => [0, 1, 2, 3].map((column) => field("rows", 4 * row + column)));
     return { affine, isKnown: true };
   }
   if (quaternionCode > 0) {
     const [b, c, d] = [0, 1, 2].map((place) => field("quaternion", place));
-    const a = Math.sqrt(Math.max(0, 1 - b * b - c * c - d * d));
+    const rest = 1 - b * b - c * c - d * d;
+    if (rest <= -3 * epsilon) throw damaged("NIfTI file: its orientation makes no sense");
+    const a = Math.sqrt(Math.max(0, rest));
     const turn = [
       [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
       [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],

@@ -75,6 +75,9 @@ def write_volumes(folder):
     odd[76:92] = np.array([2, -1, 0, -3], "<f4").tobytes()  # sizes of voxels that make no sense
     odd[252:256] = np.array([1, 0], "<i2").tobytes()
     (folder / "odd.nii").write_bytes(odd)
+    odd[252:256] = np.array([1, 200], "<i2").tobytes()  # no kind of orientation has this number
+    odd[280:328] = (np.diag([2, -3, -4, 1]) @ OBLIQUE)[:3].astype("<f4").tobytes()
+    (folder / "kind.nii").write_bytes(odd)
     (folder / "zipped.hdr").write_bytes((folder / "pair.hdr").read_bytes())
     (folder / "zipped.img.gz").write_bytes(gzip.compress((folder / "pair.img").read_bytes()))
 
@@ -216,6 +219,12 @@ def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
         read_grey(tmp_path / "bare")
     nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), tmp_path / "a.nii")
     (tmp_path / "cut.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:9000])
+    long = bytearray((tmp_path / "a.nii").read_bytes())
+    long[252:260] = np.array([1, 0, 0, 16384], "<u2").tobytes()  # by its quaternion alone, which begins with 2
+    (tmp_path / "long.nii").write_bytes(long)
+    beyond = head().astype(float)
+    beyond[:2, 40, 0] = [-1e308, 1e308]
+    nibabel.save(nibabel.Nifti1Image(beyond, np.eye(4)), tmp_path / "beyond.nii")
     nibabel.save(nibabel.Nifti1Pair(head(), np.eye(4)), tmp_path / "half.img")
     (tmp_path / "half.img").unlink()
     reasons = {
@@ -231,6 +240,8 @@ def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
         "cut": "truncated",
         "bare": "truncated",
         "cut.nii": "missing",
+        "long.nii": "orientation makes no sense",
+        "beyond.nii": "beyond all bounds",
     }
     found = read_in_node(tmp_path, [tmp_path / name for name in reasons], page=page)
     for name, reason in reasons.items():
