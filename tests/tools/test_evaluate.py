@@ -4,6 +4,7 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,12 @@ def test_a_coarse_answers_probability_is_the_sum_of_its_classes():
     )
     # Both are right, with 0.4 and 0.9: two bins, each off by what is missing to 1.
     assert metrics.ece == pytest.approx((0.6 + 0.1) / 2, abs=1e-6)
+
+
+def test_a_class_may_hold_the_signs_of_a_label_map():
+    runner = SimpleNamespace(classes=("grade II+III", "a=b", "no"))
+    question = ask("a", runner, ["yes=grade II+III", "other=a=b", "no=no"])
+    assert question.groups == (("grade II+III",), ("a=b",), ("no",))
 
 
 @pytest.mark.parametrize(

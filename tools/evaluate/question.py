@@ -109,7 +109,7 @@ def _read_words(name: str, runner: Runner, words: Sequence[str]) -> dict[str, tu
     folders = {}
     for word in words:
         folder, equals, meaning = word.partition("=")
-        group = tuple(sorted(set(meaning.split("+"))))
+        group = (meaning,) if meaning in runner.classes else tuple(sorted(set(meaning.split("+"))))
         if not folder or not equals or not meaning:
             raise CommandError(f"--label-map {word!r} is not FOLDER=CLASS[+CLASS], such as yes=glioma+meningioma")
         if folder in folders:
