@@ -209,8 +209,8 @@ def fit(config: str | PathLike[str] = DEFAULT_CONFIG, **overrides: Any) -> Run:
         The finished run: its folder, network in eval mode, classes, pixels and resolved configuration.
 
     Raises:
-        ValueError: A key, a value or the data cannot be used, and what to do. TrainingDivergedError: The loss became no
-            number.
+        ValueError, OSError: A key, a value or the data cannot be used, and what to do. TrainingDivergedError: The loss
+            became no number.
     """
     words = [f"--config={os.fspath(config)}", *(["--resume"] if overrides.pop("resume", False) else [])]
     for name, value in overrides.items():
@@ -232,7 +232,10 @@ def _as_word(value: Any) -> str:
     """Return a value as the command line has it: text as it is, anything else as YAML in a line."""
     if isinstance(value, str | PathLike):
         return os.fspath(value)
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
+    try:
+        return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
+    except yaml.YAMLError as error:  # an object, such as a callback
+        raise RunError(f"{error.args[-1]!r} is no text, number, list or dict; give class_path and init_args") from error
 
 
 class _Callable(ModuleType):

@@ -127,7 +127,12 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
             # Batches come from memory: loader processes would only copy them (measured in results/). A frozen backbone
             # is in eval mode on purpose, a resumed stage's folder is not empty. The rest is Lightning's own.
             warnings.filterwarnings("ignore", ".*(not have many workers|in eval mode|is not empty|LeafSpec).*")
-            trainer.fit(module, datamodule=data, ckpt_path=find_last(folder), weights_only=True)
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=find_last(folder), weights_only=True)
+            except RuntimeError as error:
+                if "conditioned on metric" not in str(error):  # of EarlyStopping, which names those that there are
+                    raise
+                raise RunError(f"trainer.callbacks: {error}") from error
         if not (folder / BEST).exists():
             raise RunError(
                 f"stage {stage.name!r} ended before its first epoch was validated; "

@@ -4,9 +4,11 @@ import csv
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from brainq_torch.fit import main
+from brainq_torch.fit import fit, main
+from brainq_torch.run import RunError
 from brainq_torch.training.log import make_loggers
 from tests.conftest import TINY
 
@@ -66,3 +68,15 @@ def test_what_is_chosen_is_made(tmp_path):
 def test_what_is_none_is_a_line(words, tmp_path, stopped):
     error = stopped(main, [*TINY, f"--out={tmp_path / 'run'}", words]).err
     assert words.partition("=")[0].removeprefix("--") in error
+
+
+def test_a_monitor_that_nothing_logs_is_named_with_those_that_are(phantoms, tmp_path, capsys):
+    callback = {"class_path": "EarlyStopping", "init_args": {"monitor": "1-head/val_loss"}}
+    words = [f"--data.root={phantoms}", f"--out={tmp_path / 'run'}", f"--stages={STAGES}"]
+    assert main([*TINY, *words, f"--trainer.callbacks={[callback]}"]) == 2
+    assert "trainer.callbacks: Early stopping conditioned on metric `1-head/val_loss`" in capsys.readouterr().err
+
+
+def test_a_callback_that_is_made_already_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"EarlyStopping object at .* is no text.*; give class_path and init_args"):
+        fit("quickstart", out=tmp_path / "run", trainer={"callbacks": [EarlyStopping("val_loss")]})
