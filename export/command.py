@@ -118,7 +118,10 @@ def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list
     lines, failed = [], {name: each for name, each in report.artefacts.items() if not each.passed}
     flipped = [artefact for artefact in failed.values() if artefact.flips]
     if flipped and all(artefact.flips_near_ties(report.about["images"]["count"]) for artefact in flipped):
-        lines.append(f"what changes class are near-ties, logits at most {NEAR_TIE} apart; longer training has fewer")
+        lines.append(
+            f"the images that changed class are near-ties, logits at most {NEAR_TIE} apart, which any rounding may "
+            "turn: train longer, or on more images, for fewer of them, or use a file that passed"
+        )
     if any(list_float_faults(artefact.against_float, artefact.limits) for artefact in failed.values()):
         lines.append(
             "the integers stray from the float model: a network hardly trained has logits too close together for 8 "

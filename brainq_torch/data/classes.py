@@ -9,6 +9,8 @@ from brainq_torch.run_files import BrainqError
 CLASSES: tuple[str, ...] = ("glioma", "meningioma", "notumor", "pituitary")
 """The paper's classes, which phantoms have, in label order: a label is an index, logits have one entry for each."""
 
+ALONE = "class {} has a single training image; two are needed to split it: add one, or leave the class out"
+
 GLIOMA, MENINGIOMA, NOTUMOR, PITUITARY = range(len(CLASSES))
 
 _ALIASES: dict[str, frozenset[str]] = {

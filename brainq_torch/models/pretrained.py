@@ -122,7 +122,7 @@ def _download(options: ModelOptions) -> dict[str, Tensor]:
         raise PretrainedError(
             f"the ImageNet weights could not be downloaded ({error}). Without a network, give the path of a "
             ".safetensors or .pth file named as its authors name it (torchvision, timm), --model.pretrained FILE, "
-            "or start from none"
+            "or start from random ones, --model.pretrained none"
         ) from error
     return state
 

@@ -31,8 +31,8 @@ def build_source(name: str, class_count: int, arguments: Mapping[str, Any]) -> n
         model = constructor(num_classes=class_count, **arguments)
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"{name} is not built with num_classes={class_count}, {dict(arguments)}: {error}; "
-            "--model.arguments '{...}' gives others, '{}' none"
+            f"{name} is not built with num_classes={class_count}, {dict(arguments)}: {error}; its constructor must "
+            "take num_classes; --model.arguments '{...}' gives others, '{}' none"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} makes a {type(model).__name__}; a torch.nn.Module is needed: {ALLOWED}")

@@ -1,5 +1,7 @@
 """Float ONNX to float TFLite through onnx2tf, the only file that knows it."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -92,7 +94,8 @@ def write_single_batch(onnx_path: Path, out_path: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     del model.graph.value_info[:]  # they still hold the symbolic batch
     if any(node.op_type == "Shape" for node in model.graph.node):
-        model = import_extra("onnxscript.optimizer").optimize(model)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did
+            model = import_extra("onnxscript.optimizer").optimize(model)
     out_path.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.console import name_first
-from brainq_torch.data.classes import CLASSES, Labels
+from brainq_torch.data.classes import ALONE, CLASSES, Labels
 from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.tables import read_table
 from brainq_torch.run_files import BrainqError, hash_file
@@ -52,7 +52,7 @@ def stratified_split(
     counts = np.bincount(labels, minlength=len(classes))
     small = [classes[label] for label, count in enumerate(counts) if 0 < count < 2]
     if small:
-        raise BrainqError(f"class {', '.join(small)} has a single training image; two are needed to split it")
+        raise BrainqError(ALONE.format(", ".join(small)))
     positions = np.arange(len(labels))
     try:
         _, chosen = train_test_split(positions, test_size=fraction, random_state=seed, stratify=labels)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainq_torch.data.classes import CLASSES
+from brainq_torch.data.classes import ALONE, CLASSES
 from brainq_torch.data.leakage.candidates import shrink
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, Links
 from brainq_torch.run_files import BrainqError
@@ -86,8 +86,10 @@ def _check_both_sides(table: NDArray[np.float64], chosen: NDArray[np.bool_], cla
     if one_sided.any():
         label = int(np.flatnonzero(one_sided)[0])
         name = classes[label] if label < len(classes) else str(label)
+        if (count := int(table[:, label].sum())) == 1:
+            raise BrainqError(ALONE.format(name))
         raise BrainqError(
-            f"the {int(table[:, label].sum())} images of class {name} form {np.count_nonzero(table[:, label])} "
+            f"the {count} images of class {name} form {np.count_nonzero(table[:, label])} "
             "group(s) of near-identical images, which cannot be divided between training and validation: add images "
             "of other patients, or use --data.split stratified, knowing that its validation figure is then too good"
         )

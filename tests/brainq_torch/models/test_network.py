@@ -124,6 +124,11 @@ def test_the_readmes_own_class(tmp_path, monkeypatch):
         ("torchvision:mobilenetv2", {"depth": 3}, "torchvision has no network 'mobilenetv2'; .*: mobilenet_v2,"),
         ("timm:mobilenetv2", {}, "timm has no network 'mobilenetv2'; similar names: .*mobilenetv2_100"),
         ("torchvision:resnet18", {"depth": 3}, r"is not built with .*depth.*; --model.arguments '{...}' gives others"),
+        (
+            "tests.support.networks:NoClasses",
+            {},
+            r"keyword argument 'num_classes'; its constructor must take num_classes",
+        ),
         ("nowhere.at_all:Net", {}, r"no class nowhere.at_all:Net \(No module named 'nowhere'\)"),
         ("tests.support.networks:Nothing", {}, "has no attribute 'Nothing'"),
         ("pathlib:Path", {}, "no subclass of torch.nn.Module"),

@@ -12,6 +12,7 @@ from brainq_torch.data.leakage.candidates import ORIENTATIONS, head_boxes, orien
 from brainq_torch.data.leakage.check import ask_neighbours, check_leak, grouped_split, share_group
 from brainq_torch.data.leakage.near_duplicates import COPY, EQUAL, SCAN, find_links, join
 from brainq_torch.data.synthesis.phantom import phantom_images
+from brainq_torch.run_files import BrainqError
 from brainq_torch.texts import fill_text
 
 SIDE = 128
@@ -185,6 +186,8 @@ def test_grouped_split_of_a_few_images_and_of_groups_with_several_labels():
 def test_grouped_split_refuses_what_it_cannot_do(groups, fraction, message):
     with pytest.raises(ValueError, match=message):
         grouped_split(np.array([0, 0, 1, 1]), np.array(groups), fraction, 0)
+    with pytest.raises(BrainqError, match=r"class meningioma has a single training image; .* leave the class out"):
+        grouped_split(np.array([0, 0, 1]), np.arange(3), 0.5, 0)
 
 
 def test_nearest_neighbour_equals_scikit_learn_on_32_pixel_images():
