@@ -58,6 +58,8 @@ def one_line(said: object) -> str:
         places = "name a place in a folder that you may read and write"
         close = ", and close the file where another program has it open" if os.name == "nt" else ""
         said = f"{said.filename}: {said.strerror}; {places}{close}"
+    if isinstance(said, UnicodeEncodeError):  # of a path, where neither locale nor Python is set to UTF-8
+        said = f"a name has letters that this locale does not know ({said}); set PYTHONUTF8=1"
     return as_typed(" ".join(filter(None, map(str.strip, str(said).splitlines()))))
 
 

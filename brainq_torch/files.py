@@ -1,6 +1,7 @@
 """Files of tensors: written complete or not at all, and read only where their checksums hold."""
 
 import io
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ def load_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail anywhere inside the unpickler; code in them is refused there too
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words tell how to run that code
+            reason = "it holds code, as a whole network does (save its state_dict() instead), or was made otherwise"
         raise TensorFileError(
             f"{path} is truncated, damaged, or not a file of tensors and plain data, and was not loaded: {reason}"
         ) from error

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from brainq_torch.console import counted, name_first, run_command
+from brainq_torch.console import counted, name_first, one_line, run_command
 from brainq_torch.run_files import BrainqError
 
 
@@ -35,6 +35,12 @@ def test_an_error_is_one_line(capsys):
 
     assert run_command(refuse) == 2
     assert capsys.readouterr().err == "error: a  b is empty. Allowed layouts: DIR\n"
+
+
+def test_a_name_that_the_locale_cannot_write_has_a_remedy():
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "l\udcc3ufe".encode()
+    assert one_line(caught.value).endswith("surrogates not allowed); set PYTHONUTF8=1")
 
 
 @pytest.mark.parametrize(("system", "end"), [("posix", "read and write"), ("nt", "where another program has it open")])
