@@ -9,6 +9,7 @@ from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -152,7 +153,7 @@ class TFLiteRunner:
         except (ValueError, RuntimeError) as error:
             raise RunnerError(f"{path} cannot be run by the LiteRT interpreter: {error}") from error
         self.pixels, self.classes, self.abstention = metadata.pixels, metadata.classes, metadata.abstention
-        self._name, self._interpreters = str(path), [first]
+        self._name, self._interpreters, self._one_at_a_time = str(path), [first], Lock()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
         self._input, self._output = inputs[0], outputs[0]
@@ -176,11 +177,11 @@ class TFLiteRunner:
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Return the logits in the file's own type."""
         used = max(1, min(self._threads, len(images)))
-        self._interpreters += [self._open() for _ in range(used - len(self._interpreters))]
         free: SimpleQueue[Any] = SimpleQueue()
-        for interpreter in self._interpreters[:used]:
-            free.put(interpreter)
-        with ThreadPoolExecutor(used) as pool:
+        with self._one_at_a_time, ThreadPoolExecutor(used) as pool:  # an interpreter is not to be shared
+            self._interpreters += [self._open() for _ in range(used - len(self._interpreters))]
+            for interpreter in self._interpreters[:used]:
+                free.put(interpreter)
             rows = list(pool.map(partial(self._run, free), batches(images, self.pixels, 1)))
         return join_logits(self._name, rows, self._output["dtype"], len(self.classes))
 

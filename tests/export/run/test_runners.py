@@ -1,6 +1,7 @@
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_threads_deal_out_the_images_of_a_tflite_file(tiny_export):
     np.testing.assert_array_equal(together(images), expected)
     np.testing.assert_array_equal(together(images[:2]), expected[:2])
     assert (len(alone._interpreters), len(together._interpreters)) == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["model_fp32.tflite", "model_fp32.onnx", ""])
+def test_threads_that_share_a_model_get_what_one_gets(tiny_export, tiny_run, name):
+    runner = load_runner(tiny_export / name if name else tiny_run)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, runner.pixels.size, runner.pixels.size), np.uint8)
+    alone = [runner(some) for some in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            np.testing.assert_array_equal(list(pool.map(runner, images)), alone)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
