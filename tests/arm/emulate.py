@@ -30,6 +30,7 @@ FLOAT_TOLERANCE = 1e-3
 IMAGES = 20
 INTEGER_FILES = ("model_int8.tflite", "model_w4a8.tflite")
 _SECONDS = 600
+_OWN_KERNELS = ("-U", "OPENBLAS_CORETYPE")  # where it is set, NumPy runs this machine's instructions on any other
 _ALONE = (  # both in one process: the emulated start of numpy and LiteRT takes longest, compiling them most of it
     "import runpy, sys; packages, file, model, *images = sys.argv[1:]; sys.path.append(packages)\n"
     "import ai_edge_litert.interpreter, numpy, PIL.Image  # bytecode for the next processor: predict.py writes none\n"
@@ -144,7 +145,7 @@ def emulate(bundle: Path, work: Path, machine: str) -> list[str]:
         here = [sys.executable, bundle / "predict.py", "--json", "--model", model["file"], *images]
         expected = _logits(_run(here))
         for processor in PROCESSORS[machine]:
-            command = [qemu, "-cpu", processor, *python, bundle / "predict.py", model["file"], *images]
+            command = [qemu, *_OWN_KERNELS, "-cpu", processor, *python, bundle / "predict.py", model["file"], *images]
             verified, *found = _run(command)
             compared = compare(_logits(found), expected, model["file"] in INTEGER_FILES)
             lines.append(f"{processor} (emulated): {verified}; {compared}")
