@@ -249,6 +249,11 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 async function listEntries(entries, isOfFolder) {
   const found = [];
   for (const entry of entries.filter(Boolean)) {
+    if (!entry.name) { // no UTF-8: Chromium takes the folder that it lies in for it, which would be listed for ever
+      const unnamed = new Unreadable("holds a file or folder with a name that the browser cannot read", "rename it, or use predict.py");
+      found.push({ path: entry.fullPath.slice(1), file: { open: () => Promise.reject(unnamed) }, isOfFolder });
+      continue;
+    }
     if (entry.isFile) {
       const open = () => new Promise((...done) => entry.file(...done));
       found.push({ path: entry.fullPath.slice(1), file: { open }, isOfFolder });

@@ -4,8 +4,10 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -457,3 +459,18 @@ def test_in_chromium_answers_stand_in_pythons_order_above_those_before(browser, 
     assert len(paths) == 5
     expected = [*paths, str(tmp_path / "b" / "broken.png")]
     assert found == [*(path.replace(str(tmp_path), tmp_path.name) for path in expected), "z.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+def test_in_chromium_a_folder_of_no_readable_name_is_named_and_holds_nothing_up(browser, int8_bundle, tmp_path):
+    for folder in (b"good", b"sch\xe4del"):
+        (tmp_path / "CD" / os.fsdecode(folder)).mkdir(parents=True)
+        picture = Image.fromarray(render_phantom(0, 64, seed=0, size=64))
+        picture.save(tmp_path / "CD" / os.fsdecode(folder) / "a.png")
+    with serve(int8_bundle) as address:
+        assert browser.open(address) == "ready"
+        browser.drop([tmp_path / "CD"])
+        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 2")
+        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+    refused = {said["path"]: "name that the browser cannot read" in said.get("error", "") for said in found}
+    assert refused == {"CD/good/a.png": False, "CD/": True}
