@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import warnings
-from io import BytesIO
+from functools import lru_cache
+from io import BufferedReader, BytesIO
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,28 @@ def _find_frame(held: Any, index: int, *, number_of_frames: int | None = None, *
     """Return a frame's stream: of as many fragments as frames each is one, whatever a table of offsets says."""
     stored = BytesIO(held) if isinstance(held, bytes | bytearray) else held
     start = stored.tell()
-    parse_basic_offsets(stored)
-    count, places = parse_fragments(stored)
+    if isinstance(stored, BufferedReader):
+        count, places = _list_fragments_of(stored.name, os.fstat(stored.fileno()).st_mtime_ns, start)
+    else:
+        count, places = _list_fragments(stored)
     if count == number_of_frames:
         stored.seek(places[index])
     frame = next(generate_fragments(stored), b"")
     stored.seek(start)
     return frame if count == number_of_frames else get_frame(held, index, number_of_frames=number_of_frames, **more)
+
+
+def _list_fragments(stored: Any) -> tuple[int, list[int]]:
+    parse_basic_offsets(stored)
+    return parse_fragments(stored)
+
+
+@lru_cache(maxsize=1)
+def _list_fragments_of(path: str, changed: int, start: int) -> tuple[int, list[int]]:
+    """Walk a file once for all of its frames. changed: when it was, lest another of its name be taken for it."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return _list_fragments(file)
 
 
 def serve() -> None:
