@@ -20,7 +20,7 @@ from export.pipeline import export_run
 from export.recipes import RECIPES, default_recipes, resolve_recipes
 from export.run.sample import PHANTOM
 from export.verify.parity import list_float_faults
-from export.verify.report import NEAR_TIE, ParityReport
+from export.verify.report import NEAR_TIE, ParityReport, are_near_ties
 
 
 def run(options: argparse.Namespace) -> int:
@@ -117,7 +117,7 @@ def advise(report: ParityReport, options: argparse.Namespace, out: Path) -> list
     """Return what can be done about a parity that failed, a line each. options: the command's words."""
     lines, failed = [], {name: each for name, each in report.artefacts.items() if not each.passed}
     flipped = [artefact for artefact in failed.values() if artefact.flips]
-    if flipped and all(artefact.flips_near_ties(report.about["images"]["count"]) for artefact in flipped):
+    if flipped and all(are_near_ties(artefact.flips, report.about["images"]["count"]) for artefact in flipped):
         lines.append(
             f"the images that changed class are near-ties, logits at most {NEAR_TIE} apart, which any rounding may "
             "turn: train longer, or on more images, for fewer of them, or use a file that passed"

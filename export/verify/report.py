@@ -1,5 +1,6 @@
 """What an export's comparisons found: per file and over all, as data and as a table."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ SHIFTED_COPIES = "shifted copies"
 """What figures call a source."""
 
 TELLING_IMAGES = 1000
-"""Among fewer images a single one in another class is already more than the 0.1 % that the ladder allows."""
+"""Of fewer images a single one is more than the 0.1 % that the ladder allows: near-ties are then no fault."""
 
 NEAR_TIE = 0.05
 """Margin of two logits of which the larger's probability is a twentieth above the other's."""
@@ -89,10 +90,6 @@ class ArtefactReport:
     against_float: dict[str, Any] | None = None
     shifted: dict[str, Any] | None = None
 
-    def flips_near_ties(self, count: int) -> bool:
-        """Tell whether near-ties alone changed class, few of so many images: with so few it may have been chance."""
-        return 0 < len(self.flips) <= _FEW * count and all(flip["margin"] <= NEAR_TIE for flip in self.flips)
-
     def to_json(self) -> dict[str, Any]:
         """Return plain data for ``parity.json``."""
         data = asdict(self)
@@ -119,6 +116,11 @@ class ParityReport:
     def table(self) -> str:
         """Return the artefacts as a table, then flips, ties and errors."""
         return fill_text("parity", artefacts=self.artefacts, shown=_SHOWN, describe_shift=describe_shift)
+
+
+def are_near_ties(flips: Sequence[Mapping[str, Any]], count: int) -> bool:
+    """Tell whether what changed class of so many images is near-ties alone, and few: any rounding may turn those."""
+    return 0 < len(flips) <= _FEW * count and all(flip["margin"] <= NEAR_TIE for flip in flips)
 
 
 def describe_shift(what: str, found: dict[str, Any]) -> str:

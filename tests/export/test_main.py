@@ -298,13 +298,18 @@ def test_too_few_images_to_compare_on_are_refused(run, stopped):
 
 
 @pytest.mark.parametrize(
-    ("flips", "margin", "again", "counts", "status"),
-    [(1, 0.01, 0, [256, 1000], 0), (1, 0.01, 2, [256, 1000], 1), (1, 0.2, 0, [256], 1), (6, 0.01, 0, [256], 1)],
-)
-def test_a_few_near_ties_among_few_images_are_counted_on_more(
-    run, quick, monkeypatch, ended, flips, margin, again, counts, status
+    ("flips", "margin", "again", "drawn", "counts", "status"),
+    [
+        (1, 0.01, 0, True, [256, 1000], 0), (1, 0.01, 2, True, [256, 1000], 1), (1, 0.2, 0, True, [256], 1),
+        (6, 0.01, 0, True, [256], 1), (1, 0.01, 0, False, [256], 1),
+    ],
+)  # fmt: skip
+def test_a_few_near_ties_among_few_images_are_counted_on_more_where_there_are_more(
+    run, quick, monkeypatch, ended, flips, margin, again, drawn, counts, status
 ):
-    compared = []
+    compared, look = [], export.pipeline.check_run_images
+    found = lambda *where: dataclasses.replace(look(*where), synthetic=drawn)  # noqa: E731
+    monkeypatch.setattr(export.pipeline, "check_run_images", found)
 
     def climb_with_flips(rungs, table):
         reports, count = climb(rungs, table), len(table.sample.names)

@@ -15,6 +15,7 @@ from brainq_torch.run import load_run
 from export.graph.flatbuffer import constant, read_model, write_model
 from export.recipes import RECIPES
 from export.run.metadata import FileMetadata, read_metadata, write_metadata
+from export.run.runners import load_runner
 from export.run.sample import ImageSample
 from export.run.sessions import NotFiniteError, RunnerError
 from export.run.torch_runner import TorchRunner
@@ -270,6 +271,25 @@ def test_ties_are_reported_on_either_side(tiny_export, sample):
     assert [(tie["image"], tie["reference"]) for tie in one.ties] == [("image 3", ["glioma", "pituitary"])]
     assert len(one.ties[0]["artefact"]) == 1
     assert "image 3: glioma and pituitary tie in the reference" in ParityReport({"model_fp32.onnx": one}).table()
+
+
+@pytest.mark.parametrize(
+    ("count", "margins", "passed"),
+    [(100, [0.04], True), (100, [0.06], False), (100, [0.04, 0.01, 0.01], False), (1000, [0.04, 0.01], False)],
+)
+def test_near_ties_of_few_images_are_listed_and_no_fault(tiny_export, count, margins, passed):
+    pixels, labels = phantom_images(count, 32)
+    sample = ImageSample(pixels, labels, tuple(f"image {i}" for i in range(count)), ("Testing",) * count)
+    logits = load_runner(tiny_export / "model_fp16.tflite")(pixels).copy()
+    for image, margin in enumerate(margins):
+        first, second = np.argsort(-logits[image])[:2]
+        logits[image, second] = logits[image, first] + margin
+    table = LogitTable(tiny_export, sample, {FLOAT_MODEL: Fixed(logits)}, threads=1)
+    rung = Rung("model_fp16.tflite", FLOAT_MODEL, Limits(top1_agreement=0.999))
+    (one,) = climb([rung], table).values()
+    assert (one.passed, len(one.flips), one.limits) == (passed, len(margins), rung.limits)
+    assert one.top1_agreement == pytest.approx(1 - len(margins) / count)
+    assert ("are near-ties" in ParityReport({"model_fp16.tflite": one}).table()) is passed
 
 
 def test_each_model_runs_once(tiny_export, sample):
