@@ -203,7 +203,7 @@ def check_splits(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], splits: NDArray[np.str_], links: Links
 ) -> dict[str, LeakCheck]:
     """Measure how far each held-out split that has images leaks: ``val`` from Training, ``Testing`` from both."""
-    checks = {}
+    checks, pixels = {}, shrink(pixels, NEIGHBOUR_SIDE)  # all that is looked at, once for both
     for split, sources in SOURCES.items():
         held_out, source = splits == split, np.isin(splits, sources)
         if held_out.any() and source.any():
