@@ -168,10 +168,12 @@ def _named(path: str) -> list[str | Unread]:
     """Return what a file on the command line stands for."""
     if header := find_header(path):
         return [header]
+    found: list[str | Unread] = []
     try:
-        return [*list_named_files(path)]
+        found.extend(list_named_files(path))
     except UnreadableImageError as error:
-        return [Unread(path, f"{error.reason}; {error.remedy}")]
+        found.append(_unread(error))
+    return found
 
 
 def _in_folder(folder: str) -> list[str | Unread]:

@@ -33,7 +33,7 @@ _MAX_FILE_BYTES = 512 * 1024 * 1024
 _MOST_FRAMES = 65_535
 _DEFER_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
-_NO_LENGTH = 2**32 - 1  # as compressed pixels have it
+NO_LENGTH = 2**32 - 1  # as compressed pixels have it
 _NUMBERS = ("PixelSpacing", "WindowCenter", "WindowWidth", "ImagePositionPatient", "ImageOrientationPatient",
             "InstanceNumber")  # fmt: skip
 """What a picture can be read without."""
@@ -144,7 +144,7 @@ def _parse(path: FilePath) -> tuple[pydicom.Dataset, int]:
             implicit, little = header.original_encoding
             length = int.from_bytes(file.read(8 if implicit else 12)[-4:], "little" if little else "big")
         if _is_implicit(header) == (syntax == ImplicitVRLittleEndian):
-            return header, length % _NO_LENGTH
+            return header, length % NO_LENGTH
     header = pydicom.dcmread(path, force=True)
     _require_pixels(path, header, "PixelData" in header)
     if syntax is not None and syntax.is_compressed:

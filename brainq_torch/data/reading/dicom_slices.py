@@ -1,10 +1,9 @@
-"""Says which slices a DICOM file holds and where they lie, and which files a DICOMDIR names."""
+"""Says which slices a DICOM file holds and where they lie."""
 
 import hashlib
 import os
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,22 +80,6 @@ def _read_trait(header: pydicom.Dataset, frame: int, name: str) -> str:
         return ""
     parts = value if isinstance(value, MultiValue | list) else [value]
     return "\\".join(f"{float(part):g}" if isinstance(part, float | int) else str(part or "").strip() for part in parts)
-
-
-def list_dicomdir(path: FilePath) -> list[str]:
-    """Return the images that a DICOMDIR names (PS3.3 F.3), whichever case their names have on this disk."""
-    with ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        records = pydicom.dcmread(path).get("DirectoryRecordSequence") or []
-    named = [record.ReferencedFileID for record in records if record.get("DirectoryRecordType") == "IMAGE"]
-    return [_find(Path(path).parent, [name] if isinstance(name, str) else list(name)) for name in named]
-
-
-def _find(folder: Path, parts: list[str]) -> str:
-    for part in parts:
-        same = [name for name in os.listdir(folder) if name.upper() == part.upper()] if folder.is_dir() else []
-        folder /= part if part in same or not same else same[0]
-    return str(folder)
 
 
 def _plane(header: pydicom.Dataset, frame: int) -> tuple[tuple[float, ...], float | None]:

@@ -211,14 +211,23 @@ def _load_reader(kind: str) -> _Reader:
     return _Reader(read_picture)
 
 
-def list_named_files(path: FilePath) -> list[str]:
-    """Return the files that a DICOMDIR names; of any other file itself. Raises UnreadableImageError: it is damaged."""
-    if not _DICOMDIR.search(_read_head(path)):
-        return [os.fspath(path)]
-    with _guarded(path):
-        from brainq_torch.data.reading.dicom_slices import list_dicomdir
+def list_named_files(path: FilePath) -> Iterator[str]:
+    """Yield the files that a DICOMDIR names; of any other file itself.
 
-        return list_dicomdir(path)
+    Raises:
+        UnreadableImageError: It is damaged, or names none; raised behind those that it names.
+    """
+    if not _DICOMDIR.search(_read_head(path)):
+        yield os.fspath(path)
+        return
+    with _guarded(path):
+        from brainq_torch.data.reading.dicomdir import list_dicomdir
+
+        named, is_whole = list_dicomdir(path)
+    yield from named
+    if not (named and is_whole):
+        reason = "names no images" if is_whole else "is truncated or damaged: it may have named more images"
+        raise UnreadableImageError(path, reason, "name its folder in place of it")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pydicom.fileset import FileSet
 from brainq_torch.data.dataset.left_out import why_left_out
 from brainq_torch.data.reading.image import read_slice
 from brainq_torch.data.reading.slices import SliceChoiceError, choose_slices
-from brainq_torch.series.find import Unread, find_series
+from brainq_torch.series.find import Unread, find_images, find_series
 from tests.brainq_torch.data.reading.test_dicom import write_dicom
 
 AXIAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
@@ -60,21 +60,58 @@ def test_files_of_a_series_named_one_by_one_are_one_series(tmp_path):
     assert series.path == str(tmp_path / "a")
 
 
-def test_a_dicomdir_leads_to_its_images_and_a_cd_is_searched_without_a_word_about_it(tmp_path):
-    write_series(tmp_path / "in", "1.2.3", [1.0, 2.0], StudyInstanceUID="1.2", PatientID="7", PatientName="A^B",
-                 StudyDate="20200101", StudyTime="101010", StudyID="1", SeriesNumber=1, AccessionNumber="")  # fmt: skip
+def write_cd(folder):
+    """Write two series of two slices with a DICOMDIR, and return its path."""
+    said = {"StudyInstanceUID": "1.2", "PatientID": "7", "PatientName": "A^B", "StudyDate": "20200101", "StudyID": "1"}
+    said |= {"StudyTime": "101010", "SeriesNumber": 1, "AccessionNumber": ""}
     files = FileSet()
-    for path in (tmp_path / "in").iterdir():
-        files.add(path)
-    files.write(tmp_path / "cd")
-    (by_directory,) = find_series([str(tmp_path / "cd" / "DICOMDIR")])
-    (by_search,) = find_series([str(tmp_path / "cd")])
-    assert [str(found.path) for found in by_directory.slices] == [str(found.path) for found in by_search.slices]
-    assert len(by_directory.slices) == 2
-    Path(by_search.slices[0].path).unlink()
-    gone, left = find_series([str(tmp_path / "cd" / "DICOMDIR")])
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(folder / uid, uid, [1.0, 2.0], **said)
+        for path in (folder / uid).iterdir():
+            files.add(path)
+    files.write(folder / "cd")
+    return folder / "cd" / "DICOMDIR"
+
+
+def test_a_dicomdir_leads_to_its_images_and_a_cd_is_searched_without_a_word_about_it(tmp_path):
+    directory = write_cd(tmp_path)
+    places = [[one.path for one in series.slices] for series in find_series([str(directory)])]
+    assert places == [[one.path for one in series.slices] for series in find_series([str(directory.parent)])]
+    assert [len(place) for place in places] == [2, 2]
+    Path(places[0][0]).unlink()
+    gone, *left = find_series([str(directory)])
     assert "does not exist" in gone.error
-    assert len(left.slices) == 1
+    assert [len(series.slices) for series in left] == [1, 2]
+
+
+def test_of_a_damaged_dicomdir_the_rest_is_answered_and_it_says_so(tmp_path):
+    """Whether the lengths of what it lists are said or not: it is cut, or a part of it is zeros."""
+    directory = write_cd(tmp_path)
+    listed, image = directory.read_bytes(), pydicom.dcmread(directory)
+    for each in image.DirectoryRecordSequence:
+        each.is_undefined_length_sequence_item = True
+    image["DirectoryRecordSequence"].is_undefined_length = True
+    image.save_as(directory)
+    images, lost = set(find_images([str(directory)])), 0
+    for whole in (listed, directory.read_bytes()):
+        places = range(len(whole) // 5, len(whole) - 1, 37)
+        for wrong in (each for at in places for each in (whole[:at], whole[:at] + bytes(64) + whole[at + 64 :])):
+            directory.write_bytes(wrong)
+            found = list(find_images([str(directory)]))
+            if len(images.intersection(found)) < 4:
+                lost += 1
+                assert isinstance(found[-1], Unread) or not all(map(os.path.isfile, found))
+    assert lost > 100
+    directory.write_bytes(whole[: len(whole) // 2])
+    *found, said = find_images([str(directory)])
+    assert 0 < len(found) < 4
+    assert said.error.startswith("is truncated or damaged: it may have named more images; name its folder")
+
+
+def test_a_dicomdir_without_images_says_so(tmp_path):
+    FileSet().write(tmp_path)
+    (said,) = find_images([str(tmp_path / "DICOMDIR")])
+    assert said.error == "names no images; name its folder in place of it"
 
 
 def test_other_modalities_are_left_out_beside_others_and_refused_alone(tmp_path):

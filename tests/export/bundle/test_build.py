@@ -112,7 +112,7 @@ def test_every_module_of_ours_that_it_loads_lies_in_the_bundle(bundle):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import predict; predict.main(['--verify'])\n"
         "print([m for m in ('torch', 'scipy', 'lightning', 'sklearn') if m in sys.modules])\n"
-        "from brainq_torch.data.reading import dicom_slices, figshare, nifti\n"
+        "from brainq_torch.data.reading import dicom_slices, dicomdir, figshare, nifti\n"
         "print([m.__file__ for name, m in sys.modules.items() if name.split('.')[0] in ('brainq_torch', 'export')])"
     )
     clean = subprocess.run(
