@@ -18,7 +18,9 @@ import pydicom
 from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets, parse_fragments
 from pydicom.pixels.decoders import base
 from pydicom.pixels.decoders.base import DecodeRunner
+from pydicom.pixels.decoders.rle import _rle_decode_segment
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import RLELossless
 
 from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME
 
@@ -89,6 +91,8 @@ def _decode_as_said(runner: DecodeRunner, frame: bytes) -> bytes | bytearray:
     sides, bits = _read_own_header(frame) or ((runner.rows, runner.columns), 1)
     if sides != (runner.rows, runner.columns) or -(-bits // 8) * 8 > runner.bits_allocated:
         raise RuntimeError(f"its pixels are {sides[0]} rows of {sides[1]}, of {bits} bits: its header says otherwise")
+    if runner.transfer_syntax == RLELossless:
+        _require_rle_size(frame, runner.rows, runner.columns)
     said = runner.bits_stored
     if bits <= said or runner.pixel_representation:
         return _decode_frame(runner, frame)
@@ -115,6 +119,17 @@ def _read_own_header(frame: bytes) -> tuple[tuple[int, int], int] | None:
             return (rows, columns), bits
         place += 2 + length if marker != _FILL else 1
     return None
+
+
+def _require_rle_size(frame: bytes, rows: int, columns: int) -> None:
+    """Refuse RLE of more rows or columns than the header says (it says neither itself); less is padding, as some write it.
+
+    The first of its parts holds a byte of each pixel (PS3.5 G.5).
+    """
+    start, end = struct.unpack("<4x2I", frame[:12])
+    count = len(_rle_decode_segment(frame[start : end or None]))
+    if count - rows * columns >= min(rows, columns):
+        raise RuntimeError(f"its pixels are {count}, and its header says {rows} rows of {columns}")
 
 
 def _find_frame(held: Any, index: int, *, number_of_frames: int | None = None, **more: Any) -> bytes:

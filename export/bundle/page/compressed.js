@@ -28,10 +28,11 @@ function ending(syntax) {
  * Return a frame's little-endian samples, {bytes, step, isPlanar, isRgb, notes}: step bytes each, those of a plane together
  * or those of a pixel. shape: {rows, columns, samples}, the last in each pixel.
  */
-export async function unpack(header, frame, { rows, columns, samples }) {
+export async function unpack(header, frame, shape) {
+  const { rows, columns, samples } = shape;
   const [name, unpackFrame] = COMPRESSIONS[ending(header.string("x00020010"))];
   try {
-    const unpacked = await unpackFrame(frameBytes(header, frame), rows * columns, samples);
+    const unpacked = await unpackFrame(frameBytes(header, frame), shape);
     const { bytes, width = columns, height = rows } = unpacked;
     const step = bytes.length / (width * height * samples);
     if (width !== columns || height !== rows || ![1, 2, 4].includes(step)) throw new Error("other sides than its header says");
@@ -134,11 +135,13 @@ async function run(codec, kind, bytes, describe) {
 }
 
 /** Unpack the bytes of samples, those of a place together, the highest place first (PS3.5 G). */
-function unpackRle(bytes, size, samples) {
+function unpackRle(bytes, { rows, columns, samples }) {
+  const size = rows * columns;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const starts = Array.from({ length: view.getUint32(0, true) }, (_, part) => view.getUint32(4 + 4 * part, true));
   const step = starts.length / samples;
   const unpacked = new Uint8Array(size * starts.length);
+  if (measure(bytes.subarray(starts[0], starts[1])) - size >= Math.min(rows, columns)) throw new Error("it has more pixels than its header says");
   starts.forEach((start, part) => {
     const sample = Math.floor(part / step);
     const byte = step - 1 - (part % step);
@@ -147,4 +150,15 @@ function unpackRle(bytes, size, samples) {
     held.forEach((value, place) => (unpacked[(sample * size + place) * step + byte] = value));
   });
   return { bytes: unpacked, isPlanar: true };
+}
+
+/** Return how many bytes a part is when it is unpacked, its padding as far as it goes. */
+function measure(part) {
+  let size = 0;
+  for (let place = 0; place < part.length; ) {
+    const count = part[place] < 128 ? part[place] + 1 : (257 - part[place]) % 129;
+    size += part[place] < 128 ? Math.min(count, part.length - place - 1) : count;
+    place += part[place] < 128 ? 1 + count : part[place] > 128 ? 2 : 1;
+  }
+  return size;
 }

@@ -222,11 +222,11 @@ def test_a_deflated_file_is_read_and_a_bomb_is_not(page, tmp_path):
 
 
 def write_lies(folder, kind, rows, columns):
-    """Write an image whose header says other sides, or fewer bits, than its stream does; RLE says neither."""
-    lies = [{"Rows": rows + 1}, {"Rows": 2 * rows}]
+    """Write an image whose header says other sides, or fewer bits, than its stream does; RLE says but how many pixels."""
+    lies = [{"Rows": rows + 1}, {"Rows": 2 * rows}, {"Rows": rows // 2}, {"Columns": columns // 2}, {"Rows": rows - 1}]
+    lies += [{"Columns": columns - 1}, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}]
     if kind != RLELossless:
-        lies += [{"Rows": columns, "Columns": rows}, {"Rows": rows // 2, "Columns": 2 * columns}, {"Rows": rows // 2}]
-        lies += [{"Columns": columns // 2}, {"BitsStored": 8}, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}]
+        lies += [{"Rows": columns, "Columns": rows}, {"Rows": rows // 2, "Columns": 2 * columns}, {"BitsStored": 8}]
     for number, lie in enumerate(lies):
         wrong = pydicom.dcmread(folder / "whole")
         for name, value in lie.items():
