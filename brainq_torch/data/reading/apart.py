@@ -122,7 +122,7 @@ def _read_own_header(frame: bytes) -> tuple[tuple[int, int], int] | None:
 
 
 def _require_rle_size(frame: bytes, rows: int, columns: int) -> None:
-    """Refuse RLE of more rows or columns than the header says (it says neither itself); less is padding, as some write it.
+    """Refuse RLE, which says no sides, of more rows or columns than the header says; less is padding, as some write it.
 
     The first of its parts holds a byte of each pixel (PS3.5 G.5).
     """

@@ -222,7 +222,7 @@ def test_a_deflated_file_is_read_and_a_bomb_is_not(page, tmp_path):
 
 
 def write_lies(folder, kind, rows, columns):
-    """Write an image whose header says other sides, or fewer bits, than its stream does; RLE says but how many pixels."""
+    """Write an image whose header says other sides, or fewer bits, than its stream does; RLE says no sides."""
     lies = [{"Rows": rows + 1}, {"Rows": 2 * rows}, {"Rows": rows // 2}, {"Columns": columns // 2}, {"Rows": rows - 1}]
     lies += [{"Columns": columns - 1}, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}]
     if kind != RLELossless:
