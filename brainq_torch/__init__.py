@@ -5,11 +5,13 @@ is first asked for: a file is run without PyTorch.
 """
 
 # ruff: noqa: E402 - what takes time to load comes behind what changes the process
-from brainq_torch.allocator import restart_to_keep_memory
-from brainq_torch.openmp import limit_spinning
 from brainq_torch.stopping import stop_in_a_line
 
 stop_in_a_line()
+
+from brainq_torch.allocator import restart_to_keep_memory
+from brainq_torch.openmp import limit_spinning
+
 limit_spinning()
 restart_to_keep_memory()
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from brainq_torch.run_files import BrainqError, as_typed
-from brainq_torch.stopping import code_of
+from brainq_torch.stopping import code_of, raise_when_stopped
 
 WRONG_INPUT = 2
 """Exit code of an error that a user can cause, as argparse's own."""
@@ -30,6 +30,7 @@ def run_command(command: Callable[[], int], advice: str = "") -> int:
     escape_unprintable()
     warnings.filterwarnings("ignore", category=UserWarning, module=_TALKERS)
     try:
+        raise_when_stopped()
         return command()
     except BrokenPipeError:  # the reader of our output (head, less) has gone; Python would complain at exit
         drop_output()

@@ -33,7 +33,7 @@ from brainq_torch.models import ModelOptions
 from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
 from brainq_torch.run_files import CONFIG, LOG, as_typed, format_command, named_config, resume_command
-from brainq_torch.stopping import TERMINATED, code_of
+from brainq_torch.stopping import TERMINATED, code_of, raise_when_stopped
 from brainq_torch.training.across_sources import AcrossSources
 from brainq_torch.training.classifier import CrossEntropy, KeepBy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
@@ -45,10 +45,9 @@ from brainq_torch.training.stages import Stage
 
 DEFAULT_CONFIG = "quickstart"
 DEFAULT_OUT = "runs/quickstart"
+DIVERGED = 1  # exit code besides those of all commands
 USER_ERRORS = (MisconfigurationException, OSError, ValueError)
 """What a user can cause: reported in a line, without a traceback."""
-
-DIVERGED = 1  # exit code besides those of all commands
 
 IMPORTS = ("brainq_torch", "lightning")
 """Packages whose classes a configuration may name; nothing else is imported for it."""
@@ -144,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG_INPUT
     out = Path(config.out)
     try:
+        raise_when_stopped()
         with _sigterm_raises():
             train(parser, config)
     except (*USER_ERRORS, TrainingDivergedError) as error:

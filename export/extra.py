@@ -1,10 +1,10 @@
 """The packages behind the extras `export` and `tensorflow`, imported where they are used and named when absent."""
 
-import importlib
 import importlib.util
 from typing import Any
 
 from brainq_torch.run_files import BrainqError
+from brainq_torch.stopping import import_whole
 
 
 class MissingExtraError(BrainqError, ImportError):
@@ -24,7 +24,7 @@ def import_extra(name: str) -> Any:
     left as it is: that is a broken installation, not a missing one.
     """
     try:
-        return importlib.import_module(name)
+        return import_whole(name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
             raise

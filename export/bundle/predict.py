@@ -17,6 +17,20 @@ if __name__ == "__main__":  # before any other import
     if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
         # This folder: until it has been checked, a json.py in it must not run in place of Python's own.
         sys.path[:] = [entry for entry in sys.path[1:] if entry != sys.path[0]]
+    import os
+    import signal
+
+    def _end(number: int, frame: object) -> None:
+        """End at once, until brainq_torch/stopping does it: nothing is begun yet."""
+        os.write(2, b"stopped\n")
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: what is opened next would be taken for it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as this runs
 
 import argparse
 import hashlib

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,6 +19,7 @@ from brainq_torch.checksum import find_damage
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.openmp import MOST_THREADS
 from brainq_torch.quant.encoding import UINT8_SHIFT, Encoding
+from brainq_torch.stopping import import_whole
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
 from export.run.sessions import (
     BUILTIN_KERNELS,
@@ -93,7 +93,7 @@ def load_runner(
     if not path.exists():
         raise RunnerError(f"{path} does not exist; give a run folder, an .onnx or a .tflite file")
     if path.is_dir():  # loading PyTorch takes seconds and 900 MB, and an exported file does not need it
-        runner: Runner = import_module("export.run.torch_runner").run_folder(path, threads)
+        runner: Runner = import_whole("export.run.torch_runner").run_folder(path, threads)
         _check_claims(path, FileMetadata(runner.classes, runner.pixels, {}), pixels, classes)
         return runner
     runners: dict[str, type[OnnxRunner | TFLiteRunner]] = {".onnx": OnnxRunner, ".tflite": TFLiteRunner}

@@ -246,6 +246,39 @@ def test_a_signal_ends_it_in_a_line(bundle, tmp_path, number, code):
     assert asked.returncode == code
 
 
+def both_commands(bundle):
+    """Return what answers images, the bundle's own script and the tool."""
+    return [str(bundle / "predict.py")], ["-m", "tools.predict", str(bundle / "model_fp16.tflite")]
+
+
+@pytest.mark.parametrize("package", ["numpy", "ai_edge_litert"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_loads_ends_it_in_a_line(bundle, tmp_path, package, number, code):
+    """Code in C takes it for a fault of its own while it loads."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the back has it ignored
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(
+        f"import os\ntry:\n    os.kill(os.getpid(), {number:d})\n    any([])\n"
+        "except KeyboardInterrupt:\n    raise ImportError('initialization failed')\n"
+    )
+    for words in both_commands(bundle):
+        command = [sys.executable, *words, "scan.png"]
+        stopped = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+        )
+        assert (stopped.returncode, stopped.stderr) == (code, "stopped\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no sh")
+def test_where_stderr_is_closed_stdout_has_answers_alone(bundle):
+    for words in both_commands(bundle):
+        command = [sys.executable, *words, str(bundle / "golden" / "glioma_wide.png"), "nowhere", "--json"]
+        for closed in ("2>&-", "<&- 2>&-"):
+            asked = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], stdout=subprocess.PIPE, text=True)
+            assert [sorted(json.loads(line))[0] for line in asked.stdout.splitlines()] == ["abstained", "error"]
+            assert asked.returncode == 1
+
+
 def test_dicom_is_read_where_pydicom_is_and_named_where_it_is_not(bundle, tmp_path, monkeypatch, ended):
     pytest.importorskip("pydicom", reason="pydicom is not installed")
     from tests.brainq_torch.data.reading.test_dicom import write_dicom
