@@ -179,7 +179,7 @@ def _check(context: ExportContext, names: Sequence[str], table: LogitTable) -> d
     print(f"parity: {len(sample.names)} images ...", flush=True)
     rungs = [rung for name in names for rung in RECIPES[name].rungs]
     if run.quantization is not None:  # training was free to leave the float model: measured, not limited
-        free = [replace_fields(rung.limits, float_agreement=None, float_noise=None) for rung in rungs]
+        free = [replace_fields(rung.limits, accuracy_fall=None, float_noise=None) for rung in rungs]
         rungs = [replace_fields(rung, limits=limits) for rung, limits in zip(rungs, free, strict=True)]
     table.models |= {name: TorchRunner(net, run.pixels, run.classes, THREADS) for name, net in context.networks.items()}
     reports = climb(rungs, table)

@@ -30,8 +30,8 @@ from export.run.metadata import FileMetadata
 from export.verify.parity import FLOAT_MODEL, Rung
 from export.verify.report import Limits
 
-LIKE_FLOAT = {"float_agreement": 0.9, "float_noise": 0.25}
-"""Limits of every quantized file against the float model.
+LIKE_FLOAT = {"accuracy_fall": 0.05, "float_noise": 0.25}
+"""Limits of every quantized file against the float model. How many change class is none: of 44 it may be a tenth.
 
 The other limits hold INT8 files to each other: they cannot see that all of them were calibrated on the wrong images.
 Measured noise on MobileNetV2 at 224 px: 0.08 calibrated on training images, 0.38 on black ones, 0.63 on white noise.

@@ -229,7 +229,7 @@ def _faults(measured: dict[str, float | None], limits: Limits) -> list[str]:
 
 def list_float_faults(found: dict[str, Any] | None, limits: Limits) -> list[str]:
     """Name every limit that is not kept against the float model; found: ``ArtefactReport.against_float``."""
-    measured = {"float_agreement": found["agreement"], "float_noise": found["logit_noise"]} if found else {}
+    measured = {"accuracy_fall": -found["accuracy_difference"], "float_noise": found["logit_noise"]} if found else {}
     return _faults(measured, limits)
 
 

@@ -32,7 +32,7 @@ class Limits:
         top1_agreement: Smallest share of images in the same class.
         max_lsb: Largest logit difference in steps of the artefact's own logit scale.
         mean_lsb: Largest mean of them.
-        float_agreement: Smallest share of images in the class of the float model, whatever the reference is.
+        accuracy_fall: Largest fall of accuracy, a share, from the float model's, whatever the reference is.
         float_noise: Largest ``logit_noise`` against the float model.
     """
 
@@ -40,7 +40,7 @@ class Limits:
     top1_agreement: float | None = None
     max_lsb: float | None = None
     mean_lsb: float | None = None
-    float_agreement: float | None = None
+    accuracy_fall: float | None = None
     float_noise: float | None = None
 
     def to_json(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ from export.run.runners import load_runner
 from export.run.sample import ImageSample
 from export.run.sessions import NotFiniteError, RunnerError
 from export.run.torch_runner import TorchRunner
-from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, logit_noise
+from export.verify.parity import FLOAT_MODEL, Logits, LogitTable, Rung, climb, judge, list_float_faults, logit_noise
 from export.verify.report import ArtefactReport, Limits, ParityReport
 from export.verify.shifted import add_shifted, measure_shift
 
@@ -105,6 +105,12 @@ def test_logits_that_are_not_finite_fail_without_any_limit(value, side):
 def test_other_shapes_and_no_images_fail():
     assert not judge(Logits(REFERENCE), Logits(REFERENCE[:, :3]), Limits())["passed"]
     assert not judge(Logits(REFERENCE[:0]), Logits(REFERENCE[:0]), Limits())["passed"]
+
+
+@pytest.mark.parametrize(("difference", "noise", "faults"), [(-0.06, 0.2, 1), (0.06, 0.2, 0), (0.0, 0.3, 1)])
+def test_a_file_may_neither_lose_accuracy_nor_be_noisier_than_its_limits(difference, noise, faults):
+    limits = Limits(accuracy_fall=0.05, float_noise=0.25)
+    assert len(list_float_faults({"accuracy_difference": difference, "logit_noise": noise}, limits)) == faults
 
 
 def test_logit_noise_is_the_share_of_the_signal_and_does_not_see_a_common_shift():
