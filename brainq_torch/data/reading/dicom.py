@@ -122,6 +122,7 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     try:
         held = header if "PixelData" in header else os.fspath(path)
         filled = {"samples_per_pixel": header.SamplesPerPixel, "number_of_frames": count_frames(path, header)}
+        filled["planar_configuration"] = int(header.get("PlanarConfiguration") or 0)
         decode = decode_apart if syntax.is_compressed else pixel_array
         stored: npt.NDArray[Any] = decode(held, index=index, bits_stored=top, **filled)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
@@ -141,13 +142,17 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
 
 def _find_padding(header: pydicom.Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Tell which pixels are padding (PS3.3 C.7.5.1.1.2), no measurement, of an image that has others."""
-    values = [header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")]
+    kind = {"f4": "Float", "f8": "DoubleFloat"}.get(stored.dtype.str[1:], "")
+    values = [header.get(f"{kind}PixelPadding{name}") for name in ("Value", "RangeLimit")]
     # Whatever type the tag claims to have, its bits are those of the pixels.
     bits = [int.from_bytes(value, "little") if isinstance(value, bytes) else value for value in values]
-    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-    mask = np.iinfo(unsigned).max
-    ends = [np.array(value & mask, unsigned).view(stored.dtype) for value in bits if isinstance(value, int)]
-    if not isinstance(bits[0], int):
+    if kind:
+        ends = [stored.dtype.type(value) for value in bits if isinstance(value, float)]
+    else:
+        unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+        mask = np.iinfo(unsigned).max
+        ends = [np.array(value & mask, unsigned).view(stored.dtype) for value in bits if isinstance(value, int)]
+    if not isinstance(bits[0], int | float):
         return np.zeros(stored.shape, bool)
     is_padding: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
     return is_padding & ~is_padding.all()

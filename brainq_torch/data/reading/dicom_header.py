@@ -34,6 +34,8 @@ _MOST_FRAMES = 65_535
 _DEFER_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 NO_LENGTH = 2**32 - 1  # as compressed pixels have it
+_FLOATS = (b"\x08\0", b"\x09\0", b"\0\x08", b"\0\x09")
+"""Ends of the tags of pixels that are floats."""
 _NUMBERS = ("PixelSpacing", "WindowCenter", "WindowWidth", "ImagePositionPatient", "ImageOrientationPatient",
             "InstanceNumber")  # fmt: skip
 """What a picture can be read without."""
@@ -142,7 +144,10 @@ def _parse(path: FilePath) -> tuple[pydicom.Dataset, int]:
             header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=_DEFER_BYTES)
             _require_pixels(path, header, file.tell() < size_bytes)
             implicit, little = header.original_encoding
-            length = int.from_bytes(file.read(8 if implicit else 12)[-4:], "little" if little else "big")
+            head = file.read(8 if implicit else 12)
+            length = int.from_bytes(head[-4:], "little" if little else "big")
+        if head[2:4] in _FLOATS:  # which have no unused bits and no sign, and none of this is said (PS3.3 C.7.6.24)
+            header.BitsStored, header.PixelRepresentation = header.get("BitsAllocated"), 0
         if _is_implicit(header) == (syntax == ImplicitVRLittleEndian):
             return header, length % NO_LENGTH
     header = pydicom.dcmread(path, force=True)

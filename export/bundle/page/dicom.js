@@ -20,6 +20,7 @@ const IMAGELESS =
 const IMAGES = ["1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7"];
 const PER_FRAME = "x52009230";
 const SHARED = "x52009229";
+const [FLOATS, DOUBLES] = ["x7fe00008", "x7fe00009"];
 const PIXELS = "x7fe00010"; // what stands before them is parsed: where they are cut short, it is a slice that cannot be read
 /** Pixel measures, VOI, pixel value transformation, plane position and orientation, frame type, echo, modifier, diffusion, content. */
 const GROUPS = [
@@ -96,7 +97,7 @@ export async function listDicomSlices(path, bytes) {
 /** Return how many whole frames there are pixels for, of a file that does not say it. */
 function countFrames(header) {
   const [rows, columns, bits] = [NEEDED.Rows, NEEDED.Columns, NEEDED.BitsAllocated].map((tag) => header.uint16(tag));
-  const { length = 0, hadUndefinedLength } = header.elements[PIXELS] ?? {};
+  const { length = 0, hadUndefinedLength } = pixelsOf(header) ?? {};
   const samples = header.uint16("x00280002") || (COLOURS.includes(header.string("x00280004")) ? 3 : 1);
   return hadUndefinedLength ? 1 : Math.floor((8 * length) / (rows * columns * bits * samples)) || 1;
 }
@@ -259,16 +260,23 @@ function requireSlice(header) {
   if ((header.string("x00080008") ?? "").split("\\").includes("MOSAIC")) {
     throw new Unreadable("is a mosaic: many slices side by side in one picture", "convert its series to NIfTI, e.g. with dcm2niix");
   }
-  if (header.elements.x7fe00008 || header.elements.x7fe00009) {
-    throw new Unreadable("has pixels that this page does not decode (floats)", "use predict.py");
-  }
-  const missing = Object.entries(NEEDED).filter(([, tag]) => !header.elements[tag]?.length).map(([name]) => name);
+  const needed = Object.entries(NEEDED).filter(([name]) => !isFloat(header) || !["BitsStored", "PixelRepresentation"].includes(name));
+  const missing = needed.filter(([, tag]) => !header.elements[tag]?.length).map(([name]) => name);
   if (missing.length) throw new Unreadable(`has no ${missing.join(", ")}`, "export it again from the scanner or archive");
+}
+
+function pixelsOf({ elements }) {
+  return elements[PIXELS] ?? elements[FLOATS] ?? elements[DOUBLES];
+}
+
+function isFloat({ elements }) {
+  return Boolean(!elements[PIXELS] && (elements[FLOATS] || elements[DOUBLES]));
 }
 
 /** Return {rows, columns, values, isColour, isSigned, bits, allocated, notes}: values as they are stored, or red, green and blue of each pixel. */
 async function readStored(header, frame) {
-  const [rows, columns, allocated, bits, signed] = ["Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"].map((name) => header.uint16(NEEDED[name]));
+  const [rows, columns, allocated, said, sign] = ["Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"].map((name) => header.uint16(NEEDED[name]));
+  const [bits, signed] = isFloat(header) ? [allocated, 0] : [said, sign];
   refuseGigantic(columns, rows);
   const kind = header.string("x00280004");
   const isColour = COLOURS.includes(kind);
@@ -281,21 +289,25 @@ async function readStored(header, frame) {
   if (bits < 1 || bits > allocated || signed > 1) throw damaged("DICOM file: its bits make no sense");
   const syntax = header.string("x00020010") ?? IMPLICIT;
   const isPacked = isCompressed(syntax);
-  const isPlain = [IMPLICIT, EXPLICIT, DEFLATED].includes(syntax) || (syntax === BIG_ENDIAN && allocated !== 8);
-  if (!(isPlain || isPacked) || !(isColour ? [8] : [8, 16, 32]).includes(allocated) || (kind === "YBR_FULL_422" && !isPacked)) {
+  const widths = isColour ? [8] : isFloat(header) ? [header.elements[FLOATS] ? 32 : 64] : [8, 16, 32, 64];
+  const isPlain = [IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN].includes(syntax);
+  if (!(isPlain || isPacked) || !widths.includes(allocated)) {
     throw new Unreadable(`has pixels that this page does not decode (${isPlain || isPacked ? kind : syntax}, ${allocated} bits)`, "use predict.py");
   }
-  if (!header.elements[PIXELS]) throw new Unreadable("has no pixels", "leave it out");
-  const held = isPacked ? await unpack(header, frame, shape) : takeFrame(header, frame, shape, allocated / 8);
+  if (!pixelsOf(header)) throw new Unreadable("has no pixels", "leave it out");
+  const isHalved = kind === "YBR_FULL_422" && !isPacked;
+  const held = isPacked ? await unpack(header, frame, shape) : takeFrame(header, frame, isHalved ? { ...shape, samples: 2 } : shape, allocated / 8);
   const tooManyBits = () => damaged("DICOM file: its pixels have more bits than its header says");
   if (8 * held.step > allocated) throw tooManyBits();
   const view = new DataView(held.bytes.buffer, held.bytes.byteOffset);
-  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[held.step];
+  const read = (isFloat(header) ? { 4: "getFloat32", 8: "getFloat64" } : { 1: "getUint8", 2: "getUint16", 4: "getUint32", 8: "getBigUint64" })[held.step];
   const top = Math.max(bits, !isPacked && header.elements.x00280102?.length ? header.uint16("x00280102") + 1 : 0); // HighBit of old files
   const [above, unused] = [32 - top, 32 - bits];
   const values = Float64Array.from({ length: shape.size * shape.samples }, (_, place) => {
-    const sample = isColour && held.isPlanar ? (place % 3) * shape.size + Math.floor(place / 3) : place;
+    const sample = isHalved ? sampleOfPair(place) : isColour && held.isPlanar ? (place % 3) * shape.size + Math.floor(place / 3) : place;
     const value = view[read](held.step * sample, syntax !== BIG_ENDIAN);
+    if (isFloat(header)) return value;
+    if (held.step === 8) return Number((signed ? BigInt.asIntN : BigInt.asUintN)(top, value) >> BigInt(top - bits));
     if (held.width && !signed && value >= 2 ** bits) throw tooManyBits();
     return signed ? (value << above) >> unused : (value << above) >>> unused;
   });
@@ -305,11 +317,19 @@ async function readStored(header, frame) {
 
 /** Return what is stored of a frame, {bytes, step, isPlanar, notes}, where it is not compressed. */
 function takeFrame(header, frame, { size, samples }, step) {
-  const { dataOffset, length } = header.elements[PIXELS];
-  const [start, end] = [frame, frame + 1].map((place) => dataOffset + place * size * samples * step);
-  if (end > Math.min(header.byteArray.length, dataOffset + length)) throw damaged("DICOM file");
+  const { dataOffset, length, vr } = pixelsOf(header);
+  const [start, end] = [frame, frame + 1].map((place) => place * size * samples * step);
+  let held = header.byteArray.subarray(dataOffset, dataOffset + length);
+  if (end > held.length) throw damaged("DICOM file");
+  if (step === 1 && vr === "OW" && header.string("x00020010") === BIG_ENDIAN) held = held.map((_, place) => held[place ^ 1]);
   const isPlanar = header.elements.x00280006?.length > 0 && header.uint16("x00280006") === 1;
-  return { bytes: header.byteArray.subarray(start, end), step, isPlanar, notes: [] };
+  return { bytes: held.subarray(start, end), step, isPlanar, notes: [] };
+}
+
+/** Return where a sample of a colour image lies whose chromas two pixels share (PS3.3 C.7.6.3.1.2): luma, luma, blue, red. */
+function sampleOfPair(place) {
+  const [pixel, sample] = [Math.floor(place / 3), place % 3];
+  return 4 * (pixel >> 1) + (sample ? 1 + sample : pixel & 1);
 }
 
 /** Turn luma and two chromas into red, green and blue (PS3.3 C.7.6.3.1.2), in single precision as pydicom does. */
@@ -323,12 +343,15 @@ function toRgb(values) {
 
 /** Tell which pixels are measured: null where none, or each, is padding. */
 function findMeasured(header, { values, isSigned, allocated }) {
-  const ends = ["x00280120", "x00280121"].filter((tag) => header.elements[tag]?.length >= 2).map((tag) => {
+  const kind = !isFloat(header) ? "uint16" : allocated === 32 ? "float" : "double";
+  const tags = { uint16: ["x00280120", "x00280121"], float: ["x00280122", "x00280124"], double: ["x00280123", "x00280125"] }[kind];
+  const ends = tags.filter((tag) => header.elements[tag]?.length >= 2).map((tag) => {
+    if (isFloat(header)) return header[kind](tag);
     const unused = 32 - Math.min(allocated, 16); // its bits are those of the pixels, whatever type it claims to have
     const value = header.uint16(tag) << unused;
     return isSigned ? value >> unused : value >>> unused;
   });
-  if (!header.elements.x00280120?.length) return null;
+  if (!header.elements[tags[0]]?.length) return null;
   const isMeasured = Uint8Array.from(values, (value) => (value >= Math.min(...ends) && value <= Math.max(...ends) ? 0 : 1));
   return isMeasured.includes(0) && isMeasured.includes(1) ? isMeasured : null;
 }

@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLossless,
@@ -141,6 +142,46 @@ def check_same(page, folder, paths):
             path.name,
             found[str(path)],
         )
+
+
+def write_big_endian(path, name, kind, stored, **tags):
+    """Write an image whose pixels are an element of this name and type; 8 bits in words lie two in each."""
+    image = pydicom.dcmread(write_dicom(path, stored, **tags | {"PixelData": None}))
+    held = stored.astype(stored.dtype.newbyteorder(">")).tobytes()
+    if kind == "OW" and stored.itemsize == 1:
+        held = np.frombuffer(held + b"\0" * (len(held) % 2), "<u2").byteswap().tobytes()
+    plain = pydicom.Dataset(image)
+    plain.file_meta, plain[name] = image.file_meta, pydicom.DataElement(name, kind, held)
+    plain.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    plain.save_as(path, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    return path
+
+
+def test_rare_kinds_of_pixels_give_what_they_give_in_python(page, tmp_path):
+    """Floats, 64 bits, 8 bits in words of big-endian files, chromas that two pixels share."""
+    values, window = head()[2], {"WindowCenter": 400, "WindowWidth": 700}
+    grey, floats = (values // 13).astype(np.uint8), values * 0.37 - 11
+    unsaid = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
+    single, double = floats.astype("<f4"), np.where(values < 100, -99999.0, floats)
+    padded = unsaid | {"DoubleFloatPixelPaddingValue": -99999.0, "DoubleFloatPixelData": double.tobytes()}
+    odd = np.stack([grey[:79, :63], grey[79:0:-1, 1:], grey[1:, 63:0:-1]])
+    colours = {"PhotometricInterpretation": "YBR_FULL_422", "SamplesPerPixel": 3, "Rows": 80, "Columns": 64}
+    shared = np.stack([grey[:, ::2], grey[:, 1::2], 140 - grey[:, ::2] // 3, 120 + grey[:, ::2] // 4], -1)
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": -2000}
+    written = [
+        write_dicom(tmp_path / "float", single, FloatPixelData=single.tobytes(), **unsaid, **window),
+        write_dicom(tmp_path / "said", single, PixelData=None, FloatPixelData=single.tobytes(), RescaleSlope=2),
+        write_dicom(tmp_path / "double", double, **padded),
+        write_dicom(tmp_path / "64", values.astype(np.uint64) << 40),
+        write_dicom(tmp_path / "64 signed", np.where(values < 100, -2000, values.astype(np.int64)), **inverted),
+        write_dicom(tmp_path / "12 of 64", values.astype(np.uint64) | 1 << 50, BitsStored=12, HighBit=11, **window),
+        write_dicom(tmp_path / "shared", np.dstack([grey] * 3), PixelData=shared.tobytes(), **colours),
+        write_big_endian(tmp_path / "words", "PixelData", "OW", grey),
+        write_big_endian(tmp_path / "odd words", "PixelData", "OW", odd, NumberOfFrames=3),
+        write_big_endian(tmp_path / "bytes", "PixelData", "OB", grey),
+        write_big_endian(tmp_path / "float big", "FloatPixelData", "OF", single, **unsaid),
+    ]
+    check_same(page, tmp_path, written)
 
 
 def test_frames_are_found_in_fragments_with_and_without_a_table_of_offsets(page, tmp_path):
