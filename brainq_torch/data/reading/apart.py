@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from functools import lru_cache
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,10 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 """Of each process its own: a loader's workers are copies of the process that began them."""
 
 
-def decode_apart(held: pydicom.Dataset | str, **options: int) -> npt.NDArray[Any]:
+def decode_apart(path: str, *, is_repaired: bool = False, **options: int) -> npt.NDArray[Any]:
     """Return what ``pydicom.pixels.pixel_array`` makes of a frame, and warn as it does.
+
+    is_repaired: the file has to be read as a whole, as its beginning misleads.
 
     Raises:
         RuntimeError: The decoder failed, its process ended, or it took more than a minute.
@@ -41,7 +43,7 @@ def decode_apart(held: pydicom.Dataset | str, **options: int) -> npt.NDArray[Any
     reply = None
     with ONE_AT_A_TIME:
         try:
-            reply = _ask(held, options)
+            reply = _ask((path, is_repaired, options))
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise RuntimeError("the decoder crashed") from error
         finally:
@@ -56,7 +58,7 @@ def decode_apart(held: pydicom.Dataset | str, **options: int) -> npt.NDArray[Any
     return decoded
 
 
-def _ask(held: pydicom.Dataset | str, options: dict[str, int]) -> Any:
+def _ask(question: tuple[str, bool, dict[str, int]]) -> Any:
     child = _children.get(os.getpid()) or _begin()
     assert child.stdin is not None
     assert child.stdout is not None
@@ -64,7 +66,7 @@ def _ask(held: pydicom.Dataset | str, options: dict[str, int]) -> Any:
     timer.daemon = True
     timer.start()
     try:
-        pickle.dump((held, options), child.stdin)
+        pickle.dump(question, child.stdin)
         child.stdin.flush()
         return pickle.load(child.stdout)
     finally:
@@ -134,12 +136,12 @@ def _require_rle_size(frame: bytes, rows: int, columns: int) -> None:
 
 def _find_frame(held: Any, index: int, *, number_of_frames: int | None = None, **more: Any) -> bytes:
     """Return a frame's stream: of as many fragments as frames each is one, whatever a table of offsets says."""
-    stored = BytesIO(held) if isinstance(held, bytes | bytearray) else held
+    stored = BytesIO(held) if isinstance(held, bytes) else held
     start = stored.tell()
-    if isinstance(stored, BufferedReader):
-        count, places = _list_fragments_of(stored.name, os.fstat(stored.fileno()).st_mtime_ns, start)
+    if isinstance(held, bytes):
+        count, places = _list_fragments_in(held)
     else:
-        count, places = _list_fragments(stored)
+        count, places = _list_fragments_of(stored.name, os.fstat(stored.fileno()).st_mtime_ns, start)
     if count == number_of_frames:
         stored.seek(places[index])
     frame = next(generate_fragments(stored), b"")
@@ -160,6 +162,18 @@ def _list_fragments_of(path: str, changed: int, start: int) -> tuple[int, list[i
         return _list_fragments(file)
 
 
+@lru_cache(maxsize=1)
+def _list_fragments_in(stored: bytes) -> tuple[int, list[int]]:
+    """Walk what ``_read_whole`` keeps, which is the same object for each frame."""
+    return _list_fragments(BytesIO(stored))
+
+
+@lru_cache(maxsize=1)
+def _read_whole(path: str, changed: int) -> pydicom.Dataset:
+    """Read a file once for all of its frames; changed as above."""
+    return pydicom.dcmread(path, force=True)
+
+
 def serve() -> None:
     """Answer until nobody asks any more."""
     base.get_frame = _find_frame  # type: ignore[assignment,attr-defined]
@@ -168,12 +182,13 @@ def serve() -> None:
     os.dup2(2, 1)  # decoders print what they think of a file
     while True:
         try:
-            held, options = pickle.load(sys.stdin.buffer)
+            path, is_repaired, options = pickle.load(sys.stdin.buffer)
         except (EOFError, KeyboardInterrupt):
             return
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             try:
+                held = _read_whole(path, os.stat(path).st_mtime_ns) if is_repaired else path
                 answer: Any = pixel_array(held, **options)
             except Exception as error:
                 answer = error

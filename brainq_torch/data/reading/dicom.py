@@ -120,11 +120,15 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     bits = int(header.BitsStored)
     top = bits if syntax.is_compressed else max(bits, int(header.get("HighBit") or 0) + 1)  # above them in old files
     try:
-        held = header if "PixelData" in header else os.fspath(path)
+        is_repaired = "PixelData" in header
         filled = {"samples_per_pixel": header.SamplesPerPixel, "number_of_frames": count_frames(path, header)}
         filled["planar_configuration"] = int(header.get("PlanarConfiguration") or 0)
-        decode = decode_apart if syntax.is_compressed else pixel_array
-        stored: npt.NDArray[Any] = decode(held, index=index, bits_stored=top, **filled)
+        filled |= {"index": index, "bits_stored": top}
+        stored: npt.NDArray[Any]
+        if syntax.is_compressed:
+            stored = decode_apart(os.fspath(path), is_repaired=is_repaired, **filled)
+        else:
+            stored = pixel_array(header if is_repaired else os.fspath(path), **filled)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
         if "missing dependencies" not in str(error):
             reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"

@@ -18,6 +18,8 @@ pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -321,9 +323,31 @@ def test_an_answer_that_nobody_took_is_not_the_next_image_s(tmp_path, monkeypatc
     assert found == [STORED[0, 0], STORED[-1, 0]] * 50
 
 
+def test_a_file_whose_beginning_misleads_is_read_once_for_all_of_its_frames(tmp_path, monkeypatch):
+    """One that is encoded otherwise than its transfer syntax says: each frame was sent the whole file."""
+    frames = np.stack([STORED + number for number in range(4)])
+    path, plain = tmp_path / "a.dcm", write_dicom(tmp_path / "plain.dcm", frames, NumberOfFrames=4)
+    image = pydicom.dcmread(plain)
+    image.compress(RLELossless)
+    image.save_as(path)
+    start = 144 + int.from_bytes(path.read_bytes()[140:144], "little")
+    with DicomBytesIO() as implicit:
+        implicit.is_implicit_VR, implicit.is_little_endian = True, True
+        write_dataset(implicit, pydicom.Dataset(image))
+        path.write_bytes(path.read_bytes()[:start] + implicit.getvalue())
+    monkeypatch.setattr(apart, "_ask", Mock(wraps=apart._ask))
+    for one, other in zip(list_slices(path), list_slices(plain), strict=True):
+        np.testing.assert_array_equal(read_slice(one).pixels, read_slice(other).pixels)
+    assert [call.args[0][:2] for call in apart._ask.call_args_list] == [(str(path), True)] * 4
+    walk = Mock(wraps=apart._list_fragments)
+    monkeypatch.setattr(apart, "_list_fragments", walk)
+    found = {apart._find_frame(image.PixelData, index, number_of_frames=4) for index in range(4)}
+    assert (len(found), walk.call_count) == (4, 1)
+
+
 def test_a_compression_without_decoder_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(get_decoder(JPEGLSLossless), "_available", {})  # whatever is installed
-    monkeypatch.setattr(dicom, "decode_apart", pixel_array)
+    monkeypatch.setattr(dicom, "decode_apart", lambda path, is_repaired, **options: pixel_array(path, **options))
     path = write_dicom(
         tmp_path / "a.dcm", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8\xff\xf7 not really"])
     )
