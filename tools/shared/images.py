@@ -120,9 +120,14 @@ def answer_images(folder: ImageFolder, runner: Runner) -> tuple[ImageFolder, NDA
 def answer_all(folder: ImageFolder, runner: Runner) -> NDArray[np.float32]:
     """Return ``answer_images``' logits of every image, (N, C). Raises CommandError: one cannot be read."""
     readable, logits = answer_images(folder, runner)
-    if any(problem.severity == "error" for problem in readable.problems):
-        raise CommandError(f"{folder.root} has images that cannot be read.\n{readable.report()}")
+    require_all(readable)
     return logits
+
+
+def require_all(readable: ImageFolder) -> None:
+    """Raise CommandError where an image could not be read."""
+    if any(problem.severity == "error" for problem in readable.problems):
+        raise CommandError(f"{readable.root} has images that cannot be read.\n{readable.report()}")
 
 
 def _use_images(
