@@ -114,7 +114,8 @@ def read_header(path: FilePath) -> pydicom.Dataset:
         warnings.simplefilter("ignore")  # of what is emptied
         for name in _NUMBERS:
             try:
-                np.asarray(header.get(name), np.float64)
+                value = header.get(name)
+                np.asarray(np.atleast_1d(value)[0] if name.startswith("Window") and value else value, np.float64)
             except (TypeError, ValueError):
                 header[name] = pydicom.DataElement(name, "DS", None)
     if not header.get("SamplesPerPixel"):

@@ -33,6 +33,7 @@ _IMAGELESS = re.compile(
 _DICOMDIR = re.compile(rb"DICM.*\x02\0\x02\0UI..1\.2\.840\.10008\.1\.3\.10[\0\x02]", re.DOTALL)
 
 _HDF5_MAGIC, _GZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
+_ARCHIVES = (_GZIP_MAGIC, b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!")
 
 
 def read_grey(path: FilePath) -> GreyImage:
@@ -87,7 +88,7 @@ def _require_kind(path: FilePath) -> str:
         raise UnreadableImageError(path, "is a DICOM directory, report or other file without an image", "leave it out")
     if kind is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
-        remedy = "unpack it, for example with gunzip" if head.startswith(_GZIP_MAGIC) else "convert it to PNG"
+        remedy = "unpack it" if head.startswith(_ARCHIVES) else "convert it to PNG"
         raise UnreadableImageError(path, reason, f"remove it or {remedy}")
     return kind
 

@@ -13,6 +13,7 @@ const MASK_FOLDER = /(?:^|\/)(masks?|segmentations?|annotations?)\/[^/]*$/i;
 const HEADER = /\.hdr(\.gz)?$/i;
 const VOXELS = /\.img(\.gz)?$/i;
 const HEAD_BYTES = 1024;
+const ARCHIVE = /^(PK\x03\x04|7z\xbc\xaf|Rar!)/; // zip, as portals and Office make them, 7z, rar
 
 /**
  * Return a file's slices, {path, series, title, place, position, unfit, decode}; none where it is no image of a folder.
@@ -27,7 +28,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
   const bytes = await readInflated(file);
   if (!bytes.length) throw new Unreadable("has zero bytes", "copy or download it again");
   if (isGzip(await read(file, HEAD_BYTES)) && !isNifti(bytes) && !isNiftiHeader(bytes)) {
-    throw new Unreadable("is a gzip file of something else than NIfTI", "remove it or unpack it, for example with gunzip");
+    throw new Unreadable("is a gzip file of something else than NIfTI", "remove it or unpack it");
   }
   if (isDicom(bytes)) {
     const slices = await listDicomSlices(path, bytes);
@@ -54,6 +55,7 @@ export async function listSlices({ path, file, isOfFolder, isAlone, beside = new
     const decode = () => readPicture(bytes, decodeJpeg);
     return [{ path, series: "", title: "", place: [], position: null, unfit: "", decode }];
   }
+  if (ARCHIVE.test(String.fromCharCode(...bytes.subarray(0, 4)))) throw new Unreadable("is an archive", "unpack it, and choose its folder");
   throw new Unreadable("is neither PNG, TIFF, JPEG, DICOM nor NIfTI", "use predict.py, which reads BMP, WebP and others as well");
 }
 

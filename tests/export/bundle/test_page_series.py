@@ -117,6 +117,7 @@ def write_all(folder):
     japanese = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "SeriesDescription": "頭部"}
     write_series(folder, "no function", **window | japanese | {"VOILUTFunction": ""})
     write_series(folder, "other function", **window | {"VOILUTFunction": "CUBIC"})
+    write_series(folder, "half a window", WindowCenter="900\\", WindowWidth="1500\\")  # a second one that is empty
     write_odd(folder)
     frames = head(4)[1:3]
     groups = []
@@ -228,7 +229,9 @@ def test_the_page_refuses_what_it_cannot_decode(page, tmp_path):
     nibabel.save(nibabel.Nifti1Image(beyond, np.eye(4)), tmp_path / "beyond.nii")
     nibabel.save(nibabel.Nifti1Pair(head(), np.eye(4)), tmp_path / "half.img")
     (tmp_path / "half.img").unlink()
+    (tmp_path / "portal.zip").write_bytes(b"PK\3\4" + bytes(500))
     reasons = {
+        "portal.zip": "is an archive; unpack it, and choose its folder",
         "half.hdr": "one half of a NIfTI pair",
         "ct": "modality 'CT'",
         "mosaic": "a mosaic",

@@ -144,6 +144,8 @@ def test_the_first_of_several_windows(tmp_path):
     grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=[600, 100], WindowWidth=[300, 50]))
     np.testing.assert_array_equal(grey.pixels, windowed(STORED.astype(float), 600, 300))
     assert grey.notes[0] == "first of 2 VOI windows"
+    half = read_grey(write_dicom(tmp_path / "half.dcm", WindowCenter="600\\", WindowWidth="300\\"))
+    assert half.notes == ("first of 2 VOI windows", "VOI window centre 600 width 300 applied")
 
 
 def test_other_window_functions(tmp_path):

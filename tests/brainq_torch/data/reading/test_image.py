@@ -299,7 +299,8 @@ def test_files_that_are_no_images(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     assert not looks_like_image(path)
-    check_unreadable(path, r"is not an image in a known format \(PNG, JPEG")
+    remedy = "unpack it" if content.startswith(b"PK") else "convert it to PNG"
+    check_unreadable(path, rf"is not an image in a known format \(PNG, JPEG.*; remove it or {remedy}")
 
 
 def test_missing_empty_folder_pipe_and_broken_links(tmp_path):
