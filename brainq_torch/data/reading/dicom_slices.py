@@ -68,7 +68,8 @@ def list_dicom_slices(path: FilePath) -> list[FileSlice]:
 
 def _hash_pixels(path: FilePath, header: pydicom.Dataset) -> str:
     whole = header if "PixelData" in header else pydicom.dcmread(path, specific_tags=["PixelData"])
-    return hashlib.sha256(whole.PixelData).hexdigest() if "PixelData" in whole else ""
+    held = whole.get_item("PixelData")  # as it stands there, whatever its type
+    return hashlib.sha256(held.value).hexdigest() if held and held.value else ""
 
 
 def _read_trait(header: pydicom.Dataset, frame: int, name: str) -> str:

@@ -158,7 +158,7 @@ def write_big_endian(path, name, kind, stored, **tags):
 
 
 def test_rare_kinds_of_pixels_give_what_they_give_in_python(page, tmp_path):
-    """Floats, 64 bits, 8 bits in words of big-endian files, chromas that two pixels share."""
+    """Floats, 64 bits, 8 bits in words of big-endian files, chromas that two pixels share, a type that is unknown."""
     values, window = head()[2], {"WindowCenter": 400, "WindowWidth": 700}
     grey, floats = (values // 13).astype(np.uint8), values * 0.37 - 11
     unsaid = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
@@ -181,7 +181,9 @@ def test_rare_kinds_of_pixels_give_what_they_give_in_python(page, tmp_path):
         write_big_endian(tmp_path / "bytes", "PixelData", "OB", grey),
         write_big_endian(tmp_path / "float big", "FloatPixelData", "OF", single, **unsaid),
     ]
-    check_same(page, tmp_path, written)
+    plain = write_dicom(tmp_path / "unknown", values)
+    plain.write_bytes(plain.read_bytes().replace(b"\xe0\x7f\x10\0OW", b"\xe0\x7f\x10\0UN"))
+    check_same(page, tmp_path, [*written, plain])
 
 
 def test_frames_are_found_in_fragments_with_and_without_a_table_of_offsets(page, tmp_path):
