@@ -9,7 +9,7 @@ const MOST_VOLUMES = 8;
 const ONE_FILE_START = 352;
 const READERS = {
   2: ["getUint8", 1], 4: ["getInt16", 2], 8: ["getInt32", 4], 16: ["getFloat32", 4], 64: ["getFloat64", 8],
-  256: ["getInt8", 1], 512: ["getUint16", 2], 768: ["getUint32", 4],
+  256: ["getInt8", 1], 512: ["getUint16", 2], 768: ["getUint32", 4], 1024: ["getBigInt64", 8], 1280: ["getBigUint64", 8],
 }; // prettier-ignore
 
 /** Of both versions' headers: by its size, where a field stands, and of what numbers. The codes are the quaternion's and the rows'. */
@@ -189,7 +189,7 @@ function readSlice({ view, little, read, step, start, shape, zooms, slope, inter
       const row = flips[0] ? height - 1 - y : y;
       const column = flips[1] ? width - 1 - x : x;
       const voxel = first + row * strides[sides[0]] + column * strides[sides[1]];
-      values[y * width + x] = view[read](start + step * voxel, little) * slope + inter;
+      values[y * width + x] = Number(view[read](start + step * voxel, little)) * slope + inter;
     }
   }
   const { data, note } = rescaleToUint8(values, width, "NIfTI values");

@@ -56,6 +56,10 @@ def write_volumes(folder):
     turned.set_qform(OBLIQUE)
     turned.set_sform(None, code=0)
     nibabel.save(turned, folder / "quaternion.nii")
+    for kind in (np.int64, np.uint64):  # as NumPy's whole numbers are by default
+        nibabel.save(
+            nibabel.Nifti1Image(values.astype(kind) << 40, OBLIQUE, dtype=kind), folder / f"{kind.__name__}.nii"
+        )
     hollow = values.astype(np.float64) / 7
     hollow[:, :3] = np.nan
     unknown = nibabel.Nifti1Image(hollow, np.eye(4))
