@@ -81,6 +81,9 @@ def _is_one(record: pydicom.Dataset, items: int) -> bool:
 
 def _find(folder: Path, parts: list[str]) -> str:
     for part in parts:
-        same = [name for name in os.listdir(folder) if name.upper() == part.upper()] if folder.is_dir() else []
-        folder /= part if part in same or not same else same[0]
+        same = [part]
+        if not os.path.lexists(folder / part):
+            with suppress(OSError):  # what is wrong is said of the image
+                same = [name for name in os.listdir(folder) if name.upper() == part.upper()] or same
+        folder /= same[0]
     return str(folder)

@@ -7,6 +7,7 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -73,11 +74,14 @@ def write_cd(folder):
     return folder / "cd" / "DICOMDIR"
 
 
-def test_a_dicomdir_leads_to_its_images_and_a_cd_is_searched_without_a_word_about_it(tmp_path):
+def test_a_dicomdir_leads_to_its_images_and_a_cd_is_searched_without_a_word_about_it(tmp_path, monkeypatch):
     directory = write_cd(tmp_path)
     places = [[one.path for one in series.slices] for series in find_series([str(directory)])]
     assert places == [[one.path for one in series.slices] for series in find_series([str(directory.parent)])]
     assert [len(place) for place in places] == [2, 2]
+    with monkeypatch.context() as locked:
+        locked.setattr(os, "listdir", Mock(side_effect=PermissionError))  # the folder may be entered, and not listed
+        assert set(find_images([str(directory)])) == {path for place in places for path in place}
     Path(places[0][0]).unlink()
     gone, *left = find_series([str(directory)])
     assert "does not exist" in gone.error
