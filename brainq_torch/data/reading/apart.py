@@ -90,9 +90,11 @@ def _end() -> None:
 
 def _decode_as_said(runner: DecodeRunner, frame: bytes) -> bytes | bytearray:
     """Decode a frame that says itself what the file says of it: gdcm fills the file's rows with whatever there is."""
-    sides, bits = _read_own_header(frame) or ((runner.rows, runner.columns), 1)
-    if sides != (runner.rows, runner.columns) or -(-bits // 8) * 8 > runner.bits_allocated:
-        raise RuntimeError(f"its pixels are {sides[0]} rows of {sides[1]}, of {bits} bits: its header says otherwise")
+    said_shape = (runner.rows, runner.columns, runner.samples_per_pixel)
+    shape, bits = _read_own_header(frame) or (said_shape, 1)
+    if shape != said_shape or -(-bits // 8) * 8 > runner.bits_allocated:
+        own = f"{shape[0]} rows of {shape[1]}, {shape[2]} samples each, of {bits} bits"
+        raise RuntimeError(f"its pixels are {own}: its header says otherwise")
     if runner.transfer_syntax == RLELossless:
         _require_rle_size(frame, runner.rows, runner.columns)
     said = runner.bits_stored
@@ -109,16 +111,16 @@ def _decode_as_said(runner: DecodeRunner, frame: bytes) -> bytes | bytearray:
 _decode_frame = DecodeRunner._decode_frame
 
 
-def _read_own_header(frame: bytes) -> tuple[tuple[int, int], int] | None:
-    """Return the sides and the bits of JPEG, JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) or JPEG 2000 (T.800 A.5.1)."""
+def _read_own_header(frame: bytes) -> tuple[tuple[int, int, int], int] | None:
+    """Return rows, columns and samples, and bits, of JPEG (ITU-T T.81 B.2.2), JPEG-LS (T.87), JPEG 2000 (T.800)."""
     if frame[:4] == b"\xff\x4f\xff\x51":
-        right, bottom, left, top, bits = struct.unpack(">4I18xB", frame[8:43])
-        return (bottom - top, right - left), (bits & 127) + 1
+        right, bottom, left, top, samples, bits = struct.unpack(">4I16xHB", frame[8:43])
+        return (bottom - top, right - left, samples), (bits & 127) + 1
     place = 2
     while frame[:2] == b"\xff\xd8" and len(frame) > place + 9:
-        marker, length, bits, rows, columns = struct.unpack(">HHBHH", frame[place : place + 9])
+        marker, length, bits, rows, columns, samples = struct.unpack(">HHBHHB", frame[place : place + 10])
         if marker in _FRAME_HEADERS:
-            return (rows, columns), bits
+            return (rows, columns, samples), bits
         place += 2 + length if marker != _FILL else 1
     return None
 

@@ -15,6 +15,7 @@ import pydicom
 from PIL import Image
 from pydicom.pixels.processing import apply_windowing
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import JPEGLSTransferSyntaxes
 
 from brainq_torch.data.reading.apart import decode_apart
 from brainq_torch.data.reading.dicom_header import (
@@ -122,7 +123,8 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     try:
         is_repaired = "PixelData" in header
         filled = {"samples_per_pixel": header.SamplesPerPixel, "number_of_frames": count_frames(path, header)}
-        filled["planar_configuration"] = int(header.get("PlanarConfiguration") or 0)
+        is_free = not syntax.is_compressed or syntax in JPEGLSTransferSyntaxes  # others say themselves how samples lie
+        filled["planar_configuration"] = int(is_free and header.get("PlanarConfiguration") == 1)
         filled |= {"index": index, "bits_stored": top}
         stored: npt.NDArray[Any]
         if syntax.is_compressed:

@@ -304,6 +304,26 @@ def test_what_is_damaged_is_refused_and_what_follows_is_read(page, tmp_path):
             in_python(path)
 
 
+def test_of_colours_the_stream_says_how_they_lie_and_not_that_they_are_grey(page, tmp_path):
+    plain, sound, wrong = write_plain(tmp_path)["colours"], [], []
+    for kind in (JPEGLosslessSV1, JPEG2000Lossless, JPEGLSLossless, RLELossless):
+        compress(plain, path := tmp_path / f"{kind.name} planes", kind)
+        image = pydicom.dcmread(path)
+        image.PlanarConfiguration, image.SeriesInstanceUID = 1, f"1.2.{len(sound)}"
+        image.save_as(path)
+        sound.append(path)
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.save_as(path := tmp_path / f"{kind.name} grey")
+        wrong.append(path)
+    check_same(page, tmp_path, sound)
+    assert {hash_of(in_python(path)[0].pixels) for path in sound} == {hash_of(in_python(plain)[0].pixels)}
+    found = read_in_node(tmp_path, wrong, page=page)
+    for path in wrong:
+        assert "is a truncated or damaged DICOM file" in found[str(path)]["error"]
+        with pytest.raises(UnreadableImageError, match="cannot be decoded"):
+            in_python(path)
+
+
 def test_in_chromium_what_is_compressed_is_answered(browser, int8_bundle, tmp_path):
     """The page's policy lets the codecs run; JPEG is decoded by the browser."""
     plain, written = write_plain(tmp_path), []
