@@ -3,6 +3,7 @@
 import atexit
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from brainq_torch.data.reading.dicom_header import ONE_AT_A_TIME
 _CHILD = "import sys; sys.path[:] = {}; from brainq_torch.data.reading.apart import serve; serve()"
 _PATIENCE_SECONDS = 60.0
 _FRAME_HEADERS, _FILL = (0xFFC0, 0xFFC1, 0xFFC2, 0xFFC3, 0xFFF7), 0xFFFF
+_SAMPLED = re.compile(rb"\xff[\xc0-\xc2]\0\x11\x08.{4}\x03.(.)..(.)", re.DOTALL)
+"""JPEG of three components, and how finely the first two are sampled (ITU-T T.81 B.2.2)."""
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Of each process its own: a loader's workers are copies of the process that began them."""
 
@@ -95,6 +98,9 @@ def _decode_as_said(runner: DecodeRunner, frame: bytes) -> bytes | bytearray:
     if shape != said_shape or -(-bits // 8) * 8 > runner.bits_allocated:
         own = f"{shape[0]} rows of {shape[1]}, {shape[2]} samples each, of {bits} bits"
         raise RuntimeError(f"its pixels are {own}: its header says otherwise")
+    sampled = _SAMPLED.search(frame)
+    if runner.photometric_interpretation == "RGB" and sampled and sampled[1] != sampled[2]:
+        runner.set_option("photometric_interpretation", "YBR_FULL_422")  # red is never finer than green
     if runner.transfer_syntax == RLELossless:
         _require_rle_size(frame, runner.rows, runner.columns)
     said = runner.bits_stored
