@@ -69,11 +69,12 @@ def code_of(stop: BaseException) -> int:
 
 def _is_ours() -> bool:
     """Tell one of our commands from another program, which imports us."""
-    script = os.path.realpath(sys.argv[0])
-    if sys.argv[0] == "-m":
+    script = sys.argv[0]
+    if script == "-m":
         return any(word.removeprefix("-m").split(".")[0] in _PACKAGES for word in sys.orig_argv)
-    is_bundle = script == os.path.join(os.path.realpath(__file__ + "/../../.."), "predict.py")
-    return is_bundle or os.path.basename(script) == "brainq"
+    bundled = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "predict.py")
+    is_bundle = os.path.isfile(bundled) and os.path.isfile(script) and os.path.samefile(script, bundled)
+    return is_bundle or os.path.splitext(os.path.basename(script))[0] == "brainq"
 
 
 def _catch(handler: Callable[[int, FrameType | None], Any]) -> None:
