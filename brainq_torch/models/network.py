@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from brainq_torch.models.normalizing import normalize
 from brainq_torch.models.rewriting import Rewriting
 from brainq_torch.models.wiring import WiringError, trace_modules
+
+_SIDE, _ALIKE = 64, 1e-4
+"""Side in pixels of the picture on which a network is compared with what is made of it; share that may differ."""
 
 
 class Network(nn.Module):
@@ -43,9 +48,14 @@ def rewrite(original: nn.Module, class_count: int) -> Network:
         class_count: Length of its logits.
 
     Raises:
-        WiringError: It cannot be traced, reads other channels or has other logits.
+        WiringError: It cannot be traced, reads other channels, has other logits, or does what no file can hold.
     """
+    _check(original)
+    training, name = original.training, type(original).__name__
+    answers = (_answer(original, channels) for channels in (3, 1))
+    expected = next((answer for answer in answers if answer is not None), None)
     traced = fx.GraphModule(original, trace_modules(original))
+    normalize(traced)
     rewriting = Rewriting(traced)
     rewriting.run()
     head = rewriting.last_layer()
@@ -58,7 +68,46 @@ def rewrite(original: nn.Module, class_count: int) -> Network:
         )
     _make_grey(traced)
     traced.recompile()
-    return Network(traced, head).train(original.training)
+    network = Network(traced, head)
+    _compare(name, expected, network)
+    return network.train(training)
+
+
+def _check(original: nn.Module) -> None:
+    """Raise WiringError for what a trace would lose, or what makes an answer depend on the other images."""
+    for name, module in original.named_modules():
+        what = f"{name or 'the network'} ({type(module).__name__})"
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise WiringError(
+                f"{what} has a hook (weight_norm, pruning, a lazy layer), which no file can hold; take it off "
+                "(remove_weight_norm, prune.remove, sizes given), or write in forward what it does"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
+            raise WiringError(f"{what} keeps no statistics, so answers depend on the batch; let it track_running_stats")
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, channels: int) -> Tensor | None:
+    """Return what a network, in eval mode, makes of two grey pictures; None where it takes none of this kind."""
+    grey = (torch.linspace(-1, 1, 2 * _SIDE * _SIDE) * 9).sin().reshape(2, 1, _SIDE, _SIDE)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made = model.eval()(grey.expand(-1, channels, -1, -1))
+    except Exception:  # the network's own code, at a size that may not be its own; the commands try theirs
+        return None
+    return made if isinstance(made, Tensor) and made.is_floating_point() else None
+
+
+def _compare(name: str, expected: Tensor | None, network: nn.Module) -> None:
+    """Raise WiringError where the rewritten network is another: a trace takes ``y += x`` for ``y = y + x``."""
+    made = None if expected is None else _answer(network, 1)
+    if made is None or expected is None:
+        return
+    if made.shape != expected.shape or (made - expected).abs().max() > _ALIKE * expected.abs().max() + _ALIKE / 100:
+        raise WiringError(
+            f"{name} computes something else once it is traced; write y = y + x for y += x in its forward, and give "
+            "functional.dropout training=self.training"
+        )
 
 
 def _make_grey(traced: fx.GraphModule) -> None:

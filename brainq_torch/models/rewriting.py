@@ -15,6 +15,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
+from brainq_torch.models.normalizing import divide_inside
 from brainq_torch.models.wiring import PASSING, GridPool, WiringError, is_tensor
 
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -22,6 +23,7 @@ _CAT = (torch.cat, torch.concat, torch.concatenate)
 _RELU = (functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _MEAN = (torch.mean, "mean")
 _RESHAPE = (torch.reshape, "view", "reshape")
+_POOLS = (functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.max_pool2d)
 
 
 class Operation(nn.Module):
@@ -84,7 +86,7 @@ class Rewriting:
         elif type(module) in (nn.Identity, QuantStub, DeQuantStub):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # the one input of an identity
             self.graph.erase_node(node)
-        elif isinstance(module, nn.Linear) and type(module).__name__ == "Linear" and type(module) is not nn.Linear:
+        elif isinstance(module, nn.Linear) and type(module).__name__ == "Linear" and _is_timms(module):
             self._make_plain(name, module)  # timm's, which casts under autocast
         elif isinstance(module, nn.ReLU | nn.ReLU6):
             self._replace(node, type(module)(), node.args[0], name)
@@ -103,7 +105,8 @@ class Rewriting:
 
     def _split_activation(self, node: fx.Node, module: Any) -> None:
         """Write timm's BatchNorm with an activation inside as the two; others are left, and named as an obstacle."""
-        if not hasattr(module, "act") or type(getattr(module, "drop", None)) not in (nn.Identity, type(None)):
+        dropping = getattr(module, "drop", None)
+        if not _is_timms(module) or not hasattr(module, "act") or type(dropping) not in (nn.Identity, type(None)):
             return
         plain = nn.BatchNorm2d(module.num_features, module.eps, module.momentum)
         plain.weight, plain.bias = module.weight, module.bias
@@ -124,9 +127,13 @@ class Rewriting:
         source: Any = arguments[0] if arguments else None
         if target is torch._assert:
             self.graph.erase_node(node)
-        elif target in _ADD and len(arguments) == 2 and all(is_tensor(argument) for argument in arguments):
+        elif target in _POOLS and len(node.all_input_nodes) > 1:
+            self._wrap(node)  # its window is the size of a feature map
+        elif target in _ADD and arguments and arguments[0] == 0 and is_tensor(arguments[1]):
+            self._put(node, lambda: arguments[1])  # how sum() begins
+        elif target in _ADD and len(arguments) == 2 and not node.kwargs and all(map(is_tensor, arguments)):
             self._join(node, "add", arguments)
-        elif target in _CAT and _option(node, 1, "dim", 0) in (1, -3):
+        elif target in _CAT and _option(node, 1, "dim", 0) in (1, -3) and all(map(is_tensor, source)):
             if len(source) == 1:
                 self._put(node, lambda: source[0])
             else:
@@ -140,7 +147,7 @@ class Rewriting:
         elif target is functional.adaptive_avg_pool2d:
             self._replace(node, nn.AdaptiveAvgPool2d(_option(node, 1, "output_size", None)), source)
         elif target is functional.avg_pool2d:
-            self._replace(node, nn.AvgPool2d(*arguments[1:], **dict[str, Any](node.kwargs)), source)
+            self._replace(node, divide_inside(nn.AvgPool2d(*arguments[1:], **dict[str, Any](node.kwargs))), source)
         elif target is functional.max_pool2d and not node.kwargs.get("return_indices"):
             options: Any = {key: value for key, value in node.kwargs.items() if key != "return_indices"}
             self._pool(node, nn.MaxPool2d(*arguments[1:], **options))
@@ -155,7 +162,10 @@ class Rewriting:
         """Tell whether a function keeps the batch and makes the rest a vector."""
         if node.target in (torch.flatten, "flatten"):
             return bool(_option(node, 1, "start_dim", 0) == 1 and _option(node, 2, "end_dim", -1) == -1)
-        return bool(node.target in _RESHAPE and len(node.args) == 3 and node.args[2] == -1)
+        if node.target not in _RESHAPE or len(node.args) != 3 or node.args[2] != -1:
+            return False
+        count = node.args[1]
+        return isinstance(count, fx.Node) and count.args[1:] == (0,)  # x.size(0), x.shape[0]
 
     def _wrap(self, node: fx.Node) -> None:
         """Keep a function as it is, as a module."""
@@ -195,10 +205,13 @@ class Rewriting:
     def _pool(self, node: fx.Node, pool: nn.MaxPool2d, name: str = "") -> None:
         """Write the padding of a max pooling as zeros, where no value is below: no number is smaller there.
 
-        Rounding up the size (ceil_mode) is the same as padding by one stride less one at the far ends.
+        Rounding up the size (ceil_mode) is the same as padding by one stride less one at the far ends, unless a window
+        could lie in the padding alone, which PyTorch leaves out.
         """
         source: Any = node.args[0]
-        plain = pool.dilation in (1, (1, 1)) and not pool.return_indices
+        windows = zip(pair(pool.kernel_size), pair(pool.padding), pair(pool.stride), strict=True)
+        whole = not pool.ceil_mode or all(side >= padding + step for side, padding, step in windows)
+        plain = pool.dilation in (1, (1, 1)) and not pool.return_indices and whole
         if not plain or not (pool.padding or pool.ceil_mode) or not self._is_never_negative(source):
             if not name or name in self.used:
                 self._replace(node, copy.deepcopy(pool), source, name)
@@ -276,6 +289,10 @@ class Rewriting:
 def _option(node: fx.Node, position: int, name: str, default: Any) -> Any:
     """Return what a function is given by place or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _is_timms(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("timm.")
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 # torch.ao has no types.
 # mypy: disable-error-code="no-untyped-call"
 
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ class WiredStep:
 class ModuleTracer(fx.Tracer):
     """Follows a network down to torch's own modules, those that stand for one, and a FloatFunctional's quantizer."""
 
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Follow a module that forward makes, ``nn.Flatten()(x)``, as a function."""
+        known = m in (self.submodule_paths or ())
+        return super().call_module(m, forward, args, kwargs) if known else forward(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep subclasses of convolutions and BatchNorms whole, and what leaves out a branch."""
         whole = isinstance(m, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm | QuantStub | DeQuantStub)
@@ -101,9 +107,8 @@ def trace_modules(model: nn.Module) -> fx.Graph:
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
     """Return forward's optional inputs with their defaults."""
-    code: Any = getattr(type(model).forward, "__defaults__", None) or ()
-    names = type(model).forward.__code__.co_varnames[: type(model).forward.__code__.co_argcount]
-    return dict(zip(names[len(names) - len(code) :], code, strict=True))
+    inputs = inspect.signature(type(model).forward).parameters.values()
+    return {each.name: each.default for each in inputs if each.default is not each.empty}
 
 
 def read_steps(model: nn.Module) -> list[WiredStep]:
@@ -130,9 +135,10 @@ def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, 
         if isinstance(modules[owner], FloatFunctional):
             return WiredStep(owner, FloatFunctional.__name__, sources)
         return None if is_passing(modules[name]) else WiredStep(name, type(modules[name]).__name__, sources)
-    if node.op == "get_attr" or node.target in _PASSING_FUNCTIONS or _is_in_functional(node, modules):
-        return None
     owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
+    passes = node.target in _PASSING_FUNCTIONS and type(modules[owner]).__name__ != "Operation"  # an author's own
+    if node.op == "get_attr" or passes or _is_in_functional(node, modules):
+        return None
     return WiredStep(owner or node.name, getattr(node.target, "__name__", str(node.target)), sources)
 
 
@@ -152,6 +158,8 @@ def is_tensor(value: Any) -> bool:
 
 def is_passing(module: nn.Module) -> bool:
     """Tell a module whose output is its input once the network is trained."""
+    if type(module) is nn.Flatten:
+        return (module.start_dim, module.end_dim) == (1, -1)
     return type(module) in PASSING or type(module).__name__ in STOCHASTIC_DEPTH
 
 
@@ -221,7 +229,8 @@ def find_obstacles(model: nn.Module) -> list[str]:
     counts: dict[str, int] = defaultdict(int)
     for step in steps:
         counts[step.name] += 1
-    return [f"{step.name} ({why})" for step in steps for why in _obstacles(step, modules, counts[step.name])]
+    found = (f"{step.name} ({why})" for step in steps for why in _obstacles(step, modules, counts[step.name]))
+    return list(dict.fromkeys(found))
 
 
 def raise_for_obstacles(model: nn.Module) -> None:
@@ -254,7 +263,10 @@ def _obstacles(step: WiredStep, modules: dict[str, nn.Module], count: int) -> It
     elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         padded = module.padding not in (0, (0, 0)) or module.ceil_mode
         if padded or getattr(module, "dilation", 1) not in (1, (1, 1)):
-            yield f"{step.kind} with padding, ceil_mode or dilation, of what may be negative"
+            negative = ", of what may be negative" if isinstance(module, nn.MaxPool2d) else ""
+            yield f"{step.kind} with padding, ceil_mode or dilation{negative}"
+        elif getattr(module, "divisor_override", None):
+            yield f"{step.kind} with divisor_override"
     elif not _is_carried(module):
         yield step.kind
 

@@ -15,9 +15,28 @@ PROBE_SIZE = 64
 """Side in pixels of the image that shows how a network is wired; any size that it takes will do."""
 
 
+def note_size(model: Any, side: int) -> None:
+    """Note on a network the side in pixels of its images, where it does not take ``PROBE_SIZE``, or has a grid."""
+    if any(isinstance(part, GridPool) for part in model.modules()) or not _takes(model, PROBE_SIZE):
+        model.image_side = side
+
+
+@torch.no_grad()
+def _takes(model: nn.Module, side: int) -> bool:
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 1, side, side, device=next(model.parameters()).device))
+    except (RuntimeError, ValueError):
+        return False
+    finally:
+        model.train(training)
+    return True
+
+
 def probe_image(model: nn.Module) -> Tensor:
     """Return an image, (1, 1, s, s), that goes through a network, on its device."""
     side = GRID_SIDE if any(isinstance(part, GridPool) for part in model.modules()) else PROBE_SIZE
+    side = getattr(model, "image_side", side)
     return torch.zeros(1, 1, side, side, device=next(model.parameters()).device)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.pretrained import load_pretrained
+from brainq_torch.quant.lower import note_size
 from brainq_torch.run import RunError, load_run, read_config
 from brainq_torch.run_files import LOG
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
@@ -58,7 +59,7 @@ def start_model(config: Namespace) -> nn.Module:
     options: ModelOptions = config.model
     classes = config.data.classes
     model = build_model(options.name, len(classes), **options.arguments)
-    check_size(model, options.name, config.data.pixels.size)
+    check_size(model, options.name, config.data.pixels.size, len(classes))
     sources = [config.init] if config.init else config.average
     if config.init and config.average:
         raise RunError("init and average both name weights to start from; leave one out")
@@ -69,12 +70,12 @@ def start_model(config: Namespace) -> nn.Module:
     return model
 
 
-def check_size(model: nn.Module, name: str, size: int) -> None:
-    """Run an empty image. Raises RunError where a network, such as one that embeds positions, takes no such size."""
+def check_size(model: nn.Module, name: str, size: int, class_count: int) -> None:
+    """Run an empty image. Raises RunError where a network takes no such size, or gives no logits of each image."""
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 1, size, size))
+            made = tuple(model.eval()(torch.zeros(1, 1, size, size)).shape)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"{name} does not run on images of {size} pixels ({error}); give another data.size, or the size in "
@@ -82,6 +83,9 @@ def check_size(model: nn.Module, name: str, size: int) -> None:
         ) from error
     finally:
         model.train(training)
+    if made != (1, class_count):
+        raise RunError(f"{name} makes {made} of an image, (1, {class_count}) is needed: end its forward with logits")
+    note_size(model, size)
 
 
 def load_weights(model: nn.Module, options: ModelOptions, classes: tuple[str, ...], folders: list[str]) -> None:

@@ -1,14 +1,18 @@
 """Networks of others, rewritten: the same function, the same keys, one grey channel; refusals in one line."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
+from torch.nn import functional
 
 from brainq_torch.models import build_model, head_name
 from brainq_torch.models.network import Network, rewrite
 from brainq_torch.models.sources import build_source
 from brainq_torch.models.wiring import WiringError, find_obstacles, fuse_list, shared_activation_groups
+from brainq_torch.quant.calibrate import quantize_post_training
+from brainq_torch.quant.lower import note_size
 from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.scheme import Scheme
 from tests.support.networks import README_CLASS, settle
@@ -156,3 +160,142 @@ def test_branches_are_merged_when_asked():
     pytest.importorskip("timm", reason="timm is the optional extra `timm`")
     merged = build_model("timm:repvgg_a0", 4, reparameterize=True)
     assert not any(isinstance(part, nn.BatchNorm2d | FloatFunctional) for part in merged.modules())
+
+
+class Odd(nn.Module):
+    """A convolution, what an author wrote in ``middle``, logits."""
+
+    def __init__(self, middle, part=None, flat=False):
+        super().__init__()
+        self.conv, self.other, self.part = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), part or nn.Identity()
+        self.head, self.middle, self.flat = nn.Linear(8, 4), middle, flat
+
+    def forward(self, image):
+        made = self.middle(self, self.conv(image))
+        return self.head(made if self.flat else made.mean((2, 3)))
+
+
+class Tripled(nn.Linear):
+    def forward(self, vector):
+        return functional.linear(vector, self.weight * 3, self.bias)
+
+
+class Doubled(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, image):
+        return self.act(super().forward(image)) * 2
+
+
+Tripled.__name__ = "Linear"  # as timm's own is called
+
+
+def _relu_of(name):
+    def relu(self, made):
+        getattr(made, name)(0) if name == "clamp_min_" else getattr(made, name)()
+        return made
+
+    return relu
+
+
+def part():
+    return lambda self, made: self.part(made)
+
+
+ODD = {
+    "alpha": (lambda self, made: torch.add(made, self.other(made), alpha=2), None),
+    "alpha of a method": (lambda self, made: made.add(self.other(made), alpha=-0.5), None),
+    "a Linear of one's own": (lambda self, made: self.part(made.mean((2, 3))), Tripled(8, 8), True),
+    "a BatchNorm of one's own": (part(), Doubled(8)),
+    "in place, read again": (lambda self, made: self.other(self.part(made)) + made, nn.ReLU(inplace=True)),
+    "in place, result left": (_relu_of("relu_"), None),
+    "in place, another": (_relu_of("clamp_min_"), None),
+    "rounded up past the end": (lambda self, made: self.part(made.relu()), nn.MaxPool2d(1, 2, ceil_mode=True)),
+    "by name": (lambda self, made: functional.max_pool2d(input=functional.relu(input=made), kernel_size=2), None),
+    "joined by name": (lambda self, made: torch.cat(tensors=[made[:, :4], torch.relu(input=made)[:, 4:]], dim=1), None),
+    "added by name": (lambda self, made: torch.add(input=made, other=self.other(input=made)), None),
+    "sum()": (lambda self, made: sum([made, self.other(made)]), None),
+    "a window of all": (lambda self, made: functional.avg_pool2d(made, made.size()[2:]).flatten(1), None, True),
+    "a module made in forward": (lambda self, made: nn.ReLU()(made), None),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ODD)
+def test_what_authors_may_write_is_computed_as_they_wrote_it(kind):
+    torch.manual_seed(0)
+    original = Odd(*ODD[kind]).eval()
+    expected = original(grey().expand(-1, 3, -1, -1))
+    torch.testing.assert_close(rewrite(original, 4)(grey()), expected, atol=1e-5, rtol=0)
+
+
+def hooked():
+    layer = nn.Conv2d(8, 8, 1)
+    layer.register_forward_hook(lambda module, inputs, made: made * 2)
+    return layer
+
+
+def _augmented(self, made):
+    same = made
+    made += self.other(made)  # a trace reads `made + ...`, and leaves `same` as it was
+    return same + same
+
+
+@pytest.mark.parametrize(
+    ("original", "message"),
+    [
+        (Odd(_augmented), "Odd computes something else once it is traced; write y = y \\+ x"),
+        (
+            Odd(part(), hooked()),
+            r"part \(Conv2d\) has a hook.*take it off",
+        ),
+        (Odd(part(), nn.LazyConv2d(8, 1)), r"part \(LazyConv2d\) has a hook.*sizes given"),
+        (Odd(part(), nn.BatchNorm2d(8, track_running_stats=False)), "depend on the batch"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_a_trace_would_lose_is_refused(original, message):
+    with pytest.raises(WiringError, match=message):
+        rewrite(original, 4)
+
+
+@pytest.mark.parametrize(
+    ("original", "obstacles"),
+    [
+        (Odd(lambda self, made: functional.pad(made, (0, 1, 0, 1), value=1.0)), ["pad (pad)"]),
+        (Odd(part(), nn.AvgPool2d(2, divisor_override=3)), ["part (AvgPool2d with divisor_override)"]),
+        (Odd(part(), nn.AvgPool2d(3, 2, 1)), ["part (AvgPool2d with padding, ceil_mode or dilation)"]),
+        (Odd(lambda self, made: self.other(self.other(made))), ["other (Conv2d that runs 2 times)"]),
+        (Odd(lambda self, made: self.part(made).mean(2), nn.Flatten(2), True), ["part (Flatten)", "mean (mean)"]),
+        (Odd(lambda self, made: made + self.other.bias.reshape(1, 8, 1, 1)), ["add (add)"]),
+        (
+            Odd(lambda self, made: torch.cat([made[:, :7], self.other.bias[:1].expand(2, 1, 32, 32)], 1)),
+            ["getitem (getitem)", "cat (cat)"],
+        ),
+    ],
+)
+def test_what_integers_cannot_carry_is_named_once_as_it_is(original, obstacles):
+    assert find_obstacles(rewrite(original, 4)) == obstacles
+
+
+class Sized(nn.Module):
+    """Fits images of 96 pixels, by a vector's length or by a grid."""
+
+    def __init__(self, num_classes, grid=False):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 4, 3, 4, 1), nn.AdaptiveAvgPool2d(24) if grid else nn.Identity()
+        self.one, self.two = nn.Linear(4 * 24 * 24, 8), nn.Linear(8, num_classes)
+
+    def forward(self, image):
+        return self.two(self.one(self.pool(self.conv(image).relu()).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_a_network_of_one_size_is_quantized_at_that_size(grid):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 96, 96), np.uint8)
+    network = rewrite(Sized(3, grid), 3)
+    note_size(network, 96)
+    assert quantize_post_training(network, pixels)(grey(1, 96)).shape == (1, 3)
+    assert not hasattr(rewrite(Odd(lambda self, made: made), 4), "image_side")

@@ -118,11 +118,13 @@ def test_first_blocks_stay_as_they_are_and_statistics_where_that_is_asked(module
 def test_a_network_made_for_another_size_is_refused_before_training():
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 8 * 8, 3)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    check_size(network, "mine:Network", 8)
+    check_size(network, "mine:Network", 8, 3)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     with pytest.raises(RunError, match=r"mine:Network does not run on images of 9 pixels .*give another data.size"):
-        check_size(network, "mine:Network", 9)
+        check_size(network, "mine:Network", 9, 3)
+    with pytest.raises(RunError, match=r"mine:Network makes \(1, 3\) of an image, \(1, 4\) is needed"):
+        check_size(network, "mine:Network", 8, 4)
     assert network.training
 
 
