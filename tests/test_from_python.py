@@ -175,3 +175,14 @@ def test_every_package_of_a_public_name_is_typed():
     for name in bq.__all__:
         home = getattr(getattr(bq, name), "__module__", "brainq_torch").partition(".")[0]
         assert home == "builtins" or Path(home, "py.typed").is_file(), name
+
+
+def test_a_program_that_imports_us_keeps_its_own_answer_to_ctrl_c(tmp_path):
+    (tmp_path / "predict.py").write_text(
+        "import signal, sys, brainq_torch\n"
+        "assert sys.excepthook is sys.__excepthook__\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)\n"
+    )
+    for words in (["predict.py"], ["-m", "predict"]):
+        subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
