@@ -64,6 +64,7 @@ def test_a_model_gives_its_runner_s_logits(path, phantoms):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
     np.testing.assert_array_equal(model.logits(images), runner(images))
     assert (model.classes, model.pixels, model.abstention) == (runner.classes, runner.pixels, runner.abstention)
+    assert repr(model).startswith(f"Model({str(path)!r}, classes=('glioma', ")
     if path.suffix == ".tflite":
         assert len(model.runner._interpreters) == 2  # every thread is used, whoever asks
 
@@ -100,7 +101,8 @@ def test_what_cannot_be_read_is_an_answer_too(path, png, tmp_path):
     assert [(answer.label, answer.reason) for answer in answers] == [("unread", answer.error) for answer in answers]
     with pytest.raises(SliceChoiceError, match="--slices is 'some'"):
         model.predict([missing], slices="some")
-    for wrong in (blank.astype(float), np.zeros((40, 40, 3), np.uint8), Image.new("RGB", (40, 40)), [blank[0]]):
+    coloured = (np.zeros((40, 40, 3), np.uint8), Image.new("RGB", (40, 40)))
+    for wrong in (blank.astype(float), *coloured, [blank[0]], blank[:0]):
         with pytest.raises(ValueError, match=r"images are .*; give \(h, w\) or \(N, h, w\) uint8 grey ones"):
             model.predict(wrong)
     for wrong, kinds in (([png, blank], "ndarray"), (None, "NoneType"), ([3, blank], "int, ndarray")):

@@ -107,6 +107,10 @@ class Model:
         self.abstention: Abstention | None = getattr(runner, "abstention", None)  # one's own need not have it
         self.series_rule: SeriesRule = find_rule(path)
 
+    def __repr__(self) -> str:
+        """Say what a notebook asks."""
+        return f"Model({os.fspath(self.path)!r}, classes={self.classes}, pixels={self.pixels})"
+
     @property
     def answerer(self) -> Answerer:
         """The same for ``brainq_torch.series``."""
@@ -166,7 +170,7 @@ class Model:
 
 def _pictures(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Return an array as (N, h, w)."""
-    if array.ndim not in (2, 3) or array.dtype != np.uint8 or array.shape[2:] == (3,):
+    if array.ndim not in (2, 3) or array.dtype != np.uint8 or array.shape[2:] == (3,) or 0 in array.shape[-2:]:
         raise BrainqError(f"images are {array.shape} {array.dtype}; give (h, w) or (N, h, w) uint8 grey ones")
     return array.reshape(-1, *array.shape[-2:])
 
