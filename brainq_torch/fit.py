@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (*USER_ERRORS, TrainingDivergedError) as error:
         print(f"error: {_explain(error, out)}", file=sys.stderr)
         return DIVERGED if isinstance(error, TrainingDivergedError) else WRONG_INPUT
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
+    except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():
             begun = f"; continue with: {resume_command(out)}" if (out / CONFIG).is_file() else ""
             print(f"stopped{begun}", file=sys.stderr)
@@ -210,7 +210,7 @@ def fit(config: str | PathLike[str] = DEFAULT_CONFIG, **overrides: Any) -> Run:
 
     Raises:
         ValueError, OSError: A key, a value or the data cannot be used, and what to do. TrainingDivergedError: The loss
-            became no number.
+            became no number. KeyboardInterrupt: It was stopped; ``resume=True`` goes on.
     """
     words = [f"--config={os.fspath(config)}", *(["--resume"] if overrides.pop("resume", False) else [])]
     for name, value in overrides.items():

@@ -17,6 +17,7 @@ from brainq_torch.data.reading.slices import SliceChoiceError
 from brainq_torch.run import RunError
 from brainq_torch.run_files import BrainqError
 from brainq_torch.series.find import Unread
+from brainq_torch.training.classifier import Classifier
 from export.run.runners import load_runner
 from tools import predict
 from tools.evaluate import __main__ as evaluate
@@ -188,3 +189,17 @@ def test_a_program_that_imports_us_keeps_its_own_answer_to_ctrl_c(tmp_path):
     )
     for words in (["predict.py"], ["-m", "predict"]):
         subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+
+
+def test_a_training_that_is_interrupted_can_be_gone_on_with(phantoms, tmp_path, monkeypatch):
+    """Lightning ends the whole process at Ctrl-C: in a notebook the exception is the answer."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    wanted = TINY | {"out": tmp_path / "run", "data": {"root": str(phantoms), "size": 32}}
+    monkeypatch.setattr(Classifier, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        bq.fit("quickstart", **wanted)
+    monkeypatch.undo()
+    assert bq.fit("quickstart", resume=True, **wanted).folder == tmp_path / "run"

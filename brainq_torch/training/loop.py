@@ -137,6 +137,8 @@ def train_stage(out: Path, config: Namespace, index: int, model: nn.Module, data
                 if "conditioned on metric" not in str(error):  # of EarlyStopping, which names those that there are
                     raise
                 raise RunError(f"trainer.callbacks: {error}") from error
+            except SystemExit as stop:  # Lightning ends the process at Ctrl-C, where a notebook wants to go on
+                raise stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop from None
         if not (folder / BEST).exists():
             raise RunError(
                 f"stage {stage.name!r} ended before its first epoch was validated; "
