@@ -129,8 +129,8 @@ class Rewriting:
             self.graph.erase_node(node)
         elif target in _POOLS and len(node.all_input_nodes) > 1:
             self._wrap(node)  # its window is the size of a feature map
-        elif target in _ADD and arguments and arguments[0] == 0 and is_tensor(arguments[1]):
-            self._put(node, lambda: arguments[1])  # how sum() begins
+        elif target in _ADD and len(arguments) == 2 and 0 in arguments and any(map(is_tensor, arguments)):
+            self._put(node, lambda: next(filter(is_tensor, arguments)))  # how sum() begins
         elif target in _ADD and len(arguments) == 2 and not node.kwargs and all(map(is_tensor, arguments)):
             self._join(node, "add", arguments)
         elif target in _CAT and _option(node, 1, "dim", 0) in (1, -3) and all(map(is_tensor, source)):
