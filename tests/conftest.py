@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,9 @@ from filelock import FileLock
 
 from brainq_torch.data.synthesis import phantom
 from brainq_torch.data.synthesis.phantom import write_phantoms
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts the tests in the background has it so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = [
     "--config", "configs/quickstart.yaml", "--data.size=32", "--data.batch_size=8", "--model.arguments.width_mult=0.35",

@@ -186,7 +186,6 @@ def test_a_signal_ends_it_with_its_code_and_the_advice(
         return original(*arguments)
 
     monkeypatch.setattr(owner, name, interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the back has it ignored
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert main(words_for(phantoms, out)) == code
     assert f"stopped; continue with: python -m brainq_torch.fit --resume --out {out}" in capsys.readouterr().err

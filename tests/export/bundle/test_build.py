@@ -255,7 +255,6 @@ def both_commands(bundle):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_it_loads_ends_it_in_a_line(bundle, tmp_path, package, number, code):
     """Code in C takes it for a fault of its own while it loads."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the back has it ignored
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(
         f"import os\ntry:\n    os.kill(os.getpid(), {number:d})\n    any([])\n"
