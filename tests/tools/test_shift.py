@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -167,3 +168,18 @@ def test_the_command_writes_grid_and_pictures(folder, tmp_path, monkeypatch, rep
     assert Image.open(target).width > 300
     assert Image.open(tmp_path / "grid_pictures.of").height > 1000
     assert "images/s" in printed
+
+
+def test_a_test_set_may_lack_a_class(folder, tmp_path, monkeypatch, reported):
+    shutil.copytree(folder.root, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/Testing/meningioma")
+    monkeypatch.setattr("tools.shift.__main__.load_runner", lambda path, threads: Fixed())
+    report, printed = reported(main, "a.tflite", "--data", tmp_path / "data", "--plot", tmp_path / "grid.png")
+    assert report["n"] == 9
+    assert report["styles"]["meningioma"]["n"] == 0
+    assert "no images" in printed
+
+
+def test_classes_without_images_do_not_count_for_f1():
+    predictions = np.tile([0, 1, 2], (len(SHIFTS), 1))
+    assert Outcome("a", np.array([0, 0, 2]), predictions).score(CLEAN)["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)

@@ -30,7 +30,7 @@ from brainq_torch.series.kept_file import require_places
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
 from tools.shared.command import add_data, add_json, add_threads, as_main, seed_number
-from tools.shared.images import choose_images, class_order
+from tools.shared.images import choose_known, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.shift.simulated import lesioned, restyle
@@ -69,7 +69,7 @@ def _shift(options: argparse.Namespace) -> int:
     for name, runner in runners.items():
         instead = "tools.compare measures shifted copies of images of any classes"
         require_four(runner.classes, f"tools.shift, which draws lesions, of {name}", instead)
-    split, folder = choose_images(Path(options.data), options.split, options.manifest)
+    split, folder = choose_known(names[0], runners[names[0]], Path(options.data), options.split, options.manifest)
     if options.images is not None:
         folder = draw_balanced(folder, options.images, options.seed)
     begin = time.perf_counter()

@@ -69,7 +69,8 @@ class Outcome:
         row: dict[str, Any] = {"n": len(truth), "accuracy": _share(truth == predicted)}
         if shift.family == "lesion":
             return row | {"found": _share(predicted != NOTUMOR)}
-        row["macro_f1"] = float(f1_score(truth, predicted, average="macro", zero_division=0)) if len(truth) else None
+        there = np.unique(truth)
+        row["macro_f1"] = float(f1_score(truth, predicted, labels=there, average="macro")) if len(truth) else None
         if shift.family == "style":
             row["accuracy_of_own_class"] = _share(np.equal(*self.answers(shift, own=True)))
         return row
