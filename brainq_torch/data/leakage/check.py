@@ -174,8 +174,7 @@ def check_leak(
     _check_sides(len(pixels), in_train, in_test, links)
     equal, copied, related = (share_group(links.groups(kind), in_test, in_train) for kind in (EQUAL, COPY, SCAN))
     unseen = in_test & ~related
-    small = shrink(pixels, NEIGHBOUR_SIDE)  # before they are divided: a part of the full-size images is a copy of them
-    right = ask_neighbours(small[in_train], labels[in_train], small[in_test], labels[in_test])
+    right = ask_neighbours(pixels[in_train], labels[in_train], pixels[in_test], labels[in_test])
     return LeakCheck(
         test_count=int(in_test.sum()),
         equal_count=int(equal.sum()),
@@ -203,7 +202,7 @@ def check_splits(
     pixels: NDArray[np.uint8], labels: NDArray[np.int64], splits: NDArray[np.str_], links: Links
 ) -> dict[str, LeakCheck]:
     """Measure how far each held-out split that has images leaks: ``val`` from Training, ``Testing`` from both."""
-    checks, pixels = {}, shrink(pixels, NEIGHBOUR_SIDE)  # all that is looked at, once for both
+    checks, pixels = {}, shrink(pixels, NEIGHBOUR_SIDE)  # once, before parts are copied
     for split, sources in SOURCES.items():
         held_out, source = splits == split, np.isin(splits, sources)
         if held_out.any() and source.any():

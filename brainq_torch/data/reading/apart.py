@@ -98,8 +98,8 @@ def _decode_as_said(runner: DecodeRunner, frame: bytes) -> bytes | bytearray:
     if shape != said_shape or -(-bits // 8) * 8 > runner.bits_allocated:
         own = f"{shape[0]} rows of {shape[1]}, {shape[2]} samples each, of {bits} bits"
         raise RuntimeError(f"its pixels are {own}: its header says otherwise")
-    sampled = _SAMPLED.search(frame)
-    if runner.photometric_interpretation == "RGB" and sampled and sampled[1] != sampled[2]:
+    sampled = _SAMPLED.search(frame) if runner.photometric_interpretation == "RGB" else None
+    if sampled and sampled[1] != sampled[2]:
         runner.set_option("photometric_interpretation", "YBR_FULL_422")  # red is never finer than green
     if runner.transfer_syntax == RLELossless:
         _require_rle_size(frame, runner.rows, runner.columns)
@@ -150,11 +150,12 @@ def _find_frame(held: Any, index: int, *, number_of_frames: int | None = None, *
         count, places = _list_fragments_in(held)
     else:
         count, places = _list_fragments_of(stored.name, os.fstat(stored.fileno()).st_mtime_ns, start)
-    if count == number_of_frames:
-        stored.seek(places[index])
+    if count != number_of_frames:
+        return get_frame(held, index, number_of_frames=number_of_frames, **more)
+    stored.seek(places[index])
     frame = next(generate_fragments(stored), b"")
     stored.seek(start)
-    return frame if count == number_of_frames else get_frame(held, index, number_of_frames=number_of_frames, **more)
+    return frame
 
 
 def _list_fragments(stored: Any) -> tuple[int, list[int]]:
