@@ -160,9 +160,9 @@ def _search_block(turned: _Floats, rows: _Floats, block: _Floats) -> NDArray[np.
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs worth a closer look, most alike first; ``view``: which of ``views`` (frames, heads) each is verified in."""
+    """Pairs worth a closer look, most alike first; each is verified in a ``view``: of (2, N, 64, 64) frames, heads."""
 
-    views: tuple[NDArray[np.float16], NDArray[np.float16]]
+    views: NDArray[np.float16]
     view: _Ints
     first: _Ints
     second: _Ints
@@ -187,4 +187,4 @@ def find_candidates(pixels: Sequence[_Pixels], journal: Journal) -> Candidates:
         views.append(normalise_locally(shrunk, _VERIFY_SMOOTH, _VERIFY_WINDOW).astype(np.float16))
     order = np.argsort(-np.concatenate(scores), kind="stable")
     columns = (np.concatenate(column)[order] for column in zip(*found, strict=True))
-    return Candidates((views[0], views[1]), *columns)
+    return Candidates(np.stack(views), *columns)

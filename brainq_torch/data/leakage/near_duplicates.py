@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from brainq_torch.data.leakage.alignment import compare
-from brainq_torch.data.leakage.candidates import ORIENTATIONS, VERIFY_SIDE, Candidates, find_candidates, orient
+from brainq_torch.data.leakage.candidates import ORIENTATIONS, Candidates, find_candidates, orient
 from brainq_torch.data.leakage.journal import Journal, show_progress
 
 EQUAL, COPY, SCAN = 0, 1, 2
@@ -192,11 +192,10 @@ class _Verification:
 
     def _compare(self, pairs: _Ints, steps: int) -> _Floats:
         """Return (2, M): overall, windows."""
-        shape = (len(pairs), VERIFY_SIDE, VERIFY_SIDE)
-        target, moving = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        for number, view in enumerate(self._candidates.views):
-            for turn in range(len(ORIENTATIONS)):
-                alike = (self._candidates.view[pairs] == number) & (self.turn[pairs] == turn)
-                target[alike] = orient(view[self.first[pairs[alike]]], turn)
-                moving[alike] = view[self.second[pairs[alike]]]
-        return np.stack(compare(torch.from_numpy(target), torch.from_numpy(moving), steps, SCAN_LIMITS.overall))
+        views, view = self._candidates.views, self._candidates.view[pairs]
+        target, moving = views[view, self.first[pairs]], views[view, self.second[pairs]]
+        for turn in range(1, len(ORIENTATIONS)):
+            alike = self.turn[pairs] == turn
+            target[alike] = orient(target[alike], turn)
+        one, other = torch.from_numpy(target).float(), torch.from_numpy(moving).float()
+        return np.stack(compare(one, other, steps, SCAN_LIMITS.overall))
