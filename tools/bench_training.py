@@ -23,9 +23,8 @@ from torchvision.datasets import ImageFolder
 
 from brainq_torch.models import build_model
 from brainq_torch.provenance import describe_environment
-from brainq_torch.run_files import write_json
 from brainq_torch.training.log import read_log
-from tools.shared.command import CommandError, add_json, as_main, positive
+from tools.shared.command import CommandError, add_json, as_main, positive, write_found
 
 BATCH = 32
 SIZE = 224
@@ -138,14 +137,11 @@ def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with Training/{class}")
     parser.add_argument("--steps", type=int, default=9, choices=range(1, 10), help="timed steps a round, 1 to 9")
     parser.add_argument("--rounds", type=positive, default=3, help="rounds, all variants taking turns")
     add_json(parser)
-    return parser
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -166,12 +162,11 @@ def _bench(options: argparse.Namespace) -> int:
     result |= summarise(rounds)
     result["environment"] = describe_environment()
     print(json.dumps(result, indent=2))
-    if options.json:
-        write_json(options.json, result)
+    write_found(options, result)
     return 0
 
 
-main = as_main(make_parser, _bench)
+main = as_main(_add_words, _bench)
 
 if __name__ == "__main__":
     sys.exit(main())

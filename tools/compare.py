@@ -15,13 +15,13 @@ from brainq_torch.data.synthesis.corruptions import shift_all
 from brainq_torch.evaluation.comparison import Comparison, compare_predictions
 from brainq_torch.evaluation.metrics import Metrics, compute_metrics
 from brainq_torch.evaluation.paired import MARGIN_OVERALL, compare_paired, judge_all
-from brainq_torch.run_files import CHECKPOINT, write_json
+from brainq_torch.run_files import CHECKPOINT
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner, run_named
 from export.verify.parity import Logits, judge
 from export.verify.report import SHIFTED_COPIES, Limits, describe_shift
 from export.verify.shifted import measure_shift
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, write_found
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 
@@ -103,12 +103,7 @@ class Images:
         return self._decoded[pixels]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Run folders, .onnx and .tflite files may be mixed.",
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the first is what the others are compared with")
     add_data(parser)
     words = "also measure B's logits against A's, in steps of B's scale; ONNX runs without optimisations here"
@@ -122,7 +117,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shifted", action="append", default=[], metavar="DIR", help=words)
     add_json(parser)
     add_threads(parser)
-    return parser
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -149,9 +143,7 @@ def _compare(options: argparse.Namespace) -> int:
     measured = [{"reference": a.name, "artefact": b.name} | _measure(known[a], known[b]) for a, b in asked]
     about = {"data": str(folder.root), "split": split, "n": len(images.labels), "threads": options.threads}
     print(fill_text("models", rows=rows, pairs=measured, describe_shift=describe_shift, **about))
-    if options.json:
-        models = {"models": [row.to_json() for row in rows], "pairs": measured}
-        write_json(options.json, about | models)
+    write_found(options, about | {"models": [row.to_json() for row in rows], "pairs": measured})
     return 0
 
 
@@ -199,7 +191,7 @@ def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
     return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]
 
 
-main = as_main(make_parser, _compare)
+main = as_main(_add_words, _compare, epilog="Run folders, .onnx and .tflite files may be mixed.")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -53,9 +53,7 @@ class Case:
         return self.label == self.answer
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
     add_data(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture (PNG), replacing FILE")
@@ -63,7 +61,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=whole_number(2, MOST), default=IMAGES, metavar="K", help=words)
     parser.add_argument("--seed", type=seed_number, default=0, help="of the draw (default: %(default)s)")
     add_threads(parser)
-    return parser
 
 
 def _gradcam(options: argparse.Namespace) -> int:
@@ -172,7 +169,7 @@ def _explain(
     ]
 
 
-main = as_main(make_parser, _gradcam)
+main = as_main(_add_words, _gradcam)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,7 +31,6 @@ from brainq_torch.models import build_model
 from brainq_torch.models.wiring import raise_for_obstacles
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.layer_samples import make_batches
-from brainq_torch.run_files import write_json
 from brainq_torch.texts import fill_text
 from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
@@ -41,7 +40,7 @@ from export.integer_files import convert_int8
 from export.run.divergence import find_divergences
 from export.run.runners import load_runner
 from export.run.torch_runner import TorchRunner
-from tools.shared.command import add_json, as_main, positive
+from tools.shared.command import add_json, as_main, positive, write_found
 
 _FIT, _BATCH, _RATE = 128, 16, 1e-3
 """Images that are trained on, and that ranges are chosen from; of a step; its learning rate."""
@@ -68,9 +67,7 @@ class Row:
     note: str = ""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help="as model.name, NAME{key: value} with arguments")
     parser.add_argument("--data", required=True, metavar="DIR", help="class folders, or Training/Testing above them")
     words = "side of the images in pixels (default: 64)"
@@ -78,7 +75,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=positive, default=256, help="to compare on (default: 256)")
     parser.add_argument("--steps", type=positive, default=40, help="of training (default: 40)")
     add_json(parser)
-    return parser
 
 
 def _networks(options: argparse.Namespace) -> int:
@@ -88,8 +84,7 @@ def _networks(options: argparse.Namespace) -> int:
     trained, compared = np.split(images, [min(_FIT, len(images) // 2)])
     rows = [try_network(word, trained, compared, labels, options.steps, folder.classes) for word in options.names]
     print(fill_text("networks", rows=rows))
-    if options.json:
-        write_json(options.json, [asdict(row) for row in rows])
+    write_found(options, [asdict(row) for row in rows])
     return 0 if any(row.parameters for row in rows) else WRONG_INPUT  # no name is a network's: the rows say why
 
 
@@ -181,7 +176,7 @@ def _try_int8(
     }
 
 
-main = as_main(make_parser, _networks)
+main = as_main(_add_words, _networks)
 
 if __name__ == "__main__":
     raise SystemExit(main())

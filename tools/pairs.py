@@ -24,9 +24,8 @@ from brainq_torch.data.synthesis.drawing import to_bytes
 from brainq_torch.data.synthesis.editing import paint_any, transplant_lesion
 from brainq_torch.data.synthesis.midline import mirror_half
 from brainq_torch.evaluation.metrics import wilson_interval
-from brainq_torch.run_files import write_json
 from export.run.runners import Runner, load_runner
-from tools.shared.command import CommandError, add_json, as_main, positive
+from tools.shared.command import CommandError, add_json, as_main, positive, write_found
 from tools.shared.images import class_order
 
 _Pixels = NDArray[np.uint8]
@@ -111,16 +110,13 @@ def interval(hits: int, count: int) -> list[float]:
     return [round(value, 4) for value in (hits / count, *wilson_interval(hits, count))]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="run folder, .onnx or .tflite file")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
     parser.add_argument("--manifest", required=True, metavar="CSV", help="a run's manifest.csv")
     parser.add_argument("--split", default="val", help="part to make the pairs from (default: %(default)s)")
     parser.add_argument("--count", type=positive, default=200, help="pairs of each kind (default: %(default)s)")
     add_json(parser)
-    return parser
 
 
 def _run(words: argparse.Namespace) -> int:
@@ -147,12 +143,11 @@ def _run(words: argparse.Namespace) -> int:
                 f"{name.replace('_', ' ')} {figures[name][0]:.1%}" for name in figures if name != "pairs"
             )
             print(f"  {kind}: {figures['pairs']} pairs, {shares}")
-    if words.json:
-        write_json(words.json, {"split": words.split, "classes": list(CLASSES), "models": report})
+    write_found(words, {"split": words.split, "classes": list(CLASSES), "models": report})
     return 0
 
 
-main = as_main(make_parser, _run)
+main = as_main(_add_words, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,18 +12,12 @@ from tools.shared.command import add_threads, as_main
 NO_ABSTENTION = "it carries no abstention and names a class for any picture; train it or export it again"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Exit code: 0 all images answered; 1 some could not be read, named on stderr; 2 the model is unusable.",
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     words = "picture, DICOM file, NIfTI volume, DICOMDIR, folder (searched for them), or glob pattern"
     parser.add_argument("images", metavar="IMAGE", nargs="+", help=words)
     add_series_options(parser)
     add_threads(parser)
-    return parser
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -33,7 +27,11 @@ def _predict(options: argparse.Namespace) -> int:
     return answer_command(model.answerer, options)
 
 
-main = as_main(make_parser, _predict)
+main = as_main(
+    _add_words,
+    _predict,
+    epilog="Exit code: 0 all images answered; 1 some could not be read, named on stderr; 2 the model is unusable.",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

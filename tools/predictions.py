@@ -26,14 +26,7 @@ ELSEWHERE = "elsewhere_"
 """What the names of the arrays of other sources begin with."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="The file holds logits, labels, paths and unseen (no copy among the training images) of Testing, the "
-        "validation part's with val_ before each name, those of other sources with elsewhere_, and abstention: "
-        "temperature and threshold, if any.",
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder whose manifest.csv names the images")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that the manifest's paths are relative to")
@@ -41,7 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--elsewhere", nargs="+", default=[], metavar="PATH", help=words)
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, replacing FILE")
     add_threads(parser)
-    return parser
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -126,7 +118,13 @@ def answer(
     }
 
 
-main = as_main(make_parser, _predict)
+main = as_main(
+    _add_words,
+    _predict,
+    epilog="The file holds logits, labels, paths and unseen (no copy among the training images) of Testing, the "
+    "validation part's with val_ before each name, those of other sources with elsewhere_, and abstention: "
+    "temperature and threshold, if any.",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,18 +38,12 @@ _BANDS = 16  # rings of the spectrum
 _VAL_FRACTION = 0.15
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", required=True, metavar="CSV", help="the images, with their groups")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
     parser.add_argument("--sources", type=positive, default=4, metavar="K", help="how many to look for (default: 4)")
     parser.add_argument("--seed", type=seed_number, default=0, help="of clustering and validation part (default: 0)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the K manifests; must not exist")
-    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -132,7 +126,7 @@ def leave_out(
     return [replace(row, split=str(split)) for row, split in zip(rows, splits, strict=True)]
 
 
-main = as_main(make_parser, _run)
+main = as_main(_add_words, _run, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -168,17 +168,12 @@ def _copy(target: Any, values: Any) -> None:
         target.copy_(torch.as_tensor(values))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line; what it does not know is for ``brainq_torch.fit``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="a .tflite file with float32 or float16 weights")
     parser.add_argument("--data", metavar="DIR", help="images to learn statistics from and to measure on (data.root)")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make; must not exist")
     words = "how training would go on (default: configs/quickstart.yaml); any key of it is a flag, too"
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="YAML", help=words)
-    return parser
 
 
 def describe_file(metadata: FileMetadata) -> list[str]:
@@ -257,7 +252,7 @@ def _fill(
     data.discard()
 
 
-main = as_main(make_parser, _restore)
+main = as_main(_add_words, _restore, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,7 @@ from brainq_torch.series.kept_file import require_places
 from brainq_torch.series.rule import HEALTHY, SeriesAnswer, SeriesRule, find_rule, rule_path
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
-from tools.shared.command import CommandError, add_json, add_threads, as_main
+from tools.shared.command import CommandError, add_json, add_threads, as_main, write_found
 
 COLUMNS = ("path", "class", "group", "sequence")
 FITTED, HELD_OUT = 0, 1
@@ -43,9 +43,7 @@ NEIGHBOURS = (0, 1, 2)
 _Series = tuple[str, list[int]]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folder, .onnx or .tflite file")
     parser.add_argument("--data", required=True, metavar="DIR", type=Path, help="folder with images.csv")
     parser.add_argument("--sources", default="", help="take only sources whose name begins so, such as tcga")
@@ -55,7 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help=words)
     add_json(parser)
     add_threads(parser)
-    return parser
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -74,8 +71,7 @@ def _measure(options: argparse.Namespace) -> int:
         answers = judge(runner(pixels), pixels, runner.classes, runner.abstention)
         found[model] = measure(rows, runner, answers, find_rule(Path(model)))
         print(fill_text("series_rule", model=model, found=found[model], healthy=HEALTHY))
-    if options.json:
-        write_json(options.json, found)
+    write_found(options, found)
     if options.keep:
         rule = SeriesRule.from_json(found[model]["rules"][_name_fitted(1)]["rule"], f"what was fitted to {model}")
         write_json(kept, rule.to_json())
@@ -200,7 +196,7 @@ def _digest(word: str) -> bytes:
     return hashlib.sha256(word.encode()).digest()
 
 
-main = as_main(make_parser, _measure)
+main = as_main(_add_words, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())

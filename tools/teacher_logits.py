@@ -14,17 +14,11 @@ from brainq_torch.training.teacher_logits import TeacherLogits, fill_from_runs
 from tools.shared.command import CommandError, as_main
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of the teacher")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder that the manifest's paths are below")
     parser.add_argument("--manifest", metavar="CSV", help="the student's images (default: those of the first run)")
     parser.add_argument("--out", required=True, metavar="FILE", help="logits, one JSON line per image")
-    return parser
 
 
 def _fill(options: argparse.Namespace) -> int:
@@ -44,7 +38,7 @@ def _fill(options: argparse.Namespace) -> int:
     return 0
 
 
-main = as_main(make_parser, _fill)
+main = as_main(_add_words, _fill, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 if __name__ == "__main__":
     sys.exit(main())

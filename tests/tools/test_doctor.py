@@ -1,3 +1,4 @@
+from argparse import ArgumentParser
 from dataclasses import replace
 
 import numpy as np
@@ -241,7 +242,8 @@ def test_engines_that_disagree_are_named():
     assert (finding.code, finding.severity) == ("engines_differ", "warning")
     assert "at most 2, 1 images change class (tolerated: 1.9)" in finding.what
     command = finding.remedy.rpartition("python -m tools.compare ")[2].replace("--data DIR", "--data=DIR")
-    assert compare.make_parser().parse_args(command.split()).without_xnnpack
+    compare._add_words(parser := ArgumentParser())
+    assert parser.parse_args(command.split()).without_xnnpack
     (near_tie,) = doctor._compare_runs(names, one, other, 2.0)
     assert (near_tie.code, near_tie.severity) == ("engines_agree", "ok")
     assert "1 images change class" in near_tie.what

@@ -15,12 +15,11 @@ from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.evaluation.figure import save_figure
-from brainq_torch.run_files import write_json
 from brainq_torch.series.find import Unread, find_images
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner, run_named
 from tools.abstention.outliers import KINDS, draw_outliers
-from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main
+from tools.shared.command import CommandError, add_data, add_json, add_threads, as_main, write_found
 from tools.shared.images import choose_known, class_order, decode_images, labels_of
 
 DRAWN = 50
@@ -80,16 +79,13 @@ class AbstentionReport:
         }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     parser.add_argument("--outliers", metavar="DIR", help="more pictures that are no heads, beside the drawn ones")
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the curve and the scores as PNG, replacing FILE")
     add_threads(parser)
-    return parser
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -117,8 +113,7 @@ def _measure(options: argparse.Namespace) -> int:
     name = str(Path(options.data))
     report = AbstentionReport(options.model, name, split, runner.abstention, found, curve, reports, scores)
     print(fill_text("abstention", report=report))
-    if options.json:
-        write_json(options.json, report.to_json())
+    write_found(options, report.to_json())
     if options.plot:
         plot_report(report, options.plot)
     return 0
@@ -184,7 +179,7 @@ def plot_report(report: AbstentionReport, path: str) -> None:
     save_figure(figure, path, dpi=110)
 
 
-main = as_main(make_parser, _measure)
+main = as_main(_add_words, _measure)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -45,11 +45,7 @@ FEWEST = 100
 """Images held out, with fewer of which no accuracy is told from another: its 95 % interval is 20 points wide."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line; what it does not know is for ``brainq_torch.fit``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, or .tflite file with float weights")
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="the hospital's images: class folders, or a labels.csv"
@@ -60,7 +56,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--train", choices=("all", "head"), default="all", help="all layers, or the last alone")
     parser.add_argument("--config", default="adapt", metavar="YAML", help="default: configs/adapt.yaml")
-    return parser
 
 
 def _adapt(options: argparse.Namespace, others: list[str]) -> int:
@@ -166,7 +161,9 @@ def _report(out: Path, title: str, found: dict[str, Change], folds: int) -> None
         print(f"next: {format_command('export', out / 'run', *words)}")
 
 
-main = as_main(make_parser, _adapt, run_resumable)
+main = as_main(
+    _add_words, _adapt, run_resumable, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,19 +9,17 @@ from brainq_torch.data.dataset.label_table import locate_table
 from brainq_torch.data.dataset.load import load_pixels, scan_folder
 from brainq_torch.data.leakage.near_duplicates import SCAN
 from brainq_torch.data.pixels import SEARCH_PIXELS
-from brainq_torch.run_files import atomic_path, write_json, write_text
+from brainq_torch.run_files import atomic_path, write_text
 from brainq_torch.texts import fill_text
 from tools.audit.findings import Audit, audit
 from tools.audit.page import render_page
-from tools.shared.command import add_json, add_table, as_main
+from tools.shared.command import add_json, add_table, as_main, write_found
 
 LEAK = 1
 """Exit code of ``--fail-on-leak`` when a split leaks."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DIR", help="class folders, or Training/Testing (train/val/test) above them")
     add_table(parser)
     add_json(parser)
@@ -30,7 +28,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--html", metavar="FILE", type=Path, help="write a one-page report with pictures, replacing FILE"
     )
     parser.add_argument("--fail-on-leak", action="store_true", help="exit with 1 when a held-out split has copies")
-    return parser
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -38,8 +35,7 @@ def _audit(options: argparse.Namespace) -> int:
     folder = scan_folder(options.data, labels=Labels(()), table=table)
     pixels = load_pixels(folder, SEARCH_PIXELS)
     found = audit(folder, pixels)
-    if options.json:
-        write_json(options.json, found.to_json())
+    write_found(options, found.to_json())
     if options.groups:
         write_groups(options.groups, found)
     if options.html:
@@ -57,7 +53,7 @@ def write_groups(path: Path, found: Audit) -> None:
             writer.writerow((record.path, record.split, found.folder.classes[record.label], group))
 
 
-main = as_main(make_parser, _audit)
+main = as_main(_add_words, _audit)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.checksum import find_damage
-from brainq_torch.run_files import CHECKPOINT, write_json
+from brainq_torch.run_files import CHECKPOINT
 from brainq_torch.texts import fill_text
 from export.extra import install_command
 from tools.bench.worker import SUFFIXES
-from tools.shared.command import CommandError, add_json, add_threads, as_main, positive
+from tools.shared.command import CommandError, add_json, add_threads, as_main, positive, write_found
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,22 +69,18 @@ class Bench:
     models: tuple[Measurement, ...]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="run folders, .onnx or .tflite files")
     add_threads(parser, 1)
     parser.add_argument("--rounds", type=positive, default=10, help="times each model's turn comes (default: 10)")
     parser.add_argument("--calls", type=positive, default=10, help="measured images per turn (default: 10)")
     add_json(parser)
-    return parser
 
 
 def _bench(options: argparse.Namespace) -> int:
     result = bench_models(options.models, options.threads, options.rounds, options.calls)
     print(format_bench(result))
-    if options.json:
-        write_json(options.json, asdict(result))
+    write_found(options, asdict(result))
     return 0
 
 
@@ -218,7 +214,7 @@ def _cpu() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-main = as_main(make_parser, _bench)
+main = as_main(_add_words, _bench)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
-from brainq_torch.run_files import as_typed, write_json
+from brainq_torch.run_files import as_typed
 from brainq_torch.texts import fill_text
 from export.arithmetic import describe_kind
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor
@@ -24,7 +24,7 @@ from export.run.metadata import FileMetadata, MetadataError, read_metadata
 from tools.doctor.checks import Finding, check_graph
 from tools.doctor.probe import MODES, ProbeRun, Range, probe
 from tools.doctor.ranges import check_ranges
-from tools.shared.command import CommandError, add_json, as_main
+from tools.shared.command import CommandError, add_json, as_main, write_found
 from tools.shared.images import decode_images, take_evenly
 
 UNHEALTHY = 1
@@ -73,25 +73,18 @@ class Diagnosis:
         return asdict(self) | {"healthy": self.healthy}
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Exit code: 0 no fault (there may be warnings), 1 at least one fault, 2 the file cannot be examined.",
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help=".onnx or .tflite file")
     parser.add_argument("--expect", choices=sorted(CLAIMS), help="what it should be (default: what its name says)")
     parser.add_argument("--data", metavar="DIR", help=f"judge ranges on {PROBE_IMAGES} of these images, not phantoms")
     parser.add_argument("--static", action="store_true", help="do not run it")
     add_json(parser)
-    return parser
 
 
 def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(Path(options.file), options.expect, not options.static, options.data)
     print(as_typed(fill_text("diagnosis", found=diagnosis, name_first=name_first)))
-    if options.json:
-        write_json(options.json, diagnosis.to_json())
+    write_found(options, diagnosis.to_json())
     return 0 if diagnosis.healthy else UNHEALTHY
 
 
@@ -239,7 +232,11 @@ def _choose_images(graph: ModelGraph, metadata: FileMetadata | None, data: str |
     return decode_images(take_evenly(folder, PROBE_IMAGES), pixels)[1], f"images of {data}"
 
 
-main = as_main(make_parser, _doctor)
+main = as_main(
+    _add_words,
+    _doctor,
+    epilog="Exit code: 0 no fault (there may be warnings), 1 at least one fault, 2 the file cannot be examined.",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

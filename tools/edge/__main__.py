@@ -11,19 +11,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from brainq_torch.run_files import write_json, write_text
+from brainq_torch.run_files import write_text
 from brainq_torch.texts import fill_text
 from tools.edge.devices import DEVICES
 from tools.edge.ethos_u import find_vela
 from tools.edge.examine import examine
 from tools.edge.layer_cost import measure_cost, write_layers
 from tools.edge.tflm import find_python
-from tools.shared.command import CommandError, add_json, as_main, positive
+from tools.shared.command import CommandError, add_json, as_main, positive, write_found
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help=".tflite files")
     parser.add_argument("--layers", action="store_true", help="print every layer, too")
     parser.add_argument("--csv", metavar="DIR", help="write each model's layers as CSV into DIR, named after its run")
@@ -37,7 +35,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=positive, default=4, help="phantoms to compare TFLite-Micro and LiteRT on (default: 4)"
     )
-    return parser
 
 
 def _edge(options: argparse.Namespace) -> int:
@@ -55,8 +52,7 @@ def _edge(options: argparse.Namespace) -> int:
         write_layers(cost, table)
     if options.markdown:
         write_text(Path(options.markdown), text + "\n")
-    if options.json:
-        write_json(options.json, {"models": [report.to_json() for report in reports]})
+    write_found(options, {"models": [report.to_json() for report in reports]})
     return 0
 
 
@@ -74,7 +70,7 @@ def _name_tables(models: Sequence[Path], folder: str | None) -> list[Path]:
     return [Path(folder) / name for name in names]
 
 
-main = as_main(make_parser, _edge)
+main = as_main(_add_words, _edge)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,18 +5,15 @@ import sys
 
 from brainq_torch.evaluation.comparison import compare_predictions
 from brainq_torch.evaluation.metrics import plot_confusion
-from brainq_torch.run_files import write_json
 from brainq_torch.texts import fill_text
 from export.run.runners import load_runner
 from tools.evaluate.measure import Evaluation, find_images, measure
 from tools.evaluate.question import ask
-from tools.shared.command import CommandError, add_data, add_json, add_table, add_threads, as_main
+from tools.shared.command import CommandError, add_data, add_json, add_table, add_threads, as_main, write_found
 from tools.shared.images import labels_of
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     add_table(parser)
@@ -31,7 +28,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix as PNG, replacing FILE")
     add_threads(parser)
-    return parser
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -56,8 +52,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         both = {"first": options.model, "second": options.compare, "records": first.folder.records}
         print("\n" + fill_text("comparison", found=comparison, **both))
         report["compare"] = {"model": options.compare, **comparison.to_json(), "metrics": second.metrics.to_json()}
-    if options.json:
-        write_json(options.json, report)
+    write_found(options, report)
     if options.plot:
         plot_confusion(first.metrics, options.plot)
     return 0
@@ -67,7 +62,7 @@ def _format(found: Evaluation, threads: int, problems: bool = True) -> str:
     return fill_text("evaluation", found=found, threads=threads, problems=problems)
 
 
-main = as_main(make_parser, _evaluate)
+main = as_main(_add_words, _evaluate)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,9 +38,7 @@ BITS = "bits_{}.json"
 LEARNED: tuple[RoundingMethod, ...] = ("descent", "adaround")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder of a float network")
     add_data(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the table, the curve and what is half done")
@@ -68,7 +66,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="choose 4 or 8 bits per layer so that all weights take at most this",
     )  # fmt: skip
     add_threads(parser, 2)
-    return parser
 
 
 def _low_bits(options: argparse.Namespace) -> int:
@@ -122,7 +119,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
     plot_curve([*report["curve"], *report["mixed"]], out / CURVE)
 
 
-main = as_main(make_parser, _low_bits)
+main = as_main(_add_words, _low_bits)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,13 +10,10 @@ from tools.report.write import write_study_report
 from tools.shared.command import as_main
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="OUT", help="folder that tools.study made; the report is written into it")
     words = "bootstrap resamples of the intervals (default: %(default)s)"
     parser.add_argument("--resamples", type=whole_number(10, MOST), default=RESAMPLES, help=words)
-    return parser
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -25,7 +22,7 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-main = as_main(make_parser, _report)
+main = as_main(_add_words, _report)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,14 +5,14 @@ Nothing here loads PyTorch: a command that runs a TFLite file starts in a second
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from brainq_torch.console import run_command
 from brainq_torch.data.limits import MOST, MOST_SEED, whole_number
 from brainq_torch.openmp import MOST_THREADS
-from brainq_torch.run_files import BrainqError, as_typed, format_command
+from brainq_torch.run_files import BrainqError, as_typed, format_command, write_json
 from brainq_torch.series.kept_file import require_places
 
 
@@ -30,24 +30,26 @@ def run_resumable(command: Callable[[], int]) -> int:
 
 
 def as_main(
-    make_parser: Callable[[], argparse.ArgumentParser],
+    add_words: Callable[[argparse.ArgumentParser], None],
     body: Callable[..., int],
     run: Callable[[Callable[[], int]], int] = run_command,
+    **of_parser: Any,
 ) -> Callable[..., int]:
     """Return a command's ``main``: it parses the words, by default the command line's, and returns the exit code.
 
     Args:
-        make_parser: makes the command line; what one without abbreviations does not know is for another command.
+        add_words: adds the command's words to a parser, whose description is the docstring of this function's module.
         body: runs the command on what was parsed, and on the words for another command, and returns its exit code.
         run: runs that, such as ``run_resumable``.
+        of_parser: more for the parser; what one without abbreviations does not know is for another command.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        parser, module = make_parser(), make_parser.__module__
-        if module == "__main__":  # python -m
-            module = getattr(sys.modules[module].__spec__, "name", module)
-        parser.prog = format_command(module.removesuffix(".__main__"))
-        parser.description = as_typed(parser.description or "")
+        module = add_words.__globals__
+        name = getattr(module["__spec__"], "name", module["__name__"])  # python -m calls it __main__
+        program = format_command(name.removesuffix(".__main__"))
+        parser = argparse.ArgumentParser(prog=program, description=as_typed(module["__doc__"] or ""), **of_parser)
+        add_words(parser)
         found = (parser.parse_args(arguments),) if parser.allow_abbrev else parser.parse_known_args(arguments)
 
         def checked() -> int:
@@ -85,6 +87,12 @@ def add_table(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the file for what a command found."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything found as JSON, replacing FILE")
+
+
+def write_found(options: argparse.Namespace, found: Any) -> None:
+    """Write what a command found where ``--json`` asks for it."""
+    if options.json:
+        write_json(options.json, found)
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:

@@ -25,11 +25,10 @@ from brainq_torch.data.dataset.sample import DataFolderError, ImageFolder, Image
 from brainq_torch.data.limits import MOST, whole_number
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.corruptions import Grey, corrupt, seeded
-from brainq_torch.run_files import write_json
 from brainq_torch.series.kept_file import require_places
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
-from tools.shared.command import add_data, add_json, add_threads, as_main, seed_number
+from tools.shared.command import add_data, add_json, add_threads, as_main, seed_number, write_found
 from tools.shared.images import choose_known, class_order
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
@@ -45,9 +44,7 @@ Styles = tuple[tuple[tuple[str, Grey], ...], ...]
 """Images to take styles from: for each class, (record's path, pixels)."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, .onnx or .tflite file")
     add_data(parser)
     words = "draw N, as many of each class (default: all)"
@@ -57,7 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the grid as PNG; FILE_pictures.png shows the shifts")
     add_threads(parser)
-    return parser
 
 
 def _shift(options: argparse.Namespace) -> int:
@@ -88,8 +84,7 @@ def _shift(options: argparse.Namespace) -> int:
     if len(outcomes) > 1:
         report["compare"] = outcomes[1].to_json() | {"against": compare(*outcomes)}
     print(fill_text("shifts", report=report, classes=CLASSES, evaluated=evaluated, seconds=seconds))
-    if options.json:
-        write_json(options.json, report)
+    write_found(options, report)
     if plot and pictures_plot:
         plot_grid(report, plot)
         plot_pictures(pictures(readable), pictures_plot)
@@ -208,7 +203,7 @@ def pictures(folder: ImageFolder) -> list[tuple[str, list[Grey | None]]]:
     return rows
 
 
-main = as_main(make_parser, _shift)
+main = as_main(_add_words, _shift)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,11 +27,7 @@ from tools.sources.folds import Fold, check_folder, list_images, make_folds
 from tools.study.runner import FAILED, StepFailed, StepRunner, training_step
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the command line; what it does not know is for ``brainq_torch.fit``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="YAML", help="with data.sources, or see --pseudo")
     parser.add_argument(
         "--out", required=True, metavar="FOLDER", help="for the folds' runs, sources.json and sources.md"
@@ -42,7 +38,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0], metavar="N", help=words)
     words = "tell K sources apart by how images look, where none is known (tools.pseudo_sources)"
     parser.add_argument("--pseudo", type=positive, metavar="K", help=words)
-    return parser
 
 
 def _run(options: argparse.Namespace, others: list[str]) -> int:
@@ -148,7 +143,9 @@ def _describe_run(run: Path, seed: int) -> dict[str, Any]:
     }
 
 
-main = as_main(make_parser, _run, run_resumable)
+main = as_main(
+    _add_words, _run, run_resumable, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+)
 
 if __name__ == "__main__":
     sys.exit(main())
