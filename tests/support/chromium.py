@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from export.bundle.predict import make_server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -24,23 +24,8 @@ FLAGS = (
 PATIENCE_SECONDS = 240
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    """What ``python -m http.server`` serves with, without its log."""
-
-    def log_message(self, *words: Any) -> None:
-        pass
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder on localhost and give its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://localhost:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.server_close()
+ARTICLES = "[...document.querySelectorAll('article')]"
+"""What is answered on a bundle's page, from above."""
 
 
 class Chromium:
@@ -116,13 +101,27 @@ class Chromium:
             raise RuntimeError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    def open(self, address: str) -> str:
-        """Open the bundle's page, wait until it has checked itself, and return its state."""
-        self.send("Page.navigate", url=address)
-        return self.wait_for(
-            f"location.href === {json.dumps(address)} && document.readyState === 'complete' && "
-            "['ready', 'refused'].find((state) => document.documentElement.dataset.state === state)"
-        )
+    @contextmanager
+    def showing(self, folder: Path, expected: str = "ready") -> Iterator[str]:
+        """Serve a bundle's page and open it, until it has checked itself and is ready or refused. Gives its address."""
+        with make_server(folder) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f"http://localhost:{server.server_port}/"
+            try:
+                self.send("Page.navigate", url=address)
+                state = self.wait_for(
+                    f"location.href === {json.dumps(address)} && document.readyState === 'complete' && "
+                    "['ready', 'refused'].find((state) => document.documentElement.dataset.state === state)"
+                )
+                assert state == expected
+                yield address
+            finally:
+                server.shutdown()
+
+    def answers(self, count: int) -> list[dict[str, Any]]:
+        """Wait until the page has so many answers and no question, and return them from above."""
+        self.wait_for(f"{ARTICLES}.length === {count} && {ARTICLES}.every((one) => one.dataset.answer)")
+        return list(map(json.loads, self.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
 
     def wait_for(self, expression: str) -> Any:
         """Wait until an expression is true, and return its value."""

@@ -2,7 +2,6 @@
 # ruff: noqa: E402
 # (the imports below need packages that may be absent, and then the file is skipped)
 
-import json
 import zlib
 from pathlib import Path
 
@@ -32,9 +31,8 @@ from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import find_series
 from export.bundle.answers import BundledModel
 from tests.brainq_torch.data.reading.test_dicom import write_dicom
-from tests.export.bundle.test_page_series import ARTICLES, head
+from tests.export.bundle.test_page_series import head
 from tests.export.bundle.test_web import hash_of, read_in_node
-from tests.support.chromium import serve
 
 KINDS = {
     JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
@@ -335,11 +333,9 @@ def test_in_chromium_what_is_compressed_is_answered(browser, int8_bundle, tmp_pa
     for name, kind in kinds.items():
         compress(plain[name], path := tmp_path / f"{name}.dcm", kind)
         written.append(path)
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.choose("#files", written)
-        browser.wait_for(f"{ARTICLES}.length === 6 && {ARTICLES}.every((one) => one.dataset.answer)")
-        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+        found = browser.answers(6)
     assert not browser.problems
     answerer = BundledModel.load(int8_bundle).answerer()
     rows = [one.row for one in answer_series(answerer, find_series(list(map(str, written))))]

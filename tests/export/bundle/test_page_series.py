@@ -31,7 +31,6 @@ from brainq_torch.series.rule import SeriesRule
 from export.bundle.answers import BundledModel
 from tests.brainq_torch.data.reading.test_dicom import look_up_table, write_dicom
 from tests.export.bundle.test_web import PAGE, hash_of, read_in_node
-from tests.support.chromium import serve
 from tests.support.stacks import write_enhanced, write_stacks
 
 DEPTH = 8
@@ -336,15 +335,13 @@ def test_the_rule_says_what_pythons_says(tmp_path):
 def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundle, tmp_path):
     write_dicom(tmp_path / "knee", head()[3], BodyPartExamined="KNEE")
     (tmp_path / "cut").write_bytes((tmp_path / "knee").read_bytes()[:400])
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.choose("#files", [tmp_path / "knee"])
-        browser.wait_for(f"{ARTICLES}.some((one) => one.dataset.answer)")
+        (answer,) = browser.answers(1)
         warned = browser.evaluate("document.querySelector('article .class').textContent")
-        answer = json.loads(browser.evaluate("document.querySelector('article').dataset.answer"))
         about = browser.evaluate("document.getElementById('about').textContent")
         browser.choose("#files", [tmp_path / "cut"])
-        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 2")
+        browser.answers(2)
         assert "parseDicomDataSetExplicit" in browser.evaluate("document.querySelector('article .error').textContent")
         assert browser.width_on_a_phone() == 390  # a long word breaks
     assert "no slice through a head: do not rely on the answer" in warned  # it is what stands out, no class does
@@ -353,18 +350,13 @@ def test_in_chromium_a_knee_alone_is_answered_with_a_warning(browser, int8_bundl
     assert "at most 0.01, a tumour from 0.02, else uncertain" in about
 
 
-ARTICLES = "[...document.querySelectorAll('article')]"
-
-
 def test_in_chromium_a_series_is_stepped_through_and_answered(browser, int8_bundle, scans, tmp_path):
     files = [*sorted((scans / "plain").iterdir()), scans / "plain.nii.gz"]
     answerer = BundledModel.load(int8_bundle).answerer()
     rows = [one.row for one in answer_series(answerer, find_series(list(map(str, files))))]
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.choose("#files", files)
-        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 2")
-        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+        found = browser.answers(2)
         for name, dark, width in (("wide", False, 1000), ("phone", True, 390)):
             browser.screenshot(tmp_path / f"{name}.png", width, 1400, dark, mobile=dark)
         assert browser.width_on_a_phone() == 390
@@ -415,13 +407,11 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):
     for name in (".hidden.png", "VIEWER.EXE", "deep/empty"):
         (folder / name).write_bytes(b"")
     Image.fromarray(np.diag(np.full(40, 255, np.uint8))).save(folder / "scan_mask.png")
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.drop([folder])
-        browser.wait_for(f"{ARTICLES}.length > 4 && {ARTICLES}.every((one) => one.dataset.answer)")
-        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+        found = browser.answers(8)
     by_path = {said["path"]: said for said in found}
-    assert len(found) == len(by_path) == 8
+    assert len(by_path) == 8
     assert len(by_path["CD/deep/plain"]["rows"]) == DEPTH
     assert len(by_path["CD"]["rows"]) == 2
     left_out = {path: (said["files"], said["error"]) for path, said in by_path.items() if said.get("left_out")}
@@ -437,13 +427,11 @@ def test_in_chromium_a_folder_is_dropped(browser, int8_bundle, tmp_path):
 
 
 def test_in_chromium_a_check_and_answers_wait_for_each_other(browser, int8_bundle, scans):
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.choose("#files", sorted((scans / "plain").iterdir()))
         browser.evaluate("document.getElementById('verify').click()")
         browser.drop([scans / "plain.nii.gz"])
-        browser.wait_for(f"{ARTICLES}.length === 2 && {ARTICLES}.every((one) => one.dataset.answer)")
-        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+        found = browser.answers(2)
     assert [len(said["rows"]) for said in found] == [DEPTH, DEPTH]
     assert all(row["class"] for said in found for row in said["rows"])
 
@@ -454,13 +442,11 @@ def test_in_chromium_answers_stand_in_pythons_order_above_those_before(browser, 
         Image.fromarray(render_phantom(0, 64, seed=0, size=64)).save(tmp_path / name)
     (tmp_path / "b" / "broken.png").write_bytes(b"")
     paths = [series.path for series in find_series([str(tmp_path)]) if isinstance(series, Series)]
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.choose("#files", [tmp_path / "z.png"])
-        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 1")
+        browser.answers(1)
         browser.drop([tmp_path])
-        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === {len(paths) + 2}")
-        found = [json.loads(said)["path"] for said in browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")]
+        found = [said["path"] for said in browser.answers(len(paths) + 2)]
     assert len(paths) == 5
     expected = [*paths, str(tmp_path / "b" / "broken.png")]
     assert found == [*(path.replace(str(tmp_path), tmp_path.name) for path in expected), "z.png"]
@@ -472,10 +458,8 @@ def test_in_chromium_a_folder_of_no_readable_name_is_named_and_holds_nothing_up(
         (tmp_path / "CD" / os.fsdecode(folder)).mkdir(parents=True)
         picture = Image.fromarray(render_phantom(0, 64, seed=0, size=64))
         picture.save(tmp_path / "CD" / os.fsdecode(folder) / "a.png")
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle):
         browser.drop([tmp_path / "CD"])
-        browser.wait_for(f"{ARTICLES}.filter((one) => one.dataset.answer).length === 2")
-        found = list(map(json.loads, browser.evaluate(f"{ARTICLES}.map((one) => one.dataset.answer)")))
+        found = browser.answers(2)
     refused = {said["path"]: "name that the browser cannot read" in said.get("error", "") for said in found}
     assert refused == {"CD/good/a.png": False, "CD/": True}

@@ -29,7 +29,6 @@ from export.bundle.predict import SUMS, main
 from export.bundle.web import FILES, PACKAGE, VERSIONS
 from tests.export.bundle.conftest import PAGE, with_page
 from tests.export.bundle.test_build import change_a_byte, changed, files, sign_again
-from tests.support.chromium import serve
 from tests.support.pictures import png_chunk, write_png
 
 SPECS = [PixelSpec(224), PixelSpec(224, "pad"), PixelSpec(224, "head"), PixelSpec(33, "pad"), PixelSpec(160, "head")]
@@ -278,13 +277,6 @@ def test_the_page_asks_nothing_of_other_hosts():
     assert "default-src 'none'" in (PAGE / "index.html").read_text()
 
 
-def answers_of(browser, paths):
-    browser.choose("#files", paths)
-    browser.wait_for(f"document.querySelectorAll('article[data-answer]').length === {len(paths)}")
-    found = browser.evaluate("[...document.querySelectorAll('article')].map((one) => one.dataset.answer)")
-    return {answer["path"]: answer for answer in map(json.loads, found)}
-
-
 def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictures, tmp_path):
     model = BundledModel.load(int8_bundle)
     scale, zero_point = model.runner.logit_scale
@@ -292,12 +284,12 @@ def test_in_chromium_the_page_answers_as_python_does(browser, int8_bundle, pictu
     Image.open(golden[0]).save(tmp_path / "scan.jpg", quality=90)
     (tmp_path / "broken.png").write_bytes(golden[0].read_bytes()[:300])
     paths = [*golden, pictures / "rgba.png", pictures / "grey_16.png"]
-    with serve(int8_bundle) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(int8_bundle) as address:
         assert "8 golden images answered as in Python, 8 of them equal to the last bit" in browser.evaluate(
             "document.getElementById('status-text').textContent"
         )
-        answers = answers_of(browser, [*paths, tmp_path / "scan.jpg", tmp_path / "broken.png"])
+        browser.choose("#files", [*paths, tmp_path / "scan.jpg", tmp_path / "broken.png"])
+        answers = {answer["path"]: answer for answer in browser.answers(len(paths) + 2)}
         assert {request.split("/")[2] for request in browser.requests if "://" in request} == {address.split("/")[2]}
         browser.evaluate("document.querySelectorAll('.class, dt').forEach((one) => one.textContent = 'x'.repeat(80))")
         assert browser.width_on_a_phone() == 390  # the longest name of a class breaks
@@ -339,13 +331,11 @@ TAMPERINGS = {
 def test_in_chromium_a_changed_bundle_is_refused(browser, int8_bundle, tmp_path, message):
     folder = shutil.copytree(int8_bundle, tmp_path / "copy")
     TAMPERINGS[message](folder)
-    with serve(folder) as address:
-        assert browser.open(address) == "refused"
+    with browser.showing(folder, "refused"):
         assert message in browser.evaluate("document.getElementById('status-text').textContent")
         assert browser.evaluate("document.getElementById('files').disabled")
 
 
 def test_in_chromium_float_files_answer_too(browser, tiny_run, tiny_export, tmp_path):
-    folder = with_page(tiny_run, tiny_export, tmp_path / "clinic")
-    with serve(folder) as address:
-        assert browser.open(address) == "ready"
+    with browser.showing(with_page(tiny_run, tiny_export, tmp_path / "clinic")):
+        pass
