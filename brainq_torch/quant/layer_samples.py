@@ -1,74 +1,18 @@
 """What a layer sees: its inputs at sampled positions of calibration images, as rows that a matrix multiplies."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from brainq_torch.data.pixels import scale_pixels
+from brainq_torch.models.wiring import trace_modules
 
 Take = Callable[[nn.Module, Tensor, int], Tensor]
 """What to keep of a layer's input: layer, (N, ...) input and the number of its batch -> (rows, groups, K)."""
-
-
-class _Ended(Exception):
-    """Nobody needs the rest of a pass: no error, it ends it."""
-
-
-class _Pass(threading.Thread):
-    """A batch's way through a network, in a thread, which alone can stop in ``forward``; it runs during ``advance``."""
-
-    def __init__(self, model: nn.Module, batch: Tensor, number: int) -> None:
-        super().__init__(daemon=True)
-        self.number, self.rows = number, torch.empty(0)
-        self._model, self._batch = model, batch
-        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
-        self._ending = False
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        """Run the network to where nobody needs the rest."""
-        self._go.acquire()
-        try:
-            if not self._ending:
-                with torch.no_grad():
-                    self._model(self._batch)
-        except _Ended:
-            pass
-        except BaseException as error:  # raised where it is of use: in ``advance``
-            self._error = error
-        finally:
-            self._stands.release()
-
-    def stand(self, rows: Tensor) -> None:
-        """Stop in front of a layer, called in this thread, until ``advance``."""
-        self.rows = rows
-        self._stands.release()
-        self._go.acquire()
-        if self._ending:
-            raise _Ended
-
-    def advance(self) -> Tensor:
-        """Go on to the next layer and return what it is fed."""
-        if not self.is_alive():
-            self.start()
-        self._go.release()
-        self._stands.acquire()
-        if self._error is not None:
-            raise self._error
-        return self.rows
-
-    def end(self) -> None:
-        """Leave the rest out."""
-        if self.is_alive():
-            self._ending = True
-            self._go.release()
-            self.join()
 
 
 def make_batches(pixels: NDArray[Any], size: int) -> list[Tensor]:
@@ -76,29 +20,31 @@ def make_batches(pixels: NDArray[Any], size: int) -> list[Tensor]:
     return [torch.from_numpy(scale_pixels(pixels[start : start + size])) for start in range(0, len(pixels), size)]
 
 
+@torch.no_grad()
 def walk_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], take: Take
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, (rows, groups, K) float32) of what each layer is fed, as ``take`` keeps it.
+    """Yield (name, (rows, groups, K) float32) of what each layer is fed, as ``take`` keeps it, in running order.
 
-    A layer may be changed before the next is asked for, which is then fed what the changed one makes: one pass serves
-    all layers. What is alive of all batches, about 10 MB an image at 224 pixels, is in memory. K inputs of a group
-    stand in the order of ``weight.flatten(1)``; names are in running order.
+    A layer may be changed before the next is asked for, which is then fed what the changed one makes: all batches go
+    through the traced network side by side, so that one pass serves all layers. What is alive of them, about 10 MB an
+    image at 224 pixels, is in memory. K inputs of a group stand in the order of ``weight.flatten(1)``.
     """
-    passes = [_Pass(model, batch, number) for number, batch in enumerate(batches)]
-
-    def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        mine = threading.current_thread()
-        if isinstance(mine, _Pass) and mine in passes:  # not somebody else's walk through the same network
-            mine.stand(take(layer, inputs[0], mine.number))
-
-    with ExitStack() as ends:
-        for name in names:
-            ends.enter_context(model.get_submodule(name).register_forward_pre_hook(note))
+    graph, left = trace_modules(model), len(names)
+    passes = [fx.Interpreter(model, graph=graph) for _ in batches]
+    for one, batch in zip(passes, batches, strict=True):
+        one.args_iter = iter([batch])
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in names:
+            layer, fed = model.get_submodule(node.target), [one.env[node.args[0]] for one in passes]
+            yield node.target, torch.cat([take(layer, inputs, number) for number, inputs in enumerate(fed)])
+            left -= 1
+        if not left:  # nobody needs the rest
+            return
         for one in passes:
-            ends.callback(one.end)
-        for name in names:
-            yield name, torch.cat([one.advance() for one in passes])
+            one.env[node] = one.run_node(node)
+            for used in one.user_to_last_uses.get(node, ()):
+                del one.env[used]
 
 
 def sample_inputs(
