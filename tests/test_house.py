@@ -22,7 +22,7 @@ SOURCE_LINES, TEST_LINES = 31_502, 23_340
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6
 
 ONLY_IN = {
-    r"\bInterpreter\(|\bInferenceSession\(": {
+    r"(?<!fx\.)\bInterpreter\(|\bInferenceSession\(": {
         "export/run/sessions.py", "tools/edge/tflm_worker.py",
     },
     r"\bos\.(replace|rename)\(": {"brainq_torch/run_files.py", "export/folder.py"},
