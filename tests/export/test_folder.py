@@ -50,18 +50,14 @@ def test_an_existing_folder_is_kept_without_replace(tmp_path):
     assert (tmp_path / "export/model").read_text() == "old"
 
 
-def test_replace_puts_the_new_one_in_its_place(tmp_path):
+@pytest.mark.parametrize("windows", [False, True])  # which flushes files and no folders
+def test_replace_puts_the_new_one_in_its_place(tmp_path, monkeypatch, windows):
+    if windows:
+        refuse_as_windows(monkeypatch)
     write(tmp_path / "export", content="old")
     write(tmp_path / "export", replace=True)
     assert (tmp_path / "export/model").read_text() == "new"
-    assert names(tmp_path) == ["export"]
-
-
-def test_windows_flushes_files_and_no_folders(tmp_path, monkeypatch):
-    refuse_as_windows(monkeypatch)
-    write(tmp_path / "export", content="old")
-    write(tmp_path / "export", replace=True)
-    assert (tmp_path / "export/model").read_text() == "new"
+    assert names(tmp_path) == ["export", *["export.lock"] * windows]
 
 
 def test_the_old_one_survives_a_replacement_that_fails(tmp_path):

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from brainq_torch import finish
+from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.fit import main as fit_main
 from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.scheme import quantize_weight
 from brainq_torch.run import load_run
 from export.__main__ import main as export_main
 from export.catalogue import ONNX_W4A8, TFLITE_W4A8
+from export.graph.encodings import in_tflite_layout, read_encodings, weighted_operators
+from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4
+from export.run.metadata import read_metadata
+from export.run.runners import TFLiteRunner
 from tests.conftest import TINY
-
-pytest.importorskip("onnx2tf", reason="the optional extra `export` is not installed")
 
 SCHEME = {"weight_bits": 4, "exceptions": {"first": 8, "last": 8, "depthwise": 8}}
 FEW = ["--recipes", "w4a8", "--calibration-images", "8"]
@@ -24,9 +28,6 @@ FEW = ["--recipes", "w4a8", "--calibration-images", "8"]
 
 def file_integers(folder):
     """Return the integers of every layer of both files: {layer: (O, ...) int8, torch's layout}, {layer: flat}."""
-    from export.graph.encodings import in_tflite_layout, read_encodings, weighted_operators
-    from export.graph.flatbuffer import constant, operator_name, read_model, schema, unpack_int4
-
     layers = read_encodings(folder / ONNX_W4A8).layers
     model = read_model(folder / TFLITE_W4A8)
     tensors = model.subgraphs[0].tensors
@@ -47,8 +48,6 @@ def file_integers(folder):
 @pytest.fixture(scope="module")
 def trained(tiny_run, phantoms, tmp_path_factory):
     """A run trained with 4-bit weights, kept whether or not training helped, and its export."""
-    from brainq_torch import finish
-
     out = tmp_path_factory.mktemp("runs") / "w4"
     qat = json.dumps({"calibration_images": 8, "scheme": SCHEME})
     words = [*TINY, f"--data.root={phantoms}", f"--out={out}", f"--init={tiny_run}", f"--qat={qat}"]
@@ -104,13 +103,10 @@ def test_naive_and_learned_rounding_are_told_apart(rounded):
     assert len(differing & four_bit) > 30
     assert np.abs(naive["features.2.conv.0.0"]).max() > 7  # as the file of bits says
     assert np.abs(naive["features.2.conv.1.0"]).max() <= 7 < np.abs(learned["features.2.conv.1.0"]).max()
+    assert np.abs(learned["features.2.conv.0.0"]).max() <= 7
     for name in ("nearest", "descent"):
         parity = json.loads((rounded / name / "parity.json").read_text())
         assert parity["artefacts"][TFLITE_W4A8]["max_lsb"] == 0
-    assert np.abs(learned["features.2.conv.0.0"]).max() <= 7
-    from export.run.metadata import read_metadata
-
-    for name in ("nearest", "descent"):
         provenance = read_metadata(rounded / name / TFLITE_W4A8).provenance
         assert provenance["rounding"]["method"] == name
         assert ("features.2.conv.0.0" in provenance["scheme"]["exceptions"]) == (name == "nearest")
@@ -126,11 +122,6 @@ def test_a_file_that_says_no_bits_is_refused(tiny_run, tmp_path, content, capsys
 
 def test_the_published_file_runs_with_and_without_xnnpack():
     """The built-in kernels round twice, which stays small. 34 of its layers hold 4-bit weights."""
-    from brainq_torch.data.synthesis.phantom import phantom_images
-    from export.graph.flatbuffer import read_model, schema
-    from export.run.metadata import read_metadata
-    from export.run.runners import TFLiteRunner
-
     file, images = Path("results/mobilenetv2_w4") / TFLITE_W4A8, phantom_images(4, 224)[0]
     wanted, built_in = (TFLiteRunner(file, read_metadata(file), xnnpack=on) for on in (True, False))
     assert 0 < np.abs(built_in(images) - wanted(images)).max() <= 24 * wanted.logit_scale.scale

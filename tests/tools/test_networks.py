@@ -31,11 +31,10 @@ def link_classes(data, phantoms):
     return ["--data", str(data), "--size", "36", "--images", "4", "--steps", "1"]
 
 
-def test_it_tries_them_on_any_classes(phantoms, tmp_path, reported):
-    small = "mobilenetv2{width_mult: 0.1}"
-    (row, other), _ = reported(main, NAMES[1], small, *link_classes(tmp_path / "data", phantoms))
+def test_it_tries_them_on_any_classes_and_with_arguments(phantoms, tmp_path, reported):
+    (row,), _ = reported(main, "mobilenetv2{width_mult: 0.1}", *link_classes(tmp_path / "data", phantoms))
     assert row["fp32_max_diff"] <= 1e-4
-    assert 0 < other["parameters"] < 300_000
+    assert 0 < row["parameters"] < 300_000
 
 
 def test_names_of_no_network_are_wrong_input(phantoms, tmp_path, ended):

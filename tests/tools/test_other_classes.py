@@ -40,14 +40,11 @@ def words(*arguments):
     return [str(argument) for argument in arguments]
 
 
-def test_compare_names_the_models_classes(run, data, reported):
+def test_compare_names_the_models_classes_which_all_have(run, tiny_run, data, reported, ended):
     report, printed = reported(compare.main, run, "--data", data)
     (model,) = report["models"]
     assert tuple(model["metrics"]["per_class"]) == CLASSES
     assert "recall astrocytoma / meningioma / pituitary" in printed
-
-
-def test_models_of_other_classes_are_not_compared(run, tiny_run, data, ended):
     error = ended(compare.main(words(run, tiny_run, "--data", data)), WRONG_INPUT).err
     assert "tells glioma, meningioma, notumor, pituitary apart, the images are astro" in error
 

@@ -19,7 +19,6 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.series.find import Unread, find_series
 from export.run.model import load
 from tools import predict
-from tools.shared.command import CommandError
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,15 +245,10 @@ def test_a_name_in_letters_that_the_locale_has_not_ends_no_command():
     assert run.stdout.split() == [rb"\u5065\u5eb7"]
 
 
-def test_only_the_projects_own_errors_become_messages(ended):
+def test_a_bug_is_no_message_and_a_stop_is_one(ended):
     def fail(error):
         raise error
 
-    assert run_command(lambda: fail(CommandError("wrong word"))) == 2
-    assert (
-        ended(run_command(lambda: fail(PermissionError(13, "Permission denied", "x"))), 2).err
-        == "error: wrong word\nerror: x: Permission denied; name a place in a folder that you may read and write\n"
-    )
     with pytest.raises(ValueError, match="a bug"):
         run_command(lambda: fail(ValueError("a bug")))
     assert ended(run_command(lambda: fail(KeyboardInterrupt())), 130).err == "stopped\n"

@@ -1,8 +1,10 @@
 """Packed int4 files: every weight arrives, LiteRT runs them both ways, and one wrong nibble is found and named."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch import nn
 
 from brainq_torch.data.pixels import PixelSpec
@@ -10,8 +12,12 @@ from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.low_bits import quantize_low_bits
 from brainq_torch.quant.rounding import Rounding
 from brainq_torch.quant.scheme import Scheme, quantize_weight
+from export.graph.check import check_encodings
+from export.graph.encodings import EncodingError, read_encodings
 from export.graph.flatbuffer import operator_name, read_model, schema, unpack_int4, write_model
 from export.graph.int4 import pack_int4
+from export.graph.qdq_onnx import export_qdq_onnx
+from export.integer_files import convert_int8
 from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 SCHEME = Scheme(weight_bits=4, exceptions={"last": 8, "depthwise": 8})
@@ -30,10 +36,6 @@ def test_packing_is_undone():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    pytest.importorskip("onnx2tf", reason="the optional extra `export` is not installed")
-    from export.graph.qdq_onnx import export_qdq_onnx
-    from export.integer_files import convert_int8
-
     folder = tmp_path_factory.mktemp("int4")
     model = small_network()
     model.down = nn.Conv2d(8, 8, 3, 2, 1, bias=False)
@@ -72,16 +74,14 @@ def test_the_file_holds_the_integers_that_rounding_chose(files):
 
 
 def test_every_engine_gives_the_same_logits(files):
-    litert = pytest.importorskip("ai_edge_litert.interpreter")
-    runtime = pytest.importorskip("onnxruntime")
     network, onnx, tflite = files
     pixels = small_images(16, seed=7)
     wanted = network(as_input(pixels)).detach().numpy()
-    session = runtime.InferenceSession(onnx)
+    session = onnxruntime.InferenceSession(onnx)
     assert np.array_equal(session.run(None, {"image": as_input(pixels).numpy()})[0], wanted)
     # the built-in kernels round twice
     for resolver, most in (("AUTO", 0), ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", 3)):
-        interpreter = litert.Interpreter(str(tflite), experimental_op_resolver_type=litert.OpResolverType[resolver])
+        interpreter = Interpreter(str(tflite), experimental_op_resolver_type=OpResolverType[resolver])
         interpreter.allocate_tensors()
         source, logits = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
         scale, zero_point = logits["quantization"]
@@ -95,9 +95,6 @@ def test_every_engine_gives_the_same_logits(files):
 
 
 def test_a_flipped_nibble_is_named(files, tmp_path):
-    from export.graph.check import check_encodings
-    from export.graph.encodings import EncodingError, read_encodings
-
     _, onnx, tflite = files
     encodings = read_encodings(onnx)
     check_encodings(tflite, encodings)
@@ -112,9 +109,6 @@ def test_a_flipped_nibble_is_named(files, tmp_path):
 
 
 def test_a_file_of_int8_weights_is_no_w4a8_file(files, tmp_path):
-    from export.graph.check import check_encodings
-    from export.graph.encodings import EncodingError, read_encodings
-
     _, onnx, tflite = files
     model = read_model(tflite)
     weight, _ = int4_weights(model)["point.0.weight"]

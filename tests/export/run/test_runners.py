@@ -17,7 +17,7 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.encoding import Encoding
 from brainq_torch.quant.fake_quantize import WeightQuantizer
-from brainq_torch.run import RunError
+from brainq_torch.run import RunError, load_run
 from export.run.metadata import FileMetadata, MetadataError, write_metadata
 from export.run.runners import OnnxRunner, load_runner
 from export.run.sessions import RunnerError, feed
@@ -70,6 +70,7 @@ def test_every_file_answers_as_its_checkpoint(tiny_export, checkpoint, name):
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_any_number_of_images_gives_each_the_same_logits(tiny_run, tiny_export, name, count):
     runner = load_runner(tiny_export / name if name else tiny_run)
+    assert (runner.pixels, runner.classes, runner.logit_scale) == (SPEC, CLASSES, None)
     images = random_images(7)
     logits = runner(images[:count])
     assert logits.shape == (count, 4)
@@ -116,12 +117,14 @@ def test_a_file_may_be_removed_while_it_runs(tiny_export, tmp_path, monkeypatch,
     copy.unlink()
 
 
-@pytest.mark.parametrize("name", ["", *FILES])
-def test_says_pixels_and_classes(tiny_run, tiny_export, name):
-    runner = load_runner(tiny_export / name if name else tiny_run, threads=2)
-    assert runner.pixels == SPEC
-    assert runner.classes == CLASSES
-    assert runner.logit_scale is None
+def test_every_exported_file_does_not_answer_where_its_network_does_not(tiny_run, tiny_export, tiny_int8_export):
+    """One image is no longer uncertain in one file and answered in the next, as one fitted on other images did."""
+    run = load_run(tiny_run)
+    paths = [path for folder in (tiny_export, tiny_int8_export) for path in folder.glob("model_*")]
+    assert len(paths) == 5
+    for path in paths:
+        assert load_runner(path).abstention == run.abstention
+    assert load_runner(tiny_run).abstention.to_json() == run.abstention.to_json()
 
 
 @pytest.mark.parametrize(
@@ -139,29 +142,24 @@ def test_refuses_other_images(tiny_run, tiny_export, name, images):
         load_runner(tiny_export / name if name else tiny_run)(images)
 
 
-def test_int8_input_is_pixel_minus_128_and_logits_are_dequantized(tmp_path):
-    path = write_int8_tflite(tmp_path / "model.tflite")
-    runner = load_runner(path, pixels=SPEC, classes=CLASSES)
-    images = random_images(3)
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [({}, lambda pixel: pixel - 128), ({"input_kind": "UINT8"}, lambda pixel: pixel),
+     ({"input_scale": 1 / 64}, lambda pixel: np.rint((pixel - 128) / 2))],
+)  # fmt: skip
+def test_an_integer_input_is_fed_by_its_own_scale(tmp_path, made, wanted):
+    """Pixel - 128 at scale 1/128; as uint8 the pixel itself."""
+    runner = load_runner(write_int8_tflite(tmp_path / "model.tflite", **made), pixels=SPEC, classes=CLASSES)
     every_value = np.arange(256, dtype=np.uint8).repeat(4).reshape(1, 32, 32)
-    np.testing.assert_array_equal(fed(runner, every_value), every_value.astype(np.int16) - 128)
+    np.testing.assert_array_equal(fed(runner, every_value), wanted(every_value.astype(np.int16)))
+
+
+def test_integer_logits_are_dequantized(tmp_path):
+    runner = load_runner(write_int8_tflite(tmp_path / "model.tflite"), pixels=SPEC, classes=CLASSES)
     assert runner.logit_scale == Encoding(pytest.approx(0.05), 0)
-    steps = runner(images) / np.float32(0.05)
+    steps = runner(random_images(3)) / np.float32(0.05)
     assert np.abs(steps).max() > 1
     np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-6)
-
-
-def test_another_input_scale_is_followed(tmp_path):
-    path = write_int8_tflite(tmp_path / "model.tflite", input_scale=1 / 64)
-    runner = load_runner(path, pixels=SPEC, classes=CLASSES)
-    image = np.full((1, 32, 32), 228, np.uint8)  # (228 - 128) / 128 = 0.78125 = 50 steps of 1/64
-    assert set(np.unique(fed(runner, image))) == {50}
-
-
-def test_uint8_input_is_the_pixel_itself(tmp_path):
-    runner = load_runner(write_int8_tflite(tmp_path / "m.tflite", input_kind="UINT8"), pixels=SPEC, classes=CLASSES)
-    image = random_images(1)
-    np.testing.assert_array_equal(fed(runner, image), image)
 
 
 def test_a_file_with_int8_weights_and_float_logits_has_no_integer_ones(tmp_path):
