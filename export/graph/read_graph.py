@@ -18,11 +18,10 @@ from export.graph.model_graph import DEQUANTIZE, FLOATS, HEAVY, INTEGERS, QUANTI
 
 _ONNX_NAMES = {
     "Conv": "CONV_2D", "ConvTranspose": "TRANSPOSE_CONV", "Gemm": "FULLY_CONNECTED", "MatMul": "FULLY_CONNECTED",
-    "Transpose": "TRANSPOSE", "Mul": "MUL", "Add": "ADD", "Sub": "SUB", "Div": "DIV", "Pad": "PAD", "Cast": "CAST",
-    "Reshape": "RESHAPE", "QuantizeLinear": QUANTIZE, "DequantizeLinear": DEQUANTIZE,
-    "ConvInteger": "CONV_2D", "MatMulInteger": "FULLY_CONNECTED",
+    "QuantizeLinear": QUANTIZE, "DequantizeLinear": DEQUANTIZE, "ConvInteger": "CONV_2D",
+    "MatMulInteger": "FULLY_CONNECTED",
 }  # fmt: skip
-"""ONNX operators that a diagnosis asks for, under TFLite's names; the others keep theirs."""
+"""ONNX operators that TFLite calls otherwise; the others keep their names, in capitals."""
 _VIEWS = frozenset({"RESHAPE", "FLATTEN", "SQUEEZE", "UNSQUEEZE", "TRANSPOSE", "IDENTITY"})
 """Operators that move values without computing: integers stay integers, with no QuantizeLinear behind them."""
 _FUSED = frozenset({"RELU", "CLIP", "HARDSWISH"})

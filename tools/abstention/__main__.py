@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from brainq_torch.abstention.policy import Abstention, Judgement, cover, measure
+from brainq_torch.abstention.policy import Judgement, cover, measure
 from brainq_torch.data.reading.grey import UnreadableImageError
 from brainq_torch.data.reading.image import read_grey
 from brainq_torch.evaluation.figure import save_figure
@@ -24,6 +24,9 @@ from tools.shared.images import choose_known, class_order, decode_images, labels
 
 DRAWN = 50
 """Pictures drawn of each kind of outlier."""
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Coverage and accuracy of answering the most probable images only."""
 
 _HEALTHY = "notumor"
 _CURVE_POINTS = 101
@@ -42,41 +45,6 @@ class OutlierReport:
     answered: float
     tumour: float
     tumour_without: float
-
-
-@dataclass(frozen=True)
-class AbstentionReport:
-    """What abstaining brings on a data set, and on pictures that are none.
-
-    in_distribution: see ``measure``. curve: coverage and accuracy of answering the most probable ones only.
-    """
-
-    model: str
-    data: str
-    split: str
-    abstention: Abstention
-    in_distribution: dict[str, Any]
-    curve: tuple[NDArray[np.float64], NDArray[np.float64]]
-    outliers: dict[str, OutlierReport]
-    scores: dict[str, NDArray[np.float64]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, the curve at 101 places."""
-        coverage, accuracy = self.curve
-        places = np.unique(np.round(np.linspace(0, len(coverage) - 1, _CURVE_POINTS)).astype(int))
-        return {
-            "model": self.model,
-            "data": self.data,
-            "split": self.split,
-            "temperature": self.abstention.temperature,
-            "threshold": self.abstention.threshold,
-            "fitted_on": self.abstention.fitted_on,
-            **self.in_distribution,
-            "area_over_curve": float(np.mean(1 - accuracy)),
-            "curve": [[round(float(coverage[i]), 4), round(float(accuracy[i]), 4)] for i in places],
-            "auroc": float(np.mean([report.auroc for report in self.outliers.values()])),
-            "outliers": {kind: asdict(report) for kind, report in self.outliers.items()},
-        }
 
 
 def _add_words(parser: argparse.ArgumentParser) -> None:
@@ -107,15 +75,14 @@ def _measure(options: argparse.Namespace) -> int:
     for kind, images in sets.items():
         said = runner.abstention.judge(runner(images)[:, order], images)
         reports[kind], scores[kind] = _report(said, judged.outlier, folder.classes), said.outlier
-    right = logits.argmax(axis=1) == labels
-    curve = cover(judged.probabilities.max(axis=1), right)
-    found = measure(judged, labels)
-    name = str(Path(options.data))
-    report = AbstentionReport(options.model, name, split, runner.abstention, found, curve, reports, scores)
+    curve = cover(judged.probabilities.max(axis=1), logits.argmax(axis=1) == labels)
+    about = {"model": options.model, "data": str(Path(options.data)), "split": split}
+    about |= {name: getattr(runner.abstention, name) for name in ("temperature", "threshold", "fitted_on")}
+    report = about | measure(judged, labels) | _describe(curve, reports)
     print(fill_text("abstention", report=report))
-    write_found(options, report.to_json())
+    write_found(options, report)
     if options.plot:
-        plot_report(report, options.plot)
+        plot_report(report, curve, scores, options.plot)
     return 0
 
 
@@ -152,27 +119,36 @@ def _report(said: Judgement, usual: NDArray[np.float64], classes: Sequence[str])
     )
 
 
-def plot_report(report: AbstentionReport, path: str) -> None:
+def _describe(curve: Curve, reports: dict[str, OutlierReport]) -> dict[str, Any]:
+    """Return what is said of the curve, of which 101 places are, and of pictures that are no heads."""
+    coverage, accuracy = curve
+    places = np.unique(np.round(np.linspace(0, len(coverage) - 1, _CURVE_POINTS)).astype(int))
+    return {
+        "area_over_curve": float(np.mean(1 - accuracy)),
+        "curve": [[round(float(coverage[i]), 4), round(float(accuracy[i]), 4)] for i in places],
+        "auroc": float(np.mean([report.auroc for report in reports.values()])),
+        "outliers": {kind: asdict(report) for kind, report in reports.items()},
+    }
+
+
+def plot_report(report: dict[str, Any], curve: Curve, scores: dict[str, NDArray[np.float64]], path: str) -> None:
     """Draw accuracy against coverage, and where the outlier scores of each kind of picture lie."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    coverage, accuracy = report.curve
-    left.plot(100 * coverage, 100 * accuracy, color="tab:blue")
-    found = report.in_distribution
-    if found["accuracy"] is not None:
+    left.plot(100 * curve[0], 100 * curve[1], color="tab:blue")
+    if report["accuracy"] is not None:
         left.plot(
-            100 * found["coverage"], 100 * found["accuracy"], "o", color="tab:red", label="as stored in the model"
+            100 * report["coverage"], 100 * report["accuracy"], "o", color="tab:red", label="as stored in the model"
         )
         left.legend(loc="lower left")
     left.set(
         xlabel="answered, % of the images (most probable first)",
         ylabel="right, % of the answers",
-        title=f"{report.split}: {found['n']} images",
+        title=f"{report['split']}: {report['n']} images",
     )
     left.grid(alpha=0.3)
-    kinds = list(report.scores)
-    right.boxplot([np.minimum(report.scores[kind], 5.0) for kind in kinds], orientation="horizontal", whis=(1, 99))
-    right.set_yticks(range(1, len(kinds) + 1), kinds)
+    right.boxplot([np.minimum(each, 5.0) for each in scores.values()], orientation="horizontal", whis=(1, 99))
+    right.set_yticks(range(1, len(scores) + 1), scores)
     right.invert_yaxis()
     right.axvline(1.0, color="tab:red", linestyle="--")
     right.set(xlabel="outlier score (above 1: no answer; cut at 5)", title="pictures that are no heads")

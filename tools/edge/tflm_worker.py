@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -70,14 +71,10 @@ def run(runtime: Any, model: bytes, images: Any, least: int) -> dict[str, Any]:
 
 def smallest_arena(starts: Callable[[int], bool], guess: int) -> int:
     """Return the least multiple of 16 with which ``starts``."""
-    low, high = 0, guess
-    while not starts(high):
-        low, high = high, high + max(high // 8, ALIGNMENT)
-    low, high = low // ALIGNMENT, -(-high // ALIGNMENT)  # does not, does
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if starts(middle * ALIGNMENT) else (middle, high)
-    return high * ALIGNMENT
+    while not starts(guess):
+        guess += max(guess // 8, ALIGNMENT)
+    places = range(ALIGNMENT, guess + ALIGNMENT, ALIGNMENT)
+    return places[bisect_left(places, True, hi=len(places) - 1, key=starts)]
 
 
 @contextmanager
