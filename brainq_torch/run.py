@@ -16,7 +16,6 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.files import TensorFileError, load_tensors, save_tensors, weight_faults
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.quant.layers import is_fake_quantized, scheme_of
-from brainq_torch.quant.lower import note_size
 from brainq_torch.quant.prepare import rebuild
 from brainq_torch.run_files import (
     CHECKPOINT,
@@ -115,7 +114,6 @@ def _build(checkpoint: dict[str, Any], path: Path) -> nn.Module:
         model = build_model(name, len(checkpoint["classes"]), **arguments)
     except ValueError as error:
         raise RunError(f"{path} is of a network that is not built here: {error}") from error
-    note_size(model, checkpoint["pixels"]["size"])
     if checkpoint["quantization"] is not None:
         model = rebuild(model, checkpoint["quantization"])
     check_weights_fit(model, checkpoint["state_dict"], f"{path} ({name})")

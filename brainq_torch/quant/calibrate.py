@@ -22,7 +22,6 @@ from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
 from brainq_torch.quant.fake_quantize import HIGHEST, LOWEST, fake_quantize
 from brainq_torch.quant.layer_samples import make_batches, mean_of_positions, walk_inputs
 from brainq_torch.quant.layers import PrepareError, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
-from brainq_torch.quant.lower import note_size
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
 
@@ -120,7 +119,6 @@ def quantize_post_training(
         equal: Make channels alike in strength (``equalize``); not for further training, to which each weight's size
             matters.
     """
-    note_size(model, pixels.shape[-1])
     prepared = prepare_qat(model, scheme).eval()
     equals = find_equal(prepared) if equal else []
     with noting_peaks(prepared, equals) as peaks:

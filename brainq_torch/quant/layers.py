@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import torch
 import torch.ao.nn.intrinsic as fused
 import torch.ao.nn.intrinsic.qat as fused_qat
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from brainq_torch.models.wiring import is_passing, trace_modules
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.layer_samples import apply_rows
-from brainq_torch.quant.lower import probe_image
 from brainq_torch.quant.scheme import Scheme, held_bits
 from brainq_torch.run_files import BrainqError
 
@@ -189,33 +188,26 @@ def fold(module: Any) -> tuple[Tensor, Tensor]:
     return module.weight, bias
 
 
-@torch.no_grad()
 def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
-    """Run the network once; return activations in running order and, by its memory, the one that feeds each layer."""
-    producers: dict[int, str] = {}
-    kept: list[Tensor] = []  # alive until the end, so that no memory is used twice
-    order: list[str] = []
-    sources: dict[str, str] = {}
-
-    def record_output(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        kept.append(output)
-        order.append(name)
-        producers[output.untyped_storage().data_ptr()] = name
-
-    def record_input(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        source = producers.get(inputs[0].untyped_storage().data_ptr())
-        if source is None:
-            raise PrepareError(f"what feeds {name} passes no quantizer; make that operation a module of a shared group")
-        sources[name] = source
-
-    with ExitStack() as ends:
-        for name, quantizer in activation_quantizers(model).items():
-            ends.enter_context(quantizer.register_forward_hook(partial(record_output, name)))
-        for name, module in model.named_modules():
-            if hasattr(module, "weight_fake_quant"):
-                ends.enter_context(module.register_forward_pre_hook(partial(record_input, name)))
-        ends.callback(model.train, model.training)
-        model.eval()(probe_image(model))
+    """Return activations in running order, and the one that feeds each layer. Raises PrepareError, WiringError."""
+    modules, quantizers, order = dict(model.named_modules()), activation_quantizers(model), list[str]()
+    sources, made = dict[str, str](), dict[fx.Node, str | None]()
+    for node in trace_modules(model).nodes:
+        name, fed = str(node.target), next((made[one] for one in node.all_input_nodes), None)
+        module = modules[name] if node.op == "call_module" else None
+        if hasattr(module, "weight_fake_quant"):
+            if fed is None:
+                raise PrepareError(
+                    f"what feeds {name} passes no quantizer; make that operation a module of a shared group"
+                )
+            sources[name] = fed
+        name = name.removesuffix(".activation_post_process")  # a FloatFunctional calls its quantizer itself
+        if module is not None and name in quantizers:
+            order.append(name)
+            made[node] = name
+        else:
+            passes = is_passing(module) if module else node.target is torch.flatten
+            made[node] = fed if passes else None
     return order, sources
 
 

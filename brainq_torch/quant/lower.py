@@ -1,43 +1,13 @@
 """Make every operation carryable: BatchNorms that cannot be folded and average poolings become convolutions."""
 
 import copy
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import fx, nn
 
-from brainq_torch.models.wiring import GRID_SIDE, GridPool, fuse_list
-
-PROBE_SIZE = 64
-"""Side in pixels of the image that shows how a network is wired; any size that it takes will do."""
-
-
-def note_size(model: Any, side: int) -> None:
-    """Note on a network the side in pixels of its images, where it does not take ``PROBE_SIZE``, or has a grid."""
-    if any(isinstance(part, GridPool) for part in model.modules()) or not _takes(model, PROBE_SIZE):
-        model.image_side = side
-
-
-@torch.no_grad()
-def _takes(model: nn.Module, side: int) -> bool:
-    training = model.training
-    try:
-        model.eval()(torch.zeros(1, 1, side, side, device=next(model.parameters()).device))
-    except (RuntimeError, ValueError):
-        return False
-    finally:
-        model.train(training)
-    return True
-
-
-def probe_image(model: nn.Module) -> Tensor:
-    """Return an image, (1, 1, s, s), that goes through a network, on its device."""
-    side = GRID_SIDE if any(isinstance(part, GridPool) for part in model.modules()) else PROBE_SIZE
-    side = getattr(model, "image_side", side)
-    return torch.zeros(1, 1, side, side, device=next(model.parameters()).device)
+from brainq_torch.models.wiring import fuse_list, trace_modules
 
 
 def lower_batchnorms(model: nn.Module) -> nn.Module:
@@ -100,22 +70,17 @@ def lower_average_pools(model: nn.Module) -> nn.Module:
     return result
 
 
-@torch.no_grad()
 def _channels_at_pools(model: nn.Module) -> dict[str, int]:
-    """Run a small image through the network and note how many channels each average pooling sees."""
-    seen: dict[str, int] = {}
-
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[name] = inputs[0].shape[1]
-
-    pools = {name: module for name, module in model.named_modules() if isinstance(module, nn.AvgPool2d)}
-    wanted = {name: pool for name, pool in pools.items() if pool.padding in (0, (0, 0)) and not pool.ceil_mode}
-    with ExitStack() as ends:
-        for name, pool in wanted.items():
-            ends.enter_context(pool.register_forward_pre_hook(partial(note, name)))
-        if wanted:
-            ends.callback(model.train, model.training)
-            model.eval()(probe_image(model))
+    """Return how many channels each unpadded average pooling sees. Raises WiringError."""
+    modules, counts, seen = dict(model.named_modules()), dict[fx.Node, int](), dict[str, int]()
+    for node in trace_modules(model).nodes:
+        inputs = [counts[one] for one in node.all_input_nodes]
+        module: Any = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(module, nn.AvgPool2d) and module.padding in (0, (0, 0)) and not module.ceil_mode:
+            seen[str(node.target)] = inputs[0]
+        members: Any = node.args[0] if node.target is torch.cat else ()
+        joined = sum(counts[one] for one in members) or max(inputs, default=1)  # of the image: 1
+        counts[node] = getattr(module, "out_channels", joined)
     return seen
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.pretrained import load_pretrained
-from brainq_torch.quant.lower import note_size
 from brainq_torch.run import RunError, load_run, read_config
 from brainq_torch.run_files import LOG
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
@@ -85,7 +84,6 @@ def check_size(model: nn.Module, name: str, size: int, class_count: int) -> None
         model.train(training)
     if made != (1, class_count):
         raise RunError(f"{name} makes {made} of an image, (1, {class_count}) is needed: end its forward with logits")
-    note_size(model, size)
 
 
 def load_weights(model: nn.Module, options: ModelOptions, classes: tuple[str, ...], folders: list[str]) -> None:
