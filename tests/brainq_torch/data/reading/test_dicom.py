@@ -3,6 +3,7 @@
 # (the imports below need a package that may be absent, and then the file is skipped)
 
 import os
+import re
 import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -92,11 +93,61 @@ def windowed(values: np.ndarray, centre: float, width: float) -> np.ndarray:
     return np.rint(np.clip(fraction, 0, 1) * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-def test_plain_image(tmp_path, syntax):
-    grey = read_grey(write_dicom(tmp_path / "a.dcm", syntax=syntax))
-    np.testing.assert_array_equal(grey.pixels, rescaled(STORED.astype(float)))
-    assert grey.notes == ("DICOM values rescaled from 25..1345 to 0..255",)
+def window(centre, width, **more):
+    return {"WindowCenter": centre, "WindowWidth": width, **more}
+
+
+SIGNED, WHITE_IS_ZERO = STORED.astype(np.int16) - 700, {"PhotometricInterpretation": "MONOCHROME1"}
+PADDED = np.vstack([np.full((3, 60), -32000, np.int16), SIGNED])
+EXACT, SIGMOID = ((STORED - 600.0) / 300, 1 / (1 + np.exp(-4 * (STORED - 600.0) / 300)))  # PS3.3 C.11.2.1.3
+SCALED, APPLIED = r"DICOM values rescaled from \S+ to 0\.\.255", "VOI window centre 600 width 300 applied"
+INVERTED = r"MONOCHROME1 \(white is zero\) inverted"
+
+# Stored values and tags -> what is shown, and all notes.
+SHOWN = {
+    "plain": (STORED, {}, rescaled(STORED), r"DICOM values rescaled from 25\.\.1345 to 0\.\.255"),
+    "implicit": (STORED, {"syntax": ImplicitVRLittleEndian}, rescaled(STORED), SCALED),
+    "rescaled, then windowed": (
+        STORED, window(900, 800, RescaleSlope=2, RescaleIntercept=-100), windowed(STORED * 2.0 - 100, 900, 800),
+        "VOI window centre 900 width 800 applied",
+    ),
+    "slope alone": (STORED, window(600, 300, RescaleSlope=2), windowed(STORED * 2.0, 600, 300), APPLIED),
+    "intercept alone": (STORED, window(600, 300, RescaleIntercept=-90), windowed(STORED - 90.0, 600, 300), APPLIED),
+    "empty slope": (STORED, {"RescaleSlope": "", "RescaleIntercept": "5"}, rescaled(STORED), SCALED),
+    "signed": (SIGNED, {}, rescaled(SIGNED), SCALED),
+    "signed, windowed": (SIGNED, window(0, 500), windowed(SIGNED, 0, 500), "VOI window centre 0 width 500 applied"),
+    "two windows": (
+        STORED, window([600, 100], [300, 50]), windowed(STORED, 600, 300), f"first of 2 VOI windows; {APPLIED}",
+    ),
+    "half of two": (STORED, window("600\\", "300\\"), windowed(STORED, 600, 300), f"first of 2 VOI windows; {APPLIED}"),
+    "exact": (STORED, window(600, 300, VOILUTFunction="LINEAR_EXACT"), np.clip(EXACT + 0.5, 0, 1) * 255, APPLIED),
+    "sigmoid": (STORED, window(600, 300, VOILUTFunction="SIGMOID"), SIGMOID * 255, APPLIED),
+    **{
+        f"impossible window {place}": (STORED, window(*place), rescaled(STORED), rf"VOI window .* ignored; {SCALED}")
+        for place in ((600, 0), (600, -5), (None, 100), (600, None))
+    },
+    "window elsewhere": (
+        STORED, window(9000, 200), rescaled(STORED),
+        f"VOI window centre 9000 width 200 misses nearly all pixels, ignored; {SCALED}",
+    ),
+    "white is zero": (STORED, WHITE_IS_ZERO, rescaled(-STORED.astype(int)), f"{SCALED}; {INVERTED}"),
+    "white is zero, windowed": (
+        STORED, window(600, 300, **WHITE_IS_ZERO), 255 - windowed(STORED, 600, 300), f"{APPLIED}; {INVERTED}",
+    ),
+    "padding": (
+        PADDED, {"PixelPaddingValue": -32000}, np.vstack([np.zeros((3, 60)), rescaled(SIGNED)]),
+        f"{SCALED}; padding pixels shown as the darkest",
+    ),
+    "bits above those stored": (STORED << 4, {"BitsStored": 12, "HighBit": 15}, rescaled(STORED), SCALED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_is_stored_is_shown_as_its_tags_say(tmp_path, name):
+    stored, tags, pixels, notes = SHOWN[name]
+    grey = read_grey(write_dicom(tmp_path / "a.dcm", stored, **tags))
+    np.testing.assert_array_equal(grey.pixels, np.rint(pixels))
+    assert re.fullmatch(notes, "; ".join(grey.notes))
 
 
 def test_content_decides_and_the_patient_becomes_a_group_without_a_name(tmp_path):
@@ -115,54 +166,6 @@ def test_content_decides_and_the_patient_becomes_a_group_without_a_name(tmp_path
 def test_a_placeholder_names_nobody(tmp_path, patient, is_nobody):
     (name,) = read_origin(write_dicom(tmp_path / "a.dcm", PatientID=patient)).names
     assert (name == f"placeholder {patient}") is is_nobody
-
-
-def test_rescale_and_window_are_applied_in_that_order(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", RescaleSlope=2, RescaleIntercept=-100, WindowCenter=900, WindowWidth=800)
-    grey = read_grey(path)
-    np.testing.assert_array_equal(grey.pixels, windowed(STORED * 2.0 - 100, 900, 800))
-    assert grey.notes == ("VOI window centre 900 width 800 applied",)
-
-
-@pytest.mark.parametrize(("tags", "slope", "intercept"), [({"Slope": 2}, 2, 0), ({"Intercept": -90}, 1, -90)])
-def test_a_slope_or_an_intercept_alone(tmp_path, tags, slope, intercept):
-    said = {f"Rescale{name}": value for name, value in tags.items()}
-    path = write_dicom(tmp_path / "a.dcm", WindowCenter=600, WindowWidth=300, **said)
-    np.testing.assert_array_equal(read_grey(path).pixels, windowed(STORED * float(slope) + intercept, 600, 300))
-
-
-def test_signed_values_below_zero(tmp_path):
-    stored = STORED.astype(np.int16) - 700
-    np.testing.assert_array_equal(
-        read_grey(write_dicom(tmp_path / "a.dcm", stored)).pixels, rescaled(stored.astype(float))
-    )
-    path = write_dicom(tmp_path / "b.dcm", stored, WindowCenter=0, WindowWidth=500)
-    np.testing.assert_array_equal(read_grey(path).pixels, windowed(stored.astype(float), 0, 500))
-
-
-def test_the_first_of_several_windows(tmp_path):
-    grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=[600, 100], WindowWidth=[300, 50]))
-    np.testing.assert_array_equal(grey.pixels, windowed(STORED.astype(float), 600, 300))
-    assert grey.notes[0] == "first of 2 VOI windows"
-    half = read_grey(write_dicom(tmp_path / "half.dcm", WindowCenter="600\\", WindowWidth="300\\"))
-    assert half.notes == ("first of 2 VOI windows", "VOI window centre 600 width 300 applied")
-
-
-def test_other_window_functions(tmp_path):
-    exact = read_grey(
-        write_dicom(tmp_path / "a.dcm", WindowCenter=600, WindowWidth=300, VOILUTFunction="LINEAR_EXACT")
-    ).pixels
-    np.testing.assert_array_equal(exact, np.rint(np.clip((STORED - 600.0) / 300 + 0.5, 0, 1) * 255).astype(np.uint8))
-    sigmoid = read_grey(write_dicom(tmp_path / "b.dcm", WindowCenter=600, WindowWidth=300, VOILUTFunction="SIGMOID"))
-    expected = 255 / (1 + np.exp(-4 * (STORED - 600.0) / 300))  # PS3.3 C.11.2.1.3.1
-    assert np.abs(sigmoid.pixels - expected).max() <= 0.51
-
-
-@pytest.mark.parametrize(("centre", "width"), [(600, 0), (600, -5), (None, 100), (600, None)])
-def test_an_impossible_window_is_ignored_and_noted(tmp_path, centre, width):
-    grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=centre, WindowWidth=width))
-    np.testing.assert_array_equal(grey.pixels, rescaled(STORED.astype(float)))
-    assert "ignored" in grey.notes[0]
 
 
 def look_up_table(bits: int, kind: type = np.uint16, first: int = 0, held: int = 1000) -> list[pydicom.Dataset]:
@@ -197,23 +200,6 @@ def test_an_empty_look_up_table_is_ignored_and_a_cut_one_refused(tmp_path):
             assert grey.notes[0] == f"{name} look-up table without entries ignored"
     check_unreadable(write_dicom(tmp_path / "a.dcm", VOILUTSequence=look_up_table(16, held=900)), "has 900 of its")
     check_unreadable(write_dicom(tmp_path / "a.dcm", VOILUTSequence=look_up_table(7)), "look-up table of 7 bits")
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    grey = read_grey(write_dicom(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1"))
-    np.testing.assert_array_equal(grey.pixels, rescaled(-STORED.astype(float)))
-    assert grey.notes[-1] == "MONOCHROME1 (white is zero) inverted"
-    path = write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1", WindowCenter=600, WindowWidth=300)
-    np.testing.assert_array_equal(read_grey(path).pixels, 255 - windowed(STORED.astype(float), 600, 300))
-
-
-def test_padding_does_not_stretch_the_grey_range(tmp_path):
-    stored = STORED.astype(np.int16)
-    stored[:3] = -32000
-    grey = read_grey(write_dicom(tmp_path / "a.dcm", stored, PixelPaddingValue=-32000))
-    np.testing.assert_array_equal(grey.pixels[3:], rescaled(stored[3:].astype(float)))
-    assert not grey.pixels[:3].any()
-    assert "padding pixels shown as the darkest" in grey.notes
 
 
 def test_pixels_that_are_not_square_are_stretched(tmp_path):
@@ -447,25 +433,10 @@ def test_padding_is_the_darkest_in_either_polarity_and_type(tmp_path, kind, wind
     assert (padded[:, :10] == plain.min()).all()
 
 
-def test_an_empty_slope_says_nothing(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", RescaleSlope=None)
-    image = pydicom.dcmread(path)
-    image.add_new(0x00281053, "DS", "")
-    image.add_new(0x00281052, "DS", "5")
-    image.save_as(path)
-    np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
-
-
 def test_a_scanners_private_file_without_pixels_is_of_another_kind(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", PixelData=None, SOPClassUID="1.3.46.670589.11.0.0.12.4")
     with pytest.raises(OtherKindError, match="without an image"):
         list_slices(path)
-
-
-def test_bits_above_those_stored_move_down_where_the_header_says_so(tmp_path):
-    plain = read_grey(write_dicom(tmp_path / "a.dcm", BitsStored=12, HighBit=11)).pixels
-    shifted = write_dicom(tmp_path / "b.dcm", STORED << 4, BitsStored=12, HighBit=15)
-    np.testing.assert_array_equal(read_grey(shifted).pixels, plain)
 
 
 def test_numbers_that_are_none_say_nothing(tmp_path):
@@ -536,12 +507,6 @@ def test_what_is_no_slice_through_a_head_is_named(tmp_path, tags, unfit):
     path = write_dicom(tmp_path / "a.dcm", **tags)
     assert read_origin(path).unfit == unfit
     assert (read_grey(path).notes[0] == f"{unfit}, no slice through a head: do not rely on the answer") is bool(unfit)
-
-
-def test_a_window_that_misses_the_image_is_ignored(tmp_path):
-    grey = read_grey(write_dicom(tmp_path / "a.dcm", WindowCenter=9000, WindowWidth=200))
-    np.testing.assert_array_equal(grey.pixels, rescaled(STORED))
-    assert grey.notes[0] == "VOI window centre 9000 width 200 misses nearly all pixels, ignored"
 
 
 STORAGES = [f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "11.1", "104.1", "4.2", "66")]
