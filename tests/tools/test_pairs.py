@@ -84,16 +84,13 @@ def test_pairs_need_both_sides(heads):
         make_pairs(pixels[labels != NOTUMOR], labels[labels != NOTUMOR], count=1)
 
 
-def test_command_refuses_an_empty_part(phantoms, tiny_run, tmp_path, ended):
+def test_command_refuses_an_empty_part_and_images_that_are_not_the_manifests(phantoms, tiny_run, tmp_path, ended):
     path = next((phantoms / "Training" / "glioma").iterdir())
     manifest = tmp_path / "manifest.csv"
     name = path.relative_to(phantoms).as_posix()
     write_manifest(manifest, [ManifestRow(name, "glioma", "Training", "", hash_file(path))])
     words = [str(tiny_run), "--data", str(phantoms), "--manifest", str(manifest)]
     assert "no images in part 'val'" in ended(main(words), WRONG_INPUT).err
-
-
-def test_command_refuses_images_that_are_not_the_manifests(tiny_run, tmp_path, ended):
     words = [str(tiny_run), "--data", str(tmp_path), "--manifest", str(tiny_run / "manifest.csv")]
     error = ended(main(words), WRONG_INPUT).err
     assert "are not those of the run's manifest" in error

@@ -66,12 +66,9 @@ def test_corruptions_by_hand(heads):
     assert len(np.unique(framed[:15])) == 1
     assert np.array_equal(framed[15:-15, 15:-15], grey)
     assert np.array_equal(corrupt(grey, "resolution", 3, ""), grey)  # nothing to lose in a plain image
-
-
-@pytest.mark.parametrize(("name", "strength"), [("fog", 1), ("blur", 0), ("blur", 4)])
-def test_unknown_corruptions_are_refused(name, strength):
-    with pytest.raises(ValueError, match="allowed are bias field"):
-        corrupt(np.zeros((9, 9), np.uint8), name, strength, "")
+    for name, strength in (("fog", 1), ("blur", 0), ("blur", 4)):
+        with pytest.raises(ValueError, match="allowed are bias field"):
+            corrupt(grey, name, strength, "")
 
 
 def test_a_style_is_the_sources_histogram_on_the_images_anatomy(heads):

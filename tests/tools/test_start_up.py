@@ -21,13 +21,12 @@ def loaded(module, *words):
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-@pytest.mark.parametrize("module", ["tools.predict", "tools.evaluate", "tools.doctor", "tools.bench", "export"])
-def test_help_loads_nothing_heavy(module):
-    assert loaded(module, "--help") == []
+HELPS = ("tools.predict", "tools.evaluate", "tools.doctor", "tools.bench", "export")
 
 
-def test_listing_recipes_loads_nothing_heavy():
-    assert loaded("export", "--list") == []
+@pytest.mark.parametrize(("module", "word"), [*((module, "--help") for module in HELPS), ("export", "--list")])
+def test_help_and_the_list_of_recipes_load_nothing_heavy(module, word):
+    assert loaded(module, word) == []
 
 
 @pytest.mark.parametrize("kind", ["tflite", "onnx"])

@@ -52,19 +52,16 @@ def test_labels_are_the_networks(hospital, phantoms):
     assert [CLASSES[label] for label in folder.labels] == [name.split("/")[0] for name in folder.names]
 
 
-def test_one_patient_cannot_do_both(hospital):
-    one = hospital.with_name("one.csv")
-    one.write_text("\n".join(hospital.read_text().splitlines()[:3]))
-    with pytest.raises(DataFolderError, match="1 groups of images; two or more are needed"):
-        read_elsewhere([one], SPEC, CLASSES)
-
-
-def test_a_picture_is_no_table(hospital):
-    with pytest.raises(DataFolderError, match=r"0.png is a file, not a folder"):
-        read_elsewhere([hospital.with_name("0.png")], SPEC, CLASSES)
-
-
-def test_a_source_named_twice_is_refused(hospital):
-    shutil.copy(hospital, again := hospital.with_name("again.csv"))
-    with pytest.raises(DataFolderError, match=r"again.csv: scanner 0, scanner 1 was there before; name each source"):
-        read_elsewhere([hospital, again], SPEC, CLASSES)
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["one.csv"], "1 groups of images; two or more are needed"),  # one patient cannot do both
+        (["0.png"], "0.png is a file, not a folder"),
+        (["images.csv", "again.csv"], "again.csv: scanner 0, scanner 1 was there before; name each source"),
+    ],
+)
+def test_what_is_no_other_source_is_refused(hospital, names, message):
+    hospital.with_name("one.csv").write_text("\n".join(hospital.read_text().splitlines()[:3]))
+    shutil.copy(hospital, hospital.with_name("again.csv"))
+    with pytest.raises(DataFolderError, match=message):
+        read_elsewhere([hospital.with_name(name) for name in names], SPEC, CLASSES)

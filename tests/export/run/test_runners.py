@@ -213,10 +213,6 @@ def test_refuses_claims_that_do_not_fit_the_file(tmp_path, write):
     check_refused(path, "has the classes", pixels=SPEC, classes=CLASSES[::-1])
 
 
-def test_a_run_refuses_other_claims(tiny_run):
-    check_refused(tiny_run, "was made for", pixels=PixelSpec(64), classes=CLASSES)
-
-
 def test_an_onnx_file_that_the_runtime_refuses_is_named(tmp_path):
     path = write_float_onnx(tmp_path / "model.onnx")
     model = onnx.load(path)
@@ -251,7 +247,8 @@ def test_a_file_that_fails_at_run_time_is_named(tmp_path, kind, engine):
         load_runner(path, pixels=SPEC, classes=CLASSES)(random_images(1))
 
 
-def test_wrong_paths_say_what_is_allowed(tmp_path):
+def test_wrong_paths_and_claims_of_a_run_say_what_is_allowed(tmp_path, tiny_run):
+    check_refused(tiny_run, "was made for", pixels=PixelSpec(64), classes=CLASSES)
     check_refused(tmp_path / "nothing.onnx", "does not exist")
     (tmp_path / "model.pt").write_bytes(b"")
     check_refused(tmp_path / "model.pt", r"ends in '.pt'")

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.synthesis.phantom import phantom_images
@@ -89,8 +90,9 @@ def test_a_run_trained_on_phantoms_may_calibrate_on_others(run, tmp_path):
     assert check_run_images(synthetic, tmp_path / "nowhere").calibration(8).splits == ("phantom",) * 8
 
 
-def test_a_sample_is_balanced_and_prefers_the_earlier_split(run):
-    sample = check_run_images(run).sample(16, ("Testing", "Training"))
+def test_a_sample_is_balanced_seeded_and_prefers_the_earlier_split(run):
+    images = check_run_images(run)
+    sample = images.sample(16, ("Testing", "Training"))
     assert sample.to_json()["splits"] == {"Testing": 12, "Training": 4}
     assert sample.to_json()["per_class"] == dict.fromkeys(CLASSES, 4)
     assert len(set(sample.names)) == 16
@@ -98,20 +100,14 @@ def test_a_sample_is_balanced_and_prefers_the_earlier_split(run):
     assert sample.pixels.dtype == np.uint8
     for name, label in zip(sample.names, sample.labels, strict=True):
         assert f"/{CLASSES[label]}/" in name
+    names = [images.sample(8, ("Training",), seed).names for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
 
 
 def test_pixels_are_those_of_the_named_images(run, phantoms):
     sample = check_run_images(run).sample(8, ("Testing",))
-    from PIL import Image
-
     for name, pixels in zip(sample.names, sample.pixels, strict=True):
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(phantoms / name)))
-
-
-def test_the_seed_decides(run):
-    images = check_run_images(run)
-    names = [images.sample(8, ("Training",), seed).names for seed in (0, 0, 1)]
-    assert names[0] == names[1] != names[2]
 
 
 def test_what_the_run_lacks_is_filled_with_phantoms_and_said(run):
