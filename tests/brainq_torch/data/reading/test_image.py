@@ -18,7 +18,7 @@ from brainq_torch.data.reading.image import looks_like_image, read_grey
 from brainq_torch.data.reading.raster import read_picture
 from tests.brainq_torch.data.reading.scale_rule import rescaled
 from tests.support.pictures import DEFLATE, NONE, PACK_BITS, write_png, write_tiff
-from tests.support.unreadable import check_unreadable
+from tests.support.unreadable import check_cut, check_unreadable
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
@@ -193,15 +193,6 @@ def test_what_is_not_finite_outside_the_head_is_background(tmp_path):
     assert np.abs(found.astype(int) - plain)[8:32, 10:50].max() <= 40  # black is the head's own darkest now
 
 
-@pytest.mark.parametrize(("dtype", "low", "high"), [(np.float32, -1.5, 2.25), (np.int32, -70000, 900000)])
-def test_float_and_signed_pixels_are_rescaled(tmp_path, dtype, low, high):
-    values = np.linspace(low, high, 40 * 60).reshape(40, 60).astype(dtype)
-    grey = read_grey(save(tmp_path / "a.tif", Image.fromarray(values)))
-    assert grey.pixels.min() == 0
-    assert grey.pixels.max() == 255
-    assert "rescaled from" in grey.notes[0]
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compression", [NONE, DEFLATE, PACK_BITS])
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
@@ -213,14 +204,7 @@ def test_signed_and_float_pixels_of_a_tiff_are_read_in_the_order_of_its_bytes(tm
 
 def test_wide_tiff_in_which_white_is_zero_is_inverted(tmp_path):
     wide = ramp().astype(np.uint16) * 100
-    path = save(tmp_path / "a.tif", Image.fromarray(wide), tiffinfo={262: 0})
-    if Image.open(path).tag_v2[262] != 0:  # Pillow's writer may insist on its own photometric tag
-        data = path.read_bytes()
-        entry = struct.pack("<HHI", 262, 3, 1)
-        assert data.count(entry) == 1
-        start = data.index(entry) + len(entry)
-        path.write_bytes(data[:start] + b"\x00\x00" + data[start + 2 :])
-    grey = read_grey(path)
+    grey = read_grey(write_tiff(tmp_path / "a.tif", wide, t262=0))
     np.testing.assert_array_equal(grey.pixels, 255 - rescaled(wide))
     assert "inverted" in grey.notes[-1]
 
@@ -279,16 +263,10 @@ FORMATS = {"png": {}, "jpg": {}, "bmp": {}, "tif": {}, "webp": {"lossless": True
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_truncated_files_are_refused(tmp_path, suffix, kept):
+def test_truncated_files_are_refused(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
     path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise), **FORMATS[suffix])
-    whole = path.read_bytes()
-    read_grey(path)  # the control: the whole file is fine
-    path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(UnreadableImageError, match="truncated or damaged") as caught:
-        read_grey(path)
-    assert caught.value.remedy == "copy or download it again, or remove it"
+    check_cut(path, 0.3, 0.6, 0.9, words="truncated or damaged.*; copy or download it again, or remove it")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.data.synthesis.anatomy import PLANES, draw_head
-from brainq_torch.data.synthesis.drawing import bell_noise, ellipse, resample, rotation, smooth_noise
+from brainq_torch.data.synthesis.drawing import bell_noise, resample
 from brainq_torch.data.synthesis.lesion import estimate_site, paint_lesion
 from brainq_torch.data.synthesis.phantom import NOTE, encode_png, phantom_images, render_phantom, write_phantoms
 
@@ -99,12 +99,6 @@ def test_png_files_read_back_and_say_what_they_are(shape, tmp_path):
 
 
 # What the images are
-
-
-def test_images_differ_by_label_index_and_seed():
-    images = [render_phantom(*arguments, size=32) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
-    assert len({_sha256(image) for image in images}) == 4
-    assert all(image.shape == (32, 32) and image.dtype == np.uint8 for image in images)
 
 
 def test_sets_are_balanced_over_classes_and_planes():
@@ -280,32 +274,6 @@ def test_impossible_sites_are_refused():
     for pixels, place, words in ((image[1:], site, "one shape"), (image, blind, "no brain")):
         with pytest.raises(ValueError, match=words):
             paint_lesion(pixels, place, GLIOMA, "T1", _stream(0))
-
-
-# The drawing tools
-
-
-def test_rotation_is_a_rotation():
-    cosine, sine = rotation(np.tan(0.3 / 2))
-    assert (cosine, sine) == pytest.approx((np.cos(0.3), np.sin(0.3)), abs=1e-15)
-
-
-def test_ellipse_is_nought_on_its_edge():
-    angle = np.linspace(0, 2 * np.pi, 50)
-    tilt, along, across = 0.7, 0.5 * np.cos(angle), 0.2 * np.sin(angle)
-    x = 0.1 + along * np.cos(tilt) - across * np.sin(tilt)
-    y = -0.3 + along * np.sin(tilt) + across * np.cos(tilt)
-    np.testing.assert_allclose(ellipse(x, y, (0.1, -0.3), (0.5, 0.2), np.tan(tilt / 2)), 0.0, atol=1e-12)
-
-
-def test_noise_has_its_stated_range_and_deviation():
-    noise = bell_noise(_stream(0), (400, 400))
-    assert abs(noise.mean()) < 0.01
-    assert noise.std() == pytest.approx(1.0, abs=0.01)
-    smooth = smooth_noise(_stream(0), (100, 80), 9)
-    assert smooth.shape == (100, 80)
-    assert np.abs(smooth).max() <= 1.0
-    assert np.abs(np.diff(smooth, axis=0)).max() < 0.35
 
 
 def test_resampling_on_the_pixels_changes_nothing_and_between_them_is_bilinear():
