@@ -3,7 +3,6 @@
 import importlib
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -224,12 +223,6 @@ def test_only_chatter_of_libraries_is_dropped(capfd):
     with without_chatter():
         os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: something\n")
     assert capfd.readouterr().err == "ERROR: something\n"
-
-
-def test_loading_a_model_says_nothing(places):
-    load = f"from export.run.runners import load_runner; load_runner({str(places['model'])!r})"
-    result = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, check=True)
-    assert result.stderr == b""
 
 
 def test_a_table_has_aligned_columns_whatever_is_in_its_cells():

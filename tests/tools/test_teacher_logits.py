@@ -12,18 +12,16 @@ from tests.conftest import TINY
 from tools.teacher_logits import main
 
 
-def training_rows(run):
-    return [row for row in read_manifest(run / "manifest.csv") if row.split == "Training"]
-
-
 def test_a_student_learns_from_kept_logits(tiny_run, phantoms, tmp_path, ended):
     file = tmp_path / "logits.jsonl"
     assert "the teacher is right on" in ended(main([str(tiny_run), "--data", str(phantoms), "--out", str(file)])).out
-    rows = training_rows(tiny_run)
+    rows = [row for row in read_manifest(tiny_run / "manifest.csv") if row.split == "Training"]
     pixels = load_run(tiny_run).pixels
     expected = load_runner(tiny_run)(load_pixels(manifest_folder(phantoms, rows), pixels))
     torch.testing.assert_close(TeacherLogits(file).lookup(rows), torch.from_numpy(expected), atol=1e-5, rtol=0)
-
+    mean = tmp_path / "mean"
+    assert main([str(tiny_run), str(tiny_run), "--data", str(phantoms), "--out", str(mean)]) == 0
+    torch.testing.assert_close(TeacherLogits(mean).lookup(rows), TeacherLogits(file).lookup(rows))
     teacher = {"class_path": "brainq_torch.training.teacher.CachedTeacher", "init_args": {"file": str(file)}}
     term = {"class_path": "brainq_torch.training.distill.SoftTargets"}
     assert fit([
@@ -31,14 +29,6 @@ def test_a_student_learns_from_kept_logits(tiny_run, phantoms, tmp_path, ended):
         f"--out={tmp_path / 'student'}",
         f"--distillation={{'teacher': {teacher}, 'terms': [{term}]}}", "--stages=[{name: all, epochs: 1}]",
     ]) == 0  # fmt: skip
-
-
-def test_the_mean_of_several_runs(tiny_run, phantoms, tmp_path):
-    assert main([str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "one")]) == 0
-    assert main([str(tiny_run), str(tiny_run), "--data", str(phantoms), "--out", str(tmp_path / "two")]) == 0
-    rows = training_rows(tiny_run)
-    one, two = (TeacherLogits(tmp_path / name).lookup(rows) for name in ("one", "two"))
-    torch.testing.assert_close(one, two)
 
 
 def test_a_missing_manifest_is_refused(tiny_run, tmp_path, monkeypatch, ended):

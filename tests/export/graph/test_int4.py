@@ -4,9 +4,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch import nn
 
+from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.quant.layers import weighted_layers
 from brainq_torch.quant.low_bits import quantize_low_bits
@@ -18,6 +18,8 @@ from export.graph.flatbuffer import operator_name, read_model, schema, unpack_in
 from export.graph.int4 import pack_int4
 from export.graph.qdq_onnx import export_qdq_onnx
 from export.integer_files import convert_int8
+from export.run.metadata import FileMetadata
+from export.run.runners import TFLiteRunner
 from tests.support.small_network import SIDE, as_input, small_images, small_network
 
 SCHEME = Scheme(weight_bits=4, exceptions={"last": 8, "depthwise": 8})
@@ -79,19 +81,9 @@ def test_every_engine_gives_the_same_logits(files):
     wanted = network(as_input(pixels)).detach().numpy()
     session = onnxruntime.InferenceSession(onnx)
     assert np.array_equal(session.run(None, {"image": as_input(pixels).numpy()})[0], wanted)
-    # the built-in kernels round twice
-    for resolver, most in (("AUTO", 0), ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", 3)):
-        interpreter = Interpreter(str(tflite), experimental_op_resolver_type=OpResolverType[resolver])
-        interpreter.allocate_tensors()
-        source, logits = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        scale, zero_point = logits["quantization"]
-        rows = []
-        for image in pixels:
-            interpreter.set_tensor(source["index"], (image.astype(np.int16) - 128).astype(np.int8)[None, :, :, None])
-            interpreter.invoke()
-            rows.append((interpreter.get_tensor(logits["index"]).astype(np.float32) - zero_point) * scale)
-        steps = np.abs(np.concatenate(rows) - wanted) / scale
-        assert steps.max() <= most
+    for xnnpack, most in ((True, 0), (False, 3)):  # the built-in kernels round twice
+        runner = TFLiteRunner(tflite, FileMetadata(CLASSES, PixelSpec(SIDE), {}), xnnpack=xnnpack)
+        assert np.abs(runner(pixels) - wanted).max() <= most * runner.logit_scale.scale
 
 
 def test_a_flipped_nibble_is_named(files, tmp_path):
