@@ -65,9 +65,9 @@ def fold_rgb_stem(
 
 def copy_mapped(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy every tensor but the head's by its name; PretrainedError names all that do not fit, before any copy."""
-    head = _head_keys(model)
+    head = f"{head_name(model)}."  # of a MobileNetV2 with its dropout
     target, offered = (
-        {name: each for name, each in of.items() if name not in head and not name.endswith("num_batches_tracked")}
+        {name: one for name, one in of.items() if not (name.startswith(head) or name.endswith("num_batches_tracked"))}
         for of in (model.state_dict(), state)
     )
     if faults := weight_faults(target, offered):
@@ -89,12 +89,6 @@ def _find_stems(model: nn.Module) -> dict[str, str]:
             raise PretrainedError(f"{stem} reads the image and has neither bias nor BatchNorm behind it to fold into")
         found[stem] = behind[stem] if isinstance(follower, nn.BatchNorm2d) else ""
     return found
-
-
-def _head_keys(model: nn.Module) -> set[str]:
-    """Return the keys of what makes the logits, of a MobileNetV2's with its dropout."""
-    head = head_name(model)
-    return {name for name in model.state_dict() if name.startswith(f"{head}.")}
 
 
 def _normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:

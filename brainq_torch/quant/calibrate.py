@@ -6,7 +6,7 @@ And correct biases, where that is asked: rounding shifts the mean of what a laye
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,14 @@ from brainq_torch.quant.encoding import CalibrationMethod
 from brainq_torch.quant.equalize import equalize, find_equal, noting_peaks
 from brainq_torch.quant.fake_quantize import HIGHEST, LOWEST, fake_quantize
 from brainq_torch.quant.layer_samples import make_batches, mean_of_positions, walk_inputs
-from brainq_torch.quant.layers import PrepareError, activation_quantizers, scheme_of, set_fake_quant, weighted_layers
+from brainq_torch.quant.layers import (
+    Layer,
+    PrepareError,
+    activation_quantizers,
+    scheme_of,
+    set_fake_quant,
+    weighted_layers,
+)
 from brainq_torch.quant.prepare import finalize, move_bias, prepare_qat, set_activation_ranges
 from brainq_torch.quant.scheme import Scheme, encode_range
 
@@ -156,15 +163,13 @@ def correct_biases(network: Any, means: Mapping[str, Tensor], pixels: NDArray[An
         pixels: (N, H, W) uint8; the first are taken, those of the means.
         share: Of all that is taken back.
     """
-    batches, layers = _correction_batches(pixels), weighted_layers(network)
-    walk = walk_inputs(network, [layer.name for layer in layers], batches, mean_of_positions)
     carried = _share_carried(scheme_of(network))
-    for layer, (name, rows) in zip(layers, walk, strict=True):
+    for layer, fed in _walk_means(network, pixels):
         weight = layer.module.weight_fake_quant(layer.weight)  # type: ignore[operator]  # a module of torch.ao
-        plain, rounded = (layer.outputs(rows.mean(0, keepdim=True), one)[0] for one in (layer.weight, weight))
+        plain, rounded = (layer.outputs(fed, one)[0] for one in (layer.weight, weight))
         shift = plain - rounded
         if carried:
-            shift += carried * (means[name] * network.equalization.get(name, 1) - plain)
+            shift += carried * (means[layer.name] * network.equalization.get(layer.name, 1) - plain)
         move_bias(network, layer, share * shift)
 
 
@@ -178,25 +183,18 @@ def measure_means(model: nn.Module, scheme: Scheme, pixels: NDArray[Any]) -> dic
         return {}
     reference = prepare_qat(model, scheme).eval()
     set_fake_quant(reference, False)
-    layers = weighted_layers(reference)
-    rows: defaultdict[str, list[Tensor]] = defaultdict(list)
-
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        rows[name].append(mean_of_positions(module, inputs[0], 0))
-
-    for layer in layers:
-        layer.module.register_forward_pre_hook(partial(note, layer.name))
-    for batch in _correction_batches(pixels):
-        reference(batch)
-    return {layer.name: layer.outputs(torch.cat(rows[layer.name]).mean(0, keepdim=True))[0] for layer in layers}
+    return {layer.name: layer.outputs(fed)[0] for layer, fed in _walk_means(reference, pixels)}
 
 
 def _share_carried(scheme: Scheme) -> float:
     return _CARRIED if scheme.weight_bits < Scheme().weight_bits else 0.0
 
 
-def _correction_batches(pixels: NDArray[Any]) -> list[Tensor]:
-    return make_batches(pixels[:_TO_CORRECT], _BATCH)
+def _walk_means(network: nn.Module, pixels: NDArray[Any]) -> Iterator[tuple[Layer, Tensor]]:
+    """Yield each layer and what it is fed of the first images: the mean over all positions, (1, groups, K)."""
+    layers, batches = weighted_layers(network), make_batches(pixels[:_TO_CORRECT], _BATCH)
+    walk = walk_inputs(network, [layer.name for layer in layers], batches, mean_of_positions)
+    return ((layer, rows.mean(0, keepdim=True)) for layer, (_, rows) in zip(layers, walk, strict=True))
 
 
 @torch.no_grad()

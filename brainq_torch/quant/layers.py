@@ -61,35 +61,28 @@ class FoldedConvBn2d(fused_qat.ConvBn2d):
         return self
 
 
-class FoldedConvBnReLU2d(FoldedConvBn2d):
-    """The same with a ReLU behind it."""
+class Limited(nn.Module):
+    """What comes before a fused layer of torch.ao's, so that the ReLU behind it may be a ReLU6, with a ceiling."""
+
+    ceiling: float | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # torch.ao's name
+        """Return the layer's output, clipped."""
+        return limit(super().forward(input), True, self.ceiling)
+
+
+class FoldedConvBnReLU2d(Limited, FoldedConvBn2d):
+    """Convolution with BatchNorm and ReLU."""
 
     _FLOAT_MODULE = fused.ConvBnReLU2d  # type: ignore[assignment]  # torch.ao types it after the base class
-    ceiling: float | None = None
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map (N, I, H, W) to (N, O, H', W')."""
-        return limit(self._forward(image), True, self.ceiling)
 
 
-class LimitedConvReLU2d(fused_qat.ConvReLU2d):
-    """torch.ao's, which may be a ReLU6."""
-
-    ceiling: float | None = None
-
-    def forward(self, input: Tensor) -> Tensor:  # torch.ao's name
-        """Map (N, I, H, W) to (N, O, H', W')."""
-        return limit(super().forward(input), True, self.ceiling)
+class LimitedConvReLU2d(Limited, fused_qat.ConvReLU2d):
+    """Convolution with ReLU."""
 
 
-class LimitedLinearReLU(fused_qat.LinearReLU):
-    """torch.ao's, which may be a ReLU6."""
-
-    ceiling: float | None = None
-
-    def forward(self, input: Tensor) -> Tensor:  # torch.ao's name
-        """Map (N, I) to (N, O)."""
-        return limit(super().forward(input), True, self.ceiling)
+class LimitedLinearReLU(Limited, fused_qat.LinearReLU):
+    """Linear layer with ReLU."""
 
 
 def limit(output: Tensor, relu: bool, ceiling: float | None) -> Tensor:
@@ -173,7 +166,7 @@ def running_order(model: nn.Module) -> list[str]:
 def _describe(name: str, module: Any, source: str) -> Layer:
     weight, bias = fold(module)
     quantizer = module.weight_fake_quant
-    relu = isinstance(module, FoldedConvBnReLU2d | LimitedConvReLU2d | LimitedLinearReLU)
+    relu = isinstance(module, Limited)
     ceiling = module.ceiling if relu else None
     return Layer(
         name, module, weight.detach(), quantizer.scale, quantizer.largest, bias.detach(), relu, source, ceiling
