@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -74,9 +74,9 @@ def _layer_faults(model: Any, encodings: Encodings) -> Iterator[str]:
         seen.add(name)
         layer = in_tflite_layout(encodings.layers[name], operator_name(model, operator))
         weight, bias = (tensors[index] for index in operator.inputs[1:3])
-        learned = _Learned(layer.weight, layer.weight_scale, layer.axis, layer.bits)
+        learned = (layer.weight, layer.weight_scale, layer.axis, layer.bits)
         yield from _integer_faults(model, f"{name}.weight", weight, learned)
-        yield from _integer_faults(model, f"{name}.bias", bias, _Learned(layer.bias, layer.bias_scale, 0, 32))
+        yield from _integer_faults(model, f"{name}.bias", bias, (layer.bias, layer.bias_scale, 0, 32))
         source = encodings.activations[activation_of(tensors[operator.inputs[0]])]
         if not np.array_equal(layer.weight_scale * np.float32(source.scale), layer.bias_scale):
             yield f"{name}.bias: its scale is not input scale x weight scale"
@@ -84,17 +84,11 @@ def _layer_faults(model: Any, encodings: Encodings) -> Iterator[str]:
         yield f"{name}: the layer is missing"
 
 
-class _Learned(NamedTuple):
-    """A constant as training left it: integers, scales along an axis, and bits of each in the file."""
+def _integer_faults(model: Any, name: str, tensor: Any, learned: tuple[Array, Array, int, int]) -> Iterator[str]:
+    """Compare a constant's type, integers, scales and channel axis.
 
-    integers: Array
-    scale: Array
-    axis: int
-    bits: int
-
-
-def _integer_faults(model: Any, name: str, tensor: Any, learned: _Learned) -> Iterator[str]:
-    """Compare a constant's type, integers, scales and channel axis."""
+    learned: its integers as training left them, their scales along an axis, and the bits of each in the file.
+    """
     types, (integers, scale, axis, bits) = schema().TensorType, learned
     if tensor.type != {4: types.INT4, 8: types.INT8, 32: types.INT32}[bits]:
         yield f"{name}: type {tensor.type} is not int{bits}"

@@ -14,7 +14,7 @@ from export.graph.flatbuffer import operator_name, read_model, write_model
 from export.graph.float_onnx import INPUT, OUTPUT
 from export.graph.onnx_file import drop_unused_constants, read_constants, rename_values
 from export.graph.qdq_onnx import TIES
-from export.run.sessions import BUILTIN_KERNELS, open_onnx, open_tflite
+from export.run.sessions import BUILTIN_KERNELS, ask_tflite, open_onnx, open_tflite
 
 KEEPS_SCALE = frozenset({"RESHAPE", "PAD", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
 """TFLite operations that move values and leave them as they are: output and input have one encoding."""
@@ -161,8 +161,7 @@ def _run_onnx(path: Path, encodings: Encodings, image: Array) -> dict[str, Array
 def _run_tflite(path: Path, image: Array, indices: Iterable[int]) -> dict[int, Array]:
     """Return the values of the first subgraph's tensors of these indices for an image."""
     interpreter = open_tflite(path, kernels=BUILTIN_KERNELS, keep_all=True)
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image.transpose(0, 2, 3, 1))
-    interpreter.invoke()
+    ask_tflite(interpreter, image.transpose(0, 2, 3, 1))
     return {index: interpreter.get_tensor(index) for index in indices}
 
 

@@ -44,12 +44,7 @@ def convert_float(onnx_path: Path, out_path: Path) -> None:
     Raises:
         ConversionError: The converter failed.
     """
-    require_extra("onnx2tf")  # the converter itself runs in a process of its own
-    with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
-        fixed = Path(folder, "model.onnx")
-        write_single_batch(onnx_path, fixed)
-        _run_onnx2tf(fixed, Path(folder), "model_float32.tflite")
-        model = read_model(Path(folder, "model_float32.tflite"))
+    model = _convert(onnx_path, out_path, "model_float32.tflite")
     _refuse_placeholders(model, onnx_path)
     _forbid_reduced_precision(model)
     _allow_any_batch(model)
@@ -71,16 +66,23 @@ def convert_int8_tensorflow(onnx_path: Path, out_path: Path, images: npt.NDArray
         ConversionError: The converter failed.
     """
     require_extra("tensorflow")
-    require_extra("onnx2tf")
+    write_model(_convert(onnx_path, out_path, "model_full_integer_quant.tflite", images), out_path)
+
+
+def _convert(onnx_path: Path, out_path: Path, made: str, images: npt.NDArray[np.float32] | None = None) -> Any:
+    """Return a `ModelT` that the converter makes beside ``out_path``: made, its name for it; images, to quantize on."""
+    require_extra("onnx2tf")  # the converter itself runs in a process of its own
+    options = []
     with tempfile.TemporaryDirectory(prefix="onnx2tf.", suffix=".partial", dir=out_path.parent) as folder:
         fixed, representative = Path(folder, "model.onnx"), Path(folder, "images.npy").resolve()
         write_single_batch(onnx_path, fixed)
-        np.save(representative, images)
-        unscaled = ["[[[[0.0]]]]", "[[[[1.0]]]]"]  # mean and standard deviation: the images are scaled already
-        options = ["-tb", "tf_converter", "-oiqt", "-qt", "per-channel", "-iqd", "int8", "-oqd", "int8"]
-        made = "model_full_integer_quant.tflite"
-        _run_onnx2tf(fixed, Path(folder), made, [*options, "-cind", INPUT, str(representative), *unscaled])
-        write_model(read_model(Path(folder, made)), out_path)
+        if images is not None:
+            np.save(representative, images)
+            options = ["-tb", "tf_converter", "-oiqt", "-qt", "per-channel", "-iqd", "int8", "-oqd", "int8"]
+            unscaled = ["[[[[0.0]]]]", "[[[[1.0]]]]"]  # mean and standard deviation: the images are scaled already
+            options += ["-cind", INPUT, str(representative), *unscaled]
+        _run_onnx2tf(fixed, Path(folder), made, options)
+        return read_model(Path(folder, made))
 
 
 def write_single_batch(onnx_path: Path, out_path: Path) -> None:
@@ -99,7 +101,7 @@ def write_single_batch(onnx_path: Path, out_path: Path) -> None:
     out_path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _run_onnx2tf(onnx_path: Path, folder: Path, made: str, options: Sequence[str] = ()) -> None:
+def _run_onnx2tf(onnx_path: Path, folder: Path, made: str, options: Sequence[str]) -> None:
     """Run the converter in a process of its own. made: the file that it is to leave in the folder.
 
     Importing it seeds the random generators, silences every warning and removes the recursion limit of the process.

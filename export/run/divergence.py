@@ -22,7 +22,7 @@ from export.graph.encodings import activation_of, channels_last, read_encodings
 from export.graph.flatbuffer import constant, read_model, write_model
 from export.graph.float_onnx import INPUT
 from export.graph.qdq_onnx import STORED
-from export.run.sessions import feed, open_onnx, open_tflite
+from export.run.sessions import ask_tflite, feed, open_onnx, open_tflite
 
 Integers = Mapping[str, npt.NDArray[np.int8]]
 """{activation: (N, ...) int8, channels last}, in running order."""
@@ -155,8 +155,7 @@ def read_tflite(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
         details = interpreter.get_input_details()[0]
         rows: dict[str, list[npt.NDArray[np.int8]]] = {name: [] for name in wanted}
         for image in images:
-            interpreter.set_tensor(details["index"], feed(scale_pixels(image[None]).transpose(0, 2, 3, 1), details))
-            interpreter.invoke()
+            ask_tflite(interpreter, feed(scale_pixels(image[None]).transpose(0, 2, 3, 1), details))
             for name, index in wanted.items():
                 rows[name].append(interpreter.get_tensor(index))
     return {name: np.concatenate(parts) for name, parts in rows.items()}

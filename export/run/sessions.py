@@ -99,6 +99,14 @@ def open_tflite(
     return interpreter
 
 
+def ask_tflite(interpreter: Any, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an interpreter's first output for one image, (1, H, W, 1) as it takes it, in the output's own type."""
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    answer: npt.NDArray[Any] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    return answer
+
+
 def encoding_of(path: Path, details: Mapping[str, Any]) -> Encoding | None:
     """Return the quantization of a TFLite file's input or output; None for a float32 tensor.
 

@@ -75,6 +75,7 @@ def test_an_export_holds_exactly_its_files_and_their_report(tiny_export):
         assert artefact["own_images"] == 44
         assert artefact["top1_agreement"] == 1.0
         assert artefact["max_lsb"] is artefact["mean_lsb"] is None
+        assert artefact["max_abs_diff"] <= artefact["limits"].get("max_abs_diff", 1)
     assert report["images"]["count"] == PARITY_IMAGES >= 200
     assert sum(report["images"]["splits"].values()) == len(report["images"]["names"]) == PARITY_IMAGES
     assert report["images"]["problems"] == []

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.pixels import scale_pixels
-from export.run.sessions import BUILTIN_KERNELS, XNNPACK, feed, open_onnx, open_tflite
+from export.run.sessions import BUILTIN_KERNELS, XNNPACK, ask_tflite, feed, open_onnx, open_tflite
 
 MODES = ("default", "plain")
 TIME_LIMIT_S = 300
@@ -102,15 +102,13 @@ def main() -> int:
 
 def _run_tflite(path: Path, images: NDArray[np.uint8], plain: bool) -> tuple[NDArray[Any], dict[str, Range]]:
     interpreter = open_tflite(path, kernels=BUILTIN_KERNELS if plain else XNNPACK, keep_all=plain, quiet=False)
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source = interpreter.get_input_details()[0]
     ranges: dict[str, Range] = defaultdict(Range)
     details = interpreter.get_tensor_details() if plain else []
     shared = Counter(tensor["name"] for tensor in details)
     logits = []
     for image in images:
-        interpreter.set_tensor(source["index"], feed(_shaped(image, source["shape"]), source))
-        interpreter.invoke()
-        logits.append(interpreter.get_tensor(target["index"])[0])
+        logits.append(ask_tflite(interpreter, feed(_shaped(image, source["shape"]), source))[0])
         for tensor in details:
             # Some tensors (scratch space, what a kernel folded away) have no values to read.
             with contextlib.suppress(ValueError):

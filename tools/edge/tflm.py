@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.pixels import scale_pixels
-from export.run.sessions import XNNPACK, feed, open_tflite
+from export.run.sessions import XNNPACK, ask_tflite, feed, open_tflite
 from tools.edge.not_done import NotDone
 from tools.shared.command import CommandError
 
@@ -111,13 +111,7 @@ def compare_logits(engine: str, found: Any, expected: NDArray[Any]) -> Agreement
 def run_litert(path: Path, inputs: NDArray[Any], kernels: str) -> NDArray[Any]:
     """Return LiteRT's logits of (N, H, W, 1), both in the file's own type. kernels: a value of ``ENGINES``."""
     interpreter = _litert(path, kernels)
-    image, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    rows = []
-    for row in inputs:
-        interpreter.set_tensor(image["index"], row[None])
-        interpreter.invoke()
-        rows.append(interpreter.get_tensor(output["index"])[0])
-    return np.stack(rows)
+    return np.concatenate([ask_tflite(interpreter, row[None]) for row in inputs])
 
 
 def find_python(named: str) -> str:
