@@ -255,13 +255,6 @@ def test_a_full_disk_is_named_and_nothing_is_lost(phantoms, tmp_path, monkeypatc
     assert (out / "manifest.csv").exists()
 
 
-def test_init_starts_from_another_runs_weights(uninterrupted, phantoms, tmp_path):
-    stages = "[{name: all, epochs: 1, rate: 1e-12, optimizer: sgd}]"
-    assert main(_words(phantoms, tmp_path / "run", f"--init={uninterrupted}", stages=stages)) == 0
-    before, after = _weights(uninterrupted), _weights(tmp_path / "run")
-    assert all(torch.allclose(before[n], after[n]) for n in before if n.endswith("weight"))
-
-
 @pytest.mark.slow
 def test_two_processes_train_one_run(phantoms, tmp_path):
     out = tmp_path / "run"

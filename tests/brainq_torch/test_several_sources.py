@@ -57,10 +57,8 @@ def test_a_plain_run_has_an_empty_column_and_no_figures_by_source(tiny_run):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ("[{name: a, root: north}, {name: a, root: hospitals}]", "data.sources names a twice; give each"),
         ("[{name: a, root: nowhere}]", "data.sources, a: "),
         ("[{name: a, root: north, class_map: {glioma: cyst}}]", "a: data.class_map has glioma: cyst"),
-        ("[{name: a+b, root: north}]", "data.sources has the name 'a+b'"),
     ],
 )
 def test_wrong_sources_end_in_one_line(two_sources, tmp_path, ended, sources, message):

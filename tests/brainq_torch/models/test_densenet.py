@@ -8,7 +8,7 @@ from torchvision.models.densenet import DenseNet as TorchvisionDenseNet
 from brainq_torch.models import build_model
 from brainq_torch.models.densenet import DENSENET_32, DENSENET_101, DenseNet
 from brainq_torch.models.wiring import fuse_list, shared_activation_groups
-from brainq_torch.quant.layers import activation_quantizers, set_fake_quant, weighted_layers
+from brainq_torch.quant.layers import activation_quantizers, weighted_layers
 from brainq_torch.quant.lower import lower_batchnorms
 from brainq_torch.quant.prepare import finalize, prepare_qat
 from brainq_torch.quant.scheme import Scheme, quantize_weight
@@ -125,14 +125,6 @@ def test_every_activation_and_batchnorm_of_the_lowered_network_fuses():
         for name, part in lowered.named_modules():
             if isinstance(part, nn.ReLU | nn.BatchNorm2d):
                 assert name in fused
-
-
-@torch.no_grad()
-def test_fake_quantized_network_without_rounding_is_the_network():
-    model = randomised(DenseNet(**TINY)).eval()
-    prepared = prepare_qat(model, Scheme()).eval()
-    set_fake_quant(prepared, False)
-    assert (prepared(images()) - model(images())).abs().max().item() <= 1e-5
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-from brainq_torch.training.log import COLUMNS, EpochLog, plot_curves, read_log, write_log
+from brainq_torch.training.log import COLUMNS, plot_curves, read_log, write_log
 
 ROWS = [
     dict.fromkeys(COLUMNS, 0.5) | {"stage": stage, "epoch": float(epoch)}
@@ -10,14 +10,6 @@ def test_log_round_trip(tmp_path):
     write_log(tmp_path / "log.csv", ROWS)
     assert read_log(tmp_path / "log.csv") == ROWS
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
-
-
-def test_rows_travel_in_the_checkpoint(tmp_path):
-    log = EpochLog(tmp_path / "log.csv", "all", ROWS[:1])
-    log.rows = ROWS[1:]
-    resumed = EpochLog(tmp_path / "log.csv", "all", ROWS[:1])
-    resumed.load_state_dict(log.state_dict())
-    assert resumed.rows == ROWS[1:]
 
 
 def test_curves_are_a_picture(tmp_path):

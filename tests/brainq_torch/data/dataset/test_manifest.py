@@ -73,6 +73,8 @@ def test_changed_and_missing_images_are_named(tmp_path):
     [("path,label\n", "has columns"), ("path,label,split,group,sha256\na,glioma,val,,0,9\n", "too many")],
 )
 def test_damaged_manifests_are_refused(tmp_path, text, match):
+    with pytest.raises(ManifestError, match="is missing"):
+        read_manifest(tmp_path / "manifest.csv")
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(ManifestError, match=match):
         read_manifest(tmp_path / "manifest.csv")
@@ -83,11 +85,6 @@ def test_labels_that_mean_no_class_of_a_question_are_refused(tmp_path):
     assert manifest_folder(tmp_path, rows).classes == ("cyst", "glioma")
     with pytest.raises(ManifestError, match=r"unknown classes \['cyst'\]; allowed are \['glioma'"):
         manifest_folder(tmp_path, rows, labels=Labels())
-
-
-def test_missing_manifest_is_named(tmp_path):
-    with pytest.raises(ManifestError, match="is missing"):
-        read_manifest(tmp_path / "manifest.csv")
 
 
 def test_a_manifest_may_start_with_a_byte_order_mark_and_must_be_utf_8(tmp_path):

@@ -1,6 +1,5 @@
 """Several sources: one table of all of them, each with its own classes and groups, and what is refused."""
 
-import csv
 import re
 import shutil
 from dataclasses import replace
@@ -13,7 +12,7 @@ from brainq_torch.data.classes import CLASSES, Labels
 from brainq_torch.data.dataset.load import scan_folder
 from brainq_torch.data.dataset.sample import DataFolderError
 from brainq_torch.data.dataset.sources import ImageSet, Source
-from brainq_torch.data.synthesis.phantom import write_phantoms
+from brainq_torch.data.synthesis.phantom import encode_png, render_phantom, write_phantoms
 
 TABLE = Source("hospitals", "other", "images.csv")
 
@@ -24,27 +23,16 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sources")
     write_phantoms(root / "kaggle", 4, 2, seed=0, size=32)
     write_phantoms(root / "other", 6, 1, seed=1, size=32)
-    write_phantoms(root / "grades", 3, 1, seed=2, size=32)
-    (root / "grades" / "Training" / "glioma").rename(root / "grades" / "HGG")
-    (root / "grades" / "Training" / "notumor").rename(root / "grades" / "no")
+    for name, label in (("HGG", 0), ("no", 2)):
+        (root / "grades" / name).mkdir(parents=True)
+        for number in range(3):
+            (root / "grades" / name / f"{number}.png").write_bytes(encode_png(render_phantom(label, number, 2, 32)))
+    lines = ["path,class,source,group,sequence,plane"]
     paths = [path for name in ("glioma", "notumor") for path in sorted((root / "other" / "Training" / name).iterdir())]
-    lines = [
-        (
-            path.relative_to(root / "other").as_posix(),
-            path.parent.name,
-            ("cs", "du")[n % 2],
-            f"p{n // 3}",
-            "T1",
-            "axial",
-        )
-        for n, path in enumerate(paths)
-    ]
-    with (root / "other" / "images.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "class", "source", "group", "sequence", "plane"), *lines])
-    for name in ("Training", "Testing"):
-        for path in sorted((root / "grades" / name).rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        (root / "grades" / name).rmdir()
+    for n, path in enumerate(paths):
+        place = path.relative_to(root / "other").as_posix()
+        lines.append(f"{place},{path.parent.name},{('cs', 'du')[n % 2]},p{n // 3},T1,axial")
+    (root / "other" / "images.csv").write_text("\n".join([*lines, ""]))
     return root
 
 
