@@ -89,23 +89,22 @@ class ExportContext:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to make artefacts.
+    """One way to make artefacts; the catalogue says which these are, and which recipes it needs.
 
     Attributes:
-        description: As in the catalogue.
-        files: What ``make`` writes into the context's folder.
-        needs: Recipes made before this one.
-        make: Writes them; metadata is put in afterwards, by the caller.
+        make: Writes them into the context's folder; metadata is put in afterwards, by the caller.
         rungs: One comparison per file.
         explain: Called where a comparison failed; says where the files part, or None where it cannot tell.
     """
 
-    description: str
-    files: tuple[str, ...]
-    needs: tuple[str, ...]
     make: Callable[[ExportContext], None]
     rungs: tuple[Rung, ...]
     explain: Callable[[ExportContext, ImageSample], str | None] | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What ``make`` writes."""
+        return tuple(rung.artefact for rung in self.rungs)
 
     @property
     def is_integer(self) -> bool:

@@ -91,22 +91,19 @@ def _integer_rungs(files: IntegerFiles) -> tuple[Rung, Rung]:
 
 RECIPES: dict[str, Recipe] = {
     "fp32": Recipe(
-        *CATALOGUE["fp32"],
         _make_fp32,
         (
             Rung(ONNX_FP32, FLOAT_MODEL, Limits(max_abs_diff=1e-4)),
             Rung(TFLITE_FP32, ONNX_FP32, Limits(max_abs_diff=1e-4)),
         ),
     ),
-    "fp16": Recipe(*CATALOGUE["fp16"], _make_fp16, (Rung(TFLITE_FP16, TFLITE_FP32, Limits(top1_agreement=0.999)),)),
-    "int8": Recipe(*CATALOGUE["int8"], make_int8, _integer_rungs(INT8_FILES), INT8_FILES.explain),
-    "w4a8": Recipe(*CATALOGUE["w4a8"], make_w4a8, _integer_rungs(W4A8_FILES), W4A8_FILES.explain),
-    "int8_tf": Recipe(*CATALOGUE["int8_tf"], make_int8_tf, (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(**LIKE_FLOAT)),)),
-    "dynamic_int8": Recipe(
-        *CATALOGUE["dynamic_int8"], make_dynamic_int8, (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(**LIKE_FLOAT)),)
-    ),
+    "fp16": Recipe(_make_fp16, (Rung(TFLITE_FP16, TFLITE_FP32, Limits(top1_agreement=0.999)),)),
+    "int8": Recipe(make_int8, _integer_rungs(INT8_FILES), INT8_FILES.explain),
+    "w4a8": Recipe(make_w4a8, _integer_rungs(W4A8_FILES), W4A8_FILES.explain),
+    "int8_tf": Recipe(make_int8_tf, (Rung(TFLITE_INT8_TF, FLOAT_MODEL, Limits(**LIKE_FLOAT)),)),
+    "dynamic_int8": Recipe(make_dynamic_int8, (Rung(TFLITE_DYNAMIC_INT8, FLOAT_MODEL, Limits(**LIKE_FLOAT)),)),
 }
-"""Name on the command line -> recipe."""
+"""Name in the catalogue -> recipe."""
 
 
 def default_recipes(run: Run) -> tuple[str, ...]:
@@ -138,7 +135,7 @@ def resolve_recipes(names: Sequence[str]) -> list[str]:
         raise RecipeError(f"unknown recipe {', '.join(unknown)}; allowed are {', '.join(RECIPES)}")
     ordered: list[str] = []
     for name in names:
-        for part in (*resolve_recipes(RECIPES[name].needs), name):
+        for part in (*resolve_recipes(CATALOGUE[name].needs), name):
             if part not in ordered:
                 ordered.append(part)
     return ordered

@@ -7,14 +7,16 @@ import pytest
 from brainq_torch.models import build_model
 from brainq_torch.models.wiring import WiringError
 from brainq_torch.run import load_run
+from export.catalogue import CATALOGUE
 from export.context import RecipeError
 from export.recipes import RECIPES, check_network, default_recipes, describe_run, float_model, resolve_recipes
 
 
 def test_every_recipe_limits_every_file_it_makes():
+    assert RECIPES.keys() == CATALOGUE.keys()
     for name, recipe in RECIPES.items():
-        assert [rung.artefact for rung in recipe.rungs] == list(recipe.files), name
-        assert set(recipe.needs) <= RECIPES.keys(), name
+        assert recipe.files == CATALOGUE[name].files
+        assert set(CATALOGUE[name].needs) <= RECIPES.keys(), name
         assert all(file.endswith((".onnx", ".tflite")) for file in recipe.files), name
     files = [file for recipe in RECIPES.values() for file in recipe.files]
     assert len(files) == len(set(files))

@@ -43,8 +43,9 @@ class TFLiteBuilder:
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
-    def op(self, name, inputs, outputs, options=None):
-        builtin = getattr(schema.BuiltinOperator, name)
+    def made(self, kind, inputs, *tensor, options=None):
+        """Add an operator and the tensor that it makes; without options it has empty ones of its kind, if any."""
+        output, builtin = self.tensor(*tensor), getattr(schema.BuiltinOperator, kind)
         codes = [code.builtinCode for code in self.model.operatorCodes]
         if builtin not in codes:
             code = schema.OperatorCodeT()
@@ -52,12 +53,13 @@ class TFLiteBuilder:
             self.model.operatorCodes.append(code)
             codes.append(builtin)
         operator = schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(builtin), list(inputs), list(outputs)
-        if options is not None:
-            operator.builtinOptions = options
-            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__[:-1])
+        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(builtin), list(inputs), [output]
+        name = "".join(map(str.title, kind.split("_")))
+        operator.builtinOptions = options or getattr(schema, f"{name}OptionsT", lambda: None)()
+        if operator.builtinOptions is not None:
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(operator.builtinOptions).__name__[:-1])
         self.graph.operators.append(operator)
-        return operator
+        return output
 
     def write(self, path, inputs, outputs):
         self.graph.inputs, self.graph.outputs = list(inputs), list(outputs)
@@ -99,17 +101,14 @@ def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False)
     image = value = build.tensor("image", shape)
     if nchw:
         order = build.tensor("order", (4,), "INT32", data=np.array([0, 2, 3, 1], np.int32))
-        value = build.tensor("nhwc", (1, side, side, 1))
-        build.op("TRANSPOSE", [image, order], [value], schema.TransposeOptionsT())
+        value = build.made("TRANSPOSE", [image, order], "nhwc", (1, side, side, 1))
     if normalise:
         factor = build.tensor("factor", (1,), data=np.array([1 / 255], np.float32))
-        scaled = build.tensor("scaled", (1, side, side, 1))
-        build.op("MUL", [value, factor], [scaled], schema.MulOptionsT())
-        value = scaled
+        value = build.made("MUL", [value, factor], "scaled", (1, side, side, 1))
     kernel = build.tensor("kernel", (CHANNELS, 3, 3, 1), data=weights((CHANNELS, 3, 3, 1), 0)[0])
     bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
-    features = build.tensor("features", (1, side // 2, side // 2, CHANNELS))
-    build.op("CONV_2D", [value, kernel, bias], [features], conv_options())
+    shape = (1, side // 2, side // 2, CHANNELS)
+    features = build.made("CONV_2D", [value, kernel, bias], "features", shape, options=conv_options())
     if half:
         for tensor in build.graph.tensors:
             tensor.type = schema.TensorType.FLOAT16
@@ -120,12 +119,10 @@ def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False)
 
 def _finish_float(build, path, image, features):
     axes = build.tensor("axes", (2,), "INT32", data=np.array([1, 2], np.int32))
-    pooled = build.tensor("pooled", (1, CHANNELS))
-    build.op("MEAN", [features, axes], [pooled], reducer_options())
+    pooled = build.made("MEAN", [features, axes], "pooled", (1, CHANNELS), options=reducer_options())
     dense = build.tensor("dense", (4, CHANNELS), data=weights((4, CHANNELS), 1)[0])
     bias = build.tensor("dense_bias", (4,), data=np.zeros(4, np.float32))
-    logits = build.tensor("logits", (1, 4))
-    build.op("FULLY_CONNECTED", [pooled, dense, bias], [logits], schema.FullyConnectedOptionsT())
+    logits = build.made("FULLY_CONNECTED", [pooled, dense, bias], "logits", (1, 4))
     return build.write(path, [image], [logits])
 
 
@@ -136,9 +133,9 @@ def write_dynamic_range_tflite(path):
     _, integers, scale = weights((CHANNELS, 3, 3, 1), 0)
     kernel = build.tensor("kernel", integers.shape, "INT8", scale, data=integers)
     bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
-    half = build.tensor("features", (1, SIDE // 2, SIDE // 2, CHANNELS))
-    build.op("CONV_2D", [image, kernel, bias], [half], conv_options())
-    return _finish_float(build, path, image, half)
+    shape = (1, SIDE // 2, SIDE // 2, CHANNELS)
+    features = build.made("CONV_2D", [image, kernel, bias], "features", shape, options=conv_options())
+    return _finish_float(build, path, image, features)
 
 
 def write_int8_tflite(
@@ -162,17 +159,10 @@ def write_int8_tflite(
 ):
     """conv - mean - dense in int8, sound unless a fault is asked for."""
     build = TFLiteBuilder()
-    zero = 128 if input_kind == "UINT8" else 0
-    if float_io:
-        source = build.tensor("image", (1, SIDE, SIDE, 1))
-        image = build.tensor("image_int8", (1, SIDE, SIDE, 1), "INT8", input_scale)
-        build.op("QUANTIZE", [source], [image], schema.QuantizeOptionsT())
-    else:
-        source = build.tensor("image", (1, SIDE, SIDE, 1), input_kind, input_scale, zero)
-        image = source
-        if input_kind == "UINT8":
-            image = build.tensor("image_int8", (1, SIDE, SIDE, 1), "INT8", input_scale)
-            build.op("QUANTIZE", [source], [image], schema.QuantizeOptionsT())
+    encoding = () if float_io else (input_kind, input_scale, 128 if input_kind == "UINT8" else 0)
+    image = source = build.tensor("image", (1, SIDE, SIDE, 1), *encoding)
+    if float_io or input_kind == "UINT8":
+        image = build.made("QUANTIZE", [source], "image_int8", (1, SIDE, SIDE, 1), "INT8", input_scale)
     _, integers, scale = weights((CHANNELS, 3, 3, 1), 0)
     if dead_channel:
         integers[2] = 0
@@ -185,28 +175,21 @@ def write_int8_tflite(
         bias = build.tensor("bias", (CHANNELS,), data=offset)
     else:
         bias = build.tensor("bias", (CHANNELS,), "INT32", bias_factor * input_scale * scale, data=steps)
-    side = SIDE // 2
-    features = build.tensor("features", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
-    build.op("CONV_2D", [image, kernel, bias], [features], conv_options())
+    shape, encoding = (1, SIDE // 2, SIDE // 2, CHANNELS), ("INT8", feature_scale, -128)
+    features = build.made("CONV_2D", [image, kernel, bias], "features", shape, *encoding, options=conv_options())
     if transpose:
         order = build.tensor("order", (4,), "INT32", data=np.array([0, 2, 1, 3], np.int32))
-        turned = build.tensor("turned", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
-        build.op("TRANSPOSE", [features, order], [turned], schema.TransposeOptionsT())
-        features = turned
+        features = build.made("TRANSPOSE", [features, order], "turned", shape, *encoding)
     if requantize:
-        again = build.tensor("requantized", (1, side, side, CHANNELS), "INT8", feature_scale * 1.5, -128)
-        build.op("QUANTIZE", [features], [again], schema.QuantizeOptionsT())
-        feature_scale, features = feature_scale * 1.5, again
+        feature_scale *= 1.5
+        encoding = ("INT8", feature_scale, -128)
+        features = build.made("QUANTIZE", [features], "requantized", shape, *encoding)
     if island:
-        real = build.tensor("real", (1, side, side, CHANNELS))
-        build.op("DEQUANTIZE", [features], [real], schema.DequantizeOptionsT())
-        smooth = build.tensor("smooth", (1, side, side, CHANNELS))
-        build.op("LOGISTIC", [real], [smooth])
-        features = build.tensor("again", (1, side, side, CHANNELS), "INT8", feature_scale, -128)
-        build.op("QUANTIZE", [smooth], [features], schema.QuantizeOptionsT())
+        real = build.made("DEQUANTIZE", [features], "real", shape)
+        smooth = build.made("LOGISTIC", [real], "smooth", shape)
+        features = build.made("QUANTIZE", [smooth], "again", shape, *encoding)
     axes = build.tensor("axes", (2,), "INT32", data=np.array([1, 2], np.int32))
-    pooled = build.tensor("pooled", (1, CHANNELS), "INT8", feature_scale, -128)
-    build.op("MEAN", [features, axes], [pooled], reducer_options())
+    pooled = build.made("MEAN", [features, axes], "pooled", (1, CHANNELS), *encoding, options=reducer_options())
     _, integers, scale = weights((4, CHANNELS), 1)
     scale = scale if per_channel else scale.max()
     if int4:
@@ -216,12 +199,10 @@ def write_int8_tflite(
     else:
         dense = build.tensor("dense", (4, CHANNELS), "INT8", scale, data=integers)
     bias = build.tensor("dense_bias", (4,), "INT32", feature_scale * scale, data=np.zeros(4, np.int32))
-    logits = build.tensor("logits_int8" if float_io else "logits", (1, 4), "INT8", logit_scale, 0)
-    build.op("FULLY_CONNECTED", [pooled, dense, bias], [logits], schema.FullyConnectedOptionsT())
+    name = "logits_int8" if float_io else "logits"
+    logits = build.made("FULLY_CONNECTED", [pooled, dense, bias], name, (1, 4), "INT8", logit_scale)
     if float_io:
-        real = build.tensor("logits", (1, 4))
-        build.op("DEQUANTIZE", [logits], [real], schema.DequantizeOptionsT())
-        logits = real
+        logits = build.made("DEQUANTIZE", [logits], "logits", (1, 4))
     return build.write(path, [source], [logits])
 
 

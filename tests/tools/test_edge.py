@@ -21,7 +21,6 @@ from tests.support.handmade_models import (
     CHANNELS,
     SIDE,
     TFLiteBuilder,
-    schema,
     write_float_onnx,
     write_float_tflite,
     write_int8_tflite,
@@ -100,12 +99,11 @@ def test_two_int4_weights_share_a_byte(tmp_path):
 )
 def test_a_tensor_lives_from_its_maker_to_its_last_reader(tmp_path, joined, outputs, expected):
     build = TFLiteBuilder()
-    names = {name: build.tensor(name, (1, 100), "INT8", 1.0) for name in ("image", "a", "b")}
-    names |= {name: build.tensor(name, (1, 100 * len(joined)), "INT8", 1.0) for name in ("c", "d")}
-    build.op("RELU", [names["image"]], [names["a"]])
-    build.op("RELU", [names["a"]], [names["b"]])
-    build.op("CONCATENATION", [names[name] for name in joined], [names["c"]], schema.ConcatenationOptionsT())
-    build.op("RELU", [names["c"]], [names["d"]])
+    names = {"image": build.tensor("image", (1, 100), "INT8", 1.0)}
+    made = {"a": ("RELU", ["image"]), "b": ("RELU", ["a"]), "c": ("CONCATENATION", joined), "d": ("RELU", ["c"])}
+    for name, (kind, inputs) in made.items():
+        size = 100 if name in "ab" else 100 * len(joined)
+        names[name] = build.made(kind, [names[one] for one in inputs], name, (1, size), "INT8", 1.0)
     path = build.write(tmp_path / "m.tflite", [names["image"]], [names[name] for name in outputs])
     assert [layer.live_bytes for layer in measure_cost(path).layers] == expected
 
@@ -377,9 +375,8 @@ def test_command_with_engines(tmp_path, reported, monkeypatch):
 
 def write_custom(path):
     build = TFLiteBuilder()
-    ends = [build.tensor(name, (1, 4)) for name in ("image", "logits")]
-    build.op("CUSTOM", ends[:1], ends[1:])
-    return build.write(path, ends[:1], ends[1:])
+    image = build.tensor("image", (1, 4))
+    return build.write(path, [image], [build.made("CUSTOM", [image], "logits", (1, 4))])
 
 
 def test_wrong_inputs_are_refused_with_a_remedy(tmp_path, ended):

@@ -229,11 +229,11 @@ def write_onnx_that_fails_at_run_time(path):
 
 def write_tflite_that_fails_at_run_time(path):
     build = TFLiteBuilder()
-    image, logits = build.tensor("image", (1, 32, 32, 1)), build.tensor("logits", (1, 32, 32, 4))
+    image = build.tensor("image", (1, 32, 32, 1))
     beyond = build.tensor("beyond", (4,), "INT32", data=np.full(4, 99, np.int32))
     options = schema.GatherOptionsT()
     options.axis = 3
-    build.op("GATHER", [image, beyond], [logits], options)
+    logits = build.made("GATHER", [image, beyond], "logits", (1, 32, 32, 4), options=options)
     return build.write(path, [image], [logits])
 
 
