@@ -8,8 +8,9 @@ from brainq_torch.data.reading.image import read_grey
 
 
 def check_unreadable(path, words):
-    with pytest.raises(UnreadableImageError, match=words):
+    with pytest.raises(UnreadableImageError, match=words) as caught:
         read_grey(path)
+    assert caught.value.path  # of a pair's voxels it is another
 
 
 def check_cut(path, *shares, words="."):

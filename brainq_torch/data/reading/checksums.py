@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
-from brainq_torch.data.reading.grey import COPY_AGAIN, MAX_PIXELS, FilePath, UnreadableImageError
+from brainq_torch.data.reading.grey import MAX_PIXELS, UnreadableImageError
 
 _PNG_SIGNATURE_BYTES = 8
 _PIECE_BYTES = 1024 * 1024
@@ -32,7 +32,7 @@ _MOST_TAGS = 0xFFFF
 _SUBSAMPLED = 6  # YCbCr
 
 
-def refuse_broken_checksums(path: FilePath, file: BinaryIO, image: Image.Image) -> None:
+def refuse_broken_checksums(file: BinaryIO, image: Image.Image) -> None:
     """Check what a PNG or a deflated TIFF says about itself; JPEG, WEBP, GIF, BMP and other TIFFs have no checksums.
 
     The file may stand at any place, and is left at any; the image is not yet decoded.
@@ -46,8 +46,7 @@ def refuse_broken_checksums(path: FilePath, file: BinaryIO, image: Image.Image) 
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff(file, image.tag_v2)
     except (ValueError, zlib.error, struct.error) as error:
-        reason = f"is a truncated or damaged {image.format}: {error}"
-        raise UnreadableImageError(path, reason, COPY_AGAIN) from error
+        raise UnreadableImageError(f"is a truncated or damaged {image.format}: {error}") from error
 
 
 def _png_parts(file: BinaryIO) -> Iterator[bytes]:

@@ -27,7 +27,6 @@ from brainq_torch.data.reading.dicom_header import (
     why_unfit,
 )
 from brainq_torch.data.reading.grey import (
-    COPY_AGAIN,
     FilePath,
     GreyImage,
     UnreadableImageError,
@@ -68,18 +67,18 @@ def read_dicom(path: FilePath, frame: int | None = None) -> GreyImage:
 
 def _read(path: FilePath, frame: int | None) -> GreyImage:
     header = read_header(path)
-    _require_slice(path, header)
-    index, notes = _frame_index(path, header, frame)
+    _require_slice(header)
+    index, notes = _frame_index(header, frame)
     use_functional_groups(header, index)
     unfit = why_unfit(header.get)
     notes.extend([f"{unfit}, no slice through a head: do not rely on the answer"] if unfit else [])
-    refuse_gigantic(path, int(header.Columns), int(header.Rows))
+    refuse_gigantic(int(header.Columns), int(header.Rows))
     stored = _decode(path, header, index)
     if stored.ndim == 3:
         colours = Image.fromarray(stored.astype(np.uint8), "RGB")
         return GreyImage(np.array(colours.convert("L")), (*notes, "DICOM colours converted to grey"))
     is_padding = _find_padding(header, stored)
-    grey, shown = _show(path, header, stored, ~is_padding)
+    grey, shown = _show(header, stored, ~is_padding)
     notes.extend(shown)
     if is_padding.any():
         grey = np.where(is_padding, grey[~is_padding].min(), grey)
@@ -88,30 +87,30 @@ def _read(path: FilePath, frame: int | None) -> GreyImage:
     return GreyImage(square, (*notes, *stretched))
 
 
-def _require_slice(path: FilePath, header: pydicom.Dataset) -> None:
+def _require_slice(header: pydicom.Dataset) -> None:
     """Refuse what is no MR image of one slice with all that says how to show it."""
-    require_mr(path, header)
+    require_mr(header)
     if "MOSAIC" in np.atleast_1d(header.get("ImageType") or ""):
         remedy = "convert its series to NIfTI, e.g. with dcm2niix"
-        raise UnreadableImageError(path, "is a mosaic: many slices side by side in one picture", remedy)
+        raise UnreadableImageError("is a mosaic: many slices side by side in one picture", remedy)
     missing = [name for name in _REQUIRED if header.get(name) in (None, "")]
     if missing:
-        raise UnreadableImageError(path, f"has no {', '.join(missing)}", "export it again from the scanner or archive")
+        raise UnreadableImageError(f"has no {', '.join(missing)}", "export it again from the scanner or archive")
     kind = header.PhotometricInterpretation
     if kind not in _MONOCHROME + _COLOUR:
         allowed = ", ".join(_MONOCHROME + _COLOUR)
-        raise UnreadableImageError(path, f"has PhotometricInterpretation {kind}; read are {allowed}", "save it as PNG")
+        raise UnreadableImageError(f"has PhotometricInterpretation {kind}; read are {allowed}", "save it as PNG")
     if kind in _COLOUR and header.BitsAllocated != 8:
-        raise UnreadableImageError(path, f"has colours of {header.BitsAllocated} bits; read are 8", "save it as PNG")
+        raise UnreadableImageError(f"has colours of {header.BitsAllocated} bits; read are 8", "save it as PNG")
 
 
-def _frame_index(path: FilePath, header: pydicom.Dataset, frame: int | None) -> tuple[int, list[str]]:
+def _frame_index(header: pydicom.Dataset, frame: int | None) -> tuple[int, list[str]]:
     """Return the index from 0 of the frame to decode, with a note where nobody named it."""
-    count = count_frames(path, header)
+    count = count_frames(header)
     if frame is None:
         return count // 2, [f"frame {count // 2 + 1} of {count} shown"] if count > 1 else []
     if not 1 <= frame <= count:
-        raise UnreadableImageError(path, f"has no frame {frame}, its frames are 1 to {count}", "choose one of those")
+        raise UnreadableImageError(f"has no frame {frame}, its frames are 1 to {count}", "choose one of those")
     return frame - 1, []
 
 
@@ -122,7 +121,7 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
     top = bits if syntax.is_compressed else max(bits, int(header.get("HighBit") or 0) + 1)  # above them in old files
     try:
         is_repaired = "PixelData" in header
-        filled = {"samples_per_pixel": header.SamplesPerPixel, "number_of_frames": count_frames(path, header)}
+        filled = {"samples_per_pixel": header.SamplesPerPixel, "number_of_frames": count_frames(header)}
         is_free = not syntax.is_compressed or syntax in JPEGLSTransferSyntaxes  # others say themselves how samples lie
         filled["planar_configuration"] = int(is_free and header.get("PlanarConfiguration") == 1)
         filled |= {"index": index, "bits_stored": top}
@@ -133,16 +132,15 @@ def _decode(path: FilePath, header: pydicom.Dataset, index: int) -> npt.NDArray[
             stored = pixel_array(header if is_repaired else os.fspath(path), **filled)
     except (RuntimeError, NotImplementedError) as error:  # pydicom's words for "no decoder installed" and "failed"
         if "missing dependencies" not in str(error):
-            reason = f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})"
-            raise UnreadableImageError(path, reason, COPY_AGAIN) from error
+            raise UnreadableImageError(f"cannot be decoded ({syntax.name}: {str(error).splitlines()[0]})") from error
         reason = f"is compressed ({syntax.name}), and no decoder of that is installed"
         remedy = "python -m pip install python-gdcm, or save it uncompressed, e.g. with gdcmconv --raw"
-        raise UnreadableImageError(path, reason, remedy) from error
+        raise UnreadableImageError(reason, remedy) from error
     except AttributeError as error:
-        raise UnreadableImageError(path, f"has no pixels ({error})", "leave it out") from error
+        raise UnreadableImageError(f"has no pixels ({error})", "leave it out") from error
     expected = (int(header.Rows), int(header.Columns))
     if stored.shape not in (expected, (*expected, 3)):
-        raise UnreadableImageError(path, f"decodes to {stored.shape}, its header says {expected}", COPY_AGAIN)
+        raise UnreadableImageError(f"decodes to {stored.shape}, its header says {expected}")
     return stored >> (top - bits) if top > bits else stored
 
 
@@ -165,11 +163,11 @@ def _find_padding(header: pydicom.Dataset, stored: npt.NDArray[Any]) -> npt.NDAr
 
 
 def _show(
-    path: FilePath, header: pydicom.Dataset, stored: npt.NDArray[Any], measured: npt.NDArray[np.bool_]
+    header: pydicom.Dataset, stored: npt.NDArray[Any], measured: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Apply the modality, the VOI and the presentation transform; return (rows, columns) uint8 and notes."""
-    values, modality = _apply_modality(path, header, stored)
-    fractions, notes = _apply_voi(path, header, values)
+    values, modality = _apply_modality(header, stored)
+    fractions, notes = _apply_voi(header, values)
     notes = [*modality, *notes]
     is_inverted = header.PhotometricInterpretation == "MONOCHROME1"
     inverted = ["MONOCHROME1 (white is zero) inverted"] if is_inverted else []
@@ -177,15 +175,13 @@ def _show(
         return _to_uint8(1 - fractions if is_inverted else fractions), [*notes, *inverted]
     if is_inverted:
         values = -values.astype(np.float64)
-    grey, note = rescale_to_uint8(path, values, "DICOM values", measured)
+    grey, note = rescale_to_uint8(values, "DICOM values", measured)
     return grey, [*notes, note, *inverted]
 
 
-def _apply_modality(
-    path: FilePath, header: pydicom.Dataset, stored: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], list[str]]:
+def _apply_modality(header: pydicom.Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str]]:
     """Return what the file's look-up table, or else its slope and intercept, make of stored values, and notes."""
-    mapped, _, notes = _look_up(path, header, "Modality", stored)
+    mapped, _, notes = _look_up(header, "Modality", stored)
     slope, intercept = (header.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
     for name in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):
         header.pop(name, None)  # what is applied is not applied again
@@ -194,12 +190,12 @@ def _apply_modality(
         return stored if mapped is None else mapped, notes
     slope, intercept = float(slope) if is_said[0] else 1.0, float(intercept) if is_said[1] else 0.0
     if slope == 0:
-        raise UnreadableImageError(path, "has RescaleSlope 0, which erases the image", COPY_AGAIN)
+        raise UnreadableImageError("has RescaleSlope 0, which erases the image")
     return stored.astype(np.float64) * slope + intercept, notes
 
 
 def _look_up(
-    path: FilePath, header: pydicom.Dataset, kind: str, values: npt.NDArray[Any]
+    header: pydicom.Dataset, kind: str, values: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[Any] | None, int, list[str]]:
     """Return what a look-up table, Modality or VOI, makes of values, and the most it could; None where it is empty.
 
@@ -211,23 +207,21 @@ def _look_up(
         return None, 0, [f"{kind} look-up table without entries ignored"] if tables else []
     count, first, bits = descriptor[0] or 2**16, descriptor[1], descriptor[2]
     if not 8 <= bits <= 16:
-        raise UnreadableImageError(path, f"has a look-up table of {bits} bits; allowed are 8 to 16", COPY_AGAIN)
+        raise UnreadableImageError(f"has a look-up table of {bits} bits; allowed are 8 to 16")
     order = "<u2" if header.original_encoding[1] else ">u2"
     entries = np.frombuffer(data, order) if isinstance(data, bytes) else np.array(data).reshape(-1).astype(np.uint16)
     if len(entries) < count and bits == 8:
         entries = entries.astype("<u2").view(np.uint8)
     if len(entries) < count:
-        raise UnreadableImageError(path, f"has {len(entries)} of its look-up table's {count} entries", COPY_AGAIN)
+        raise UnreadableImageError(f"has {len(entries)} of its look-up table's {count} entries")
     entries = entries[:count]
     places = np.clip(values.astype(np.float64) - first, 0, count - 1).astype(np.intp)
     return entries[places], max(2**bits - 1, int(entries.max())), []
 
 
-def _apply_voi(
-    path: FilePath, header: pydicom.Dataset, values: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any] | None, list[str]]:
+def _apply_voi(header: pydicom.Dataset, values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any] | None, list[str]]:
     """Return what the file's window or look-up table makes of values, 0 to 1; None where it has no useful one."""
-    table, most, ignored = _look_up(path, header, "VOI", values)
+    table, most, ignored = _look_up(header, "VOI", values)
     if table is not None:
         return table / most, ["VOI look-up table applied"]
     function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()

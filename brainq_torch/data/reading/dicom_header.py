@@ -21,7 +21,6 @@ from pydicom.uid import (
 )
 
 from brainq_torch.data.reading.grey import (
-    COPY_AGAIN,
     PLACEHOLDER,
     FilePath,
     Origin,
@@ -131,7 +130,7 @@ def _parse(path: FilePath) -> tuple[pydicom.Dataset, int]:
     size_bytes = os.path.getsize(path)
     if size_bytes > _MAX_FILE_BYTES:
         reason = f"is a DICOM file of {size_bytes // 2**20} MiB; at most {_MAX_FILE_BYTES // 2**20} MiB are read"
-        raise UnreadableImageError(path, reason, "export the one image that is meant as its own file")
+        raise UnreadableImageError(reason, "export the one image that is meant as its own file")
     with open(path, "rb") as file:
         meta = pydicom.Dataset()
         if file.read(132)[128:] == b"DICM":
@@ -143,7 +142,7 @@ def _parse(path: FilePath) -> tuple[pydicom.Dataset, int]:
     elif syntax is not None:
         with open(path, "rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=_DEFER_BYTES)
-            _require_pixels(path, header, file.tell() < size_bytes)
+            _require_pixels(header, file.tell() < size_bytes)
             implicit, little = header.original_encoding
             head = file.read(8 if implicit else 12)
             length = int.from_bytes(head[-4:], "little" if little else "big")
@@ -152,7 +151,7 @@ def _parse(path: FilePath) -> tuple[pydicom.Dataset, int]:
         if _is_implicit(header) == (syntax == ImplicitVRLittleEndian):
             return header, length % NO_LENGTH
     header = pydicom.dcmread(path, force=True)
-    _require_pixels(path, header, "PixelData" in header)
+    _require_pixels(header, "PixelData" in header)
     if syntax is not None and syntax.is_compressed:
         return header, 0
     implicit, little = _is_implicit(header), header.original_encoding[1]
@@ -167,13 +166,13 @@ def _is_implicit(header: pydicom.Dataset) -> bool:
     return bool(getattr(first, "is_implicit_VR", header.original_encoding[0]))
 
 
-def _require_pixels(path: FilePath, header: pydicom.Dataset, has_pixels: bool) -> None:
+def _require_pixels(header: pydicom.Dataset, has_pixels: bool) -> None:
     """Refuse what is cut off in its header, which pydicom takes for whole; other kinds of objects have no pixels."""
     if not has_pixels and "MR".startswith(str(header.get("Modality") or "")):
         kind = str(header.get("SOPClassUID") or "")
         if not any(kind.startswith(image) or image.startswith(kind) for image in _IMAGES):
-            raise OtherKindError(path, "is a DICOM file without an image (by its SOPClassUID)", "leave it out")
-        raise UnreadableImageError(path, "is truncated or damaged (it has no pixels)", COPY_AGAIN)
+            raise OtherKindError("is a DICOM file without an image (by its SOPClassUID)", "leave it out")
+        raise UnreadableImageError("is truncated or damaged (it has no pixels)")
 
 
 def _refuse_bomb(path: FilePath, start: int) -> None:
@@ -185,25 +184,25 @@ def _refuse_bomb(path: FilePath, start: int) -> None:
             size_bytes += len(inflater.decompress(part, _PIECE_BYTES))
             if size_bytes > _MAX_FILE_BYTES:
                 reason = "is a deflated DICOM file that inflates to more than is read (a decompression bomb)"
-                raise UnreadableImageError(path, reason, COPY_AGAIN)
+                raise UnreadableImageError(reason)
             if inflater.eof:
                 return
 
 
-def require_mr(path: FilePath, header: pydicom.Dataset) -> None:
+def require_mr(header: pydicom.Dataset) -> None:
     """Refuse another modality than MR: the network knows nothing else."""
     modality = header.get("Modality")
     if not modality:
-        raise UnreadableImageError(path, "names no modality (tag 0008,0060); only MR images are read", "leave it out")
+        raise UnreadableImageError("names no modality (tag 0008,0060); only MR images are read", "leave it out")
     if modality != "MR":
-        raise OtherKindError(path, f"has modality {modality!r}; only MR images are read", "leave it out")
+        raise OtherKindError(f"has modality {modality!r}; only MR images are read", "leave it out")
 
 
-def count_frames(path: FilePath, header: pydicom.Dataset) -> int:
+def count_frames(header: pydicom.Dataset) -> int:
     """Return the number of frames, 1 where the file does not say; refuse one that makes no sense."""
     count = int(header.get("NumberOfFrames", 1) or 1)
     if not 1 <= count <= _MOST_FRAMES:
-        raise UnreadableImageError(path, f"says that it has {count} frames; read are 1 to {_MOST_FRAMES}", COPY_AGAIN)
+        raise UnreadableImageError(f"says that it has {count} frames; read are 1 to {_MOST_FRAMES}")
     return count
 
 

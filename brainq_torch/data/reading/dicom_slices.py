@@ -47,8 +47,8 @@ def list_dicom_slices(path: FilePath) -> list[FileSlice]:
     with ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ``read_dicom`` notes them
         header = read_header(path)
-        require_mr(path, header)
-        count = count_frames(path, header)
+        require_mr(header)
+        count = count_frames(header)
         series = str(header.get("SeriesInstanceUID", "") or "") or os.fspath(path)
         title = str(header.get("SeriesDescription", "") or "").strip()
         number = float(header.get("InstanceNumber") or 0)

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.reading.grey import (
-    COPY_AGAIN,
     FilePath,
     GreyImage,
     Origin,
@@ -44,9 +43,9 @@ def read_figshare(path: FilePath) -> GreyImage:
         UnreadableImageError: Another .mat file, a gigantic or overfull data set, or values that are not finite.
     """
     with _open(path) as file:
-        values = _read_array(path, file, "cjdata/image")
+        values = _read_array(file, "cjdata/image")
     # MATLAB stores column by column, so that HDF5 sees every matrix transposed.
-    grey, note = rescale_to_uint8(path, values.T, "MATLAB values")
+    grey, note = rescale_to_uint8(values.T, "MATLAB values")
     return GreyImage(grey, (note,))
 
 
@@ -57,15 +56,14 @@ def read_figshare_origin(path: FilePath) -> Origin:
         UnreadableImageError: The label is none of 1, 2, 3.
     """
     with _open(path) as file:
-        label = _read_array(path, file, "cjdata/label").ravel()
-        letters = _read_array(path, file, "cjdata/PID").ravel() if "cjdata/PID" in file else np.empty(0)
+        label = _read_array(file, "cjdata/label").ravel()
+        letters = _read_array(file, "cjdata/PID").ravel() if "cjdata/PID" in file else np.empty(0)
     number = int(label[0]) if label.size == 1 and np.isfinite(label).all() else None
     if number is None or number not in FIGSHARE_CLASSES or number != label[0]:
         allowed = ", ".join(f"{key} ({name})" for key, name in FIGSHARE_CLASSES.items())
-        reason = f"has cjdata/label {label[:4].tolist()}; allowed are {allowed}"
-        raise UnreadableImageError(path, reason, COPY_AGAIN)
+        raise UnreadableImageError(f"has cjdata/label {label[:4].tolist()}; allowed are {allowed}")
     if letters.size > _MAX_TEXT:
-        raise UnreadableImageError(path, f"has a PID of {letters.size} letters", COPY_AGAIN)
+        raise UnreadableImageError(f"has a PID of {letters.size} letters")
     patient = "".join(chr(int(letter)) for letter in letters).strip().strip("\x00")
     return Origin(CLASSES.index(FIGSHARE_CLASSES[number]), patient)
 
@@ -75,45 +73,45 @@ def _open(path: FilePath) -> Iterator[h5py.File]:
     """Open the file and make sure that it is one of the data set's."""
     with open(path, "rb") as file:
         if file.read(14) == b"MATLAB 5.0 MAT":
-            raise UnreadableImageError(path, "is a MATLAB 5 file", "save it in MATLAB with save(..., '-v7.3')")
+            raise UnreadableImageError("is a MATLAB 5 file", "save it in MATLAB with save(..., '-v7.3')")
     with _ONE_AT_A_TIME, h5py.File(path, "r") as matlab:
         if not isinstance(matlab.get("cjdata", getlink=True), h5py.HardLink):  # a link may lead to other files
             if "minc-2.0" in matlab:
-                raise UnreadableImageError(path, "is a MINC volume", "convert it to NIfTI, e.g. with mnc2nii")
+                raise UnreadableImageError("is a MINC volume", "convert it to NIfTI, e.g. with mnc2nii")
             remedy = "leave it out: other .mat files have no agreed place for an image"
-            raise UnreadableImageError(path, "is no figshare brain tumour file (it has no struct cjdata)", remedy)
+            raise UnreadableImageError("is no figshare brain tumour file (it has no struct cjdata)", remedy)
         yield matlab
 
 
-def _read_array(path: FilePath, file: h5py.File, name: str) -> npt.NDArray[Any]:
+def _read_array(file: h5py.File, name: str) -> npt.NDArray[Any]:
     """Read a matrix of real numbers, after its size has been bounded from what HDF5 says of it."""
     group, _, member = name.rpartition("/")
     if not isinstance(file[group], h5py.Group) or member not in file[group]:
-        raise UnreadableImageError(path, f"has no {name}", COPY_AGAIN)
+        raise UnreadableImageError(f"has no {name}")
     if not isinstance(file[group].get(member, getlink=True), h5py.HardLink):
-        raise UnreadableImageError(path, f"has a link in place of {name}", COPY_AGAIN)
+        raise UnreadableImageError(f"has a link in place of {name}")
     matrix = file[name]
     if not isinstance(matrix, h5py.Dataset) or matrix.dtype.kind not in "iufb" or matrix.dtype.itemsize > 8:
-        raise UnreadableImageError(path, f"has no matrix of real numbers in {name}", COPY_AGAIN)
+        raise UnreadableImageError(f"has no matrix of real numbers in {name}")
     if matrix.ndim != 2 or min(matrix.shape) < 1:
-        raise UnreadableImageError(path, f"has {name} of shape {matrix.shape}; allowed is (rows, columns)", COPY_AGAIN)
-    refuse_gigantic(path, *matrix.shape)
+        raise UnreadableImageError(f"has {name} of shape {matrix.shape}; allowed is (rows, columns)")
+    refuse_gigantic(*matrix.shape)
     if matrix.is_virtual or matrix.external:
-        raise UnreadableImageError(path, f"keeps {name} in other files", COPY_AGAIN)
+        raise UnreadableImageError(f"keeps {name} in other files")
     if matrix.chunks is not None:
-        _refuse_bomb(path, matrix)
+        _refuse_bomb(matrix)
     values: npt.NDArray[Any] = matrix[()]
     return values
 
 
-def _refuse_bomb(path: FilePath, matrix: h5py.Dataset) -> None:
+def _refuse_bomb(matrix: h5py.Dataset) -> None:
     """Inflate each stored chunk as far as it may go: HDF5 itself inflates to the end, however large that is."""
     rows, columns = matrix.chunks
-    refuse_gigantic(path, rows, columns)
+    refuse_gigantic(rows, columns)
     pipeline = matrix.id.get_create_plist()
     filters = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
     if filters.count(_DEFLATE) > 1 or not set(filters) <= {_DEFLATE, _SHUFFLE, _FLETCHER32}:
-        raise UnreadableImageError(path, f"is stored with HDF5 filters {filters}", "save it again with MATLAB")
+        raise UnreadableImageError(f"is stored with HDF5 filters {filters}", "save it again with MATLAB")
     if _DEFLATE not in filters:
         return
     chunk_bytes = rows * columns * matrix.dtype.itemsize
@@ -121,4 +119,4 @@ def _refuse_bomb(path: FilePath, matrix: h5py.Dataset) -> None:
         stored = matrix.id.get_chunk_info(index)
         _, data = matrix.id.read_direct_chunk(stored.chunk_offset)
         if stored.filter_mask == 0 and len(zlib.decompressobj().decompress(data, chunk_bytes + 1)) > chunk_bytes:
-            raise UnreadableImageError(path, "inflates to more than its header says (a decompression bomb)", COPY_AGAIN)
+            raise UnreadableImageError("inflates to more than its header says (a decompression bomb)")

@@ -25,14 +25,15 @@ _SQUARE_TOLERANCE = 0.01
 
 
 class UnreadableImageError(BrainqError):
-    """An image file that cannot be read correctly: which, what is wrong with it, and what to do about it."""
+    """An image file that cannot be read correctly: what is wrong with it, what to do about it, and which it is.
 
-    def __init__(self, path: FilePath, reason: str, remedy: str) -> None:
+    A reader need not say which: ``image.py``, through which all are called, does.
+    """
+
+    def __init__(self, reason: str, remedy: str = COPY_AGAIN, path: FilePath = "") -> None:
         # All three go to the base class, or the error could not travel between processes (pickle).
-        super().__init__(os.fspath(path), reason, remedy)
-        self.path = os.fspath(path)
-        self.reason = reason
-        self.remedy = remedy
+        super().__init__(reason, remedy, path)
+        self.reason, self.remedy, self.path = reason, remedy, os.fspath(path)
 
     def __str__(self) -> str:
         """Return the error as one sentence."""
@@ -74,7 +75,7 @@ class Origin:
 
 
 def rescale_to_uint8(
-    path: FilePath, values: npt.NDArray[Any], what: str, measured: npt.NDArray[np.bool_] | None = None
+    values: npt.NDArray[Any], what: str, measured: npt.NDArray[np.bool_] | None = None
 ) -> tuple[npt.NDArray[np.uint8], str]:
     """Rescale (h, w) values linearly to 0..255, whatever container they come from; a constant image becomes black.
 
@@ -84,7 +85,6 @@ def rescale_to_uint8(
     tenth of what all but one in 200 pixels reach, and NaN and infinity that nothing else encloses.
 
     Args:
-        path: the file, for errors.
         values: (h, w) numbers of any type.
         what: the name of the values in the note.
         measured: (h, w), False where a value is padding and decides nothing; all are measured without it.
@@ -99,12 +99,12 @@ def rescale_to_uint8(
     used = values[is_finite if measured is None else is_finite & measured]
     if not used.size or not np.isfinite(float(used.max()) - float(used.min())):
         reason = "has pixels that are not finite numbers, or beyond all bounds"
-        raise UnreadableImageError(path, reason, "rescale it and save it again")
+        raise UnreadableImageError(reason, "rescale it and save it again")
     low, high = (end + 0.0 for end in _black_and_white(used))  # no -0 in the note
     if not is_finite.all():
         if (_is_enclosed(is_finite & (values > low)) & ~is_finite).any():
             remedy = "replace NaN and infinity by numbers and save it again"
-            raise UnreadableImageError(path, "has pixels on the head that are not finite numbers", remedy)
+            raise UnreadableImageError("has pixels on the head that are not finite numbers", remedy)
         values = np.where(is_finite, values, low)
     if high == low:
         return np.zeros(values.shape, np.uint8), f"{what}, all equal to {low:g}, shown as black"
@@ -136,10 +136,10 @@ def _is_enclosed(shown: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return enclosed
 
 
-def refuse_gigantic(path: FilePath, width: int, height: int) -> None:
+def refuse_gigantic(width: int, height: int) -> None:
     """Raise UnreadableImageError when an image would not fit into ``MAX_PIXELS``."""
     if width * height > MAX_PIXELS:
-        raise UnreadableImageError(path, f"gigantic dimensions, {width} x {height} pixels", shrink_remedy())
+        raise UnreadableImageError(f"gigantic dimensions, {width} x {height} pixels", shrink_remedy())
 
 
 def shrink_remedy() -> str:

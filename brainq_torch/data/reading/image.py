@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from brainq_torch.data.head_crop import BLANK, is_blank
-from brainq_torch.data.reading.grey import COPY_AGAIN, FilePath, GreyImage, Origin, UnreadableImageError, shrink_remedy
+from brainq_torch.data.reading.grey import FilePath, GreyImage, Origin, UnreadableImageError, shrink_remedy
 from brainq_torch.data.reading.raster import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture, read_picture
 from brainq_torch.data.reading.slices import FileSlice
 
@@ -77,7 +77,7 @@ def read_slice(found: FileSlice) -> GreyImage:
     with _guarded(found.path):
         image = found.decode()
     if is_blank(image.pixels):
-        raise UnreadableImageError(found.path, BLANK, "remove it, or export the scan again with all its grey levels")
+        raise UnreadableImageError(BLANK, "remove it, or export the scan again with all its grey levels", found.path)
     return image
 
 
@@ -85,11 +85,11 @@ def _require_kind(path: FilePath) -> str:
     head = _read_head(path)
     kind = _kind_of(head)
     if _IMAGELESS.search(head):
-        raise UnreadableImageError(path, "is a DICOM directory, report or other file without an image", "leave it out")
+        raise UnreadableImageError("is a DICOM directory, report or other file without an image", "leave it out", path)
     if kind is None:
         reason = f"is not an image in a known format ({', '.join(PICTURE_FORMATS)}, DICOM, NIfTI, figshare .mat)"
         remedy = "unpack it" if head.startswith(_ARCHIVES) else "convert it to PNG"
-        raise UnreadableImageError(path, reason, f"remove it or {remedy}")
+        raise UnreadableImageError(reason, f"remove it or {remedy}", path)
     return kind
 
 
@@ -141,20 +141,20 @@ def _read_head(path: FilePath) -> bytes:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise UnreadableImageError(path, "is a folder, not an image file", "name the files inside it")
+            raise UnreadableImageError("is a folder, not an image file", "name the files inside it", path)
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
-            raise UnreadableImageError(path, "is not a regular file", "copy the image itself here")
+            raise UnreadableImageError("is not a regular file", "copy the image itself here", path)
         if status.st_size == 0:
-            raise UnreadableImageError(path, _EMPTY, COPY_AGAIN)
+            raise UnreadableImageError(_EMPTY, path=path)
         with open(path, "rb") as file:
             return file.read(_HEAD_BYTES)
     except FileNotFoundError:
         reason = "is a link to nothing" if Path(path).is_symlink() else "does not exist"
-        raise UnreadableImageError(path, reason, "check the path") from None
+        raise UnreadableImageError(reason, "check the path", path) from None
     except PermissionError:
-        raise UnreadableImageError(path, "may not be read by this user", "give read permission (chmod +r)") from None
+        raise UnreadableImageError("may not be read by this user", "give read permission (chmod +r)", path) from None
     except OSError as error:
-        raise UnreadableImageError(path, f"cannot be opened ({error.strerror})", "check the file system") from error
+        raise UnreadableImageError(f"cannot be opened ({error.strerror})", "check the file system", path) from error
 
 
 def _kind_of(head: bytes) -> str | None:
@@ -228,7 +228,7 @@ def list_named_files(path: FilePath) -> Iterator[str]:
     yield from named
     if not (named and is_whole):
         reason = "names no images" if is_whole else "is truncated or damaged: it may have named more images"
-        raise UnreadableImageError(path, reason, "name its folder in place of it")
+        raise UnreadableImageError(reason, "name its folder in place of it", path)
 
 
 @contextmanager
@@ -236,14 +236,14 @@ def _guarded(path: FilePath) -> Iterator[None]:
     """Turn what a reader raises for one file into the one error that callers know."""
     try:
         yield
-    except UnreadableImageError:
+    except UnreadableImageError as error:
+        error.path = error.path or os.fspath(path)
         raise
     except ModuleNotFoundError as error:
         remedy = f"python -m pip install {error.name}, or in the checkout all readers: pip install '.[medical]'"
-        raise UnreadableImageError(path, f"needs the package {error.name}", remedy) from error
+        raise UnreadableImageError(f"needs the package {error.name}", remedy, path) from error
     except MemoryError:
-        raise UnreadableImageError(path, "does not fit into memory", shrink_remedy()) from None
+        raise UnreadableImageError("does not fit into memory", shrink_remedy(), path) from None
     # Hostile bytes make decoders raise nearly anything: OSError, SyntaxError, EOFError, KeyError, struct.error, ...
     except Exception as error:
-        reason = f"is truncated or damaged ({type(error).__name__}: {error})"
-        raise UnreadableImageError(path, reason, COPY_AGAIN) from error
+        raise UnreadableImageError(f"is truncated or damaged ({type(error).__name__}: {error})", path=path) from error

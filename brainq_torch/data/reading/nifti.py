@@ -22,7 +22,6 @@ import numpy.typing as npt
 from nibabel.orientations import io_orientation
 
 from brainq_torch.data.reading.grey import (
-    COPY_AGAIN,
     FilePath,
     GreyImage,
     UnreadableImageError,
@@ -55,7 +54,7 @@ def read_nifti(path: FilePath) -> GreyImage:
     volume = _Volume(path)
     if volume.count > 1:
         shape = tuple(int(side) for side in volume.header.get_data_shape())
-        raise UnreadableImageError(path, f"has shape {shape}, a series", "save the one volume that is meant")
+        raise UnreadableImageError(f"has shape {shape}, a series", "save the one volume that is meant")
     axis = volume.axis_across(None)
     count = volume.shape[axis]
     image = volume.read(axis, count // 2)
@@ -100,11 +99,11 @@ class _Volume:
         self._image: nibabel.Nifti1Pair | None = None
         self._fault: Exception | None = None
         with _open(path) as file:
-            self._kind, self.header = _read_header(path, file)
+            self._kind, self.header = _read_header(file)
         is_pair = self._kind in (nibabel.Nifti1Pair, nibabel.Nifti2Pair)
         self._files = {"header": path, "image": _voxels_of(path)} if is_pair else {"image": path}
-        self.shape, self.count = _volume_shape(path, self.header)
-        self.orientation, self.notes = _orientation(path, self.header)
+        self.shape, self.count = _volume_shape(self.header)
+        self.orientation, self.notes = _orientation(self.header)
 
     def axis_across(self, plane: str | None) -> int:
         """Return the array axis across the slices: that of a plane, else of a single slice, else nearest to up."""
@@ -116,11 +115,11 @@ class _Volume:
     def read(self, axis: int, index: int, number: int = 0) -> GreyImage:
         """Decode one slice across an array axis of one of the volumes."""
         sides = [other for other in range(3) if other != axis]
-        refuse_gigantic(self._path, *(self.shape[side] for side in sides))
+        refuse_gigantic(*(self.shape[side] for side in sides))
         flat = _read_slice(self._load_once(), axis, index, number)
         flat = flat.reshape([self.shape[side] for side in sides])
         values, spacings = _upright(flat, sides, self.orientation, self.header)
-        grey, note = rescale_to_uint8(self._path, values, "NIfTI values")
+        grey, note = rescale_to_uint8(values, "NIfTI values")
         square, stretched = make_square(grey, *spacings)
         return GreyImage(square, (*self.notes, note, *stretched))
 
@@ -143,11 +142,11 @@ def _open(path: FilePath) -> BufferedIOBase:
     return gzip.open(path, "rb") if is_gzip else open(path, "rb")
 
 
-def _read_header(path: FilePath, file: BufferedIOBase) -> tuple[Any, nibabel.Nifti1Header]:
+def _read_header(file: BufferedIOBase) -> tuple[Any, nibabel.Nifti1Header]:
     """Read the fixed part of the header only: what follows it may be as long as the file says."""
     head = file.read(540)
     if len(head) < 348:
-        raise UnreadableImageError(path, "is truncated within its NIfTI header", COPY_AGAIN)
+        raise UnreadableImageError("is truncated within its NIfTI header")
     is_first = head[344:347] in (b"n+1", b"ni1")
     is_pair = head[344:347] == b"ni1" or head[4:7] == b"ni2"
     alone, pair = (nibabel.Nifti1Image, nibabel.Nifti1Pair) if is_first else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
@@ -155,20 +154,20 @@ def _read_header(path: FilePath, file: BufferedIOBase) -> tuple[Any, nibabel.Nif
     header = kind.header_class(head[:348] if is_first else head[:540])
     offset = float(header["vox_offset"])
     if not (-1 if is_pair else 348 if is_first else 540) < offset <= _MAX_EXTENSION_BYTES:
-        raise UnreadableImageError(path, f"says that its voxels start at byte {offset:g}", COPY_AGAIN)
+        raise UnreadableImageError(f"says that its voxels start at byte {offset:g}")
     return kind, header
 
 
-def _volume_shape(path: FilePath, header: nibabel.Nifti1Header) -> tuple[tuple[int, int, int], int]:
+def _volume_shape(header: nibabel.Nifti1Header) -> tuple[tuple[int, int, int], int]:
     """Return the three sides of a volume and their number; refuse what is not of real numbers or of bearable size."""
     shape = [int(side) for side in header.get_data_shape()]
     kind = header.get_data_dtype()
     if kind.kind not in "iuf" or kind.itemsize > 8:
-        raise UnreadableImageError(path, f"has voxels of type {kind}; read are real numbers", "save one channel of it")
+        raise UnreadableImageError(f"has voxels of type {kind}; read are real numbers", "save one channel of it")
     if len(shape) < 2 or min(shape) < 1:
-        raise UnreadableImageError(path, f"has shape {tuple(shape)}, which is no image", COPY_AGAIN)
+        raise UnreadableImageError(f"has shape {tuple(shape)}, which is no image")
     if np.prod([float(side) for side in shape]) * kind.itemsize > _MAX_VOLUME_BYTES:
-        raise UnreadableImageError(path, f"gigantic dimensions, {' x '.join(map(str, shape))} voxels", shrink_remedy())
+        raise UnreadableImageError(f"gigantic dimensions, {' x '.join(map(str, shape))} voxels", shrink_remedy())
     return (shape[0], shape[1], shape[2] if len(shape) > 2 else 1), int(np.prod(shape[3:]))
 
 
@@ -184,10 +183,9 @@ def _load(files: dict[str, FilePath], kind: Any, header: nibabel.Nifti1Header) -
         with _open(name) as file:
             content = file.read(needed + _MAX_EXTENSION_BYTES + 1)
             if len(content) < needed:
-                raise UnreadableImageError(name, f"is truncated, {needed - len(content)} bytes are missing", COPY_AGAIN)
+                raise UnreadableImageError(f"is truncated, {needed - len(content)} bytes are missing", path=name)
             if isinstance(file, gzip.GzipFile) and len(content) > needed + _MAX_EXTENSION_BYTES:
-                reason = "inflates to more than its header says (a decompression bomb)"
-                raise UnreadableImageError(name, reason, COPY_AGAIN)
+                raise UnreadableImageError("inflates to more than its header says (a decompression bomb)", path=name)
         held[part] = nibabel.FileHolder(fileobj=BytesIO(content))
     image: nibabel.Nifti1Pair = kind.from_file_map(held)
     return image
@@ -200,15 +198,15 @@ def _voxels_of(path: FilePath) -> str:
     found = [stem[:-4] + end for end in ends if os.path.isfile(stem[:-4] + end)]
     if not found:
         remedy = "put its .img beside it, or save header and image as one .nii file"
-        raise UnreadableImageError(path, "is one half of a NIfTI pair (.hdr/.img)", remedy)
+        raise UnreadableImageError("is one half of a NIfTI pair (.hdr/.img)", remedy)
     return found[0]
 
 
-def _orientation(path: FilePath, header: nibabel.Nifti1Header) -> tuple[npt.NDArray[Any], list[str]]:
+def _orientation(header: nibabel.Nifti1Header) -> tuple[npt.NDArray[Any], list[str]]:
     """Return per array axis the world axis nearest to it and its direction, (3, 2); note when the file does not say."""
     orientation = io_orientation(header.get_best_affine())
     if not np.isfinite(orientation).all():
-        raise UnreadableImageError(path, "has an orientation that makes no sense (its affine is singular)", COPY_AGAIN)
+        raise UnreadableImageError("has an orientation that makes no sense (its affine is singular)")
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         return orientation, ["no orientation in the file, taken as left, anterior, superior"]
     return orientation, []

@@ -98,17 +98,17 @@ def read_picture(path: FilePath) -> GreyImage:
     # A file object, not a path: Pillow 13 would map an uncompressed TIFF into memory and scramble it when turned.
     try:
         with open(path, "rb") as file, Image.open(file, formats=PICTURE_FORMATS) as image:
-            refuse_gigantic(path, *image.size)
+            refuse_gigantic(*image.size)
             notes = _format_notes(path, image)
-            refuse_broken_checksums(path, file, image)
-            wide = _find_wide_colours(path, image)
-            upright, more = _rescale_colours(path, file, *wide.groups()) if wide else _decode_upright(image)
-            return _to_grey(path, upright, [*notes, *more])
+            refuse_broken_checksums(file, image)
+            wide = _find_wide_colours(image)
+            upright, more = _rescale_colours(file, *wide.groups()) if wide else _decode_upright(image)
+            return _to_grey(upright, [*notes, *more])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # Pillow's own limit came before ours
-        raise UnreadableImageError(path, "gigantic dimensions", shrink_remedy()) from None
+        raise UnreadableImageError("gigantic dimensions", shrink_remedy()) from None
     except UnidentifiedImageError:
         reason = "starts like an image, but its header is truncated or damaged, or of a kind that is not read"
-        raise UnreadableImageError(path, reason, f"{COPY_AGAIN}, or save it as PNG") from None
+        raise UnreadableImageError(reason, f"{COPY_AGAIN}, or save it as PNG") from None
 
 
 def _format_notes(path: FilePath, image: Image.Image) -> list[str]:
@@ -118,7 +118,7 @@ def _format_notes(path: FilePath, image: Image.Image) -> list[str]:
     if name == "MPO":  # a camera's JPEG with a preview or gain map behind the picture; viewers show the first, too
         notes.append("JPEG with several pictures inside (MPO), the first one read")
     elif getattr(image, "is_animated", False):
-        raise UnreadableImageError(path, f"{name} with several frames", "save the one frame that is meant as PNG")
+        raise UnreadableImageError(f"{name} with several frames", "save the one frame that is meant as PNG")
     suffix = Path(path).suffix.lower()
     if suffix in PICTURE_SUFFIXES and suffix not in _SUFFIXES[name]:
         notes.append(f"content is {name} although the name ends in {suffix}")
@@ -127,31 +127,31 @@ def _format_notes(path: FilePath, image: Image.Image) -> list[str]:
     return notes
 
 
-def _find_wide_colours(path: FilePath, image: Image.Image) -> re.Match[str] | None:
+def _find_wide_colours(image: Image.Image) -> re.Match[str] | None:
     """Return what 16-bit colours are there, and in which order their bytes are; None where they have fewer bits."""
     tags = getattr(image, "tag_v2", {})
     found = _WIDE_COLOUR.search(str(getattr(image, "tile", "")))
     are_apart = tags.get(_PLANAR_TAG) == 2 and 16 in tags.get(_BITS_TAG, ())  # Pillow takes bytes of it for pixels
     if are_apart or (found and found[1] == "CMYK"):
-        raise UnreadableImageError(path, "has 16-bit colours in an order that is not read", "save it as PNG")
+        raise UnreadableImageError("has 16-bit colours in an order that is not read", "save it as PNG")
     return found
 
 
-def _rescale_colours(path: FilePath, file: BinaryIO, kind: str, order: str) -> tuple[Image.Image, list[str]]:
+def _rescale_colours(file: BinaryIO, kind: str, order: str) -> tuple[Image.Image, list[str]]:
     """Decode 16-bit colours, and rescale them to 8 bits by the one scale of all that their channels hold.
 
     Pillow keeps the upper byte of each, so the lower ones are read apart, as the upper ones of the other order.
     """
-    (upper, notes), (lower, _) = (_decode_bytes(path, file, kind, letter) for letter in (order, _SWAPPED[order]))
+    (upper, notes), (lower, _) = (_decode_bytes(file, kind, letter) for letter in (order, _SWAPPED[order]))
     if kind == "LA":  # both are the bytes as they stand: two of grey, two of opacity
         upper, lower = upper[..., [0, 0, 0, 2]], lower[..., [1, 1, 1, 3]]
     wide = upper[..., :3].astype(np.uint16) << 8 | lower[..., :3]
-    scaled, note = rescale_to_uint8(path, wide.reshape(len(wide), -1), "16-bit colours")
+    scaled, note = rescale_to_uint8(wide.reshape(len(wide), -1), "16-bit colours")
     opacity = upper[..., 3:] if kind != "RGBa" else upper[..., :0]  # else multiplied in already: black lies beneath
     return Image.fromarray(np.concatenate([scaled.reshape(wide.shape), opacity], -1)), [note, *notes]
 
 
-def _decode_bytes(path: FilePath, file: BinaryIO, kind: str, letter: str) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def _decode_bytes(file: BinaryIO, kind: str, letter: str) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Decode the upper bytes of 16-bit colours, whose order a letter says, upright: (h, w, 3 or 4), and notes."""
     file.seek(0)
     with Image.open(file, formats=PICTURE_FORMATS) as image:
@@ -187,10 +187,10 @@ def _decode_upright(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]
     return (image if orientation == turned else image.transpose(_UPRIGHT[orientation])), [note]
 
 
-def _to_grey(path: FilePath, image: Image.Image, notes: list[str]) -> GreyImage:
+def _to_grey(image: Image.Image, notes: list[str]) -> GreyImage:
     """Turn a decoded Pillow image of any mode grey."""
     if image.mode[0] in "IF":
-        return _wide_to_grey(path, image, notes)
+        return _wide_to_grey(image, notes)
     if image.mode == "LAB":
         image = image.getchannel("L")  # lightness is the grey picture; Pillow has no LAB to L
         notes.append("LAB colours converted to grey")
@@ -207,10 +207,10 @@ def _to_grey(path: FilePath, image: Image.Image, notes: list[str]) -> GreyImage:
     return GreyImage(np.array(image.convert("L")), tuple(notes))
 
 
-def _wide_to_grey(path: FilePath, image: Image.Image, notes: list[str]) -> GreyImage:
+def _wide_to_grey(image: Image.Image, notes: list[str]) -> GreyImage:
     """Rescale 16-bit, 32-bit and float pixels to 8 bits."""
     what = "float pixels" if image.mode == "F" else "16-bit or 32-bit pixels"
-    pixels, note = rescale_to_uint8(path, np.asarray(image), what)
+    pixels, note = rescale_to_uint8(np.asarray(image), what)
     notes.append(note)
     if "transparency" in image.info:
         notes.append("transparency ignored")

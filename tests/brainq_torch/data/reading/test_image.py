@@ -349,7 +349,7 @@ def test_levels_are_counted_on_the_head_alone(tmp_path):
 
 
 def test_the_error_travels_between_processes():
-    error = UnreadableImageError("a.png", "is broken", "mend it")
+    error = UnreadableImageError("is broken", "mend it", "a.png")
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.path, copy.reason, copy.remedy) == ("a.png", "is broken", "mend it")
     assert str(copy) == "a.png: is broken; mend it"
