@@ -1,5 +1,5 @@
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from brainq_torch.lock import LockedError, hold_lock
+from brainq_torch.lock import LockedError
 from export.folder import ExportFolderError, check_target, write_as_a_whole
+from tests.support.killed import Killed, die_after
 from tests.support.windows import refuse_as_windows
 
 
@@ -107,18 +108,19 @@ def test_a_kill_after_the_two_renames_leaves_no_rubbish(tmp_path, capsys):
     assert names(tmp_path) == ["export"]
 
 
-def test_two_exports_do_not_write_the_same_folder(tmp_path):
-    (tmp_path / "export.partial").mkdir()
-    (tmp_path / "export.partial/model").write_text("of the other")
-    with (
-        hold_lock(tmp_path / "export.lock", "it is used"),
-        pytest.raises(LockedError, match=f"export is being written by process {os.getpid()} on "),
-    ):
-        write(tmp_path / "export")
-    assert (tmp_path / "export.partial/model").exists()
+def test_a_kill_while_the_old_one_is_removed_harms_neither(tmp_path, monkeypatch):
+    write(tmp_path / "export", content="old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda folder: (folder / "model").unlink())
+        die_after(patch, shutil, "rmtree")
+        with pytest.raises(Killed):
+            write(tmp_path / "export", replace=True)
+    assert (tmp_path / "export/model").read_text() == "new"
+    write(tmp_path / "export", replace=True, content="newer")
+    assert names(tmp_path) == ["export"]
 
 
-def test_a_killed_process_leaves_no_half_export(tmp_path, capsys):
+def test_a_process_that_writes_locks_the_folder_and_killed_leaves_no_half_export(tmp_path, capsys):
     code = (
         "import sys, time; from pathlib import Path; from export.folder import write_as_a_whole\n"
         "with write_as_a_whole(Path(sys.argv[1]), False) as folder:\n"
@@ -128,7 +130,7 @@ def test_a_killed_process_leaves_no_half_export(tmp_path, capsys):
     command = [sys.executable, "-c", code, str(tmp_path / "export")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        with pytest.raises(LockedError, match="is being written by"):
+        with pytest.raises(LockedError, match=f"export is being written by process {process.pid} on "):
             write(tmp_path / "export")
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -122,15 +122,6 @@ def test_every_network_is_run_once_on_what_it_is_asked_about(run, quick, monkeyp
     }
 
 
-def test_an_existing_export_is_replaced_only_with_force(run, quick, ended):
-    assert main([str(run), "--recipes", "fp32"]) == 0
-    before = hashes(run / "export")
-    assert "--force" in ended(main([str(run), *FLOAT]), 2).err
-    assert hashes(run / "export") == before
-    assert main([str(run), *FLOAT, "--force"]) == 0
-    assert names(run / "export") == FILES
-
-
 def test_the_runs_limits_of_a_series_go_where_the_files_go(run, quick, tmp_path, stopped):
     (run / "series_rule.json").write_text('{"tumour_from": 0.5}')
     assert main([str(run), *FLOAT]) == 0
@@ -206,22 +197,16 @@ def test_a_stop_while_it_loads_is_a_line(tmp_path, stop, code, module):
     assert (result.returncode, result.stderr) == (code, "stopped\n")
 
 
-def test_words_that_a_bundle_of_finished_files_would_pass_over_are_refused(run, quick, tmp_path, ended):
-    assert main([str(run), *FLOAT]) == 0
-    words = [str(run), "--bundle", str(tmp_path / "clinic"), "--parity-images", "300"]
-    assert "words on how files are made or compared" in ended(main(words), 2).err
-    assert not (tmp_path / "clinic").exists()
-
-
 def test_a_bundle_of_named_recipes_takes_their_files_where_they_are_made(run, quick, tmp_path, capsys):
     """As without --recipes, and as the first time: only what they would make is in question."""
     assert main([str(run), *FLOAT]) == 0
     before = hashes(run / "export")
     for recipes, file in (["fp32", "fp16"], "model_fp16.tflite"), (["fp32"], "model_fp32.tflite"):
         words = [str(run), "--recipes", *recipes, "--bundle", str(tmp_path / recipes[-1])]
+        assert main([*words, "--parity-images", "300"]) == 2  # which it would pass over
+        assert "words on how files are made or compared" in capsys.readouterr().err
         assert main(words) == 0
         assert [path.name for path in (tmp_path / recipes[-1]).glob("*.tflite")] == [file]
-        assert main([*words, "--parity-images", "300"]) == 2
     assert hashes(run / "export") == before
     assert main([str(run), "--recipes", "int8", "--bundle", str(tmp_path / "no")]) == 2
     assert f"{run / 'export'} exists; name another folder with --out, or replace it" in capsys.readouterr().err

@@ -80,14 +80,6 @@ def test_a_manifest_without_groups_is_refused(tiny_run, tiny_export, phantoms, t
     assert "does not say which images belong together" in capsys.readouterr().err
 
 
-def test_a_changed_image_is_refused(tiny_run, tiny_export, phantoms, tmp_path, ended):
-    data = shutil.copytree(phantoms, tmp_path / "data")
-    image = next((data / "Testing").rglob("*.png"))
-    shutil.copy(next((data / "Training").rglob("*.png")), image)
-    assert "has changed" in ended(predict(tiny_export / "model_fp16.tflite", tiny_run, data, tmp_path / "a.npz"), 2).err
-    assert not (tmp_path / "a.npz").exists()
-
-
 @pytest.mark.parametrize("out", ["a.npy", "absent/a.npz"])
 def test_a_wrong_target_is_refused_before_any_work(tiny_run, phantoms, tmp_path, out, ended):
     assert "absent.tflite" not in ended(predict("absent.tflite", tiny_run, phantoms, tmp_path / out), 2).err

@@ -487,24 +487,3 @@ def test_a_bundle_that_is_replaced_loses_nothing_of_its_users(copy, tiny_run, ti
     (copy / "golden" / "scan.png").unlink()
     make_bundle(load_run(tiny_run), tiny_export, copy, replace=True)
     assert main(["--verify"], copy) == 0
-
-
-@pytest.mark.parametrize("left", [0, 3])
-def test_a_kill_while_the_old_bundle_is_removed_harms_neither(copy, tiny_run, tiny_export, tmp_path, left):
-    code = (
-        "import os, shutil, signal, sys; from pathlib import Path\n"
-        "from brainq_torch.run import load_run\n"
-        "from export import folder as export_folder; from export.bundle import build\n"
-        "def remove(folder, **options):\n"
-        f"    for path in sorted(p for p in folder.rglob('*') if p.is_file())[{left}:]: path.unlink()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "export_folder.shutil.rmtree = remove\n"
-        "run, exported, target = map(Path, sys.argv[1:])\n"
-        "build.make_bundle(load_run(run), exported, target, replace=True)"
-    )
-    command = [sys.executable, "-c", code, str(tiny_run), str(tiny_export), str(copy)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert main(["--verify"], copy) == 0  # the new one
-    make_bundle(load_run(tiny_run), tiny_export, copy, replace=True)
-    assert main(["--verify"], copy) == 0
-    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
