@@ -18,8 +18,6 @@ from torch.nn import functional
 from brainq_torch.console import name_first
 from brainq_torch.run_files import BrainqError
 
-GRID_SIDE = 224
-"""Side in pixels of the image that networks with a grid at their end are made for."""
 IMAGE, LOGITS = "the image", "the logits"
 """What stands for the ends among the names of modules."""
 
@@ -45,7 +43,7 @@ class GridPool(nn.AdaptiveAvgPool2d):
         if self.strict:
             raise WiringError(
                 f"a feature map of {found} pixels is pooled to {grid}, which integers cannot carry exactly; train at "
-                f"a data.size that gives {grid} (most such networks: {GRID_SIDE}), or export --recipes fp32 fp16"
+                f"a data.size that gives {grid} (most such networks: 224), or export --recipes fp32 fp16"
             )
         return super().forward(input)
 

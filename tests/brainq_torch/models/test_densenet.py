@@ -62,26 +62,6 @@ def test_configurations_have_names(name, arguments, layers):
     assert count_weighted_layers(build_model(name, **arguments)) == layers
 
 
-@pytest.mark.parametrize(("configuration", "smallest"), [(DENSENET_101, 33), (DENSENET_32, 17)])
-def test_smallest_image(configuration, smallest):
-    model = DenseNet(**configuration).to("meta")
-    assert model(torch.empty(2, 1, smallest, smallest, device="meta")).shape == (2, 4)
-    with pytest.raises(RuntimeError, match="too small"):
-        model(torch.empty(2, 1, smallest - 1, smallest - 1, device="meta"))
-
-
-@pytest.mark.parametrize(("configuration", "widths"), [(DENSENET_101, [55, 27, 13, 6]), (DENSENET_32, [55, 27, 13])])
-def test_feature_map_widths_at_224_px(configuration, widths):
-    model = DenseNet(**configuration).to("meta")
-    seen = []
-    for number in range(1, len(widths) + 1):
-        block = model.features.get_submodule(f"denseblock{number}")
-        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[-1]))
-    logits = model(torch.empty(3, 1, 224, 224, device="meta"))
-    assert logits.shape == (3, 4)
-    assert seen == widths
-
-
 def torchvision_twin() -> nn.Module:
     theirs = TorchvisionDenseNet(8, TINY["block_config"], 16, num_classes=4)
     theirs.features.conv0 = nn.Conv2d(1, 16, kernel_size=7, stride=2, padding=3, bias=False)

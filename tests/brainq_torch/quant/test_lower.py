@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from brainq_torch.models.densenet import DENSENET_32, DenseNet
-from brainq_torch.models.mobilenetv2 import MobileNetV2
 from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
 from tests.brainq_torch.models.test_densenet import TINY, images, randomised
 
@@ -53,13 +52,6 @@ def test_lowering_refuses_what_it_cannot_do():
     model.features.norm5 = nn.BatchNorm2d(6, track_running_stats=False)
     with pytest.raises(ValueError, match=r"norm5.*track_running_stats=False"):
         lower_batchnorms(model)
-
-
-def test_nothing_to_lower_in_mobilenetv2():
-    model = MobileNetV2(width_mult=0.1)
-    lowered = lower_batchnorms(model)
-    assert lowered is not model
-    assert list(lowered.state_dict()) == list(model.state_dict())
 
 
 @torch.no_grad()
