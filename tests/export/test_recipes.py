@@ -1,4 +1,3 @@
-import json
 import re
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ from brainq_torch.models.wiring import WiringError
 from brainq_torch.run import load_run
 from export.catalogue import CATALOGUE
 from export.context import RecipeError
-from export.recipes import RECIPES, check_network, default_recipes, describe_run, float_model, resolve_recipes
+from export.recipes import RECIPES, check_network, default_recipes, float_model, resolve_recipes
 
 
 def test_every_recipe_limits_every_file_it_makes():
@@ -60,10 +59,3 @@ def test_float_files_go_on_where_integers_cannot_carry_the_network(capsys):
         with pytest.raises(WiringError, match=r"--recipes fp32 fp16"):
             check_network(run, ["fp32", name])
     check_network(run, ["fp32", "fp16", "dynamic_int8"])
-
-
-def test_provenance_has_no_path_and_no_time(tiny_run):
-    run = load_run(tiny_run)
-    text = json.dumps(describe_run(run, "fp32").to_json())
-    assert str(tiny_run) not in text
-    assert describe_run(run, "fp32") == describe_run(run, "fp32")

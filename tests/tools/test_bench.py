@@ -1,5 +1,6 @@
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -87,16 +88,11 @@ def test_latency_ratio_survives_a_machine_that_slows_down(monkeypatch, files):
     """Every round is slower than the one before, for both models alike: the ratio does not move."""
     speeds = {str(files[0]): 10.0, str(files[1]): 5.0}
 
-    class Worker:
+    class Worker(ExitStack):
         def __init__(self, model, threads, engine):
+            super().__init__()
             self.model, self.engine, self.turn = model, "fake", 0
             self.start_up_s, self.logits = 0.1, np.zeros((1, 4))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
 
         def measure(self, calls):
             self.turn += 1

@@ -12,7 +12,6 @@ from brainq_torch.quant.layers import PrepareError
 from brainq_torch.quant.prepare import prepare_qat
 from brainq_torch.quant.scheme import Scheme
 from export.graph.encodings import read_encodings
-from export.graph.onnx_file import read_constants
 from export.graph.qdq_onnx import export_qdq_onnx
 from tests.support.small_network import SIDE, as_input, small_images, small_network
 
@@ -43,17 +42,6 @@ def test_weights_of_four_bits_are_stored_as_such(tmp_path):
     assert {layer.bits for layer in read_encodings(tmp_path / "four.onnx").layers.values()} == {4}
     images = small_images()
     np.testing.assert_array_equal(run(tmp_path / "four.onnx", images), logits_of(network, images))
-
-
-def test_every_weight_is_stored_as_int8_and_every_bias_as_int32(small_int8):
-    graph = onnx.load(small_int8.onnx).graph
-    constants = read_constants(graph)
-    for layer in LAYERS:
-        assert constants[f"{layer}.weight"].dtype == np.int8
-        assert constants[f"{layer}.bias"].dtype == np.int32
-        assert len(constants[f"{layer}.weight_scale"]) == len(constants[f"{layer}.weight"])
-    floats = [tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
-    assert all(name.endswith("scale") for name in floats)
 
 
 def test_onnx_runtime_runs_it_in_integer_kernels(small_int8, tmp_path):

@@ -1,19 +1,17 @@
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 
 from export.graph import quantize
 from export.graph.flatbuffer import constant, operator_name, read_model, write_model
 from export.graph.quantize import QuantizeError, cast_to_float16
+from export.run.sessions import ask_tflite, open_tflite
 from tests.support.handmade_models import TFLiteBuilder, write_float_tflite, write_int8_tflite
 
 
 def delegated_parts(path):
     """Into how many pieces XNNPACK took the model: one piece runs at full speed."""
-    interpreter = Interpreter(str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    return [details["op_name"] for details in interpreter._get_ops_details()].count("DELEGATE")
+    return [details["op_name"] for details in open_tflite(path)._get_ops_details()].count("DELEGATE")
 
 
 def constants(model, kind, dtype):
@@ -67,16 +65,8 @@ def test_two_tensors_of_one_buffer_are_both_right(tmp_path):
     logits = build.made("MUL", [middle, second], "logits", (1, 4))
     path = build.write(tmp_path / "shared.tflite", [image], [logits])
     cast_to_float16(path, tmp_path / "half.tflite")
-    logits = run(tmp_path / "half.tflite", np.ones((1, 4), np.float32))
+    logits = ask_tflite(open_tflite(tmp_path / "half.tflite"), np.ones((1, 4), np.float32))
     np.testing.assert_array_equal(logits, [[0.75, 3.75, 2.0, 12.0]])
-
-
-def run(path, image):
-    interpreter = Interpreter(str(path))
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
 def test_a_padded_max_pooling_stays_what_it_is(tmp_path):
@@ -94,7 +84,8 @@ def test_a_padded_max_pooling_stays_what_it_is(tmp_path):
     path = build.write(tmp_path / "padded.tflite", [image], [logits])
     cast_to_float16(path, tmp_path / "half.tflite")
     values = -np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1)
-    np.testing.assert_array_equal(run(tmp_path / "half.tflite", values)[0, ..., 0], [[-0.5, -1.0], [-2.5, -3.0]])
+    logits = ask_tflite(open_tflite(tmp_path / "half.tflite"), values)
+    np.testing.assert_array_equal(logits[0, ..., 0], [[-0.5, -1.0], [-2.5, -3.0]])
     assert set(constants(read_model(tmp_path / "half.tflite"), "FLOAT16", "<f2")) == {"factor_float16"}
 
 

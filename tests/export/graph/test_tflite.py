@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 
 from brainq_torch.data.pixels import scale_pixels
 from export.graph import tflite
 from export.graph.flatbuffer import constant, operator_name, read_model
-from export.graph.tflite import ConversionError, convert_float, write_single_batch
+from export.graph.tflite import ConversionError, convert_float
+from export.run.sessions import ask_tflite, open_tflite
 from tests.support.handmade_models import save_onnx
 
 SIZE = 32
@@ -54,20 +54,11 @@ def test_a_folder_may_have_letters_that_the_console_lacks(tiny_export, tmp_path,
 def test_can_be_resized_to_any_batch(tiny_export):
     images = scale_pixels(np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8))
     images = images.transpose(0, 2, 3, 1)
-    interpreter = Interpreter(str(tiny_export / "model_fp32.tflite"))
-    index = interpreter.get_input_details()[0]["index"]
+    interpreter = open_tflite(tiny_export / "model_fp32.tflite")
+    single = np.concatenate([ask_tflite(interpreter, image[None]) for image in images])
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], images.shape, strict=True)
     interpreter.allocate_tensors()
-    single = []
-    for image in images:
-        interpreter.set_tensor(index, image[None])
-        interpreter.invoke()
-        single.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
-    interpreter.resize_tensor_input(index, images.shape, strict=True)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(index, images)
-    interpreter.invoke()
-    batch = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    np.testing.assert_allclose(batch, np.stack(single), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ask_tflite(interpreter, images), single, rtol=0, atol=1e-6)
 
 
 def test_carries_the_onnx_weights_unchanged(tiny_export, model):
@@ -77,13 +68,6 @@ def test_carries_the_onnx_weights_unchanged(tiny_export, model):
     # The layout differs (OIHW, OHWI), so each constant is compared as a sorted multiset of its values.
     expected = sorted(np.sort(w.ravel()).tobytes() for w in weights if w.dtype == np.float32)
     assert sorted(np.sort(values).tobytes() for values in ours if values is not None) == expected
-
-
-def test_single_batch_has_no_shape_arithmetic(tiny_export, tmp_path):
-    write_single_batch(tiny_export / "model_fp32.onnx", tmp_path / "fixed.onnx")
-    graph = onnx.load(tmp_path / "fixed.onnx").graph
-    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
-    assert not {"Shape", "Concat", "Gather"} & {node.op_type for node in graph.node}
 
 
 def test_a_failed_conversion_shows_what_the_converter_said(tiny_export, tmp_path, monkeypatch):

@@ -283,16 +283,6 @@ def test_near_ties_of_few_images_are_listed_and_no_fault(tiny_export, count, mar
     assert ("are near-ties" in ParityReport({"model_fp16.tflite": one}).table()) is passed
 
 
-def test_each_model_runs_once(tiny_export, sample):
-    fixed = Fixed(np.zeros((24, 4), np.float32))
-    table = LogitTable(tiny_export, sample, {FLOAT_MODEL: fixed}, threads=1)
-    for optimised in (True, False):
-        assert table.of(FLOAT_MODEL, optimised) is table.of_float()
-    assert table.of("model_fp32.onnx") is table.of("model_fp32.onnx")
-    assert table.of("model_fp32.onnx") is not table.of("model_fp32.onnx", optimised=False)
-    assert fixed.calls == 1
-
-
 def test_models_that_answered_at_once_run_no_more_and_one_that_cannot_says_so_when_asked(tiny_export, sample):
     def refuse(images):
         raise RunnerError("no answer")
