@@ -18,14 +18,13 @@ def lower_batchnorms(model: nn.Module) -> nn.Module:
     weight per channel, so a per-channel INT8 weight is exact (+-127), and TFLite runs it with its ReLU as one op.
     Raises ValueError, and WiringError where it cannot be traced.
     """
-    lowered: Any = copy.deepcopy(model)
+    lowered = copy.deepcopy(model)
     foldable = {name for group in fuse_list(lowered) for name in group}
     norms = [(name, part) for name, part in lowered.named_modules() if type(part) is nn.BatchNorm2d]  # no author's own
     for name, norm in norms:
         if name not in foldable:
             lowered.set_submodule(name, _as_depthwise(name, norm))
-    result: nn.Module = lowered
-    return result
+    return lowered
 
 
 @torch.no_grad()
@@ -58,16 +57,14 @@ def lower_average_pools(model: nn.Module) -> nn.Module:
     every engine breaks ties its own way (measured on DenseNet-32: up to 8 LSB at the logits). A convolution rounds to
     a scale of its own, where ties do not happen. A weight of 1/K is exact in per-channel INT8: it sits on 127.
     """
-    lowered: Any = copy.deepcopy(model)
-    channels = _channels_at_pools(lowered)
-    for name, count in channels.items():
-        pool = lowered.get_submodule(name)
+    lowered = copy.deepcopy(model)
+    for name, count in _channels_at_pools(lowered).items():
+        pool: Any = lowered.get_submodule(name)
         conv = nn.Conv2d(count, count, pool.kernel_size, pool.stride, groups=count, bias=False).train(pool.training)
         nn.init.constant_(conv.weight, 1 / conv.weight[0].numel())
         conv.weight.requires_grad_(False)
         lowered.set_submodule(name, conv.to(next(lowered.parameters()).device))
-    result: nn.Module = lowered
-    return result
+    return lowered
 
 
 def _channels_at_pools(model: nn.Module) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Edits real head slices: paints a lesion, moves one from another head, or changes a patch and leaves the class."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
@@ -26,9 +27,7 @@ def paint_any(head: Slice, label: int, rng: np.random.Generator) -> Field:
     if label == GLIOMA and rng.random() < 0.5:
         return paint_diffuse(head, weighting, rng)
     scale = between(rng, 0.6, 1.15)
-    site = LesionSite(
-        head.site.depth, head.site.dura, head.site.sella, head.site.half_head * scale, head.site.sella_radius * scale
-    )
+    site = replace(head.site, half_head=head.site.half_head * scale, sella_radius=head.site.sella_radius * scale)
     contrast = between(rng, 0.35, 1.0)
     painted, mass = paint_lesion(head.image, site, label, weighting, rng, contrast)
     return _soften(head, painted, mass, rng)

@@ -141,12 +141,6 @@ def test_groups_share_one_encoding_that_spans_them_all(calibrated):
     assert len({quantizer.encoding for quantizer in quantizers.values()}) > 3
 
 
-def test_input_encoding_never_moves(float_model, images):
-    prepared = prepare_qat(float_model, Scheme())
-    train_steps(prepared, images * 3, 2)
-    assert activation_quantizers(prepared)["quant"].encoding == (1 / 128, 0)
-
-
 def test_running_order_and_layers(calibrated):
     order = ["quant", "stem.0", "depth.0", "point.0", "add", "norm", "down", "pool", "classifier"]
     assert running_order(calibrated) == order
