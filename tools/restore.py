@@ -36,7 +36,6 @@ from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.run import save_checkpoint
 from brainq_torch.run_files import CHECKPOINT, CONFIG, DOUBT, MANIFEST, METRICS, atomic_folder, named_config, write_json
 from brainq_torch.series.rule import copy_rule
-from export.arithmetic import weighted_layers
 from export.graph.read_graph import read_graph
 from export.run.metadata import FileMetadata, read_metadata
 from export.run.runners import load_runner
@@ -59,7 +58,7 @@ def read_folded(path: Path) -> list[Folded]:
     """Return weights and biases of every weighted operator, in the order in which they run."""
     graph = read_graph(path)
     found = []
-    for layer in weighted_layers(graph):
+    for layer in graph.layers:
         weight, bias = (graph.tensors[name] for name in layer.inputs[1:3])
         if weight.values is None or bias.values is None or not {weight.kind, bias.kind} <= {"float32", "float16"}:
             raise CommandError(

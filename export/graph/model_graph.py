@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 QUANTIZE, DEQUANTIZE = "QUANTIZE", "DEQUANTIZE"
 HEAVY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
 """Operators with weights: they decide what a file computes in."""
+_RUN_TIME = frozenset({"DYNAMICQUANTIZELINEAR"})
 
 INTEGERS = frozenset({"int4", "int8", "uint8", "int16"})
 """Types that hold quantized values; int32 and int64 are biases, shapes and axes."""
@@ -91,6 +92,32 @@ class ModelGraph:
         """Tell a constant from a computed tensor."""
         return self.tensors[name].values is not None
 
-    def computed_inputs(self, node: Node) -> list[Tensor]:
-        """Return the node's inputs that are not constants."""
-        return [self.tensors[name] for name in node.inputs if not self.is_constant(name)]
+    @property
+    def layers(self) -> list[Node]:
+        """The convolutions and dense layers."""
+        return [node for node in self.nodes if node.operator in HEAVY]
+
+    @property
+    def kind(self) -> str:
+        """In what they compute, all kinds of it when they differ."""
+        return " and ".join(sorted({self._kind_of(layer) for layer in self.layers})) or "nothing with weights"
+
+    def is_integer(self, layer: Node) -> bool:
+        """Tell whether a layer computes on integers."""
+        computed = not all(map(self.is_constant, layer.inputs))
+        return computed and self.tensors[layer.inputs[0]].kind in INTEGERS
+
+    def _kind_of(self, layer: Node) -> str:
+        """Name a layer's arithmetic by its activation's and its weight's type."""
+        activation, weight = (self.tensors[name].kind for name in layer.inputs[:2])
+        producer = self.producers().get(layer.inputs[0])
+        quantized_at_run_time = producer is not None and producer.operator in _RUN_TIME
+        if quantized_at_run_time or (activation in FLOATS and weight in INTEGERS):
+            return f"float32 with {weight} weights"
+        names = {
+            ("float32", "float32"): "float32", ("float32", "float16"): "float32 with float16 weights",
+            ("float16", "float16"): "float16", ("int8", "int8"): "int8", ("uint8", "int8"): "int8",
+            ("int8", "int4"): "int8 with int4 weights", ("uint8", "int4"): "int8 with int4 weights",
+            ("int16", "int8"): "int16 with int8 weights",
+        }  # fmt: skip
+        return names.get((activation, weight), f"{activation} with {weight} weights")

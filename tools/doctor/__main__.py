@@ -17,7 +17,6 @@ from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import as_typed
 from brainq_torch.texts import fill_text
-from export.arithmetic import describe_kind
 from export.graph.model_graph import DEQUANTIZE, INTEGERS, ModelGraph, Tensor
 from export.graph.read_graph import naming_damage, read_graph
 from export.run.metadata import FileMetadata, MetadataError, read_metadata
@@ -40,7 +39,7 @@ CLAIMS = {
     "int8": ("int8",),
     "w4a8": ("int8 with int4 weights", "int8 and int8 with int4 weights"),
 }
-"""What a name or a recipe promises -> the kinds of file that keep it (``describe_kind``)."""
+"""What a name or a recipe promises -> the kinds of file that keep it (``ModelGraph.kind``)."""
 _CLAIM_WORDS = (
     ("dynamic", "dynamic_int8"), ("w4a8", "w4a8"), ("int4", "w4a8"), ("int8", "int8"), ("fp16", "fp16"),
     ("float16", "fp16"), ("fp32", "fp32"), ("float32", "fp32"),
@@ -97,7 +96,7 @@ def diagnose(path: Path, expect: str | None = None, run: bool = True, data: str 
     graph = read_graph(path)
     metadata, findings = _examine_metadata(path, graph)
     with naming_damage(path):
-        kind = describe_kind(graph)
+        kind = graph.kind
         findings += _examine_claims(path, kind, expect, metadata)
         findings += check_graph(graph, kind, ours=metadata is not None)
     if run:

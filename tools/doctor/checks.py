@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainq_torch.data.pixels import MIDDLE_GREY
-from export.arithmetic import is_integer, weighted_layers
 from export.graph.model_graph import DEQUANTIZE, FLOATS, INTEGERS, QUANTIZE, ModelGraph, Node, Tensor
 
 _ARITHMETIC = frozenset({"MUL", "ADD", "SUB", "DIV"})
@@ -45,7 +44,7 @@ def check_graph(graph: ModelGraph, kind: str, ours: bool) -> list[Finding]:
     findings += _check_input_scale(graph)
     findings += _check_transposes(graph)
     findings += _check_scales(graph)
-    if any(is_integer(graph, node) for node in weighted_layers(graph)):
+    if any(map(graph.is_integer, graph.layers)):
         findings += _check_islands(graph)
         findings += _check_requantize(graph)
     findings += _check_weights(graph)
@@ -168,7 +167,7 @@ def _check_scales(graph: ModelGraph) -> list[Finding]:
 
 def _check_weights(graph: ModelGraph) -> list[Finding]:
     """Examine the quantized weights of convolutions and dense layers."""
-    owners = {node.inputs[1]: node for node in weighted_layers(graph)}
+    owners = {node.inputs[1]: node for node in graph.layers}
     weights = [graph.tensors[name] for name in owners]
     quantized = [w for w in weights if w.kind in INTEGERS and w.values is not None and w.scales is not None]
     if not quantized:
@@ -231,8 +230,8 @@ def _saturated(rows: NDArray[np.int64], kind: str) -> int:
 def _check_biases(graph: ModelGraph) -> list[Finding]:
     """Check that a bias is what is added to int32 sums: int32, at input scale times weight scale."""
     wrong_kind, wrong_scale = [], []
-    for node in weighted_layers(graph):
-        if len(node.inputs) < 3 or not is_integer(graph, node):
+    for node in graph.layers:
+        if len(node.inputs) < 3 or not graph.is_integer(node):
             continue
         image, weight, bias = (graph.tensors[name] for name in node.inputs[:3])
         if bias.kind not in ("int32", "int64"):

@@ -14,7 +14,6 @@ import numpy as np
 
 from brainq_torch.checksum import find_damage
 from brainq_torch.run_files import atomic_path
-from export.arithmetic import describe_kind
 from export.graph.flatbuffer import length_of, read_model
 from export.graph.model_graph import ModelGraph, Tensor
 from export.graph.read_graph import read_graph
@@ -147,7 +146,7 @@ def measure_cost(path: Path) -> ModelCost:
     return ModelCost(
         file=str(path),
         size_bytes=path.stat().st_size,
-        kind=describe_kind(graph),
+        kind=graph.kind,
         layers=layers,
         other_constant_bytes=sum(size for buffer, size in constants.items() if buffer not in counted),
         quantization_bytes=quantization,
