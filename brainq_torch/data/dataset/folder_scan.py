@@ -7,7 +7,7 @@ from pathlib import Path
 
 from brainq_torch.console import counted, name_first
 from brainq_torch.data.classes import CLASSES, Labels, check_name, split_of_folder
-from brainq_torch.data.dataset.layouts import is_folder, require_folder
+from brainq_torch.data.dataset.layouts import require_folder
 from brainq_torch.data.dataset.left_out import holds_others, why_left_out
 from brainq_torch.data.dataset.sample import ImageRecord, Problem, Severity
 from brainq_torch.data.reading.grey import Origin, UnreadableImageError
@@ -217,7 +217,7 @@ class FolderWalk:
             self.name_problem(folder, what, "give permission to read it (chmod +rx)", "error")
             return [], []
         kept = [path for path in (folder / name for name in names) if self._is_readable_name(path)]
-        folders = [path.name for path in kept if is_folder(path)]
+        folders = [path.name for path in kept if os.path.isdir(path)]  # not a link to nothing, nor to itself
         files = [path.name for path in kept if path.name not in set(folders)]
         return [name for name in folders if not self._is_hidden(folder / name)], files
 

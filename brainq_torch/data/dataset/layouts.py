@@ -31,11 +31,3 @@ def require_folder(root: Path, labels: Labels) -> None:
         raise DataFolderError(f"{root} cannot be opened ({error.strerror}).\n{layouts}") from error
     if not stat.S_ISDIR(mode):
         raise DataFolderError(f"{root} is a file, not a folder; name the folder of the data set.\n{layouts}")
-
-
-def is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder, or a link to one."""
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except OSError:  # a link to nothing, or to itself, is named when it is read as a file
-        return False

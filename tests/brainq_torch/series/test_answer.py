@@ -1,6 +1,4 @@
 """Answers of slices and of series, with a network whose logits are known."""
-# ruff: noqa: E402
-# (the imports below need packages that may be absent, and then the file is skipped)
 
 import argparse
 import csv
@@ -13,9 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
-pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
-
 from brainq_torch.console import drop_output
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import PixelSpec
@@ -27,7 +22,7 @@ from brainq_torch.series.find import find_series
 from brainq_torch.series.kept_file import KeptFileError
 from brainq_torch.series.rule import SeriesRule
 from brainq_torch.series.show import answer_command
-from tests.brainq_torch.series.test_find import write_series
+from tests.brainq_torch.series.test_find import nibabel, write_series  # skips this file where it is absent
 
 RULE = SeriesRule(neighbours=1, healthy_up_to=0.3, tumour_from=0.7, fewest=3)
 

@@ -1,10 +1,6 @@
 """What shares a SeriesInstanceUID and is several stacks is answered as several; what is one stack as one."""
-# ruff: noqa: E402
-# (the imports below need a package that may be absent, and then the file is skipped)
 
 import pytest
-
-pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
 
 from brainq_torch.series.find import find_series
 from tests.brainq_torch.data.reading.test_dicom import STORED, write_dicom

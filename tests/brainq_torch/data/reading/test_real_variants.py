@@ -1,6 +1,4 @@
 """Real images written as a hospital exports them are answered as the 8-bit originals by the shipped files."""
-# ruff: noqa: E402
-# (the imports below need packages that may be absent, and then the file is skipped)
 
 from functools import cache, partial
 from pathlib import Path
@@ -13,12 +11,9 @@ from PIL import Image
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
 from brainq_torch.data.reading.image import read_grey
-
-pydicom = pytest.importorskip("pydicom", reason="the optional extra 'medical' is not installed")
-nibabel = pytest.importorskip("nibabel", reason="the optional extra 'medical' is not installed")
-
-from tests.brainq_torch.data.reading.test_dicom import write_dicom
+from tests.brainq_torch.data.reading.test_dicom import pydicom, write_dicom  # skips this file where it is absent
 from tests.brainq_torch.data.reading.test_image import wide_png
+from tests.brainq_torch.data.reading.test_nifti import nibabel
 
 ROOT = Path(__file__).parents[4]
 FOLDERS = sorted((ROOT.parent / "shared/data/brain-tumor-mri-dataset").rglob("Testing"))
