@@ -44,13 +44,6 @@ def test_nothing_is_left_when_the_block_raises(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_an_existing_folder_is_kept_without_replace(tmp_path):
-    write(tmp_path / "export", content="old")
-    with pytest.raises(ExportFolderError, match="exists; name another folder with --out, or replace it with --force"):
-        write(tmp_path / "export")
-    assert (tmp_path / "export/model").read_text() == "old"
-
-
 @pytest.mark.parametrize("windows", [False, True])  # which flushes files and no folders
 def test_replace_puts_the_new_one_in_its_place(tmp_path, monkeypatch, windows):
     if windows:

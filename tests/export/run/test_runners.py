@@ -25,7 +25,6 @@ from export.run.torch_runner import TorchRunner
 from tests.support.handmade_models import (
     TFLiteBuilder,
     save_onnx,
-    write_dynamic_range_tflite,
     write_float_onnx,
     write_float_tflite,
     write_int8_tflite,
@@ -160,11 +159,6 @@ def test_integer_logits_are_dequantized(tmp_path):
     steps = runner(random_images(3)) / np.float32(0.05)
     assert np.abs(steps).max() > 1
     np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-6)
-
-
-def test_a_file_with_int8_weights_and_float_logits_has_no_integer_ones(tmp_path):
-    runner = load_runner(write_dynamic_range_tflite(tmp_path / "model.tflite"), pixels=SPEC, classes=CLASSES)
-    assert runner.logit_scale is None
 
 
 @pytest.mark.parametrize("zero_point", [np.int8(-3), np.uint8(125)])

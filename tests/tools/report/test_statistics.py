@@ -4,7 +4,7 @@ import pytest
 from brainq_torch.data.classes import CLASSES
 from brainq_torch.evaluation.metrics import compute_metrics
 from brainq_torch.evaluation.paired import INFERIOR
-from tests.support.handmade_study import change_arrays, change_row, write_study
+from tests.support.handmade_study import change_arrays, write_study
 from tools.report.statistics import (
     OVERALL,
     accuracy_interval,
@@ -100,13 +100,6 @@ def test_temperature_is_the_stored_one_or_else_fitted_on_validation(measured):
         return (np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(scaled)), validation.labels]).mean()
 
     assert loss(fitted.temperature) < min(loss(fitted.temperature * 0.9), loss(fitted.temperature * 1.1))
-
-
-def test_float_models_and_models_without_one_are_compared_with_nothing(measured, tmp_path):
-    assert measured[2]["mobilenetv2_float"].against is None
-    folder = write_study(tmp_path / "study", images=40, unseen=8)
-    change_row(folder, "densenet32_float", status="not done", reason="no time")
-    assert compute_statistics(read_study(folder), 10)["densenet32_int8"].against is None
 
 
 def test_a_verdict_needs_shifted_copies_where_both_were_measured_on_them(tmp_path):
