@@ -87,15 +87,7 @@ class Abstention:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a checkpoint or a file's metadata."""
-        return {
-            "temperature": self.temperature,
-            "threshold": self.threshold,
-            "energy": asdict(self.energy),
-            "distance": asdict(self.distance),
-            "limit": self.limit,
-            "typicality": self.typicality.to_json(),
-            "fitted_on": self.fitted_on,
-        }
+        return asdict(self) | {"typicality": self.typicality.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Abstention:
