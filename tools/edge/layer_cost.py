@@ -41,6 +41,7 @@ _UNKNOWN = frozenset({
 })  # fmt: skip
 """Operators that multiply (or may) in ways that are not counted here: a file with one is refused, not undercounted."""
 
+_SUMS = ("macs", "weights", "weight_bytes", "bias_bytes")
 _TOTALS = (
     "file", "kind", "macs", "weights", "size_bytes", "weight_bytes", "bias_bytes", "other_constant_bytes",
     "quantization_bytes", "metadata_bytes", "structure_bytes", "unpacked_weight_bytes",
@@ -73,40 +74,24 @@ class LayerCost:
 class ModelCost:
     """One file. Its bytes are exactly weights + biases + other constants + quantization + metadata + structure.
 
-    kind: what it computes in, such as ``int8 with int4 weights``. other_constant_bytes: shapes, axes, positions.
-    quantization_bytes: scales and zero points. metadata_bytes: what the file says about itself. structure_bytes:
-    operators, tensor names, alignment: the rest. unpacked_weight_bytes: float16 weights as float32, the copy that an
-    engine without float16 arithmetic keeps.
+    kind: what it computes in, such as ``int8 with int4 weights``. macs, weights, weight_bytes, bias_bytes: sums of the
+    layers'. other_constant_bytes: shapes, axes, positions. quantization_bytes: scales and zero points. metadata_bytes:
+    what the file says about itself. structure_bytes: operators, tensor names, alignment: the rest.
+    unpacked_weight_bytes: float16 weights as float32, the copy that an engine without float16 arithmetic keeps.
     """
 
     file: str
     size_bytes: int
     kind: str
     layers: tuple[LayerCost, ...]
+    macs: int
+    weights: int
+    weight_bytes: int
+    bias_bytes: int
     other_constant_bytes: int
     quantization_bytes: int
     metadata_bytes: int
     unpacked_weight_bytes: int
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one image."""
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, biases apart."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights, as stored."""
-        return sum(layer.weight_bytes for layer in self.layers)
-
-    @property
-    def bias_bytes(self) -> int:
-        """Bytes of the biases."""
-        return sum(layer.bias_bytes for layer in self.layers)
 
     @property
     def structure_bytes(self) -> int:
@@ -148,6 +133,7 @@ def measure_cost(path: Path) -> ModelCost:
         size_bytes=path.stat().st_size,
         kind=graph.kind,
         layers=layers,
+        **{name: sum(getattr(layer, name) for layer in layers) for name in _SUMS},
         other_constant_bytes=sum(size for buffer, size in constants.items() if buffer not in counted),
         quantization_bytes=quantization,
         metadata_bytes=metadata,
