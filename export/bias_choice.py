@@ -97,7 +97,8 @@ def measure_change(wanted: NDArray[Any], logits: NDArray[Any]) -> dict[str, floa
 def _images(context: ExportContext, sample: ImageSample) -> NDArray[np.uint8] | None:
     """Return what a choice is made by, (N, size, size); None where there is nothing that was not calibrated on."""
     held_out = context.images.held_out(HELD_OUT, sample.names)
-    parts = [*([] if held_out is None else [_restyle(held_out.pixels)]), *context.elsewhere.pixels]
+    parts = [] if held_out is None else [_restyle(held_out.pixels)]
+    parts += [sample.pixels for sample in context.elsewhere.choosing.values()]
     return np.concatenate(parts) if parts else None
 
 

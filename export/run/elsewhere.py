@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from brainq_torch.data.classes import Labels
 from brainq_torch.data.dataset.label_table import split_table
@@ -26,11 +25,6 @@ class Elsewhere:
 
     choosing: dict[str, ImageSample] = field(default_factory=dict)
     reporting: dict[str, ImageSample] = field(default_factory=dict)
-
-    @property
-    def pixels(self) -> list[npt.NDArray[np.uint8]]:
-        """Return those that choose, (N, size, size) for each source."""
-        return [sample.pixels for sample in self.choosing.values()]
 
 
 def read_elsewhere(

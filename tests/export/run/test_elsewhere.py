@@ -34,7 +34,7 @@ def test_every_second_patient_chooses_and_the_others_are_reported(hospital):
         {"scanner 0": ("2.png", "3.png"), "scanner 1": ("6.png", "7.png")},
     ]
     np.testing.assert_array_equal(
-        found.pixels[1][1], SPEC.apply(read_grey(hospital.parent / "5.png").pixels), strict=True
+        found.choosing["scanner 1"].pixels[1], SPEC.apply(read_grey(hospital.parent / "5.png").pixels), strict=True
     )
 
 
