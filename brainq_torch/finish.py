@@ -38,6 +38,8 @@ def finish(out: Path, config: Namespace, model: nn.Module, data: ImageDataModule
     data.setup("fit")
     model = model.float().eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     more: dict[str, Any] = {}
+    if config.last_layer:
+        config.last_layer.solve(model, data, config.seed, config.loss.label_smoothing)
     if config.qat:
         model, more["qat"] = _finish_qat(config, model, data)
     predicted = {

@@ -34,7 +34,7 @@ from brainq_torch.resume import claim, is_first_process
 from brainq_torch.run import Run, RunError, load_run, read_yaml
 from brainq_torch.run_files import CONFIG, LOG, as_typed, format_command, named_config, resume_command
 from brainq_torch.stopping import TERMINATED, code_of, raise_when_stopped
-from brainq_torch.training.across_sources import AcrossSources
+from brainq_torch.training.across_sources import AcrossSources, LastLayer
 from brainq_torch.training.classifier import CrossEntropy, KeepBy, TrainingDivergedError
 from brainq_torch.training.distill import Distillation
 from brainq_torch.training.log import write_log
@@ -113,10 +113,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--distillation", type=Distillation | None, default=None, help="learn from a teacher, too")
     parser.add_argument("--across_sources", type=AcrossSources | None, default=None, help="ask the same of each source")
     parser.add_argument("--mixstyle", type=MixStyle | None, default=None, help="features in other sources' looks")
+    parser.add_argument("--last_layer", type=LastLayer | None, default=None, help="solve the last layer in the end")
     parser.add_argument("--stages", type=list[Stage], help="what is trained, one after the other; [] with --average")
-    words = (
-        "validation loss by which a stage keeps its best epoch, waits and stops (``CalibratedLoss``, or the plain one)"
-    )
+    words = "validation loss by which a stage keeps its best epoch, waits and stops (``CalibratedLoss``, or plain)"
     parser.add_argument("--keep_by", type=KeepBy, default="val_calibrated_loss", help=words)
     parser.add_argument("--qat", type=Qat | None, default=None, help="fine-tune fake-quantized, from --init's weights")
     parser.add_argument("--ema_decay", type=Share, default=0.0, help="exponential average of the weights; 0 is off")

@@ -1,15 +1,18 @@
-"""Losses that ask for the same of every source: the worst group first, or features or gradients that look alike."""
+"""What asks for the same of every source: losses, and a last layer to which the source says nothing of the class."""
 
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brainq_torch.data.decoded import Batch, PixelDataset
-from brainq_torch.data.ranges import PositiveAmount
+from brainq_torch.data.datamodule import ImageDataModule
+from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, to_input
+from brainq_torch.data.ranges import Amount, Count, PositiveAmount, Share
 from brainq_torch.training.distill import LabelLoss
 
 
@@ -53,6 +56,10 @@ def fishr(features: Tensor, logits: Tensor, labels: Tensor, sources: Tensor) -> 
         return features.sum() * 0
     every = torch.stack(variances)
     return (every - every.mean(dim=0)).pow(2).flatten(1).sum(dim=1).mean()
+
+
+_MOST = 10  # times as much as another may an image weigh
+_STEPS = 60  # of L-BFGS: it stands still by then
 
 
 @dataclass(frozen=True)
@@ -161,3 +168,91 @@ class HeadInput:
         if not self._kept:
             raise RuntimeError("the head saw nothing; coral and fishr need a network that is not compiled")
         return self._kept.pop().float()
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """The last layer anew when all stages are done, as good as it can be on what the others make of changed images.
+
+    Classes weigh alike, and in each of them other sources than the largest have the same share, as far as they have
+    images: the source then says nothing of the class. Sources: Kirichenko, Izmailov, Wilson 2023,
+    https://arxiv.org/abs/2204.02937 (last-layer retraining); Li, Grandvalet, Davoine 2018,
+    https://arxiv.org/abs/1802.01483 (the pull towards the start).
+
+    Attributes:
+        views: changed versions of each training image that it is solved on.
+        others: share of each class that sources other than the largest have; an image weighs at most 10 times another.
+        pull: weight of the squared distance from the layer as it was.
+    """
+
+    views: Count = 3
+    others: Share = 0.2
+    pull: Amount = 0.01
+
+    def solve(self, model: nn.Module, data: ImageDataModule, seed: int, smoothing: float) -> None:
+        """Change the last layer of a network in eval mode, in place.
+
+        Args:
+            model: the network, on the CPU.
+            data: what it was trained on, set up; images that were made are left out.
+            seed: of the changes.
+            smoothing: of the labels.
+
+        Raises:
+            ValueError: The network does not end with a linear layer.
+        """
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+        if not linear or linear[0].out_features != len(data.classes):
+            raise ValueError("last_layer is for networks that end with a linear layer; leave it out")
+        real = data.source_names != "made"
+        training = data.datasets["Training"]
+        rows = training.rows[real[training.sources[training.rows]]]
+        print(f"last layer: {self.views} views of {len(rows)} images", flush=True)
+        seen = [self._view(model, linear[0], data, rows, [seed, view]) for view in range(self.views)]
+        features, order = torch.cat([each for each, _ in seen]), np.concatenate([each for _, each in seen])
+        labels = training.labels[order]
+        largest = np.bincount(training.sources[rows]).argmax()
+        weights = torch.from_numpy(self.weigh(labels, training.sources[order] != largest)).float()
+        self._descend(linear[0], features, torch.from_numpy(labels), weights, smoothing)
+
+    def weigh(self, labels: NDArray[np.int64], is_other: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return each image's weight, (N,), mean 1. labels: (N,); is_other: (N,), not of the largest source."""
+        weights = np.zeros(len(labels))
+        for label in np.unique(labels):
+            own, other = (labels == label) & ~is_other, (labels == label) & is_other
+            most = _MOST * other.sum() / own.sum() if own.any() else 1.0
+            share = min(self.others, most) if own.any() else 1.0
+            weights[own] = (1 - share) / max(1, own.sum())
+            weights[other] = share / max(1, other.sum())
+        return np.asarray(weights * len(weights) / weights.sum())
+
+    @staticmethod
+    @torch.no_grad()
+    def _view(
+        model: nn.Module, layer: nn.Linear, data: ImageDataModule, rows: NDArray[np.int64], place: list[int]
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Return what the layer is fed of images changed anew, (N, d), and their rows; looks mix within a batch."""
+        generator, fed = make_generator(place), list[Tensor]()
+        order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        hook = layer.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+        pixels = data.datasets["Training"].pixels
+        for part in np.array_split(order, -(-len(order) // data.batch_size)):
+            images = to_input(torch.from_numpy(pixels[part]))
+            model(data.style(data.augmentation(images, generator), generator))
+        hook.remove()
+        return torch.cat(fed), order
+
+    def _descend(self, layer: nn.Linear, features: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> None:
+        start = [parameter.detach().clone() for parameter in layer.parameters()]
+        optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            each = functional.cross_entropy(layer(features), labels, reduction="none", label_smoothing=smoothing)
+            away = [(now - then).pow(2).sum() for now, then in zip(layer.parameters(), start, strict=True)]
+            total: Tensor = (weights * each).mean() + self.pull * torch.stack(away).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            return total
+
+        layer.requires_grad_(True)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]

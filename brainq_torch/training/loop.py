@@ -29,6 +29,8 @@ def check_options(config: Namespace) -> None:
     options, names = config.trainer, [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise RunError(f"the stages are called {', '.join(names)}; give each its own name, {LOG} knows no other")
+    if config.last_layer and config.qat:
+        raise RunError("last_layer is solved in floats; leave qat out, and quantize the finished run")
     if options.fast_dev_run:
         raise RunError(
             "trainer.fast_dev_run keeps no checkpoint, which a run needs; leave it out, and for a short try give "

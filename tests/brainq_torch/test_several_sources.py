@@ -122,3 +122,13 @@ def test_an_average_is_the_mean_of_the_weights_and_is_measured_as_a_run(tiny_run
     assert (out / "log.csv").is_file()
     both = ended(main([*words, f"--init={tiny_run}", f"--out={tmp_path / 'both'}"]), 2)
     assert "init and average both name weights" in both.err
+
+
+def test_a_last_layer_is_solved_in_the_end_and_the_rest_stays(tiny_run, phantoms, tmp_path, ended):
+    words = [*TINY, f"--data.root={phantoms}", f"--average=[{tiny_run}]", "--stages=[]", "--last_layer={}"]
+    assert main([*words, f"--out={tmp_path / 'solved'}"]) == 0
+    before, solved = state_of(tiny_run), state_of(tmp_path / "solved")
+    changed = {name for name, value in solved.items() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+    refused = ended(main([*words, f"--out={tmp_path / 'qat'}", "--qat={}"]), 2)
+    assert "last_layer is solved in floats" in refused.err

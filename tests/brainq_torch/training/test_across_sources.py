@@ -1,13 +1,17 @@
-"""Losses across sources, each against its paper's definition computed another way."""
+"""Losses across sources, each against its paper's definition computed another way; the last layer by its optimum."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
 from torch.nn import functional
 
 from brainq_torch.data.decoded import Batch, PixelDataset
 from brainq_torch.models import build_model
-from brainq_torch.training.across_sources import AcrossSources, coral, fishr
+from brainq_torch.training.across_sources import AcrossSources, LastLayer, coral, fishr
 
 N, FEATURES, CLASSES = 12, 5, 3
 LABELS = torch.arange(N) % CLASSES
@@ -100,3 +104,74 @@ def test_an_alignment_is_added_to_the_loss_of_the_labels_and_reaches_the_feature
 def test_one_source_is_refused():
     with pytest.raises(ValueError, match="two sources or more; list them"):
         AcrossSources("coral", 1.0).bind(cross_entropy, None, dataset(torch.zeros(N, dtype=torch.int64)))
+
+
+def scans(count=2400):
+    """Return images (1, 2): pixel 0 shows the source, which gives most labels away, pixel 1 faintly the label."""
+    rng = np.random.default_rng(0)
+    sources = (np.arange(count) % 4 == 3).astype(np.int64)
+    labels = np.where(rng.random(count) < 0.9, sources, 1 - sources)
+    grey = np.stack([100 + 60 * sources, 110 + 40 * labels + rng.integers(-60, 61, count)], 1)
+    pixels = np.pad(grey[:, None].astype(np.uint8), ((0, 0), (0, 1), (0, 0)))
+    dataset = PixelDataset(pixels, labels, np.arange(count), sources)
+    as_it_is = lambda images, _: images  # noqa: E731
+    return SimpleNamespace(
+        datasets={"Training": dataset}, classes=("one", "other"), batch_size=32, augmentation=as_it_is, style=as_it_is,
+        source_names=np.array(["clinic", "kaggle"]),
+    )  # fmt: skip
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+
+
+def test_a_last_layer_goes_by_the_label_where_the_source_gives_it_away():
+    """Without weights it goes by the source: logistic regression on the same images."""
+    data, model = scans(), network()
+    LastLayer(1, others=0.3, pull=0.0).solve(model, data, 0, 0.05)
+    dataset = data.datasets["Training"]
+    plain = LogisticRegression().fit(dataset.pixels.reshape(-1, 4) / 128 - 1, dataset.labels).coef_[0]
+    assert plain[0] > plain[1]
+    solved = (model[1].weight[1] - model[1].weight[0]).detach()
+    assert abs(solved[0]) < 0.2 * solved[1]
+
+
+def test_a_last_layer_is_where_loss_and_pull_balance():
+    model, data = network(), scans()
+    start = model[1].weight.detach().clone()
+    LastLayer(2, others=0.5, pull=0.1).solve(model, data, 0, 0.05)
+    dataset = data.datasets["Training"]
+    images = (torch.from_numpy(dataset.pixels).float() - 128) / 128
+    weights = torch.from_numpy(LastLayer(others=0.5).weigh(dataset.labels, dataset.sources == 1)).float()
+    each = functional.cross_entropy(model(images), torch.from_numpy(dataset.labels), reduction="none",
+                                    label_smoothing=0.05)  # fmt: skip
+    model.zero_grad()
+    ((weights * each).mean() + 0.1 * (model[1].weight - start).pow(2).sum()).backward()
+    assert model[1].weight.grad.abs().max() < 1e-4
+    near = network()
+    LastLayer(1, pull=1e4).solve(near, data, 0, 0.05)
+    assert (near[1].weight - start).abs().max() < 1e-3
+
+
+def test_the_images_of_other_sources_have_their_share_of_each_class_as_far_as_there_are_some():
+    labels, is_other = np.array([0] * 100 + [1] * 101 + [2] * 7), np.array([False] * 80 + [True] * 20 + [False] * 100
+                                                                          + [True] + [True] * 7)  # fmt: skip
+    weights = LastLayer(others=0.2).weigh(labels, is_other)
+    shares = [weights[(labels == label) & is_other].sum() / weights[labels == label].sum() for label in range(3)]
+    assert shares == pytest.approx([0.2, 0.1, 1.0])  # ten times another's weight at most; none but others
+    assert [weights[labels == label].sum() for label in range(3)] == pytest.approx([208 / 3] * 3)
+
+
+def test_made_images_take_no_part_and_a_network_without_a_linear_layer_at_its_end_is_refused():
+    data, model, alone = scans(), network(), network()
+    made = PixelDataset(np.concatenate([data.datasets["Training"].pixels] * 2), np.tile(np.arange(2400) % 2, 2),
+                        np.arange(4800), np.repeat([0, 2], 2400))  # fmt: skip
+    data.source_names = np.array(["clinic", "kaggle", "made"])
+    data.datasets["Training"] = PixelDataset(made.pixels, made.labels, np.arange(2400), made.sources)
+    LastLayer(1).solve(alone, data, 0, 0.0)
+    data.datasets["Training"] = made
+    LastLayer(1).solve(model, data, 0, 0.0)
+    assert torch.equal(model[1].weight, alone[1].weight)
+    with pytest.raises(ValueError, match="end with a linear layer"):
+        LastLayer().solve(nn.Sequential(nn.Conv2d(1, 2, 1)), data, 0, 0.0)
