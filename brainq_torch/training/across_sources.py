@@ -1,5 +1,6 @@
 """What asks for the same of every source: losses, and a last layer to which the source says nothing of the class."""
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -194,7 +195,7 @@ class LastLayer:
 
         Args:
             model: the network, on the CPU.
-            data: what it was trained on, set up; images that were made are left out.
+            data: what it was trained on, set up; images that were made count as the largest source's.
             seed: of the changes.
             smoothing: of the labels.
 
@@ -204,15 +205,14 @@ class LastLayer:
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
         if not linear or linear[0].out_features != len(data.classes):
             raise ValueError("last_layer is for networks that end with a linear layer; leave it out")
-        real = data.source_names != "made"
         training = data.datasets["Training"]
-        rows = training.rows[real[training.sources[training.rows]]]
-        print(f"last layer: {self.views} views of {len(rows)} images", flush=True)
-        seen = [self._view(model, linear[0], data, rows, [seed, view]) for view in range(self.views)]
+        print(f"last layer: {self.views} views of {len(training)} images", flush=True)
+        seen = [self._view(model, linear[0], data, [seed, view]) for view in range(self.views)]
         features, order = torch.cat([each for each, _ in seen]), np.concatenate([each for _, each in seen])
         labels = training.labels[order]
-        largest = np.bincount(training.sources[rows]).argmax()
-        weights = torch.from_numpy(self.weigh(labels, training.sources[order] != largest)).float()
+        sources = data.source_names[training.sources[order]]
+        largest = Counter(sources[sources != "made"].tolist()).most_common(1)[0][0]
+        weights = torch.from_numpy(self.weigh(labels, ~np.isin(sources, ("made", largest)))).float()
         self._descend(linear[0], features, torch.from_numpy(labels), weights, smoothing)
 
     def weigh(self, labels: NDArray[np.int64], is_other: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -229,15 +229,14 @@ class LastLayer:
     @staticmethod
     @torch.no_grad()
     def _view(
-        model: nn.Module, layer: nn.Linear, data: ImageDataModule, rows: NDArray[np.int64], place: list[int]
+        model: nn.Module, layer: nn.Linear, data: ImageDataModule, place: list[int]
     ) -> tuple[Tensor, NDArray[np.int64]]:
         """Return what the layer is fed of images changed anew, (N, d), and their rows; looks mix within a batch."""
-        generator, fed = make_generator(place), list[Tensor]()
-        order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        generator, fed, training = make_generator(place), list[Tensor](), data.datasets["Training"]
+        order = training.rows[torch.randperm(len(training), generator=generator).numpy()]
         hook = layer.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
-        pixels = data.datasets["Training"].pixels
         for part in np.array_split(order, -(-len(order) // data.batch_size)):
-            images = to_input(torch.from_numpy(pixels[part]))
+            images = to_input(torch.from_numpy(training.pixels[part]))
             model(data.style(data.augmentation(images, generator), generator))
         hook.remove()
         return torch.cat(fed), order
