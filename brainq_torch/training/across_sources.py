@@ -198,22 +198,24 @@ class LastLayer:
             data: what it was trained on, set up; images that were made count as the largest source's.
             seed: of the changes.
             smoothing: of the labels.
-
-        Raises:
-            ValueError: The network does not end with a linear layer.
         """
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-        if not linear or linear[0].out_features != len(data.classes):
-            raise ValueError("last_layer is for networks that end with a linear layer; leave it out")
-        training = data.datasets["Training"]
+        layer, training = self.find(model, len(data.classes)), data.datasets["Training"]
         print(f"last layer: {self.views} views of {len(training)} images", flush=True)
-        seen = [self._view(model, linear[0], data, [seed, view]) for view in range(self.views)]
+        seen = [self._view(model, layer, data, [seed, view]) for view in range(self.views)]
         features, order = torch.cat([each for each, _ in seen]), np.concatenate([each for _, each in seen])
         labels = training.labels[order]
         sources = data.source_names[training.sources[order]]
         largest = Counter(sources[sources != "made"].tolist()).most_common(1)[0][0]
         weights = torch.from_numpy(self.weigh(labels, ~np.isin(sources, ("made", largest)))).float()
-        self._descend(linear[0], features, torch.from_numpy(labels), weights, smoothing)
+        self._descend(layer, features, torch.from_numpy(labels), weights, smoothing)
+
+    @staticmethod
+    def find(model: nn.Module, class_count: int) -> nn.Linear:
+        """Return the layer that makes the logits. Raises ValueError where that is no linear one."""
+        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+        if not last or last[0].out_features != class_count:
+            raise ValueError("last_layer is for networks that end with a linear layer; leave it out")
+        return last[0]
 
     def weigh(self, labels: NDArray[np.int64], is_other: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return each image's weight, (N,), mean 1. labels: (N,); is_other: (N,), not of the largest source."""

@@ -61,6 +61,8 @@ def start_model(config: Namespace) -> nn.Module:
     classes = config.data.classes
     model = build_model(options.name, len(classes), **options.arguments)
     check_size(model, options.name, config.data.pixels.size, len(classes))
+    if config.last_layer:
+        config.last_layer.find(model, len(classes))
     sources = [config.init] if config.init else config.average
     if config.init and config.average:
         raise RunError("init and average both name weights to start from; leave one out")

@@ -132,3 +132,10 @@ def test_a_last_layer_is_solved_in_the_end_and_the_rest_stays(tiny_run, phantoms
     assert changed == {"classifier.1.weight", "classifier.1.bias"}
     refused = ended(main([*words, f"--out={tmp_path / 'qat'}", "--qat={}"]), 2)
     assert "last_layer is solved in floats" in refused.err
+
+
+def test_a_network_without_a_linear_layer_at_its_end_is_refused_before_it_is_trained(phantoms, tmp_path, ended):
+    words = [*TINY, f"--data.root={phantoms}", "--model={name: 'torchvision:squeezenet1_1', arguments: {}}"]
+    refused = ended(main([*words, "--last_layer={}", f"--out={tmp_path / 'run'}"]), 2)
+    assert "end with a linear layer" in refused.err
+    assert not (tmp_path / "run" / "log.csv").exists()
