@@ -26,7 +26,7 @@ from brainq_torch.data.dataset.manifest import (
     write_manifest,
 )
 from brainq_torch.data.dataset.sources import ImageSet, Source, data_root
-from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, make_sampler, to_input
+from brainq_torch.data.decoded import MADE, Batch, PixelDataset, make_generator, make_sampler, to_input
 from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
@@ -177,7 +177,7 @@ class ImageDataModule(L.LightningDataModule):
                 np.save(file, pixels)
         if self.views and not self._views.exists():
             self.setup("fit")
-            make_views(self._views, self.datasets["Training"], self.views, self.batch_size, self._change)
+            make_views(self._views, self.datasets["Training"], self.views, self.batch_size, self.change)
 
     def prepare_manifest(self) -> NDArray[np.uint8] | None:
         """Write the leak check, then the manifest: where that is, the other is, and is its own. Or check what is there.
@@ -204,7 +204,8 @@ class ImageDataModule(L.LightningDataModule):
             write_manifest(partial, splits.rows)
         return splits.pixels
 
-    def _change(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change a batch, (N, 1, H, W) float32 in [-1, 1], in geometry and looks, as training does."""
         return self.style(self.augmentation(images, generator), generator)
 
     @cached_property
@@ -240,11 +241,10 @@ class ImageDataModule(L.LightningDataModule):
         if pixels.shape != (len(rows) + len(made), self.pixels.size, self.pixels.size):
             raise ValueError(f"{self.cache} is {pixels.shape} for {len(rows) + len(made)} images; delete it and resume")
         labels = np.concatenate([np.array([classes.index(row.label) for row in rows]), made])
-        splits = [row.split for row in rows] + ["Training"] * len(made)
-        origins = [row.source for row in rows] + ["made"] * len(made)
+        splits = np.array([row.split for row in rows] + ["Training"] * len(made))
+        origins = [row.source for row in rows] + [MADE] * len(made)
         self.source_names, sources = np.unique(origins, return_inverse=True)
-        rows_of = {split: np.flatnonzero(np.array(splits) == split) for split in SPLITS}
-        self.datasets = {split: PixelDataset(pixels, labels, rows_of[split], sources) for split in SPLITS}
+        self.datasets = {name: PixelDataset(pixels, labels, np.flatnonzero(splits == name), sources) for name in SPLITS}
 
     def class_counts(self) -> Tensor:
         """Return how many training images each class has, (class_count,) int64."""
@@ -291,7 +291,7 @@ class ImageDataModule(L.LightningDataModule):
         images = to_input(batch.images)
         if trainer.training:
             place = [self.seed, self.stage_index, trainer.current_epoch, int(batch.rows[0]), trainer.global_rank]
-            images = self._change(images, make_generator(place))
+            images = self.change(images, make_generator(place))
         return batch._replace(images=images)
 
 

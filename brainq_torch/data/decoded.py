@@ -12,6 +12,9 @@ from torch.utils.data import Dataset, DistributedSampler
 from brainq_torch.data.dataset.balanced import balance_epoch
 from brainq_torch.data.pixels import MIDDLE_GREY
 
+MADE = "made"
+"""The source of images that were made from the training images."""
+
 
 class Batch(NamedTuple):
     """Images (N, H, W) uint8, or (N, 1, H, W) float32 on the device; rows: of the run's images; view: -1 without."""

@@ -1,5 +1,6 @@
 """What asks for the same of every source: losses, and a last layer to which the source says nothing of the class."""
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brainq_torch.data.datamodule import ImageDataModule
-from brainq_torch.data.decoded import Batch, PixelDataset, make_generator, to_input
+from brainq_torch.data.dataset.balanced import MOST_REPEATS
+from brainq_torch.data.decoded import MADE, Batch, PixelDataset, make_generator, to_input
 from brainq_torch.data.ranges import Amount, Count, PositiveAmount, Share
 from brainq_torch.training.distill import LabelLoss
 
@@ -59,7 +61,6 @@ def fishr(features: Tensor, logits: Tensor, labels: Tensor, sources: Tensor) -> 
     return (every - every.mean(dim=0)).pow(2).flatten(1).sum(dim=1).mean()
 
 
-_MOST = 10  # times as much as another may an image weigh
 _STEPS = 60  # of L-BFGS: it stands still by then
 
 
@@ -81,10 +82,10 @@ class AcrossSources:
         """Return the loss for a network and its training images. Raises ValueError where they name no two sources."""
         if len(set(dataset.sources[dataset.rows].tolist())) < 2:
             raise ValueError("across_sources needs training images of two sources or more; list them in data.sources")
-        sources = torch.from_numpy(dataset.sources)
+        sources, classes = torch.from_numpy(dataset.sources), len(set(dataset.labels.tolist()))
         if self.method == "group_dro":
-            return GroupDro(hard, sources, len(set(dataset.labels.tolist())), self.strength)
-        return Alignment(hard, sources, self, HeadInput(model))
+            return GroupDro(hard, sources, classes, self.strength)
+        return Alignment(hard, sources, self, HeadInput(last_linear(model, classes)))
 
 
 class SourceLoss:
@@ -151,17 +152,24 @@ class Alignment(SourceLoss):
         return self.hard(logits, batch) + self.options.strength * term
 
 
-class HeadInput:
-    """What a network's last linear layer saw in its latest forward pass, (N, d) float32."""
+def last_linear(model: nn.Module, class_count: int) -> nn.Linear:
+    """Return the layer that makes the logits. Raises ValueError where that is no linear one."""
+    found = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    if not found or found[0].out_features != class_count:
+        raise ValueError("last_layer, coral and fishr are for networks that end with a linear layer; leave them out")
+    return found[0]
 
-    def __init__(self, model: nn.Module) -> None:
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+class HeadInput:
+    """What a network's last layer saw in its latest forward pass, (N, d) float32; the hook goes when this goes."""
+
+    def __init__(self, head: nn.Linear) -> None:
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
             kept[:] = inputs[:1]
 
-        head.register_forward_pre_hook(keep)
+        weakref.finalize(self, head.register_forward_pre_hook(keep).remove)
         self._kept = kept
 
     def take(self) -> Tensor:
@@ -199,31 +207,22 @@ class LastLayer:
             seed: of the changes.
             smoothing: of the labels.
         """
-        layer, training = self.find(model, len(data.classes)), data.datasets["Training"]
+        layer, training = last_linear(model, len(data.classes)), data.datasets["Training"]
         print(f"last layer: {self.views} views of {len(training)} images", flush=True)
         seen = [self._view(model, layer, data, [seed, view]) for view in range(self.views)]
         features, order = torch.cat([each for each, _ in seen]), np.concatenate([each for _, each in seen])
         labels = training.labels[order]
         sources = data.source_names[training.sources[order]]
-        largest = Counter(sources[sources != "made"].tolist()).most_common(1)[0][0]
-        weights = torch.from_numpy(self.weigh(labels, ~np.isin(sources, ("made", largest)))).float()
+        largest = Counter(sources[sources != MADE].tolist()).most_common(1)[0][0]
+        weights = torch.from_numpy(self.weigh(labels, ~np.isin(sources, (MADE, largest)))).float()
         self._descend(layer, features, torch.from_numpy(labels), weights, smoothing)
-
-    @staticmethod
-    def find(model: nn.Module, class_count: int) -> nn.Linear:
-        """Return the layer that makes the logits. Raises ValueError where that is no linear one."""
-        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-        if not last or last[0].out_features != class_count:
-            raise ValueError("last_layer is for networks that end with a linear layer; leave it out")
-        return last[0]
 
     def weigh(self, labels: NDArray[np.int64], is_other: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return each image's weight, (N,), mean 1. labels: (N,); is_other: (N,), not of the largest source."""
         weights = np.zeros(len(labels))
         for label in np.unique(labels):
             own, other = (labels == label) & ~is_other, (labels == label) & is_other
-            most = _MOST * other.sum() / own.sum() if own.any() else 1.0
-            share = min(self.others, most) if own.any() else 1.0
+            share = min(self.others, MOST_REPEATS * other.sum() / own.sum()) if own.any() else 1.0
             weights[own] = (1 - share) / max(1, own.sum())
             weights[other] = share / max(1, other.sum())
         return np.asarray(weights * len(weights) / weights.sum())
@@ -234,13 +233,12 @@ class LastLayer:
         model: nn.Module, layer: nn.Linear, data: ImageDataModule, place: list[int]
     ) -> tuple[Tensor, NDArray[np.int64]]:
         """Return what the layer is fed of images changed anew, (N, d), and their rows; looks mix within a batch."""
-        generator, fed, training = make_generator(place), list[Tensor](), data.datasets["Training"]
+        generator, seen, training = make_generator(place), HeadInput(layer), data.datasets["Training"]
         order = training.rows[torch.randperm(len(training), generator=generator).numpy()]
-        hook = layer.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+        fed = []
         for part in np.array_split(order, -(-len(order) // data.batch_size)):
-            images = to_input(torch.from_numpy(training.pixels[part]))
-            model(data.style(data.augmentation(images, generator), generator))
-        hook.remove()
+            model(data.change(to_input(torch.from_numpy(training.pixels[part])), generator))
+            fed.append(seen.take())
         return torch.cat(fed), order
 
     def _descend(self, layer: nn.Linear, features: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> None:

@@ -16,6 +16,7 @@ from brainq_torch.models import ModelOptions, build_model
 from brainq_torch.models.pretrained import load_pretrained
 from brainq_torch.run import RunError, load_run, read_config
 from brainq_torch.run_files import LOG
+from brainq_torch.training.across_sources import last_linear
 from brainq_torch.training.checkpoints import BEST, StageCheckpoints, find_last, read_best
 from brainq_torch.training.classifier import Classifier
 from brainq_torch.training.log import EpochLog, make_loggers, read_log
@@ -62,7 +63,7 @@ def start_model(config: Namespace) -> nn.Module:
     model = build_model(options.name, len(classes), **options.arguments)
     check_size(model, options.name, config.data.pixels.size, len(classes))
     if config.last_layer:
-        config.last_layer.find(model, len(classes))
+        last_linear(model, len(classes))
     sources = [config.init] if config.init else config.average
     if config.init and config.average:
         raise RunError("init and average both name weights to start from; leave one out")

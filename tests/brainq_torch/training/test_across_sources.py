@@ -114,9 +114,8 @@ def scans(count=2400):
     grey = np.stack([100 + 60 * sources, 110 + 40 * labels + rng.integers(-60, 61, count)], 1)
     pixels = np.pad(grey[:, None].astype(np.uint8), ((0, 0), (0, 1), (0, 0)))
     dataset = PixelDataset(pixels, labels, np.arange(count), sources)
-    as_it_is = lambda images, _: images  # noqa: E731
     return SimpleNamespace(
-        datasets={"Training": dataset}, classes=("one", "other"), batch_size=32, augmentation=as_it_is, style=as_it_is,
+        datasets={"Training": dataset}, classes=("one", "other"), batch_size=32, change=lambda images, _: images,
         source_names=np.array(["clinic", "kaggle"]),
     )  # fmt: skip
 
@@ -171,3 +170,9 @@ def test_made_images_count_as_the_largest_sources():
     training.sources = np.where((training.sources == 0) & (np.arange(2400) % 8 == 0), 2, training.sources)
     LastLayer(1, others=0.3).solve(model, data, 0, 0.0)
     assert torch.equal(model[1].weight, alike[1].weight)
+
+
+@pytest.mark.parametrize("method", ["coral", "fishr"])
+def test_what_reads_the_last_layer_refuses_a_network_that_ends_with_another(method):
+    with pytest.raises(ValueError, match="end with a linear layer"):
+        AcrossSources(method).bind(cross_entropy, nn.Sequential(nn.Conv2d(1, CLASSES, 1)), dataset())
