@@ -53,9 +53,7 @@ def write_model(model: Any, path: Path) -> None:
 
 def add_buffer(model: Any, content: bytes) -> int:
     """Append a constant to a `ModelT` and return its buffer index."""
-    buffer = schema().BufferT()
-    buffer.data = np.frombuffer(content, np.uint8)
-    model.buffers.append(buffer)
+    model.buffers.append(schema().BufferT(data=np.frombuffer(content, np.uint8)))
     return len(model.buffers) - 1
 
 
@@ -98,9 +96,7 @@ def operator_code(model: Any, kind: str, version: int) -> int:
     for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == builtin and code.version >= version:
             return index
-    code = schema().OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
-    code.version = version
+    code = schema().OperatorCodeT(deprecatedBuiltinCode=builtin, version=version, builtinCode=builtin)
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
 

@@ -52,7 +52,9 @@ def pack_weights(path: Path, layers: Collection[str]) -> None:
                 operators += _gather_patches(model, operator)
                 weight.shape = [int(weight.shape[0]), int(np.prod(weight.shape[1:]))]
                 operator.builtinOptionsType = schema().BuiltinOptions.FullyConnectedOptions
-                operator.builtinOptions = _per_pixel(operator.builtinOptions.fusedActivationFunction)
+                activation = operator.builtinOptions.fusedActivationFunction
+                # applied to every pixel: every dimension but the last is kept
+                operator.builtinOptions = schema().FullyConnectedOptionsT(activation, keepNumDims=True)
             integers = constant(model, weight, np.int8)
             if integers is None:
                 raise ValueError(f"{path}: the weight of {names[id(operator)]} is no constant")
@@ -72,13 +74,6 @@ def pack_int4(integers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     pairs = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8).reshape(-1, 2) & 15
     packed: npt.NDArray[np.uint8] = (pairs[:, 0] | (pairs[:, 1] << 4)).astype(np.uint8)
     return packed
-
-
-def _per_pixel(activation: int) -> Any:
-    """Return FULLY_CONNECTED's options that keep every dimension but the last."""
-    options = schema().FullyConnectedOptionsT()
-    options.fusedActivationFunction, options.keepNumDims = activation, True
-    return options
 
 
 def _gather_patches(model: Any, operator: Any) -> list[Any]:
@@ -106,13 +101,11 @@ def _gather_patches(model: Any, operator: Any) -> list[Any]:
         copies.add("PAD", amounts, schema().PadOptionsT(), [1, height + missing[0], width + missing[1], channels])
     for i, axis in ((0, 1), (1, 3)):
         positions = np.arange(sides[i])[:, None] * strides[i] + np.arange(kernel[i])
-        gather = schema().GatherOptionsT()
-        gather.axis = axis
+        gather = schema().GatherOptionsT(axis=axis)
         copies.add("GATHER", positions, gather, [*copies.shape[:axis], *positions.shape, *copies.shape[axis + 1 :]])
     order = [0, 1, 3, 2, 4, 5]
     copies.add("TRANSPOSE", order, schema().TransposeOptionsT(), [copies.shape[i] for i in order])
-    reshape = schema().ReshapeOptionsT()
-    reshape.newShape = [1, *sides, kernel[0] * kernel[1] * channels]
+    reshape = schema().ReshapeOptionsT(newShape=[1, *sides, kernel[0] * kernel[1] * channels])
     copies.add("RESHAPE", reshape.newShape, reshape, reshape.newShape)
     operator.inputs = [copies.index, *map(int, operator.inputs[1:])]
     return copies.operators
@@ -138,12 +131,10 @@ class _Copies:
         made.shape, made.shapeSignature, made.buffer = shape, None, 0
         made.name = made.name.partition(b"#")[0] + f"#{len(tensors)}".encode()
         tensors.append(made)
-        operator = schema().OperatorT()
-        operator.opcodeIndex = operator_code(self.model, kind, _VERSIONS[kind])
-        operator.inputs, operator.outputs = [self.index, argument_index], [len(tensors) - 1]
-        operator.builtinOptionsType = getattr(schema().BuiltinOptions, f"{kind.title()}Options")
-        operator.builtinOptions = options
-        self.operators.append(operator)
+        generated, code = schema(), operator_code(self.model, kind, _VERSIONS[kind])
+        ends = [self.index, argument_index], [len(tensors) - 1]
+        options_kind = getattr(generated.BuiltinOptions, f"{kind.title()}Options")
+        self.operators.append(generated.OperatorT(code, *ends, options_kind, options))
         self.index = len(tensors) - 1
 
 

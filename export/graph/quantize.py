@@ -47,7 +47,8 @@ def cast_to_float16(source: Path, target: Path) -> None:
         half.name, half.type = f"{tensor.name.decode()}_float16", generated.TensorType.FLOAT16
         tensor.buffer = 0  # the schema's empty buffer: the value is computed now
         graph.tensors.append(half)
-        casts.append(_dequantize(opcode, len(graph.tensors) - 1, index))
+        ends, options = ([len(graph.tensors) - 1], [index]), generated.DequantizeOptionsT()
+        casts.append(generated.OperatorT(opcode, *ends, generated.BuiltinOptions.DequantizeOptions, options))
     if not casts:
         raise QuantizeError(f"{source} has no float32 constants; a float32 file is needed")
     for buffer, values in halves.items():
@@ -62,15 +63,6 @@ def _halve(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not largest <= limit:
         raise QuantizeError(f"{name} holds {largest:g}; float16 ends at {limit:g}")
     return values.astype("<f2")
-
-
-def _dequantize(opcode: int, source: int, target: int) -> Any:
-    generated = schema()
-    operator = generated.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = opcode, [source], [target]
-    operator.builtinOptionsType = generated.BuiltinOptions.DequantizeOptions
-    operator.builtinOptions = generated.DequantizeOptionsT()
-    return operator
 
 
 def quantize_static(

@@ -184,5 +184,4 @@ def _allow_any_batch(model: Any) -> None:
             free[0] = -1
             model.buffers[target.buffer].data = free.view("u1")
             # The operator's own copy of the shape is only a fallback, but would contradict.
-            operator.builtinOptions = schema().ReshapeOptionsT()
-            operator.builtinOptions.newShape = free.tolist()
+            operator.builtinOptions = schema().ReshapeOptionsT(newShape=free.tolist())

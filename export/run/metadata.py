@@ -111,9 +111,7 @@ def write_tflite(path: Path, metadata: FileMetadata) -> None:
     if ours is not None:
         model.buffers[ours.buffer].data = np.frombuffer(content, np.uint8)
     else:
-        ours = schema().MetadataT()
-        ours.name, ours.buffer = KEY, add_buffer(model, content)
-        model.metadata = [*entries, ours]
+        model.metadata = [*entries, schema().MetadataT(name=KEY, buffer=add_buffer(model, content))]
     write_model(model, path)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto, helper, numpy_helper, save
 
-from export.graph.flatbuffer import write_model
+from export.graph.flatbuffer import add_buffer, operator_code, write_model
+from export.graph.int4 import pack_int4
 
 SIDE = 32
 CHANNELS = 8
@@ -16,44 +17,25 @@ class TFLiteBuilder:
     """Collects tensors and operators of one subgraph."""
 
     def __init__(self):
-        self.model = schema.ModelT()
-        self.model.version, self.model.description = 3, b"handmade"
-        self.model.operatorCodes, self.model.metadata = [], []
-        empty = schema.BufferT()
-        self.model.buffers = [empty]
-        self.graph = schema.SubGraphT()
-        self.graph.tensors, self.graph.operators = [], []
-        self.model.subgraphs = [self.graph]
+        self.graph = schema.SubGraphT(tensors=[], operators=[])
+        parts = {"operatorCodes": [], "metadata": [], "buffers": [schema.BufferT()], "subgraphs": [self.graph]}
+        self.model = schema.ModelT(version=3, description=b"handmade", **parts)
 
     def tensor(self, name, shape, kind="FLOAT32", scale=None, zero=0, data=None, axis=0):
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.type = name, list(shape), getattr(schema.TensorType, kind)
-        tensor.buffer = 0
+        tensor = schema.TensorT(name=name, shape=list(shape), type=getattr(schema.TensorType, kind))
         if scale is not None:
             scales = np.atleast_1d(np.asarray(scale, np.float32))
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = scales
-            tensor.quantization.zeroPoint = np.full(len(scales), zero, np.int64)
-            tensor.quantization.quantizedDimension = axis
+            zeros = np.full(len(scales), zero, np.int64)
+            tensor.quantization = schema.QuantizationParametersT(scale=scales, zeroPoint=zeros, quantizedDimension=axis)
         if data is not None:
-            tensor.buffer = len(self.model.buffers)
-            buffer = schema.BufferT()
-            buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-            self.model.buffers.append(buffer)
+            tensor.buffer = add_buffer(self.model, data.tobytes())
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
     def made(self, kind, inputs, *tensor, options=None):
         """Add an operator and the tensor that it makes; without options it has empty ones of its kind, if any."""
-        output, builtin = self.tensor(*tensor), getattr(schema.BuiltinOperator, kind)
-        codes = [code.builtinCode for code in self.model.operatorCodes]
-        if builtin not in codes:
-            code = schema.OperatorCodeT()
-            code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), 3
-            self.model.operatorCodes.append(code)
-            codes.append(builtin)
-        operator = schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(builtin), list(inputs), [output]
+        output, code = self.tensor(*tensor), operator_code(self.model, kind, 3)
+        operator = schema.OperatorT(opcodeIndex=code, inputs=list(inputs), outputs=[output])
         name = "".join(map(str.title, kind.split("_")))
         operator.builtinOptions = options or getattr(schema, f"{name}OptionsT", lambda: None)()
         if operator.builtinOptions is not None:
@@ -67,20 +49,9 @@ class TFLiteBuilder:
         return path
 
 
-def conv_options(relu=True):
-    options = schema.Conv2DOptionsT()
-    options.strideW = options.strideH = 2
-    options.dilationWFactor = options.dilationHFactor = 1
-    options.padding = schema.Padding.SAME
-    relu_type = schema.ActivationFunctionType.RELU
-    options.fusedActivationFunction = relu_type if relu else schema.ActivationFunctionType.NONE
-    return options
-
-
-def reducer_options():
-    options = schema.ReducerOptionsT()
-    options.keepDims = False
-    return options
+def conv_options():
+    relu = schema.ActivationFunctionType.RELU
+    return schema.Conv2DOptionsT(schema.Padding.SAME, strideW=2, strideH=2, fusedActivationFunction=relu)
 
 
 def weights(shape, seed):
@@ -91,10 +62,11 @@ def weights(shape, seed):
     return values, integers, scale
 
 
-def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False):
+def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False, dynamic_range=False):
     """conv - mean - dense in float32. normalise: its input times a constant first. nchw: transposed first.
 
-    half: float16 activations, which no CPU kernel takes.
+    half: float16 activations, which no CPU kernel takes. dynamic_range: an int8 weight of the convolution and float
+    activations: smaller, but no integer arithmetic promised.
     """
     build = TFLiteBuilder()
     shape = (1, 1, side, side) if nchw else (1, side, side, 1)
@@ -105,7 +77,9 @@ def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False)
     if normalise:
         factor = build.tensor("factor", (1,), data=np.array([1 / 255], np.float32))
         value = build.made("MUL", [value, factor], "scaled", (1, side, side, 1))
-    kernel = build.tensor("kernel", (CHANNELS, 3, 3, 1), data=weights((CHANNELS, 3, 3, 1), 0)[0])
+    values, integers, scale = weights((CHANNELS, 3, 3, 1), 0)
+    stored = ("INT8", scale, 0, integers) if dynamic_range else ("FLOAT32", None, 0, values)
+    kernel = build.tensor("kernel", values.shape, *stored)
     bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
     shape = (1, side // 2, side // 2, CHANNELS)
     features = build.made("CONV_2D", [value, kernel, bias], "features", shape, options=conv_options())
@@ -114,28 +88,12 @@ def write_float_tflite(path, normalise=False, nchw=False, side=SIDE, half=False)
             tensor.type = schema.TensorType.FLOAT16
         for buffer in build.model.buffers[1:]:
             buffer.data = np.frombuffer(buffer.data, np.float32).astype(np.float16).view(np.uint8)
-    return _finish_float(build, path, image, features)
-
-
-def _finish_float(build, path, image, features):
     axes = build.tensor("axes", (2,), "INT32", data=np.array([1, 2], np.int32))
-    pooled = build.made("MEAN", [features, axes], "pooled", (1, CHANNELS), options=reducer_options())
+    pooled = build.made("MEAN", [features, axes], "pooled", (1, CHANNELS), options=schema.ReducerOptionsT())
     dense = build.tensor("dense", (4, CHANNELS), data=weights((4, CHANNELS), 1)[0])
     bias = build.tensor("dense_bias", (4,), data=np.zeros(4, np.float32))
     logits = build.made("FULLY_CONNECTED", [pooled, dense, bias], "logits", (1, 4))
     return build.write(path, [image], [logits])
-
-
-def write_dynamic_range_tflite(path):
-    """The same with an int8 dense weight and float activations: smaller, but no integer arithmetic promised."""
-    build = TFLiteBuilder()
-    image = build.tensor("image", (1, SIDE, SIDE, 1))
-    _, integers, scale = weights((CHANNELS, 3, 3, 1), 0)
-    kernel = build.tensor("kernel", integers.shape, "INT8", scale, data=integers)
-    bias = build.tensor("bias", (CHANNELS,), data=np.zeros(CHANNELS, np.float32))
-    shape = (1, SIDE // 2, SIDE // 2, CHANNELS)
-    features = build.made("CONV_2D", [image, kernel, bias], "features", shape, options=conv_options())
-    return _finish_float(build, path, image, features)
 
 
 def write_int8_tflite(
@@ -189,13 +147,12 @@ def write_int8_tflite(
         smooth = build.made("LOGISTIC", [real], "smooth", shape)
         features = build.made("QUANTIZE", [smooth], "again", shape, *encoding)
     axes = build.tensor("axes", (2,), "INT32", data=np.array([1, 2], np.int32))
-    pooled = build.made("MEAN", [features, axes], "pooled", (1, CHANNELS), *encoding, options=reducer_options())
+    pooled = build.made("MEAN", [features, axes], "pooled", (1, CHANNELS), *encoding, options=schema.ReducerOptionsT())
     _, integers, scale = weights((4, CHANNELS), 1)
     scale = scale if per_channel else scale.max()
     if int4:
         integers, scale = np.rint(integers / (127 / 7)).astype(np.int8), scale * (127 / 7)
-        pairs = (integers.reshape(-1, 2) & 15).astype(np.uint8)
-        dense = build.tensor("dense", (4, CHANNELS), "INT4", scale, data=pairs[:, 0] | pairs[:, 1] << 4)
+        dense = build.tensor("dense", (4, CHANNELS), "INT4", scale, data=pack_int4(integers))
     else:
         dense = build.tensor("dense", (4, CHANNELS), "INT8", scale, data=integers)
     bias = build.tensor("dense_bias", (4,), "INT32", feature_scale * scale, data=np.zeros(4, np.int32))

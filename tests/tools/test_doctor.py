@@ -15,7 +15,6 @@ from tests.support.handmade_models import (
     SIDE,
     set_onnx_metadata,
     weights,
-    write_dynamic_range_tflite,
     write_float_onnx,
     write_float_tflite,
     write_int8_tflite,
@@ -40,13 +39,14 @@ def codes(diagnosis, *severities):
     return {finding.code for finding in diagnosis.findings if finding.severity in (severities or ("fault", "warning"))}
 
 
+DYNAMIC = {"dynamic_range": True}
 SOUND = {
     "fp32.tflite": (write_float_tflite, {}, "float32"),
     "int8.tflite": (write_int8_tflite, {}, "int8"),
     "int8_float_io.tflite": (write_int8_tflite, {"float_io": True}, "int8"),
     "uint8.tflite": (write_int8_tflite, {"input_kind": "UINT8"}, "int8"),
     "w4a8.tflite": (write_int8_tflite, {"int4": True}, "int8 and int8 with int4 weights"),
-    "dynamic_int8.tflite": (write_dynamic_range_tflite, {}, "float32 and float32 with int8 weights"),
+    "dynamic_int8.tflite": (write_float_tflite, DYNAMIC, "float32 and float32 with int8 weights"),
     "fp32.onnx": (write_float_onnx, {}, "float32"),
     "int8.onnx": (write_qdq_onnx, {}, "int8"),
 }
@@ -63,7 +63,7 @@ def test_a_sound_file_has_no_finding_and_is_named_rightly(tmp_path, name):
 
 STATIC_FAULTS = [
     # A dynamic-range file called int8, and the other way round.
-    ("not_as_claimed", "fault", "int8.tflite", write_dynamic_range_tflite, {}),
+    ("not_as_claimed", "fault", "int8.tflite", write_float_tflite, DYNAMIC),
     ("not_as_claimed", "fault", "int8.tflite", write_float_tflite, {}),
     ("not_as_claimed", "fault", "fp16.tflite", write_float_tflite, {}),
     ("not_as_claimed", "fault", "fp32.tflite", write_int8_tflite, {}),
@@ -103,7 +103,7 @@ def test_each_fault_is_named(tmp_path, code, severity, name, make, arguments):
 
 
 def test_a_dynamic_range_file_called_int8_is_called_what_it_is(tmp_path):
-    diagnosis = doctor.diagnose(sign(write_dynamic_range_tflite(tmp_path / "model_int8.tflite")), run=False)
+    diagnosis = doctor.diagnose(sign(write_float_tflite(tmp_path / "model_int8.tflite", **DYNAMIC)), run=False)
     (finding,) = [finding for finding in diagnosis.findings if finding.code == "not_as_claimed"]
     assert "dynamic-range file: int8 weights, float activations" in finding.what
     assert set(diagnosis.not_int8) == {"features", "pooled", "logits"}
@@ -285,9 +285,3 @@ def test_the_same_graph_is_read_from_both_formats(tmp_path):
             assert weight.values.size == integers.size
             np.testing.assert_array_equal(weight.scales, scale)
         assert graph.tensors[heavy[0].outputs[0]].zero_points == [-128]
-
-
-def test_int4_is_unpacked_lower_half_first(tmp_path):
-    graph = read_graph(write_int8_tflite(tmp_path / "m.tflite", int4=True))
-    _, integers, _ = weights((4, CHANNELS), 1)
-    np.testing.assert_array_equal(graph.tensors["dense"].values, np.rint(integers / (127 / 7)))

@@ -76,8 +76,7 @@ def test_a_padded_max_pooling_stays_what_it_is(tmp_path):
     pads = build.tensor("pads", (4, 2), "INT32", data=np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))
     lowest = build.tensor("pad_value", (1,), data=np.array([np.finfo(np.float32).min], np.float32))
     padded = build.made("PADV2", [image, pads, lowest], "padded", (1, 6, 6, 1), options=schema.PadV2OptionsT())
-    pool = schema.Pool2DOptionsT()
-    pool.padding, pool.filterHeight, pool.filterWidth, pool.strideH, pool.strideW = schema.Padding.VALID, 3, 3, 2, 2
+    pool = schema.Pool2DOptionsT(schema.Padding.VALID, filterHeight=3, filterWidth=3, strideH=2, strideW=2)
     pooled = build.made("MAX_POOL_2D", [padded], "pooled", (1, 2, 2, 1), options=pool)
     factor = build.tensor("factor", (1,), data=np.array([0.5], np.float32))
     logits = build.made("MUL", [pooled, factor], "logits", (1, 2, 2, 1))

@@ -225,9 +225,7 @@ def write_tflite_that_fails_at_run_time(path):
     build = TFLiteBuilder()
     image = build.tensor("image", (1, 32, 32, 1))
     beyond = build.tensor("beyond", (4,), "INT32", data=np.full(4, 99, np.int32))
-    options = schema.GatherOptionsT()
-    options.axis = 3
-    logits = build.made("GATHER", [image, beyond], "logits", (1, 32, 32, 4), options=options)
+    logits = build.made("GATHER", [image, beyond], "logits", (1, 32, 32, 4), options=schema.GatherOptionsT(axis=3))
     return build.write(path, [image], [logits])
 
 
