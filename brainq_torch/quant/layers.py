@@ -62,13 +62,17 @@ class FoldedConvBn2d(fused_qat.ConvBn2d):
 
 
 class Limited(nn.Module):
-    """What comes before a fused layer of torch.ao's, so that the ReLU behind it may be a ReLU6, with a ceiling."""
+    """What comes before a fused layer of torch.ao's, so that the ReLU behind it may be a ReLU6, with a ceiling.
+
+    6 is an integer on every scale that is a power of two below.
+    """
 
     ceiling: float | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # torch.ao's name
         """Return the layer's output, clipped."""
-        return limit(super().forward(input), True, self.ceiling)
+        output = super().forward(input)
+        return nn.functional.relu(output) if self.ceiling is None else output.clamp(0.0, self.ceiling)
 
 
 class FoldedConvBnReLU2d(Limited, FoldedConvBn2d):
@@ -83,13 +87,6 @@ class LimitedConvReLU2d(Limited, fused_qat.ConvReLU2d):
 
 class LimitedLinearReLU(Limited, fused_qat.LinearReLU):
     """Linear layer with ReLU."""
-
-
-def limit(output: Tensor, relu: bool, ceiling: float | None) -> Tensor:
-    """Clip a layer's output as its ReLU or ReLU6 does; 6 is an integer on every scale that is a power of two below."""
-    if ceiling is not None:
-        return output.clamp(0.0, ceiling)
-    return nn.functional.relu(output) if relu else output
 
 
 @dataclass(frozen=True)

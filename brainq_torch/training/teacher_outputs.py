@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -91,9 +92,13 @@ class FeatureTaps:
             raise ValueError(f"{type(model).__name__} has no layers {unknown}; it has {', '.join(tops)} and theirs")
         self._layers = tuple(layers)
         store: dict[str, Tensor] = {}
-        handles = [modules[name].register_forward_hook(_keep_output(store, name)) for name in dict.fromkeys(layers)]
+
+        def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+            store[name] = output
+
+        for name in dict.fromkeys(layers):
+            weakref.finalize(self, modules[name].register_forward_hook(partial(keep, name)).remove)
         self._store = store
-        weakref.finalize(self, _remove, handles)
 
     def take(self) -> dict[str, Tensor]:
         """Return the features and forget them. Raises RuntimeError where a layer has not run since the last call."""
@@ -107,15 +112,3 @@ class FeatureTaps:
 
 TeacherOutputs = Callable[[Batch], Outputs]
 """A loaded teacher: a batch -> its outputs for that batch."""
-
-
-def _keep_output(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        store[name] = output
-
-    return hook
-
-
-def _remove(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -76,11 +76,8 @@ def _probe(
     folds: list[tuple[Any, Any]],
     classes: Sequence[str],
 ) -> Probe:
-    guesses = np.empty_like(labels)
-    table = features.astype(np.float64)
-    for train, test in folds:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=300))
-        guesses[test] = model.fit(table[train], labels[train]).predict(table[test])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=300))
+    guesses = cross_val_predict(model, features.astype(np.float64), labels, cv=folds)
     present = np.unique(labels)
     recalls = recall_score(labels, guesses, labels=present, average=None, zero_division=0.0)
     recall = {classes[label]: float(value) for label, value in zip(present, recalls, strict=True)}

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Measure:
             return table
         entries = measure_sensitivity(
             network, self.calibration.pixels[:images], BITS_OF_A_BUDGET, Rounding(method=method),
-            lambda names: _bar(names, "sensitivity"), done,
+            partial(tqdm, desc="sensitivity", unit="layer"), done,
         )  # fmt: skip
         for whole_layer in zip(*[entries] * len(BITS_OF_A_BUDGET), strict=True):
             table += whole_layer
@@ -115,7 +116,7 @@ class Measure:
     def _quantize(self, method: RoundingMethod, scheme: Scheme, name: str) -> LowBits:
         return quantize_low_bits(
             float_model(self.run), self.calibration.pixels, scheme, Rounding(method=method),
-            books=Bookkeeping(self.run.folder / STATE, lambda names: _bar(names, name)),
+            books=Bookkeeping(self.run.folder / STATE, partial(tqdm, desc=name, unit="layer")),
         )  # fmt: skip
 
     def _describe(self, method: str, logits: NDArray[Any], bits: float) -> dict[str, Any]:
@@ -136,8 +137,3 @@ def _weigh(network: nn.Module) -> tuple[float, int]:
     counts = [layer.weight.numel() for layer in inner]
     mean = sum(bits[layer.name] * count for layer, count in zip(inner, counts, strict=True)) / sum(counts)
     return mean, sum(layer.held_bytes(bits[layer.name]) for layer in layers)
-
-
-def _bar(names: Iterable[str], what: str) -> Iterable[str]:
-    bar: Iterable[str] = tqdm(names, desc=what, unit="layer")
-    return bar
