@@ -21,6 +21,8 @@ from tests.support.small_network import SIDE, small_network
 
 PIXELS = PixelSpec(SIDE)
 PHANTOMS = RunImages(root=None, rows=(), pixels=PIXELS, problems=(), synthetic=True)
+GONE = replace(PHANTOMS, synthetic=False)
+CLINIC = Elsewhere({"clinic": PHANTOMS.sample(8, ())})
 
 
 def spoil(network, *_):
@@ -50,38 +52,32 @@ def test_held_out_images_decide(monkeypatch, small_int8, tiny_run, tmp_path, spo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("asked", "spoilt", "kept"), [("off", True, False), ("on", False, True)])
-def test_asked_for_it_is_not_measured(monkeypatch, small_int8, tiny_run, tmp_path, asked, spoilt, kept):
+@pytest.mark.parametrize(
+    ("asked", "images", "elsewhere"),
+    [("off", PHANTOMS, CLINIC), ("on", PHANTOMS, CLINIC), ("auto", GONE, None)],
+)
+def test_asked_for_or_without_held_out_images_it_is_not_measured(
+    monkeypatch, small_int8, tiny_run, tmp_path, asked, images, elsewhere
+):
     monkeypatch.setattr(bias_choice, "_measure", None)
-    before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, asked, spoilt)
+    kept = asked == "on"
+    before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, asked, not kept, images, elsewhere)
     assert about == {"asked": asked, "kept": kept, "images": 0, "share": 1.0 * kept}
     assert (chosen is before) != kept
 
 
-def test_without_held_out_images_nothing_is_corrected(monkeypatch, small_int8, tiny_run, tmp_path):
-    gone = replace(PHANTOMS, synthetic=False)
-    _, (_, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", True, gone)
-    assert about == {"asked": "auto", "kept": False, "images": 0, "share": 0.0}
-
-
 def test_other_sources_images_decide_alone_where_nothing_is_held_out(monkeypatch, small_int8, tiny_run, tmp_path):
-    gone = replace(PHANTOMS, synthetic=False)
     elsewhere = Elsewhere({"clinic": PHANTOMS.sample(40, ()), "ward": PHANTOMS.sample(8, (), seed=5)})
-    before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", True, gone, elsewhere)
+    before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", True, GONE, elsewhere)
     assert chosen is not before
     assert (about["images"], about["kept"]) == (48, True)
 
 
-@pytest.mark.parametrize("asked", ["auto", "on"])
 @pytest.mark.parametrize("best", [0.0, *SHARES])
-def test_the_share_with_the_least_noise_is_taken(monkeypatch, small_int8, tiny_run, tmp_path, best, asked):
+def test_the_share_with_the_least_noise_is_taken(monkeypatch, small_int8, tiny_run, tmp_path, best):
     changes = {share: {"flips": 5, "logit_noise": abs(share - best)} for share in (0.0, *SHARES)}
     monkeypatch.setattr(bias_choice, "_measure", lambda context, networks, *_: {one: changes[one] for one in networks})
-    elsewhere = Elsewhere({"clinic": PHANTOMS.sample(8, ())})
-    before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, asked, False, elsewhere=elsewhere)
-    if asked == "on":
-        assert about == {"asked": "on", "kept": True, "images": 0, "share": 1.0}
-        return
+    before, (chosen, about) = choose(monkeypatch, small_int8, tiny_run, tmp_path, "auto", False, elsewhere=CLINIC)
     assert (about["share"], about["kept"], chosen is before) == (best, best > 0, best == 0)
     assert about["shares"] == {f"{share:g}": found for share, found in changes.items()}
     assert about["corrected"] == min((changes[share] for share in SHARES), key=lambda found: found["logit_noise"])

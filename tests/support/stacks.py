@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
-from tests.brainq_torch.data.reading.test_dicom import STORED, write_dicom
+from tests.brainq_torch.data.reading.test_dicom import STORED, group, write_dicom
 
 AXIAL, CORONAL, SAGITTAL = [1.0, 0, 0, 0, 1, 0], [1.0, 0, 0, 0, 0, -1], [0.0, 1, 0, 0, 0, -1]
 UP, OTHER = [0, 5, 10], [2.5, 7.5, 12.5, 17.5]
@@ -135,13 +134,6 @@ def write_stacks(folder: Path) -> None:
 
 def write_enhanced(path: Path) -> dict[str, list[float]]:
     """Write a file of two echoes, magnitude and phase, at three positions; return these by what tells them apart."""
-
-    def group(**values):
-        item = pydicom.Dataset()
-        for name, value in values.items():
-            setattr(item, name, value)
-        return item
-
     frames, expected = [], {}
     for part in ("MAGNITUDE", "PHASE"):
         for echo in (20.0, 90.25):

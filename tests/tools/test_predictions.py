@@ -59,7 +59,9 @@ def test_other_sources_are_answered_beside(tiny_run, tiny_export, phantoms, tmp_
     assert "cannot be read" in ended(main([str(model), *words, str(table)]), 2).err
 
 
-def test_a_run_without_validation_part_has_empty_arrays(tiny_run, tiny_export, phantoms, tmp_path):
+def test_without_a_validation_part_its_arrays_are_empty_and_without_groups_it_is_refused(
+    tiny_run, tiny_export, phantoms, tmp_path, ended
+):
     run = tmp_path / "run"
     run.mkdir()
     (run / "manifest.csv").write_text((tiny_run / "manifest.csv").read_text().replace(",val,", ",Training,"))
@@ -68,16 +70,11 @@ def test_a_run_without_validation_part_has_empty_arrays(tiny_run, tiny_export, p
         assert file["val_logits"].shape == (0, 4)
         assert len(file["val_paths"]) == len(file["val_unseen"]) == 0
         assert len(file["logits"]) == 12
-
-
-def test_a_manifest_without_groups_is_refused(tiny_run, tiny_export, phantoms, tmp_path, capsys):
-    run = tmp_path / "run"
-    run.mkdir()
-    lines = [line.split(",") for line in (tiny_run / "manifest.csv").read_text().splitlines()]
+    lines = [line.split(",") for line in (run / "manifest.csv").read_text().splitlines()]
     lines[1][3] = ""
     (run / "manifest.csv").write_text("\n".join(",".join(line) for line in lines) + "\n")
-    assert predict(tiny_export / "model_fp16.tflite", run, phantoms, tmp_path / "a.npz") == 2
-    assert "does not say which images belong together" in capsys.readouterr().err
+    said = ended(predict(tiny_export / "model_fp16.tflite", run, phantoms, tmp_path / "a.npz"), 2).err
+    assert "does not say which images belong together" in said
 
 
 @pytest.mark.parametrize("out", ["a.npy", "absent/a.npz"])

@@ -22,7 +22,7 @@ from brainq_torch.data.dataset.left_out import why_left_out
 from brainq_torch.data.reading.image import read_slice
 from brainq_torch.data.reading.slices import SliceChoiceError, choose_slices
 from brainq_torch.series.find import Unread, find_images, find_series
-from tests.brainq_torch.data.reading.test_dicom import write_dicom
+from tests.brainq_torch.data.reading.test_dicom import group, write_dicom
 
 AXIAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
 STORED = (np.add.outer(np.arange(40) * 20, np.arange(60) * 10) + 5).astype(np.uint16)
@@ -186,12 +186,6 @@ def test_what_is_locked_is_named_and_a_link_is_followed_once(tmp_path, monkeypat
 
 
 def test_frames_of_an_enhanced_file_are_placed_by_their_functional_groups(tmp_path):
-    def group(**values):
-        item = pydicom.Dataset()
-        for name, value in values.items():
-            setattr(item, name, value)
-        return item
-
     frames = [group(PlanePositionSequence=[group(ImagePositionPatient=[0.0, 0.0, z])]) for z in (9.0, 3.0, 6.0)]
     shared = [group(PlaneOrientationSequence=[group(ImageOrientationPatient=[float(value) for value in AXIAL])])]
     stored = np.stack([STORED, STORED[::-1], STORED[:, ::-1]])

@@ -33,6 +33,7 @@ from export.bundle.answers import BundledModel
 from tests.brainq_torch.data.reading.test_dicom import write_dicom
 from tests.export.bundle.test_page_series import head
 from tests.export.bundle.test_web import hash_of, read_in_node
+from tests.support.lossless_jpeg import encode_lossless
 
 KINDS = {
     JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
@@ -59,40 +60,6 @@ def compress(source, target, kind):
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
     assert writer.Write()
-
-
-def predict_pixel(values, row, column, above, selection, bits):
-    """ITU-T T.81, H.1.2.1; above: whether a row may be predicted from that above it."""
-    left, up = (values[row, column - 1] if column else 0), (values[row - 1, column] if above else 0)
-    if not above or not column:
-        return left if column else up if above else 1 << (bits - 1)
-    corner = values[row - 1, column - 1]
-    return {
-        1: left, 2: up, 3: corner, 4: left + up - corner, 5: left + ((up - corner) >> 1),
-        6: up + ((left - corner) >> 1), 7: (left + up) >> 1,
-    }[selection]  # fmt: skip
-
-
-def encode_lossless(stored, selection, rows_to_restart, bits=12):
-    """JPEG Lossless, each difference's length in 5 bits, with restarts, which no encoder at hand makes."""
-    height, width = stored.shape
-    sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    lengths = b"\0\0\0\0\x11" + bytes(11) + bytes(range(17))
-    stream = b"\xff\xd8\xff\xc3\0\x0b" + bytes([bits]) + sides + b"\1\1\x11\0\xff\xc4\0\x24\0" + lengths
-    stream += b"\xff\xdd\0\4" + (rows_to_restart * width).to_bytes(2, "big")
-    stream += b"\xff\xda\0\x08\1\1\0" + bytes([selection, 0, 0])
-    values = stored.astype(int)
-    for top in range(0, height, rows_to_restart or height):
-        code = ""
-        for row in range(top, min(height, top + (rows_to_restart or height))):
-            for column in range(width):
-                more = int(values[row, column] - predict_pixel(values, row, column, row > top, selection, bits))
-                size = abs(more).bit_length()
-                code += f"{size:05b}" + (f"{more if more > 0 else more + 2**size - 1:0{size}b}" if size else "")
-        code += "1" * (-len(code) % 8)
-        marker = b"\xff" + bytes([0xD0 + top // rows_to_restart % 8]) if rows_to_restart else b"\xff\xd9"
-        stream += int(code, 2).to_bytes(len(code) // 8, "big").replace(b"\xff", b"\xff\0") + marker
-    return stream[:-2] + b"\xff\xd9"
 
 
 def write_plain(folder):
@@ -270,8 +237,7 @@ def write_lies(folder, kind, rows, columns):
         lies += [{"Rows": columns, "Columns": rows}, {"Rows": rows // 2, "Columns": 2 * columns}, {"BitsStored": 8}]
     for number, lie in enumerate(lies):
         wrong = pydicom.dcmread(folder / "whole")
-        for name, value in lie.items():
-            setattr(wrong, name, value)
+        wrong.update(lie)
         wrong.save_as(folder / f"{kind.name} d {number}")
     return [folder / f"{kind.name} d {number}" for number in range(len(lies))]
 

@@ -29,7 +29,7 @@ from brainq_torch.series.answer import answer_series
 from brainq_torch.series.find import Series, find_series
 from brainq_torch.series.rule import SeriesRule
 from export.bundle.answers import BundledModel
-from tests.brainq_torch.data.reading.test_dicom import look_up_table, write_dicom
+from tests.brainq_torch.data.reading.test_dicom import group, look_up_table, write_dicom
 from tests.export.bundle.test_web import PAGE, hash_of, read_in_node
 from tests.support.stacks import write_enhanced, write_stacks
 
@@ -123,13 +123,13 @@ def write_all(folder):
     write_series(folder, "half a window", WindowCenter="900\\", WindowWidth="1500\\")  # a second one that is empty
     write_odd(folder)
     frames = head(4)[1:3]
-    groups = []
-    for centre in (600, 700):
-        group, window, plane = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-        window.WindowCenter, window.WindowWidth = centre, 1500
-        plane.ImagePositionPatient = [0, 0, centre]
-        group.FrameVOILUTSequence, group.PlanePositionSequence = [window], [plane]
-        groups.append(group)
+    groups = [
+        group(
+            FrameVOILUTSequence=[group(WindowCenter=centre, WindowWidth=1500)],
+            PlanePositionSequence=[group(ImagePositionPatient=[0, 0, centre])],
+        )
+        for centre in (600, 700)
+    ]
     tags = {"PerFrameFunctionalGroupsSequence": groups, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
     write_dicom(folder / "enhanced.dcm", frames, NumberOfFrames=2, SeriesInstanceUID="1.2.99", **tags)
     write_stacks(folder / "stacks")

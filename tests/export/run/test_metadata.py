@@ -12,7 +12,7 @@ from brainq_torch.data.synthesis.phantom import phantom_images
 from brainq_torch.run_files import hash_file
 from export.graph.flatbuffer import read_model, write_model
 from export.run.metadata import FileMetadata, MetadataError, read_metadata, write_metadata
-from tests.support.handmade_models import set_onnx_metadata, write_float_onnx, write_float_tflite
+from tests.support.handmade_models import write_float_onnx, write_float_tflite
 
 METADATA = FileMetadata(("no tumour", "Tumör"), PixelSpec(96, "pad"), {"commit": None, "versions": {"torch": "2"}})
 WRITERS = {".onnx": write_float_onnx, ".tflite": write_float_tflite}
@@ -37,24 +37,24 @@ def path(request, tmp_path):
     return WRITERS[request.param](tmp_path / f"model{request.param}")
 
 
-def test_is_read_back_as_written(path):
+def test_is_read_back_as_written_and_writing_again_replaces_and_does_not_grow(path):
     write_metadata(path, METADATA)
     assert read_metadata(path) == METADATA
-
-
-def test_writing_again_replaces_and_does_not_grow(path):
-    write_metadata(path, METADATA)
     once = path.read_bytes()
     write_metadata(path, FileMetadata(("a", "b"), PixelSpec(64), {}))
     write_metadata(path, METADATA)
     assert path.read_bytes() == once
 
 
-def test_keeps_other_entries(tmp_path):
+GOOD = METADATA.to_json()
+
+
+def test_what_another_writer_put_there_is_read_and_kept(tmp_path):
     path = write_float_onnx(tmp_path / "model.onnx")
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, {"author": "someone"})
+    onnx.helper.set_model_props(model, {"author": "someone", "brainq": json.dumps(GOOD)})
     onnx.save(model, path)
+    assert read_metadata(path) == METADATA
     write_metadata(path, METADATA)
     assert {entry.key for entry in onnx.load(path).metadata_props} == {"author", "brainq"}
 
@@ -73,9 +73,6 @@ def test_an_export_says_its_classes_pixels_and_origin(tiny_run, tiny_export):
 def test_a_file_without_an_entry_says_what_to_do(path):
     with pytest.raises(MetadataError, match=r"no metadata entry 'brainq'.*python -m export.*load_runner"):
         read_metadata(path)
-
-
-GOOD = METADATA.to_json()
 
 
 @pytest.mark.parametrize(
@@ -112,14 +109,6 @@ def test_an_abstention_that_cannot_judge_is_refused(wrong):
     assert FileMetadata.from_json(GOOD | {"abstention": whole}, "file").abstention.to_json() == whole
     with pytest.raises(MetadataError, match="abstention is not as this version writes it"):
         FileMetadata.from_json(GOOD | {"abstention": whole | wrong}, "file")
-
-
-def test_what_another_writer_put_there_is_read(tmp_path):
-    path = write_float_onnx(tmp_path / "model.onnx")
-    model = onnx.load(path)
-    set_onnx_metadata(model, GOOD)
-    onnx.save(model, path)
-    assert read_metadata(path) == METADATA
 
 
 def test_a_truncated_file_is_named(path):

@@ -83,7 +83,7 @@ def test_a_run_trained_on_phantoms_may_calibrate_on_others(run, tmp_path):
     assert check_run_images(synthetic, tmp_path / "nowhere").calibration(8).splits == ("phantom",) * 8
 
 
-def test_a_sample_is_balanced_seeded_and_prefers_the_earlier_split(run):
+def test_a_sample_is_balanced_seeded_and_prefers_the_earlier_split(run, phantoms):
     images = check_run_images(run)
     sample = images.sample(16, ("Testing", "Training"))
     assert sample.to_json()["splits"] == {"Testing": 12, "Training": 4}
@@ -91,16 +91,11 @@ def test_a_sample_is_balanced_seeded_and_prefers_the_earlier_split(run):
     assert len(set(sample.names)) == 16
     assert sample.pixels.shape == (16, 32, 32)
     assert sample.pixels.dtype == np.uint8
-    for name, label in zip(sample.names, sample.labels, strict=True):
+    for name, label, pixels in zip(sample.names, sample.labels, sample.pixels, strict=True):
         assert f"/{CLASSES[label]}/" in name
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(phantoms / name)))
     names = [images.sample(8, ("Training",), seed).names for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
-
-
-def test_pixels_are_those_of_the_named_images(run, phantoms):
-    sample = check_run_images(run).sample(8, ("Testing",))
-    for name, pixels in zip(sample.names, sample.pixels, strict=True):
-        np.testing.assert_array_equal(pixels, np.asarray(Image.open(phantoms / name)))
 
 
 def test_what_the_run_lacks_is_filled_with_phantoms_and_said(run):

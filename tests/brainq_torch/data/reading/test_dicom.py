@@ -4,7 +4,6 @@
 
 import os
 import re
-import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +46,7 @@ from brainq_torch.data.reading.image import (
     read_slice,
 )
 from tests.brainq_torch.data.reading.scale_rule import rescaled
+from tests.support.lossless_jpeg import encode_lossless
 from tests.support.unreadable import check_cut, check_damaged, check_unreadable
 
 pytestmark = pytest.mark.filterwarnings(
@@ -80,11 +80,16 @@ def write_dicom(path: Path, stored: np.ndarray = STORED, syntax: str = ExplicitV
         "PixelData": stored.tobytes(),
         **tags,
     }
-    for name, value in values.items():
-        if value is not None:
-            setattr(image, name, value)
+    image.update({name: value for name, value in values.items() if value is not None})
     image.save_as(path, enforce_file_format=True)
     return path
+
+
+def group(**tags) -> pydicom.Dataset:
+    """Return a functional group, or what stands in a sequence of one."""
+    item = pydicom.Dataset()
+    item.update(tags)
+    return item
 
 
 def windowed(values: np.ndarray, centre: float, width: float) -> np.ndarray:
@@ -251,29 +256,10 @@ def test_compressed_jpeg_and_rle(tmp_path):
     np.testing.assert_array_equal(read_grey(tmp_path / "b.dcm").pixels, rescaled(STORED.astype(float)))
 
 
-def lossless_jpeg(stored: np.ndarray) -> bytes:
-    """Encode (h, w) uint16 by ITU-T T.81 process 14, predictor 1: each of 17 categories in 5 bits."""
-    height, width = stored.shape
-    before = np.hstack([np.vstack([[1 << 15], stored[:-1, :1]]), stored[:, :-1]])
-    bits = ""
-    for difference in ((stored.astype(int) - before + 32767) % 65536 - 32767).ravel().tolist():
-        category = abs(difference).bit_length()
-        extra = difference if difference > 0 else difference + (1 << category) - 1
-        bits += f"{category:05b}" + (f"{extra:0{category}b}" if 0 < category < 16 else "")
-    bits += "1" * (-len(bits) % 8)
-    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
-    sizes = bytes(17 if length == 5 else 0 for length in range(1, 17))
-    return (
-        b"\xff\xd8"
-        + struct.pack(">HHBHHBBBB", 0xFFC3, 11, 16, height, width, 1, 1, 0x11, 0)
-        + struct.pack(">HHB", 0xFFC4, 36, 0) + sizes + bytes(range(17))
-        + struct.pack(">HHBBBBBB", 0xFFDA, 8, 1, 1, 0, 1, 0, 0) + scan + b"\xff\xd9"
-    )  # fmt: skip
-
-
 def test_lossless_jpegs_give_the_pixels_that_were_stored(tmp_path):
     pytest.importorskip("gdcm", reason="python-gdcm is not installed")
-    path = write_dicom(tmp_path / "a.dcm", syntax=JPEGLosslessSV1, PixelData=encapsulate([lossless_jpeg(STORED)]))
+    stream = encode_lossless(STORED, selection=1, bits=16)
+    path = write_dicom(tmp_path / "a.dcm", syntax=JPEGLosslessSV1, PixelData=encapsulate([stream]))
     np.testing.assert_array_equal(read_grey(path).pixels, rescaled(STORED))
     plain, compressed = map(get_testdata_file, ("MR_small.dcm", "MR_small_jpeg_ls_lossless.dcm"))
     np.testing.assert_array_equal(read_grey(plain).pixels, read_grey(compressed).pixels)
@@ -456,24 +442,22 @@ def test_a_number_of_frames_without_sense_is_refused(tmp_path, count):
 
 
 def test_functional_groups_are_read_per_frame(tmp_path):
-    measures, shared, groups = pydicom.Dataset(), pydicom.Dataset(), []
-    measures.PixelSpacing = [1.0, 0.5]
-    shared.PixelMeasuresSequence = [measures]
-    for centre in (600, 700):
-        window, group = pydicom.Dataset(), pydicom.Dataset()
-        window.WindowCenter, window.WindowWidth = centre, 300
-        group.FrameVOILUTSequence = [window]
-        plane, kind = pydicom.Dataset(), pydicom.Dataset()
-        plane.ImageOrientationPatient = [0, 1, 0, 0, 0, -1] if centre == 700 else [1, 0, 0, 0, 1, 0]
-        kind.FrameType = ["ORIGINAL", "PRIMARY", "PHASE" if centre == 700 else "M", "NONE"]
-        group.PlaneOrientationSequence, group.MRImageFrameTypeSequence = [plane], [kind]
-        groups.append(group)
+    shared = group(PixelMeasuresSequence=[group(PixelSpacing=[1.0, 0.5])])
+    planes = ([1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1])
+    groups = [
+        group(
+            FrameVOILUTSequence=[group(WindowCenter=centre, WindowWidth=300)],
+            PlaneOrientationSequence=[group(ImageOrientationPatient=plane)],
+            MRImageFrameTypeSequence=[group(FrameType=["ORIGINAL", "PRIMARY", kind, "NONE"])],
+        )
+        for centre, plane, kind in zip((600, 700), planes, ("M", "PHASE"), strict=True)
+    ]
     tags = {"SharedFunctionalGroupsSequence": [shared], "PerFrameFunctionalGroupsSequence": groups}
     path = write_dicom(tmp_path / "a.dcm", np.stack([STORED, STORED]), NumberOfFrames=2, **tags)
     for frame, centre in enumerate((600, 700), 1):
         header = read_header(path)
         use_functional_groups(header, frame - 1)
-        assert header.ImageOrientationPatient == ([1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1])[frame - 1]
+        assert header.ImageOrientationPatient == planes[frame - 1]
         grey = read_dicom(path, frame=frame)
         assert any("is a phase map" in note for note in grey.notes) is (frame == 2)
         np.testing.assert_array_equal(grey.pixels[::79], windowed(STORED.astype(float), centre, 300)[::39])
