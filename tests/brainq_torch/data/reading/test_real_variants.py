@@ -5,23 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
 from brainq_torch.data.classes import CLASSES
-from brainq_torch.data.pixels import MIDDLE_GREY, PixelSpec
 from brainq_torch.data.reading.image import read_grey
+from export.run.runners import load_runner
 from tests.brainq_torch.data.reading.test_dicom import pydicom, write_dicom  # skips this file where it is absent
 from tests.brainq_torch.data.reading.test_image import wide_png
 from tests.brainq_torch.data.reading.test_nifti import nibabel
 
 ROOT = Path(__file__).parents[4]
 FOLDERS = sorted((ROOT.parent / "shared/data/brain-tumor-mri-dataset").rglob("Testing"))
-SPECS = {
-    "robust_mobilenetv2/model_int8.tflite": PixelSpec(224, "head"),
-    "robust_mobilenetv2/model_fp16.tflite": PixelSpec(224, "head"),
-    "mobilenetv2_int8/model_int8.tflite": PixelSpec(224),
-}
+SHIPPED = (
+    "robust_mobilenetv2/model_int8.tflite",
+    "robust_mobilenetv2/model_fp16.tflite",
+    "mobilenetv2_int8/model_int8.tflite",
+)
 PER_CLASS, MOST_FLIPS = 20, 2
 PADDING = -2000
 
@@ -67,24 +66,17 @@ def originals():
         path for label in CLASSES for path in sorted((FOLDERS[0] / label).iterdir())[:: 300 // PER_CLASS][:PER_CLASS]
     ]
     pixels = [read_grey(path).pixels for path in paths]
-    expected = {name: [ask(name, image) for image in pixels] for name in SPECS}
+    expected = {name: [ask(name, image) for image in pixels] for name in SHIPPED}
     assert all(set(answers) == set(range(len(CLASSES))) for answers in expected.values())
     return pixels, expected
 
 
-@cache
-def load(name):
-    model = Interpreter(str(ROOT / "results" / name), num_threads=1)
-    model.allocate_tensors()
-    return model, model.get_input_details()[0], model.get_output_details()[0]
+load = cache(load_runner)
 
 
 def ask(name, pixels):
-    model, entry, end = load(name)
-    values = SPECS[name].apply(pixels).astype(np.float32).reshape(entry["shape"]) - MIDDLE_GREY
-    model.set_tensor(entry["index"], values.astype(np.int8) if entry["dtype"] == np.int8 else values / MIDDLE_GREY)
-    model.invoke()
-    return int(model.get_tensor(end["index"]).argmax())
+    runner = load(ROOT / "results" / name)
+    return int(runner(runner.pixels.apply(pixels)[None]).argmax())
 
 
 @pytest.mark.slow
@@ -92,7 +84,7 @@ def ask(name, pixels):
 @pytest.mark.parametrize("variant", WRITERS)
 def test_eighty_images_are_answered_as_the_originals(tmp_path, originals, variant, hot):
     pixels, expected = originals
-    found = {name: [] for name in SPECS}
+    found = {name: [] for name in SHIPPED}
     for image in pixels:
         wide = image.astype(np.uint16) * 16
         wide.flat[: hot * 7919 : 7919] = 65535
