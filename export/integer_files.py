@@ -187,7 +187,7 @@ def convert_int8(qdq_path: Path, out_path: Path, pixels: PixelSpec, floats: tupl
             if constant(model, tensor, np.uint8) is None
         }
         layers = {
-            name: in_tflite_layout(encodings.layers[name], operator_name(model, operator))
+            name: in_tflite_layout(encodings.layers[name], model, operator)
             for operator, name in weighted_operators(model)
         }
         quantize_static(plain, out_path, activations, layers)

@@ -63,15 +63,15 @@ def mean_of_positions(layer: Any, inputs: Tensor, number: int) -> Tensor:
     """Keep the mean over all positions: rows are images."""
     if not isinstance(layer, nn.Conv2d):
         return inputs.unsqueeze(1)
-    shapes = zip(inputs.shape[2:], layer.kernel_size, layer.stride, layer.padding, strict=True)
+    shapes = zip(inputs.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
     means: Tensor = inputs.flatten(2) @ torch.kron(*(_shares(*shape) for shape in shapes))  # (N, C, kernel)
     return means.reshape(len(inputs), layer.groups, -1)
 
 
-def _shares(size: int, kernel: int, stride: int, padding: Any) -> Tensor:
+def _shares(size: int, kernel: int, stride: int, padding: Any, dilation: int) -> Tensor:
     """Return (size, kernel): at which share of the positions of a convolution each input meets each weight."""
-    positions = torch.arange((size + 2 * padding - kernel) // stride + 1)[:, None] * stride - padding
-    meets: Tensor = torch.arange(size)[:, None, None] == positions + torch.arange(kernel)
+    positions = torch.arange((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1)[:, None] * stride
+    meets: Tensor = torch.arange(size)[:, None, None] == positions - padding + torch.arange(kernel) * dilation
     return meets.float().mean(1)
 
 
@@ -85,12 +85,13 @@ def _rows(layer: Any, image: Tensor, positions: int, seed: int) -> Tensor:
         return image.unsqueeze(1)  # a linear layer: (N, 1, K)
     padding: Any = layer.padding  # typed for the names that torch allows, too
     image = functional.pad(image, [side for side in reversed(padding) for _ in range(2)])
-    (kernel_height, kernel_width), (down, across) = layer.kernel_size, layer.stride
-    height, width = (image.shape[2] - kernel_height) // down + 1, (image.shape[3] - kernel_width) // across + 1
+    (kernel_height, kernel_width), (down, across), (tall, wide) = layer.kernel_size, layer.stride, layer.dilation
+    height = (image.shape[2] - tall * (kernel_height - 1) - 1) // down + 1
+    width = (image.shape[3] - wide * (kernel_width - 1) - 1) // across + 1
     chosen = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))[:positions]
     top, left = chosen // width * down, chosen % width * across
-    offsets_down = torch.arange(kernel_height).repeat_interleave(kernel_width)
-    offsets_across = torch.arange(kernel_width).repeat(kernel_height)
+    offsets_down = torch.arange(kernel_height).repeat_interleave(kernel_width) * tall
+    offsets_across = torch.arange(kernel_width).repeat(kernel_height) * wide
     patches = image[:, :, top[:, None] + offsets_down, left[:, None] + offsets_across]  # (N, C, P, kernel)
     count, channels, found, kernel = patches.shape
     grouped = patches.permute(0, 2, 1, 3).reshape(count * found, layer.groups, channels // layer.groups * kernel)

@@ -100,12 +100,12 @@ def largest_integer(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-def held_bits(bits: int, inputs: int, depthwise: bool) -> int:
+def held_bits(bits: int, inputs: int, grouped: bool) -> int:
     """Return the bits of a weight in a TFLite file: 8 for fewer, too, where LiteRT has no exact kernel for packed ones.
 
-    inputs: how many weights each output channel has.
+    inputs: how many weights each output channel has. grouped: a convolution of several groups, such as a depthwise one.
     """
-    return 8 if bits > 4 or depthwise or inputs % 2 else 4
+    return 8 if bits > 4 or grouped or inputs % 2 else 4
 
 
 def encode_range(low: Tensor, high: Tensor, exact: bool) -> tuple[Tensor, Tensor]:

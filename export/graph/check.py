@@ -72,7 +72,7 @@ def _layer_faults(model: Any, encodings: Encodings) -> Iterator[str]:
             yield f"{name}: a layer that the network does not have"
             continue
         seen.add(name)
-        layer = in_tflite_layout(encodings.layers[name], operator_name(model, operator))
+        layer = in_tflite_layout(encodings.layers[name], model, operator)
         weight, bias = (tensors[index] for index in operator.inputs[1:3])
         learned = (layer.weight, layer.weight_scale, layer.axis, layer.bits)
         yield from _integer_faults(model, f"{name}.weight", weight, learned)

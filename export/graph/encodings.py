@@ -105,20 +105,23 @@ def activation_of(tensor: Any) -> str:
     return name
 
 
-def in_tflite_layout(layer: LayerIntegers, kind: str) -> LayerIntegers:
+def in_tflite_layout(layer: LayerIntegers, model: Any, operator: Any) -> LayerIntegers:
     """Reorder a layer's weight from torch's layout to that of a TFLite operation, and say in how many bits that has it.
 
     Args:
         layer: In torch's layout.
-        kind: CONV_2D (O, H, W, I), DEPTHWISE_CONV_2D (1, H, W, O) or FULLY_CONNECTED (O, I); a convolution that runs as
-            one has its patches as I, (H, W, I) flat.
+        model: A TFLite model.
+        operator: Its CONV_2D (O, H, W, I), DEPTHWISE_CONV_2D (1, H, W, O) or FULLY_CONNECTED (O, I); a convolution that
+            runs as one has its patches as I, (H, W, I) flat.
     """
+    kind = operator_name(model, operator)
+    source, weight = (model.subgraphs[0].tensors[index].shape for index in operator.inputs[:2])
     orders = {"CONV_2D": ((0, 2, 3, 1), 0), "DEPTHWISE_CONV_2D": ((1, 2, 3, 0), 3), "FULLY_CONNECTED": ((0, 1), 0)}
     if kind == "FULLY_CONNECTED" and layer.weight.ndim == 4:
         patches = layer.weight.transpose(orders["CONV_2D"][0]).reshape(len(layer.weight), -1)
         return replace(layer, weight=np.ascontiguousarray(patches), axis=0)
     order, axis = orders[kind]
-    bits = held_bits(layer.bits, layer.weight[0].size, kind == "DEPTHWISE_CONV_2D")
+    bits = held_bits(layer.bits, layer.weight[0].size, axis == 3 or weight[-1] < source[-1])
     return replace(layer, weight=np.ascontiguousarray(layer.weight.transpose(order)), axis=axis, bits=bits)
 
 

@@ -83,24 +83,23 @@ def _gather_patches(model: Any, operator: Any) -> list[Any]:
 
     (1, H, W, C) is padded, gathered along both sides to (1, OH, kH, OW, kW, C) and brought to (1, OH, OW, kH kW C), the
     order of the weight's own (O, kH, kW, C). Integers are copied, never computed with.
-    model: a TFLite model with named tensors. operator: a CONV_2D of it. Raises ValueError for a dilated one.
+    model: a TFLite model with named tensors. operator: a CONV_2D of it.
     """
     tensors, options = model.subgraphs[0].tensors, operator.builtinOptions
     source, output = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
     kernel = [int(side) for side in tensors[operator.inputs[1]].shape[1:3]]
     strides, sides = [options.strideH, options.strideW], [int(side) for side in output.shape[1:3]]
-    if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
-        raise ValueError(f"{source.name.decode()} feeds a dilated convolution; give that 8 bits in Scheme.exceptions")
+    offsets = [np.arange(kernel[0]) * options.dilationHFactor, np.arange(kernel[1]) * options.dilationWFactor]
     if kernel == [1, 1] and strides == [1, 1]:
         return []
     height, width, channels = (int(side) for side in source.shape[1:])
     copies = _Copies(model, operator.inputs[0])
-    missing = [max((sides[i] - 1) * strides[i] + kernel[i] - (height, width)[i], 0) for i in (0, 1)]
+    missing = [max((sides[i] - 1) * strides[i] + int(offsets[i][-1]) + 1 - (height, width)[i], 0) for i in (0, 1)]
     if any(missing):
         amounts = [[0, 0], *([total // 2, total - total // 2] for total in missing), [0, 0]]
         copies.add("PAD", amounts, schema().PadOptionsT(), [1, height + missing[0], width + missing[1], channels])
     for i, axis in ((0, 1), (1, 3)):
-        positions = np.arange(sides[i])[:, None] * strides[i] + np.arange(kernel[i])
+        positions = np.arange(sides[i])[:, None] * strides[i] + offsets[i]
         gather = schema().GatherOptionsT(axis=axis)
         copies.add("GATHER", positions, gather, [*copies.shape[:axis], *positions.shape, *copies.shape[axis + 1 :]])
     order = [0, 1, 3, 2, 4, 5]

@@ -144,8 +144,9 @@ def read_tflite(path: Path, images: npt.NDArray[np.uint8]) -> Integers:
     graph = model.subgraphs[0]
     wanted: dict[str, int] = {}
     for index, tensor in enumerate(graph.tensors):
-        if constant(model, tensor, np.uint8) is None:
-            wanted.setdefault(activation_of(tensor), index)
+        name = tensor.name.decode()
+        if constant(model, tensor, np.uint8) is None and name == activation_of(tensor):  # name#2 may be padded
+            wanted[name] = index
     graph.outputs = [*graph.outputs, *(index for index in wanted.values() if index not in graph.outputs)]
     model.signatureDefs = []  # they list the outputs too
     with tempfile.TemporaryDirectory() as folder:

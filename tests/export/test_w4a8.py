@@ -35,7 +35,7 @@ def file_integers(folder):
     for operator, name in weighted_operators(model):
         weight = tensors[operator.inputs[1]]
         kind = operator_name(model, operator)
-        wanted = in_tflite_layout(layers[name], kind).weight
+        wanted = in_tflite_layout(layers[name], model, operator).weight
         packed = weight.type == schema().TensorType.INT4
         assert packed == (layers[name].bits == 4 and kind != "DEPTHWISE_CONV_2D" and wanted[0].size % 2 == 0)
         values = constant(model, weight, np.uint8 if packed else np.int8)

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from torch import nn
 
 from brainq_torch.quant.layer_samples import apply_rows, at_positions, mean_of_positions, sample_inputs, walk_inputs
 from tests.support.small_network import as_input, small_images, small_network
 
-NAMES = ["stem.0", "depth.0", "point.0", "classifier"]
+NAMES = ["stem.0", "depth.0", "point.0", "down", "classifier"]
 
 
 @pytest.fixture
 def network():
-    return small_network()
+    network = small_network()
+    network.down = nn.Conv2d(8, 8, 3, 2, 2, dilation=2)
+    return network
 
 
 @pytest.fixture(scope="module")
