@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from brainq_torch import __version__
-from brainq_torch.models.wiring import WiringError, raise_for_obstacles
+from brainq_torch.models.obstacles import raise_for_obstacles
+from brainq_torch.models.wiring import WiringError
 from brainq_torch.provenance import find_commit, find_versions
 from brainq_torch.quant.scheme import Scheme
 from brainq_torch.run import Run, RunError, load_run

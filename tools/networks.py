@@ -28,7 +28,7 @@ from brainq_torch.data.dataset.sample import ImageFolder, ImageRecord
 from brainq_torch.data.limits import whole_number
 from brainq_torch.data.pixels import PixelSpec
 from brainq_torch.models import build_model
-from brainq_torch.models.wiring import raise_for_obstacles
+from brainq_torch.models.obstacles import raise_for_obstacles
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.layer_samples import make_batches
 from brainq_torch.texts import fill_text

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from brainq_torch.models.normalizing import normalize
 from brainq_torch.models.rewriting import Rewriting
@@ -114,9 +115,12 @@ def _make_grey(traced: fx.GraphModule) -> None:
     """Let every convolution that reads the image have one channel. Raises WiringError."""
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
     (quantized,) = image.users
-    readers = [traced.get_submodule(str(node.target)) for node in quantized.users if node.op == "call_module"]
+    nodes = list(quantized.users)
+    while any(node.target is functional.pad for node in nodes):
+        nodes = [reader for node in nodes for reader in (node.users if node.target is functional.pad else (node,))]
+    readers = [traced.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
     convolutions = [reader for reader in readers if isinstance(reader, nn.Conv2d)]
-    if not convolutions or len(convolutions) != len(quantized.users):
+    if not convolutions or len(convolutions) != len(nodes):
         raise WiringError("the image goes into something else than convolutions; only those can be made grey")
     for conv in convolutions:
         if conv.in_channels not in (1, 3) or conv.groups != 1:

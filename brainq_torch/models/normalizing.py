@@ -5,7 +5,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
+_RESHAPE = (torch.reshape, "view", "reshape")
+_ROWWISE = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity,
+            functional.relu, functional.relu6, functional.dropout, torch.relu, "relu")  # fmt: skip
 _TENSOR_NAMES = ("input", "tensors")
 """What torch calls the first argument of its functions."""
 
@@ -14,11 +18,72 @@ def normalize(traced: fx.GraphModule) -> None:
     """Rewrite a fresh trace in place; the network computes what it did."""
     for node in list(traced.graph.nodes):
         _place_first(node)
-        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module: Any = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
         if type(module) is nn.AvgPool2d:
             divide_inside(module)
+        elif type(module) in (nn.ZeroPad2d, nn.ConstantPad2d):
+            node.op, node.target, node.args = "call_function", functional.pad, (*node.args, module.padding)
+            node.kwargs = {"value": getattr(module, "value", 0)}
+        elif type(module) is nn.Conv2d:
+            _number_padding(module)
+        if _is_flatten(node, traced):
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (node.args[0], 1), {}
+        elif node.target is functional.pad:
+            _write_zeros(node)
         if _writes(node, traced):
             _read_after(node)
+
+
+def option(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """Return what a function is given by place or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def is_normal(node: fx.Node) -> bool:
+    """Tell a flattening to vectors, or a padding with zeros, as ``normalize`` writes it."""
+    plain = len(node.args) == 2 and not node.kwargs
+    return plain and bool(node.target is functional.pad or (node.target is torch.flatten and node.args[1] == 1))
+
+
+def _write_zeros(node: fx.Node) -> None:
+    """Write a padding with zeros as two arguments: the tensor; left, right, top and bottom."""
+    sides: Any = option(node, 1, "pad", None)
+    kind, value = option(node, 2, "mode", "constant"), option(node, 3, "value", None) or 0
+    plain = isinstance(sides, list | tuple) and len(sides) in (2, 4)
+    if plain and all(isinstance(side, int) and side >= 0 for side in sides) and (kind, value) == ("constant", 0):
+        node.args, node.kwargs = (node.args[0], (*sides, 0, 0)[:4]), {}
+    elif node.args[2:] == () and not node.kwargs:
+        node.kwargs = {"mode": kind}
+
+
+def _number_padding(conv: nn.Conv2d) -> None:
+    """Let a convolution say its padding in numbers, for torch.ao takes no words; not where two sides differ."""
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    if (left, top) == (right, bottom):
+        conv.padding = (top, left)
+
+
+def _is_flatten(node: fx.Node, traced: fx.GraphModule) -> bool:
+    """Tell whether a function keeps the batch and makes the rest a vector.
+
+    ``view(-1, K)`` does where its rows are images: with any other K there would be more or fewer logits than images.
+    """
+    if node.target in (torch.flatten, "flatten"):
+        return bool(option(node, 1, "start_dim", 0) == 1 and option(node, 2, "end_dim", -1) == -1)
+    sizes = node.args[1:] if len(node.args) == 3 else node.args[1] if len(node.args) == 2 else ()
+    if node.target not in _RESHAPE or not isinstance(sizes, list | tuple) or len(sizes) != 2:
+        return False
+    batch = isinstance(sizes[0], fx.Node) and sizes[0].args[1:] == (0,)  # x.size(0), x.shape[0]
+    return bool((batch and sizes[1] == -1) or ((batch or sizes[0] == -1) and _keeps_rows(node, traced)))
+
+
+def _keeps_rows(node: fx.Node, traced: fx.GraphModule) -> bool:
+    """Tell whether all that follows is computed row by row, up to the logits: then rows are images."""
+    for user in node.users:
+        module = traced.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if user.op != "output" and type(module) not in _ROWWISE and user.target not in _ROWWISE:
+            return False
+    return all(_keeps_rows(user, traced) for user in node.users)
 
 
 def divide_inside(pool: nn.AvgPool2d) -> nn.AvgPool2d:

@@ -6,7 +6,6 @@
 import copy
 import operator
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,28 +14,14 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
-from brainq_torch.models.normalizing import divide_inside
-from brainq_torch.models.wiring import PASSING, GridPool, WiringError, is_tensor
+from brainq_torch.models.normalizing import divide_inside, is_normal, option
+from brainq_torch.models.wiring import PASSING, GridPool, Operation, WiringError, is_tensor
 
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _CAT = (torch.cat, torch.concat, torch.concatenate)
 _RELU = (functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _MEAN = (torch.mean, "mean")
-_RESHAPE = (torch.reshape, "view", "reshape")
 _POOLS = (functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.max_pool2d)
-
-
-class Operation(nn.Module):
-    """A function that is none of a module's, under the name of the module that calls it: for reports to name."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, tensor: Any, *arguments: Any, **options: Any) -> Any:
-        """Call the function, or the tensor's method of that name."""
-        function = getattr(tensor, self.function) if isinstance(self.function, str) else partial(self.function, tensor)
-        return function(*arguments, **options)
 
 
 class Rewriting:
@@ -45,6 +30,7 @@ class Rewriting:
     def __init__(self, traced: fx.GraphModule) -> None:
         self.traced, self.graph = traced, traced.graph
         self.used: set[str] = set()
+        self.originals = dict(traced.named_modules())  # one that runs twice is replaced when its second run is written
 
     def run(self) -> None:
         """Rewrite every node, add the stubs, and drop what is left without a use."""
@@ -80,7 +66,8 @@ class Rewriting:
         return self.traced.get_submodule(str(node.target)) if called else None
 
     def _module(self, node: fx.Node) -> None:
-        module, name = self._of(node), str(node.target)
+        name = str(node.target)
+        module = self.originals[name]
         if isinstance(module, nn.BatchNorm2d) and type(module) is not nn.BatchNorm2d:
             self._split_activation(node, module)
         elif type(module) in (nn.Identity, QuantStub, DeQuantStub):
@@ -94,6 +81,8 @@ class Rewriting:
             self._replace(node, GridPool(module.output_size), node.args[0], name)
         elif isinstance(module, nn.MaxPool2d):
             self._pool(node, module, name)
+        elif type(module) is nn.AvgPool2d:
+            self._average(node, module, name)
         elif name in self.used and not module.state_dict():
             self._replace(node, copy.deepcopy(module), node.args[0], name)
         self.used.add(name)
@@ -133,7 +122,7 @@ class Rewriting:
             self._put(node, lambda: next(filter(is_tensor, arguments)))  # how sum() begins
         elif target in _ADD and len(arguments) == 2 and not node.kwargs and all(map(is_tensor, arguments)):
             self._join(node, "add", arguments)
-        elif target in _CAT and _option(node, 1, "dim", 0) in (1, -3) and all(map(is_tensor, source)):
+        elif target in _CAT and option(node, 1, "dim", 0) in (1, -3) and all(map(is_tensor, source)):
             if len(source) == 1:
                 self._put(node, lambda: source[0])
             else:
@@ -143,29 +132,18 @@ class Rewriting:
         elif target is functional.relu6:
             self._replace(node, nn.ReLU6(), source)
         elif target is functional.dropout:
-            self._replace(node, nn.Dropout(float(_option(node, 1, "p", 0.5))), source)
+            self._replace(node, nn.Dropout(float(option(node, 1, "p", 0.5))), source)
         elif target is functional.adaptive_avg_pool2d:
-            self._replace(node, nn.AdaptiveAvgPool2d(_option(node, 1, "output_size", None)), source)
+            self._replace(node, nn.AdaptiveAvgPool2d(option(node, 1, "output_size", None)), source)
         elif target is functional.avg_pool2d:
-            self._replace(node, divide_inside(nn.AvgPool2d(*arguments[1:], **dict[str, Any](node.kwargs))), source)
+            self._average(node, divide_inside(nn.AvgPool2d(*arguments[1:], **dict[str, Any](node.kwargs))))
         elif target is functional.max_pool2d and not node.kwargs.get("return_indices"):
             options: Any = {key: value for key, value in node.kwargs.items() if key != "return_indices"}
             self._pool(node, nn.MaxPool2d(*arguments[1:], **options))
         elif target in _MEAN:
             self._mean(node, source)
-        elif self._is_flatten(node):
-            self._put(node, lambda: self.graph.call_function(torch.flatten, (source, 1)))
-        elif is_tensor(node):
+        elif is_tensor(node) and not is_normal(node):
             self._wrap(node)
-
-    def _is_flatten(self, node: fx.Node) -> bool:
-        """Tell whether a function keeps the batch and makes the rest a vector."""
-        if node.target in (torch.flatten, "flatten"):
-            return bool(_option(node, 1, "start_dim", 0) == 1 and _option(node, 2, "end_dim", -1) == -1)
-        if node.target not in _RESHAPE or len(node.args) != 3 or node.args[2] != -1:
-            return False
-        count = node.args[1]
-        return isinstance(count, fx.Node) and count.args[1:] == (0,)  # x.size(0), x.shape[0]
 
     def _wrap(self, node: fx.Node) -> None:
         """Keep a function as it is, as a module."""
@@ -176,14 +154,14 @@ class Rewriting:
 
     def _mean(self, node: fx.Node, source: fx.Node) -> None:
         """Write a mean over height and width as a pooling."""
-        axes: Any = _option(node, 1, "dim", None)
+        axes: Any = option(node, 1, "dim", None)
         if not isinstance(axes, list | tuple) or sorted(axis % 4 for axis in axes) != [2, 3]:
             return
         name = self._name(self._owned(node, "pool"))
         self.traced.add_submodule(name, nn.AdaptiveAvgPool2d(1))
         with self.graph.inserting_before(node):
             pooled = self.graph.call_module(name, (source,))
-        if _option(node, 2, "keepdim", False):
+        if option(node, 2, "keepdim", False):
             self._put(node, lambda: pooled)
         else:
             self._put(node, lambda: self.graph.call_function(torch.flatten, (pooled, 1)))
@@ -209,6 +187,9 @@ class Rewriting:
         could lie in the padding alone, which PyTorch leaves out.
         """
         source: Any = node.args[0]
+        if source.target is functional.pad and not self._is_never_negative(source):  # onnx2tf pads with -infinity
+            self._wrap(source)
+            source = node.args[0]
         windows = zip(pair(pool.kernel_size), pair(pool.padding), pair(pool.stride), strict=True)
         whole = not pool.ceil_mode or all(side >= padding + step for side, padding, step in windows)
         plain = pool.dilation in (1, (1, 1)) and not pool.return_indices and whole
@@ -221,6 +202,17 @@ class Rewriting:
         with self.graph.inserting_before(node):
             padded = self.graph.call_function(functional.pad, (source, (wide, wide + far[0], high, high + far[1])))
         self._replace(node, nn.MaxPool2d(pool.kernel_size, pool.stride), padded, name)
+
+    def _average(self, node: fx.Node, pool: nn.AvgPool2d, name: str = "") -> None:
+        """Write the padding of an average that counts it as zeros before."""
+        high, wide = pair(pool.padding)
+        if high + wide and pool.count_include_pad and not pool.ceil_mode:
+            with self.graph.inserting_before(node):
+                padded = self.graph.call_function(functional.pad, (node.args[0], (wide, wide, high, high)))
+            pool = nn.AvgPool2d(pool.kernel_size, pool.stride, divisor_override=pool.divisor_override)
+            self._replace(node, pool, padded, name)
+        elif not name or name in self.used:
+            self._replace(node, copy.deepcopy(pool), node.args[0], name)
 
     def _is_never_negative(self, node: Any) -> bool:
         module = self._of(node)
@@ -284,11 +276,6 @@ class Rewriting:
             name = f"{wanted}_{number}"
         self.used.add(name)
         return name
-
-
-def _option(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    """Return what a function is given by place or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _is_timms(module: nn.Module) -> bool:

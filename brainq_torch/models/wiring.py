@@ -1,12 +1,13 @@
-"""How a network's modules feed each other, read from a trace: what fuses, what shares a scale, what integers lack."""
+"""How a network's modules feed each other, read from a trace: what fuses, what shares a scale."""
 
 # torch.ao has no types.
 # mypy: disable-error-code="no-untyped-call"
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn import functional
 
-from brainq_torch.console import name_first
 from brainq_torch.run_files import BrainqError
 
 IMAGE, LOGITS = "the image", "the logits"
@@ -24,6 +24,19 @@ IMAGE, LOGITS = "the image", "the logits"
 
 class WiringError(BrainqError):
     """A network that cannot be followed from its image to its logits."""
+
+
+class Operation(nn.Module):
+    """A function that is none of a module's, under the name of the module that calls it: for reports to name."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, tensor: Any, *arguments: Any, **options: Any) -> Any:
+        """Call the function, or the tensor's method of that name."""
+        function = getattr(tensor, self.function) if isinstance(self.function, str) else partial(self.function, tensor)
+        return function(*arguments, **options)
 
 
 class GridPool(nn.AdaptiveAvgPool2d):
@@ -52,11 +65,13 @@ PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, GridPool, QuantStu
 """Modules whose output is their input once the network is trained."""
 STOCHASTIC_DEPTH = frozenset({"DropPath", "StochasticDepth"})
 """timm's and torchvision's names of the module that leaves out a branch while training, and passes afterwards."""
-_PASSING_FUNCTIONS = (torch.flatten, functional.pad)
+PASSING_FUNCTIONS = (torch.flatten, functional.pad)
+"""Functions that move values, and add zeros at most; what else they can do is an author's ``Operation``."""
 
-_KEEPING = (FloatFunctional, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+KEEPING = (FloatFunctional, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 """Operations on integers of one scale, which their output has, too."""
-_WEIGHTED = (nn.Conv2d, nn.Linear)
+_NORMS = {"Conv2d": ("BatchNorm2d",), "Linear": ("BatchNorm1d",)}
+"""What is weighted -> the BatchNorm that can be folded into it."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ def _describe(node: fx.Node, modules: dict[str, nn.Module], sources: tuple[str, 
             return WiredStep(owner, FloatFunctional.__name__, sources)
         return None if is_passing(modules[name]) else WiredStep(name, type(modules[name]).__name__, sources)
     owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
-    passes = node.target in _PASSING_FUNCTIONS and type(modules[owner]).__name__ != "Operation"  # an author's own
+    passes = node.target in PASSING_FUNCTIONS and not isinstance(modules[owner], Operation)
     if node.op == "get_attr" or passes or _is_in_functional(node, modules):
         return None
     return WiredStep(owner or node.name, getattr(node.target, "__name__", str(node.target)), sources)
@@ -175,21 +190,22 @@ def _is_in_functional(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def fuse_list(model: nn.Module) -> list[list[str]]:
     """Name the modules that become one integer operation, each group in the order in which they run.
 
-    A convolution or linear layer, then BatchNorm, then ReLU or ReLU6, where nothing else reads what lies between.
-    Raises WiringError.
+    A convolution, then BatchNorm2d, or a linear layer, then BatchNorm1d; then ReLU or ReLU6; where nothing else reads
+    what lies between. Raises WiringError.
     """
-    return _fuse(read_steps(model))
+    return fuse(read_steps(model))
 
 
-def _fuse(steps: Sequence[WiredStep]) -> list[list[str]]:
+def fuse(steps: Sequence[WiredStep]) -> list[list[str]]:
+    """Return ``fuse_list`` of what ``read_steps`` found."""
     readers, groups = _readers(steps), []
     for step in steps:
-        if step.kind not in ("Conv2d", "Linear"):
+        if step.kind not in _NORMS:
             continue
         group = [step.name]
-        for kinds in (("BatchNorm2d",), ("ReLU", "ReLU6")):
+        for kinds in (_NORMS[step.kind], ("ReLU", "ReLU6")):
             after = readers[group[-1]]
-            if len(after) == 1 and after[0].kind in kinds and (step.kind == "Conv2d" or kinds != ("BatchNorm2d",)):
+            if len(after) == 1 and after[0].kind in kinds:
                 group.append(after[0].name)
         if len(group) > 1:
             groups.append(group)
@@ -204,9 +220,9 @@ def shared_activation_groups(model: nn.Module) -> list[list[str]]:
     Raises WiringError.
     """
     wired = read_steps(model)
-    first = {name: group[0] for group in _fuse(wired) for name in group}
+    first = {name: group[0] for group in fuse(wired) for name in group}
     steps = [step for step in wired if step.name not in first or first[step.name] == step.name]
-    keeping = {kind.__name__ for kind in _KEEPING}
+    keeping = {kind.__name__ for kind in KEEPING}
     group_of: dict[str, list[str]] = {}
     for step in steps:
         members = [step.name]
@@ -221,60 +237,9 @@ def shared_activation_groups(model: nn.Module) -> list[list[str]]:
     return sorted(unique.values(), key=lambda group: order[group[0]])
 
 
-def find_obstacles(model: nn.Module) -> list[str]:
-    """Name what integers cannot carry exactly, as ``layer (operation)``. Raises WiringError."""
-    modules, steps = dict(model.named_modules()), read_steps(model)
-    counts: dict[str, int] = defaultdict(int)
-    for step in steps:
-        counts[step.name] += 1
-    found = (f"{step.name} ({why})" for step in steps for why in _obstacles(step, modules, counts[step.name]))
-    return list(dict.fromkeys(found))
-
-
-def raise_for_obstacles(model: nn.Module) -> None:
-    """Raise WiringError with what ``find_obstacles`` found."""
-    found = find_obstacles(model)
-    if found:
-        raise WiringError(
-            f"integers cannot carry {name_first(found, 4)} exactly; export the float files, "
-            "--recipes fp32 fp16, or choose a network of convolutions, BatchNorm, ReLU or ReLU6, additions, "
-            "concatenations and pooling"
-        )
-
-
 def _readers(steps: Sequence[WiredStep]) -> dict[str, list[WiredStep]]:
     readers: dict[str, list[WiredStep]] = defaultdict(list)
     for step in steps:
         for source in step.sources:
             readers[source].append(step)
     return readers
-
-
-def _obstacles(step: WiredStep, modules: dict[str, nn.Module], count: int) -> Iterator[str]:
-    module: Any = modules.get(step.name)
-    if step.name in (IMAGE, LOGITS):
-        return
-    if count > 1:
-        yield f"{step.kind} that runs {count} times"
-    elif isinstance(module, _KEEPING) and IMAGE in step.sources:
-        yield f"{step.kind} of {IMAGE}"
-    elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        padded = module.padding not in (0, (0, 0)) or module.ceil_mode
-        if padded or getattr(module, "dilation", 1) not in (1, (1, 1)):
-            negative = ", of what may be negative" if isinstance(module, nn.MaxPool2d) else ""
-            yield f"{step.kind} with padding, ceil_mode or dilation{negative}"
-        elif getattr(module, "divisor_override", None):
-            yield f"{step.kind} with divisor_override"
-    elif not _is_carried(module):
-        yield step.kind
-
-
-def _is_carried(module: Any) -> bool:
-    """Tell whether integers can carry what a module does exactly; subclasses may do something else."""
-    if type(module) is nn.Conv2d:
-        return bool(module.padding_mode == "zeros")
-    if type(module) is nn.BatchNorm2d:
-        return bool(module.affine and module.track_running_stats)
-    if type(module) is nn.AdaptiveAvgPool2d:
-        return module.output_size in (1, (1, 1))
-    return type(module) in (nn.ReLU, nn.ReLU6, nn.Linear, FloatFunctional)

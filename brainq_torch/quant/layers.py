@@ -16,7 +16,7 @@ import torch.ao.nn.intrinsic.qat as fused_qat
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from brainq_torch.models.wiring import is_passing, trace_modules
+from brainq_torch.models.wiring import PASSING_FUNCTIONS, is_passing, trace_modules
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from brainq_torch.quant.layer_samples import apply_rows
 from brainq_torch.quant.scheme import Scheme, held_bits
@@ -118,8 +118,8 @@ class Layer:
 
     def held_bytes(self, bits: int) -> int:
         """Return what the weight would take in a TFLite file at so many bits."""
-        depthwise = getattr(self.module, "groups", 1) > 1
-        return self.weight.numel() * held_bits(bits, self.weight[0].numel(), depthwise) // 8
+        grouped = getattr(self.module, "groups", 1) > 1
+        return self.weight.numel() * held_bits(bits, self.weight[0].numel(), grouped) // 8
 
     def outputs(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return (S, O) float32 of rows (S, G, K), before the ReLU; weight: in place of its own."""
@@ -196,7 +196,7 @@ def trace(model: nn.Module) -> tuple[list[str], dict[str, str]]:
             order.append(name)
             made[node] = name
         else:
-            passes = is_passing(module) if module else node.target is torch.flatten
+            passes = is_passing(module) if module else node.target in PASSING_FUNCTIONS
             made[node] = fed if passes else None
     return order, sources
 

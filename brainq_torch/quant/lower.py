@@ -28,15 +28,16 @@ def lower_batchnorms(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_batchnorms(model: nn.Module) -> nn.Module:
-    """Fold every BatchNorm directly behind its convolution (``fuse_list``) into it; for eval mode, in place.
+def fold_batchnorms(model: nn.Module, kind: type[Any] = nn.BatchNorm2d) -> nn.Module:
+    """Fold every BatchNorm directly behind its layer (``fuse_list``) into it; for eval mode, in place.
 
-    The exporter folds them to the same bits, but takes two fifths of its time to trace them first. In NumPy, as there:
-    PyTorch's square root may be off in its last bit.
+    Those behind a linear layer (kind: BatchNorm1d) only where it sees vectors, as it does in integers. The exporter
+    folds them to the same bits, but takes two fifths of its time to trace them first. In NumPy, as there: PyTorch's
+    square root may be off in its last bit.
     """
     groups: list[Any] = [[(name, model.get_submodule(name)) for name in names[:2]] for names in fuse_list(model)]
     for (_, convolution), (name, norm) in groups:
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+        if not isinstance(norm, kind) or norm.running_mean is None or norm.running_var is None:
             continue
         zeros = torch.zeros_like(norm.running_var)
         bias, beta = (zeros if one is None else one for one in (convolution.bias, norm.bias))
@@ -44,7 +45,8 @@ def fold_batchnorms(model: nn.Module) -> nn.Module:
         weight, mean, variance = convolution.weight.numpy(), norm.running_mean.numpy(), norm.running_var.numpy()
         factor = gamma.numpy() / np.sqrt(variance + np.float32(norm.eps))
         shift = (bias.numpy() - mean) * factor + beta.numpy()
-        convolution.weight = nn.Parameter(torch.from_numpy(weight * factor.reshape(-1, 1, 1, 1)))
+        factor = factor.reshape(-1, *[1] * (weight.ndim - 1))
+        convolution.weight = nn.Parameter(torch.from_numpy(weight * factor))
         convolution.bias = nn.Parameter(torch.from_numpy(shift))
         model.set_submodule(name, nn.Identity())
     return model

@@ -8,6 +8,7 @@ torch is capped below the release that may drop it, and the warning is answered 
 # torch.ao has no types.
 # mypy: disable-error-code="no-untyped-call"
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.ao.quantization import QConfig, QuantStub, fuse_modules_qat
 from torch.ao.quantization import prepare_qat as insert_quantizers
 
-from brainq_torch.models.wiring import GridPool, fuse_list, raise_for_obstacles, shared_activation_groups
+from brainq_torch.models.obstacles import raise_for_obstacles
+from brainq_torch.models.wiring import GridPool, fuse_list, shared_activation_groups
 from brainq_torch.quant.encoding import INPUT_ENCODING
 from brainq_torch.quant.fake_quantize import ActivationQuantizer, MeanQuantizer, WeightQuantizer
 from brainq_torch.quant.layers import (
@@ -42,7 +44,7 @@ from brainq_torch.quant.layers import (
     trace,
     weighted_layers,
 )
-from brainq_torch.quant.lower import lower_average_pools, lower_batchnorms
+from brainq_torch.quant.lower import fold_batchnorms, lower_average_pools, lower_batchnorms
 from brainq_torch.quant.scheme import LAYER_KINDS, Scheme, encode_weight, largest_integer, quantize_bias, raise_for_bias
 
 _MODULES: dict[type[nn.Module], type[nn.Module]] = {
@@ -59,13 +61,14 @@ _MODULES: dict[type[nn.Module], type[nn.Module]] = {
 def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     """Return a fake-quantized copy of a float network, in training mode, ready for fine-tuning.
 
-    BatchNorms that cannot be folded and average poolings become depthwise convolutions, the modules of ``fuse_list``
-    one; each of them, of ``shared_activation_groups`` and FloatFunctional gets an activation quantizer, each weight
-    its own. The input's is fixed at scale 1/128, zero point 0. Raises PrepareError, and WiringError naming the layers
-    that integers cannot carry.
+    BatchNorms that cannot be folded and average poolings become depthwise convolutions, a BatchNorm1d goes into its
+    linear layer, the modules of ``fuse_list`` become one; each of them, of ``shared_activation_groups`` and
+    FloatFunctional gets an activation quantizer, each weight its own. The input's is fixed at scale 1/128, zero point
+    0. Raises PrepareError, and WiringError naming the layers that integers cannot carry.
     """
     _check(model)
-    prepared: Any = lower_average_pools(lower_batchnorms(model)).train()
+    folded = fold_batchnorms(copy.deepcopy(model), nn.BatchNorm1d)
+    prepared: Any = lower_average_pools(lower_batchnorms(folded)).train()
     groups, fusions = shared_activation_groups(prepared), fuse_list(prepared)
     limited = _without_relu6(prepared, fusions)
     make_activation = partial(ActivationQuantizer, scheme.range_averaging, scheme.exact_scales)

@@ -47,10 +47,11 @@ def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
 
     Raises:
         ValueError: The model is in training mode.
-        OnnxExportError: The exporter failed.
+        OnnxExportError: The exporter failed, or a max pooling is dilated.
     """
     if model.training:
         raise ValueError("the model is in training mode: BatchNorm and dropout would be exported as such; call .eval()")
+    _refuse_dilated_pools(model)
     # A BatchNorm that nothing folds costs TFLite a MUL, an ADD and, in a DenseNet, a TRANSPOSE around many of them.
     network = fold_batchnorms(lower_batchnorms(model))
     try:
@@ -58,6 +59,12 @@ def export_float_onnx(model: nn.Module, pixels: PixelSpec, path: Path) -> None:
     except (UnknownOperationError, WiringError):
         graph = trace_onnx(network, pixels)
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _refuse_dilated_pools(model: nn.Module) -> None:
+    for name, pool in model.named_modules():
+        if isinstance(pool, nn.MaxPool2d) and pool.dilation not in (1, (1, 1)):
+            raise OnnxExportError(f"{name} is a MaxPool2d with dilation, which no TFLite file has: take one without")
 
 
 class GraphWriter(fx.Interpreter):

@@ -95,6 +95,26 @@ class NoImage(nn.Module):
         return self.head(image.mean((2, 3)))
 
 
+class Padded(nn.Module):
+    """Zeros around the image, maps and averages; groups, dilation; a pooling that runs twice; BatchNorm of vectors."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8))
+        self.wide, self.norm = nn.Conv2d(8, 8, 3, padding="same", dilation=2), nn.BatchNorm2d(8)
+        self.parts, self.short = nn.Conv2d(8, 8, 3, 1, 1, groups=2), nn.Conv2d(8, 8, (1, 3), padding="valid")
+        self.average, self.pool = nn.AvgPool2d(3, 1, (1, 0)), nn.MaxPool2d(3, 2, 1)
+        self.vector, self.norm1d = nn.Linear(72, 12, bias=False), nn.BatchNorm1d(12)
+        self.logits = nn.Linear(12, num_classes)
+
+    def forward(self, image):
+        made = self.pool(functional.relu(self.stem(functional.pad(image, (1, 0, 1, 0)))))
+        made = functional.relu(self.norm(self.wide(made)))
+        made = functional.relu(self.parts(made) + functional.pad(self.average(self.short(made)), [2, 2, 0, 0]))
+        vector = self.vector(functional.avg_pool2d(self.pool(made), 2, padding=1).view(-1, 72))
+        return self.logits(functional.relu6(self.norm1d(vector)))
+
+
 class TwoPools(nn.Module):
     """Two average poolings with the very same constants, and a convolution with its ReLU behind the mean."""
 

@@ -1,5 +1,7 @@
 """Networks of others, rewritten: the same function, the same keys, one grey channel; refusals in one line."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch.nn import functional
 
 from brainq_torch.models import build_model, head_name
 from brainq_torch.models.network import Network, rewrite
+from brainq_torch.models.obstacles import find_obstacles
 from brainq_torch.models.sources import build_source
-from brainq_torch.models.wiring import WiringError, find_obstacles, fuse_list, shared_activation_groups
+from brainq_torch.models.wiring import WiringError, fuse_list, shared_activation_groups
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.lower import fold_batchnorms, lower_average_pools, lower_batchnorms
 from brainq_torch.quant.prepare import prepare_qat
@@ -211,6 +214,22 @@ ODD = {
     "a window of all": (lambda self, made: functional.avg_pool2d(made, made.size()[2:]).flatten(1), None, True),
     "joined with itself": (lambda self, made: functional.avg_pool2d(torch.cat([made, made], 1), 2)[:, 8:], None),
     "a module made in forward": (lambda self, made: nn.ReLU()(made), None),
+    "a padded pooling twice": (lambda self, made: self.part(self.part(made.relu())), nn.MaxPool2d(3, 2, 1)),
+    "a padded average twice": (lambda self, made: self.part(self.part(made)), nn.AvgPool2d(3, 2, 1)),
+    "zeros around": (lambda self, made: functional.pad(self.part(made), (1, 0, 2, 1), value=0.0), nn.ZeroPad2d(1)),
+    "mirrors around": (lambda self, made: functional.pad(made, (1, 1, 1, 1), "reflect"), None),
+    "less around": (lambda self, made: functional.pad(made, (-1, 0, 0, 0)), None),
+    "padding in words": (lambda self, made: self.part(made), nn.Conv2d(8, 8, (3, 5), padding="same")),
+    "rows by their length": (
+        lambda self, made: self.part(functional.avg_pool2d(made, 16).view(-1, 32)),
+        nn.Linear(32, 8),
+        True,
+    ),
+    "rows that are no images": (
+        lambda self, made: self.part(made.permute(0, 2, 3, 1).reshape(-1, 8)).reshape(made.size(0), -1, 8).mean(1),
+        nn.Linear(8, 8),
+        True,
+    ),
 }
 
 
@@ -261,7 +280,31 @@ def test_what_a_trace_would_lose_is_refused(original, message):
     [
         (Odd(lambda self, made: functional.pad(made, (0, 1, 0, 1), value=1.0)), ["pad (pad)"]),
         (Odd(part(), nn.AvgPool2d(2, divisor_override=3)), ["part (AvgPool2d with divisor_override)"]),
-        (Odd(part(), nn.AvgPool2d(3, 2, 1)), ["part (AvgPool2d with padding, ceil_mode or dilation)"]),
+        (Odd(part(), nn.AvgPool2d(3, 2, 1, True)), ["part (AvgPool2d with padding, ceil_mode or dilation)"]),
+        (Odd(lambda self, made: functional.max_pool2d(functional.pad(made, [1] * 4), 2)), ["pad (pad)"]),
+        (Odd(lambda self, made: functional.pad(made.mean((2, 3))[:, :4], [2, 2]), None, True), ["getitem (getitem)"]),
+        (
+            Odd(lambda self, made: functional.pad(self.part(made), [0] * 4), nn.Linear(32, 32)),
+            ["part (Linear of what is not flat)"],
+        ),
+        (Odd(lambda self, made: functional.pad(made.mean((2, 3)), [0] * 4), None, True), ["pad (pad of vectors)"]),
+        (Odd(part(), nn.Conv2d(8, 8, 2, padding="same")), ["part (Conv2d with padding='same', padding_mode='zeros')"]),
+        (
+            Odd(part(), nn.BatchNorm2d(8, affine=False)),
+            ["part (BatchNorm2d with affine=False, track_running_stats=True)"],
+        ),
+        (
+            Odd(lambda self, made: self.part(made + self.other(made)), nn.ReLU6()),
+            ["part (ReLU6 that does not follow one layer alone)"],
+        ),
+        (
+            Odd(lambda self, made: self.part(made.mean((2, 3))), nn.BatchNorm1d(8), True),
+            ["part (BatchNorm1d that does not follow its linear layer alone)"],
+        ),
+        (
+            nn.Sequential(OrderedDict(image=nn.Conv2d(1, 8, 3), pool=nn.AdaptiveAvgPool2d(1), head=nn.Conv2d(8, 4, 1))),
+            ["image (of the name of a file's end)"],
+        ),
         (Odd(lambda self, made: self.other(self.other(made))), ["other (Conv2d that runs 2 times)"]),
         (Odd(lambda self, made: self.part(made).mean(2), nn.Flatten(2), True), ["part (Flatten)", "mean (mean)"]),
         (Odd(lambda self, made: made + self.other.bias.reshape(1, 8, 1, 1)), ["add (add)"]),

@@ -11,6 +11,8 @@ from brainq_torch.models import build_model
 from brainq_torch.models.wiring import WiringError
 from brainq_torch.quant.calibrate import quantize_post_training
 from brainq_torch.quant.layers import activation_quantizers, weighted_layers
+from brainq_torch.quant.low_bits import quantize_low_bits
+from brainq_torch.quant.rounding import Rounding
 from export import integer_files
 from export.graph.float_onnx import export_float_onnx
 from export.graph.qdq_onnx import export_qdq_onnx
@@ -23,6 +25,7 @@ from tests.support.networks import README_CLASS, settle
 from tests.support.small_network import as_input, small_images
 
 PIXELS, CLASSES = PixelSpec(36), ("no", "yes")
+OTHERS = ["tests.support.networks:TwoPools", "tests.support.networks:Padded"]
 
 
 def build(name, tmp_path, monkeypatch):
@@ -39,21 +42,27 @@ DENSENET_32 = {"CONV_2D": 31, "DEPTHWISE_CONV_2D": 19, "CONCATENATION": 14, "PAD
 
 @pytest.mark.parametrize(
     "name",
-    ["my_network:MyNetwork", "tests.support.networks:TwoPools", pytest.param("densenet32", marks=pytest.mark.slow)],
+    ["my_network:MyNetwork", *OTHERS, pytest.param("densenet32", marks=pytest.mark.slow)],
 )
 def test_float_and_integer_files_give_the_networks_logits(name, tmp_path, monkeypatch):
     network, images = build(name, tmp_path, monkeypatch), small_images(seed=2)
     integer = quantize_post_training(network, small_images())
     export_float_onnx(network, PIXELS, tmp_path / "fp32.onnx")
     convert_float(tmp_path / "fp32.onnx", tmp_path / "fp32.tflite")
-    export_qdq_onnx(integer, PIXELS, tmp_path / "int8.onnx")
-    convert_int8(tmp_path / "int8.onnx", tmp_path / "int8.tflite", PIXELS)
-    for model, kind in ((network, "fp32"), (integer, "int8")):
+    compared = [(network, "fp32"), (integer, "int8")]
+    if name == OTHERS[1]:
+        compared.append((quantize_low_bits(network, small_images(8), options=Rounding(positions=8)).network, "w4a8"))
+    for model, kind in compared[1:]:
+        export_qdq_onnx(model, PIXELS, tmp_path / f"{kind}.onnx")
+        convert_int8(tmp_path / f"{kind}.onnx", tmp_path / f"{kind}.tflite", PIXELS)
+    for model, kind in compared:
         here = TorchRunner(model, PIXELS, CLASSES)(images)
         assert np.ptp(here, axis=0).min() > 0
         for file in (f"{kind}.onnx", f"{kind}.tflite"):
-            there = load_runner(tmp_path / file, 1, PIXELS, CLASSES, accelerated=file != "int8.onnx")(images)
-            np.testing.assert_allclose(there, here, rtol=0, atol=0 if kind == "int8" else 1e-4)
+            there = load_runner(
+                tmp_path / file, 1, PIXELS, CLASSES, accelerated=file not in ("int8.onnx", "w4a8.onnx")
+            )(images)
+            np.testing.assert_allclose(there, here, rtol=0, atol=1e-4 if kind == "fp32" else 0)
     if name == "densenet32":
         assert Counter(node.operator for node in read_graph(tmp_path / "int8.tflite").nodes) == DENSENET_32
         assert (tmp_path / "int8.tflite").stat().st_size <= 350_000

@@ -7,7 +7,14 @@ from torch import nn
 from brainq_torch.data.pixels import PixelSpec, scale_pixels
 from brainq_torch.models import build_model
 from brainq_torch.quant.lower import fold_batchnorms, lower_batchnorms
-from export.graph.float_onnx import GraphWriter, UnknownOperationError, export_float_onnx, strip_traces, trace_onnx
+from export.graph.float_onnx import (
+    GraphWriter,
+    OnnxExportError,
+    UnknownOperationError,
+    export_float_onnx,
+    strip_traces,
+    trace_onnx,
+)
 from tests.brainq_torch.quant.test_lower import randomised
 from tests.export.graph.test_any_network import build
 from tests.support.small_network import SIDE, as_input, small_images, small_network
@@ -86,6 +93,12 @@ def test_refuses_a_model_in_training_mode(tmp_path):
     with pytest.raises(ValueError, match="training mode"):
         export_float_onnx(model, PixelSpec(SIZE), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dilated_pooling_is_refused_by_its_name(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 2, dilation=2)).eval()
+    with pytest.raises(OnnxExportError, match=r"^1 is a MaxPool2d with dilation"):
+        export_float_onnx(model, PixelSpec(SIZE), tmp_path / "model.onnx")
 
 
 def test_strip_traces_leaves_the_computation_alone():
