@@ -68,6 +68,9 @@ def rewrite(original: nn.Module, class_count: int) -> Network:
             "build its last layer with num_classes outputs"
         )
     _make_grey(traced)
+    used = dict(fx.GraphModule(traced, traced.graph).named_modules())
+    for unused in [name for name, _ in traced.named_modules() if name not in used]:
+        traced.delete_submodule(unused)
     traced.recompile()
     network = Network(traced, head)
     _compare(name, expected, network)
