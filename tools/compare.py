@@ -85,8 +85,8 @@ class ComparedFile:
 class Images:
     """The images of a split, decoded once for every PixelSpec that a model asks for; or shifted copies of them."""
 
-    def __init__(self, folder: ImageFolder, shifted: bool = False) -> None:
-        self.folder, self.shifted = folder, shifted
+    def __init__(self, folder: ImageFolder, plain: "Images | None" = None) -> None:
+        self.folder, self.plain = folder, plain
         self._decoded: dict[PixelSpec, NDArray[np.uint8]] = {}
 
     @property
@@ -97,9 +97,11 @@ class Images:
     def of(self, pixels: PixelSpec) -> NDArray[np.uint8]:
         """Return (N, size, size) uint8."""
         if pixels not in self._decoded:
-            self.folder, found = decode_images(self.folder, pixels)
-            paths = [record.path for record in self.folder.records]
-            self._decoded[pixels] = shift_all(found, paths, pixels) if self.shifted else found
+            if self.plain is None:
+                self.folder, self._decoded[pixels] = decode_images(self.folder, pixels)
+            else:
+                found, self.folder = self.plain.of(pixels), self.plain.folder
+                self._decoded[pixels] = shift_all(found, [record.path for record in self.folder.records], pixels)
         return self._decoded[pixels]
 
 
@@ -132,7 +134,8 @@ def _compare(options: argparse.Namespace) -> int:
     as_written = {candidate: candidate.load(options.threads, as_written=True) for pair in asked for candidate in pair}
     first = candidates[0]
     split, folder = choose_known(first.name, runners[first], Path(options.data), options.split, options.manifest)
-    images, others = Images(folder), {SHIFTED_COPIES: Images(folder, shifted=True)}
+    images = Images(folder)
+    others = {SHIFTED_COPIES: Images(folder, images)}
     for other in options.shifted:
         others[other] = Images(choose_known(first.name, runners[first], Path(other), "all")[1])
     known: dict[Candidate, Logits] = {}
@@ -186,7 +189,7 @@ def _measure(reference: Logits, logits: Logits) -> dict[str, Any]:
 def _run(name: str, runner: Runner, images: Images) -> NDArray[np.float32]:
     order = class_order(name, runner, images.folder.classes)
     pixels = images.of(runner.pixels)
-    what = "shifted copies" if images.shifted else "images"
+    what = "shifted copies" if images.plain else "images"
     print(f"{name}: running {len(pixels)} {what}", file=sys.stderr, flush=True)
     return run_named(runner, pixels, [record.path for record in images.folder.records])[:, order]
 

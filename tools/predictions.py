@@ -17,7 +17,7 @@ from brainq_torch.run_files import MANIFEST, atomic_path
 from brainq_torch.series.kept_file import require_places
 from export.run.runners import Runner, load_runner, run_named
 from tools.shared.command import CommandError, add_threads, as_main
-from tools.shared.images import answer_all, choose_known, class_order, decode_images, labels_of, require_all
+from tools.shared.images import answer_all, choose_known, class_order, decode_all, labels_of
 
 PARTS = {"Testing": "", "val": "val_"}
 """Split of the run -> what the names of its arrays begin with."""
@@ -102,8 +102,7 @@ def answer(
         empty = np.empty((0, len(names)), np.float32)
         answers = {"logits": empty, "shifted_logits": empty}
         return answers | {"labels": np.empty(0, int), "paths": np.empty(0, "U1"), "unseen": np.empty(0, bool)}
-    folder, pixels = decode_images(choose_known(name, runner, data, split, str(manifest))[1], runner.pixels)
-    require_all(folder)
+    folder, pixels = decode_all(choose_known(name, runner, data, split, str(manifest))[1], runner.pixels)
     fresh = dict(zip(listed, find_unseen(rows, split).tolist(), strict=True))
     paths, sources = [record.path for record in folder.records], [record.source for record in folder.records]
     order = class_order(name, runner, names)

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from argparse import Namespace
@@ -298,3 +299,15 @@ def test_no_command_replaces_what_it_is_given(places, tmp_path, stopped):
     ):
         assert "is named twice, and one would be lost" in stopped(load(name).main, words.split()).err
     assert text.read_text() == "path\n"
+
+
+@pytest.mark.parametrize("name", ["tools.abstention", "tools.compare", "tools.doctor", "tools.gradcam", "tools.shift"])
+def test_an_image_that_cannot_be_read_is_named_in_one_line(name, tiny_run, tiny_export, phantoms, tmp_path, stopped):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    (data / "Testing" / "glioma" / "0\n\x1b[31m.png").write_bytes(b"")
+    more = {"tools.abstention": f"--outliers {data / 'Testing'}", "tools.gradcam": f"--out {tmp_path / 'g.png'}"}
+    given = tiny_export / "model_fp32.tflite" if name == "tools.doctor" else tiny_run
+    said = stopped(load(name).main, f"{given} --data {data} {more.get(name, '')}".split(), 0).err
+    named = [line for line in re.split(r"[\r\n]", said) if line.startswith("not read: ")]
+    assert len(named) == 1 + (name == "tools.abstention")
+    assert all(r"glioma/0\n\x1b[31m.png: has zero bytes; copy or download it again" in line for line in named)

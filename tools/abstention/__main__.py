@@ -1,6 +1,7 @@
 """Measure when a model does not answer, and what that brings: ``python -m tools.abstention MODEL --data DIR``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def _read_pictures(runner: Runner, folder: str) -> NDArray[np.uint8]:
         try:
             pictures.append(runner.pixels.apply(read_grey(found).pixels))
         except UnreadableImageError as error:
-            print(f"not read: {error}")
+            print(f"not read: {error}", file=sys.stderr)
     if not pictures:
         raise CommandError(f"{folder} has no image that can be read; name a folder with pictures")
     return np.stack(pictures)

@@ -1,5 +1,6 @@
 """The images that a model is measured on: chosen, decoded, and how its classes stand to theirs. Without PyTorch."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -99,13 +100,29 @@ def class_order(name: str, runner: Runner, classes: Sequence[str]) -> list[int]:
 
 
 def decode_images(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, NDArray[np.uint8]]:
-    """Decode every image once.
+    """Decode every image once, and name on stderr those that cannot be read.
 
     Returns:
         The folder without the images that cannot be read, each of them named in its problems, and
         (N, size, size) uint8.
     """
-    return _use_images(folder, pixels, lambda images, names: images)
+    readable, images = _use_images(folder, pixels, lambda images, names: images)
+    name_unread(readable)
+    return readable, images
+
+
+def decode_all(folder: ImageFolder, pixels: PixelSpec) -> tuple[ImageFolder, NDArray[np.uint8]]:
+    """Decode every image, as ``decode_images``. Raises CommandError: one cannot be read."""
+    readable, images = _use_images(folder, pixels, lambda images, names: images)
+    _require_all(readable)
+    return readable, images
+
+
+def name_unread(readable: ImageFolder) -> None:
+    """Say on stderr which images are left out, and why, each in a line."""
+    for problem in readable.problems:
+        if problem.severity == "error":
+            print(f"not read: {problem.describe()}", file=sys.stderr)
 
 
 def answer_images(folder: ImageFolder, runner: Runner) -> tuple[ImageFolder, NDArray[np.float32]]:
@@ -120,11 +137,11 @@ def answer_images(folder: ImageFolder, runner: Runner) -> tuple[ImageFolder, NDA
 def answer_all(folder: ImageFolder, runner: Runner) -> NDArray[np.float32]:
     """Return ``answer_images``' logits of every image, (N, C). Raises CommandError: one cannot be read."""
     readable, logits = answer_images(folder, runner)
-    require_all(readable)
+    _require_all(readable)
     return logits
 
 
-def require_all(readable: ImageFolder) -> None:
+def _require_all(readable: ImageFolder) -> None:
     """Raise CommandError where an image could not be read."""
     if any(problem.severity == "error" for problem in readable.problems):
         raise CommandError(f"{readable.root} has images that cannot be read.\n{readable.report()}")

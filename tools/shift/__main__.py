@@ -29,7 +29,7 @@ from brainq_torch.series.kept_file import require_places
 from brainq_torch.texts import fill_text
 from export.run.runners import Runner, load_runner
 from tools.shared.command import add_data, add_json, add_threads, as_main, seed_number, write_found
-from tools.shared.images import choose_known, class_order
+from tools.shared.images import choose_known, class_order, name_unread
 from tools.shift.plot import plot_grid, plot_pictures
 from tools.shift.scores import NOT_RUN, NOTUMOR, SHIFTS, Outcome, Shift, compare
 from tools.shift.simulated import lesioned, restyle
@@ -70,6 +70,7 @@ def _shift(options: argparse.Namespace) -> int:
         folder = draw_balanced(folder, options.images, options.seed)
     begin = time.perf_counter()
     readable, outcomes = measure(runners, folder, options.threads)
+    name_unread(readable)
     seconds = time.perf_counter() - begin
     evaluated = sum(int((outcome.predictions != NOT_RUN).sum()) for outcome in outcomes)
     report = {

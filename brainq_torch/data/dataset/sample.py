@@ -67,6 +67,10 @@ class Problem:
     remedy: str
     severity: Severity
 
+    def describe(self) -> str:
+        """Return it as one line for a terminal."""
+        return printable(f"{self.path}: {self.what}; {self.remedy}")
+
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -136,7 +140,7 @@ def _problem_lines(problems: Sequence[Problem]) -> list[str]:
         same.append(problem.what)
         if len(same) > _SHOWN and problem.severity != "error":
             continue
-        lines.append(f"  {problem.severity}: {printable(problem.path)}: {problem.what}; {problem.remedy}")
+        lines.append(f"  {problem.severity}: {problem.describe()}")
     for (severity, what, remedy), same in alike.items():
         if len(same) > _SHOWN and severity != "error":
             said = same[0] if len(set(same)) == 1 else what

@@ -55,6 +55,7 @@ _HEAD = re.compile(
     r"T[EÊ]TE|CERVEAU|CERVELLO|ENCE(PH|F)AL|TESTA|CABE[CÇZ]A|HOOFD|HERSEN|SCHEDEL"
 )
 """Of BodyPartExamined, as scanners in several languages write it."""
+_MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")  # a code string, PS3.5 6.2
 _UNSAID = ("", "UNKNOWN", "OTHER", "UNSPECIFIED", "NONE", "NA", "N/A")
 _LOCALIZER = re.compile(r"LOCALI[SZ]|LOKALI|SCOUT|SURVEY|PILOT|(^|[^A-Z])LOC([^A-Z]|$)")
 """Of SeriesDescription: most scanners' ImageType does not tell a localizer from other images."""
@@ -194,6 +195,8 @@ def require_mr(header: pydicom.Dataset) -> None:
     modality = header.get("Modality")
     if not modality:
         raise UnreadableImageError("names no modality (tag 0008,0060); only MR images are read", "leave it out")
+    if not isinstance(modality, str) or not _MODALITY.fullmatch(modality):
+        raise UnreadableImageError(f"is truncated or damaged (its modality is {modality!r})")
     if modality != "MR":
         raise OtherKindError(f"has modality {modality!r}; only MR images are read", "leave it out")
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from brainq_torch.console import printable
 from brainq_torch.run_files import BrainqError
 
 FilePath = str | os.PathLike[str]
@@ -22,6 +23,7 @@ PATIENT, PLACEHOLDER = "patient ", "placeholder "
 """What the names of a patient, and what stands for anybody's, begin with (``Origin.names``)."""
 
 _SQUARE_TOLERANCE = 0.01
+_REASON_LETTERS = 400  # a damaged file's tag, which a reason quotes, may hold all of its pixels
 
 
 class UnreadableImageError(BrainqError):
@@ -33,11 +35,13 @@ class UnreadableImageError(BrainqError):
     def __init__(self, reason: str, remedy: str = COPY_AGAIN, path: FilePath = "") -> None:
         # All three go to the base class, or the error could not travel between processes (pickle).
         super().__init__(reason, remedy, path)
-        self.reason, self.remedy, self.path = reason, remedy, os.fspath(path)
+        said = printable(reason)
+        self.reason = said if len(said) <= _REASON_LETTERS else f"{said[:_REASON_LETTERS]}..."
+        self.remedy, self.path = remedy, os.fspath(path)
 
     def __str__(self) -> str:
-        """Return the error as one sentence."""
-        return f"{self.path}: {self.reason}; {self.remedy}"
+        """Return the error as one sentence in one line, whatever the file's name holds."""
+        return f"{printable(self.path)}: {self.reason}; {self.remedy}"
 
 
 class OtherKindError(UnreadableImageError):

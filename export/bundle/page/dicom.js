@@ -253,6 +253,7 @@ function requireMr(header) {
     throw new LeftOut("is a DICOM file without an image (by its SOPClassUID)", "choose an MR series");
   }
   if (!modality) throw new Unreadable("names no modality (tag 0008,0060); only MR images are read", "leave it out");
+  if (!/^[A-Z0-9_ ]{1,16}$/.test(modality)) throw damaged("DICOM file (its modality is none)"); // no code string, PS3.5 6.2
   if (modality !== "MR") throw new LeftOut(`has modality '${modality}'; only MR images are read`, "choose an MR series");
 }
 

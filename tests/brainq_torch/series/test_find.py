@@ -122,12 +122,15 @@ def test_other_modalities_are_left_out_beside_others_and_refused_alone(tmp_path)
     write_series(tmp_path / "a", "1.2.3", [1.0, 2.0])
     scan = write_dicom(tmp_path / "a" / "ct.dcm", STORED, Modality="CT")
     nameless = write_dicom(tmp_path / "a" / "nameless.dcm", STORED, Modality=None)
+    damaged = write_dicom(tmp_path / "a" / "damaged.dcm", STORED, Modality=["MR", "LO P" * 5000])
     for words in ([str(tmp_path / "a")], sorted(map(str, (tmp_path / "a").iterdir()))):
         *others, series = find_series(words)
         assert len(series.slices) == 2
         found = {one.path: (one.left_out, one.error) for one in others}
         assert found[str(scan)] == (True, "has modality 'CT'; only MR images are read")
         assert found[str(nameless)][0] is False
+        assert found[str(damaged)][0] is False
+        assert len(found[str(damaged)][1]) < 500
     (alone,) = find_series([str(scan)])
     assert not alone.left_out
 

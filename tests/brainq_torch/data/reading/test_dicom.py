@@ -339,6 +339,7 @@ TAGS = ("Rows", "Columns", "BitsStored", "PixelRepresentation", "PhotometricInte
     [
         *(({"Modality": name}, f"has modality '{name}'; only MR images are read") for name in ("CT", "SEG", "OT")),
         *(({"Modality": name}, "names no modality") for name in (None, "")),
+        *(({"Modality": name}, r"damaged \(its modality is") for name in ("\x1bR", ["MR", "a\nb" * 5000])),
         *(({name: None}, f"has no {name}; export it again") for name in TAGS),
         ({"PixelData": None}, "has no pixels"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "has PhotometricInterpretation PALETTE COLOR"),
