@@ -19,6 +19,7 @@ def test_every_configuration_is_known():
         "quickstart", "adapt", "mobilenetv2", "mobilenetv2_qat", "mobilenetv2_w4_qat", "mobilenetv2_kd",
         "robust_1_128px", "robust_2_224px", "robust_3_long", "robust_4_settled", "robust_5_hospitals",
         "robust_6_average", "robust_7_whole", "robust_8_together", "robust_9_last_layer",
+        "robust_10_made",
         "densenet101_teacher", "densenet32_alone", "densenet32_kd", "densenet32_kd_ensemble",
     }  # fmt: skip
 

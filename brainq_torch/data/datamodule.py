@@ -31,7 +31,7 @@ from brainq_torch.data.leakage.check import LeakCheck, read_leakage
 from brainq_torch.data.leakage.groups import EACH_ITS_OWN
 from brainq_torch.data.leakage.splits import SPLITS, RunSplits, SplitPlan, adopt_splits, check_rows
 from brainq_torch.data.pixels import SEARCH_PIXELS, PixelSpec
-from brainq_torch.data.ranges import Count, Fraction, Natural, Seed, Threads
+from brainq_torch.data.ranges import Count, Fraction, Natural, Seed, Share, Threads
 from brainq_torch.data.synthesis.counterfactual import Counterfactual, make_counterfactuals
 from brainq_torch.data.synthesis.phantom import write_phantoms
 from brainq_torch.data.views import make_views
@@ -67,8 +67,8 @@ class ImageDataModule(L.LightningDataModule):
         group_pattern: regular expression whose first parenthesis is the group in a path.
         manifest: a manifest.csv whose splits and groups are taken over as they are, instead of drawing any.
         batch_size: images per step and process.
-        balance: ``class`` shows every class alike in an epoch, ``source`` every class, and within it every source,
-            small ones at most 10 times; ``none`` shows every image once.
+        balance: ``class`` shows every class alike in an epoch, ``source`` within it every source, too, small ones at
+            most 10 times, a number this share of other sources than the largest; ``none`` shows every image once.
         augmentation: changes of training images' geometry and brightness.
         style: changes of how training images look, as if from other scanners.
         views: how many changed versions of each training image are made, once, and trained on in turn, one an epoch; 0
@@ -96,7 +96,7 @@ class ImageDataModule(L.LightningDataModule):
         group_pattern: str = "",
         manifest: str = "",
         batch_size: Count = 32,
-        balance: Literal["none", "class", "source"] = "none",
+        balance: Literal["none", "class", "source"] | Share = "none",
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
         style: StyleMixing = StyleMixing(),  # noqa: B008 - frozen
         views: Natural = 0,
@@ -265,7 +265,7 @@ class ImageDataModule(L.LightningDataModule):
         seed, balance = self.seed + 1000 * self.stage_index, self.balance if shuffle else "none"
         least = self.batches_per_epoch * self.batch_size * trainer.world_size if shuffle else 0
         dataset = self.datasets[split].repeated(least)
-        sampler = make_sampler(dataset, balance, shuffle=shuffle, seed=seed, **place)
+        sampler = make_sampler(dataset, balance, self.source_names, shuffle=shuffle, seed=seed, **place)
         return DataLoader(
             dataset,
             self.batch_size,

@@ -1,5 +1,6 @@
 """Decoded images as batches: rows of one array of bytes, scaled to the network's input on the device."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -64,27 +65,43 @@ class PixelDataset(Dataset[Batch]):
 class BalancedSampler(DistributedSampler[Batch]):
     """Epochs that show every class alike, and within a class every source: ``balance_epoch``.
 
-    by_source: whether sources count. options: of ``DistributedSampler``; every process has its part of one draw.
+    sources: (N,) int64, of the images. share: see there. options: of ``DistributedSampler``; every process has its part
+    of one draw.
     """
 
-    def __init__(self, dataset: PixelDataset, by_source: bool, **options: Any) -> None:
+    def __init__(
+        self, dataset: PixelDataset, sources: NDArray[np.int64], share: float | None = None, **options: Any
+    ) -> None:
         super().__init__(dataset, **options)
-        self.labels = dataset.labels[dataset.rows]
-        self.sources = dataset.sources[dataset.rows] * by_source
+        self.labels, self.sources, self.share = dataset.labels[dataset.rows], sources, share
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this process's positions in the data set; they depend on seed and epoch alone."""
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = balance_epoch(self.labels, self.sources, self.total_size, generator)
+        order = balance_epoch(self.labels, self.sources, self.total_size, generator, self.share)
         start = self.rank * self.num_samples
         return iter(order[start : start + self.num_samples].tolist())
 
 
-def make_sampler(dataset: PixelDataset, balance: str, **options: Any) -> DistributedSampler[Batch]:
-    """Return what orders the images of an epoch: see ``data.balance``; options: of ``DistributedSampler``."""
+def make_sampler(
+    dataset: PixelDataset, balance: str | float, names: NDArray[np.str_], **options: Any
+) -> DistributedSampler[Batch]:
+    """Return what orders the images of an epoch: see ``data.balance``.
+
+    names: of the sources that ``dataset.sources`` numbers. options: of ``DistributedSampler``.
+    """
     if balance == "none":
         return DistributedSampler(dataset, **options)
-    return BalancedSampler(dataset, balance == "source", **options)
+    sources = dataset.sources[dataset.rows]
+    if isinstance(balance, str):
+        return BalancedSampler(dataset, sources * (balance == "source"), **options)
+    return BalancedSampler(dataset, is_other(names[sources]).astype(np.int64), balance, **options)
+
+
+def is_other(sources: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Tell which images are of another source than the largest, whose the made ones count as. sources: (N,) names."""
+    largest = Counter(sources[sources != MADE].tolist()).most_common(1)[0][0]
+    return ~np.isin(sources, (MADE, largest))
 
 
 def make_generator(place: list[int]) -> torch.Generator:

@@ -1,7 +1,6 @@
 """What asks for the same of every source: losses, and a last layer to which the source says nothing of the class."""
 
 import weakref
-from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -14,7 +13,7 @@ from torch.nn import functional
 
 from brainq_torch.data.datamodule import ImageDataModule
 from brainq_torch.data.dataset.balanced import MOST_REPEATS
-from brainq_torch.data.decoded import MADE, Batch, PixelDataset, make_generator, to_input
+from brainq_torch.data.decoded import Batch, PixelDataset, is_other, make_generator, to_input
 from brainq_torch.data.ranges import Amount, Count, PositiveAmount, Share
 from brainq_torch.training.distill import LabelLoss
 
@@ -213,8 +212,7 @@ class LastLayer:
         features, order = torch.cat([each for each, _ in seen]), np.concatenate([each for _, each in seen])
         labels = training.labels[order]
         sources = data.source_names[training.sources[order]]
-        largest = Counter(sources[sources != MADE].tolist()).most_common(1)[0][0]
-        weights = torch.from_numpy(self.weigh(labels, ~np.isin(sources, (MADE, largest)))).float()
+        weights = torch.from_numpy(self.weigh(labels, is_other(sources))).float()
         self._descend(layer, features, torch.from_numpy(labels), weights, smoothing)
 
     def weigh(self, labels: NDArray[np.int64], is_other: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -51,7 +51,11 @@ MOST_REPEATS = 10
 
 
 def balance_epoch(
-    labels: NDArray[np.int64], sources: NDArray[np.int64], count: int, generator: np.random.Generator
+    labels: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    count: int,
+    generator: np.random.Generator,
+    share: float | None = None,
 ) -> NDArray[np.int64]:
     """Draw one epoch's images: classes in turn, within a class every source alike, evenly spread over the epoch.
 
@@ -63,6 +67,7 @@ def balance_epoch(
         sources: (N,).
         count: how many images an epoch has.
         generator: draws them.
+        share: of each class for the second of two sources, as far as it has images; without it all are alike.
 
     Returns:
         (count,) positions in ``labels``.
@@ -74,10 +79,14 @@ def balance_epoch(
         cells = [np.flatnonzero((labels == label) & (sources == source)) for source in np.unique(sources)]
         cells = [cell for cell in cells if len(cell)]
         places, positions = [], []
-        for cell, share in zip(cells, share_alike([len(cell) for cell in cells], each), strict=True):
-            rounds = [generator.permutation(cell) for _ in range(-(-share // len(cell)))]
-            positions.append(np.concatenate([*rounds, cell[:0]])[:share])
-            places.append((np.arange(share) + generator.random()) / max(share, 1))
+        draws = share_alike([len(cell) for cell in cells], each)
+        if share is not None and len(cells) > 1:
+            few = min(round(share * each), MOST_REPEATS * len(cells[1]))
+            draws = [each - few, few]
+        for cell, drawn in zip(cells, draws, strict=True):
+            rounds = [generator.permutation(cell) for _ in range(-(-drawn // len(cell)))]
+            positions.append(np.concatenate([*rounds, cell[:0]])[:drawn])
+            places.append((np.arange(drawn) + generator.random()) / max(drawn, 1))
         order = np.argsort(np.concatenate(places), kind="stable")
         queues.append(np.concatenate(positions)[order].tolist())
     return np.array(take_in_turn([queues[place] for place in generator.permutation(len(queues))], count), np.int64)

@@ -235,6 +235,10 @@ def test_balanced_batches_show_sources_alike_and_depend_on_seed_and_epoch(phanto
     assert orders[0][0] != orders[0][1]
     dataset = data.datasets["Training"]
     place = {"shuffle": True, "seed": 5, "num_replicas": 2}
-    halves = [list(make_sampler(dataset, "source", rank=rank, **place)) for rank in (0, 1)]
-    whole = list(make_sampler(dataset, "source", rank=0, **place | {"num_replicas": 1}))
+    halves = [list(make_sampler(dataset, "source", data.source_names, rank=rank, **place)) for rank in (0, 1)]
+    whole = list(make_sampler(dataset, "source", data.source_names, rank=0, **place | {"num_replicas": 1}))
     assert [*halves[0], *halves[1]][: len(whole)] == whole
+    alone = place | {"num_replicas": 1, "rank": 0}
+    rows = dataset.rows[list(make_sampler(dataset, 0.7, data.source_names, **alone))]
+    shares = [training.sources[rows][training.labels[rows] == label].mean() for label in range(4)]
+    assert shares == pytest.approx([0.7] * 4, abs=0.5 * len(shares) / len(rows))  # as near as so few images can be

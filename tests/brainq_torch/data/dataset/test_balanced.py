@@ -67,6 +67,8 @@ def test_an_epoch_shows_every_class_and_source_alike():
     again, other = (balance_epoch(labels, sources, 80, np.random.default_rng(seed)) for seed in (0, 1))
     assert np.array_equal(epoch, again)
     assert not np.array_equal(epoch, other)
+    few = balance_epoch(labels, sources, 80, np.random.default_rng(0), share=0.1)
+    assert [np.count_nonzero((labels == 0)[few] & (sources == source)[few]) for source in (0, 1)] == [36, 4]
 
 
 @pytest.mark.parametrize(
