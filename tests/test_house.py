@@ -16,7 +16,7 @@ FILES = {
 }
 TREES = {file: ast.parse(text) for file, text in FILES.items()}
 
-SOURCE_LINES, TEST_LINES = 31_586, 22_637
+SOURCE_LINES, TEST_LINES = 31_590, 22_637
 """Raising one is a visible line in a diff: new capabilities raise it by what they need."""
 
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 12, 300, 40, 6

@@ -70,9 +70,14 @@ def mean_of_positions(layer: Any, inputs: Tensor, number: int) -> Tensor:
 
 def _shares(size: int, kernel: int, stride: int, padding: Any, dilation: int) -> Tensor:
     """Return (size, kernel): at which share of the positions of a convolution each input meets each weight."""
-    positions = torch.arange((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1)[:, None] * stride
-    meets: Tensor = torch.arange(size)[:, None, None] == positions - padding + torch.arange(kernel) * dilation
+    positions = _positions(size + 2 * padding, kernel, stride, dilation)[:, None] - padding
+    meets: Tensor = torch.arange(size)[:, None, None] == positions + torch.arange(kernel) * dilation
     return meets.float().mean(1)
+
+
+def _positions(size: int, kernel: int, stride: int, dilation: int) -> Tensor:
+    """Return where a convolution begins along one side of a padded image, (P,)."""
+    return torch.arange((size - dilation * (kernel - 1) - 1) // stride + 1) * stride
 
 
 def apply_rows(rows: Tensor, weight: Tensor) -> Tensor:
@@ -85,11 +90,11 @@ def _rows(layer: Any, image: Tensor, positions: int, seed: int) -> Tensor:
         return image.unsqueeze(1)  # a linear layer: (N, 1, K)
     padding: Any = layer.padding  # typed for the names that torch allows, too
     image = functional.pad(image, [side for side in reversed(padding) for _ in range(2)])
-    (kernel_height, kernel_width), (down, across), (tall, wide) = layer.kernel_size, layer.stride, layer.dilation
-    height = (image.shape[2] - tall * (kernel_height - 1) - 1) // down + 1
-    width = (image.shape[3] - wide * (kernel_width - 1) - 1) // across + 1
-    chosen = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))[:positions]
-    top, left = chosen // width * down, chosen % width * across
+    (kernel_height, kernel_width), (tall, wide) = layer.kernel_size, layer.dilation
+    shapes = zip(image.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    tops, lefts = (_positions(*shape) for shape in shapes)
+    chosen = torch.randperm(len(tops) * len(lefts), generator=torch.Generator().manual_seed(seed))[:positions]
+    top, left = tops[chosen // len(lefts)], lefts[chosen % len(lefts)]
     offsets_down = torch.arange(kernel_height).repeat_interleave(kernel_width) * tall
     offsets_across = torch.arange(kernel_width).repeat(kernel_height) * wide
     patches = image[:, :, top[:, None] + offsets_down, left[:, None] + offsets_across]  # (N, C, P, kernel)

@@ -8,7 +8,6 @@ torch is capped below the release that may drop it, and the warning is answered 
 # torch.ao has no types.
 # mypy: disable-error-code="no-untyped-call"
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,8 +66,8 @@ def prepare_qat(model: nn.Module, scheme: Scheme) -> nn.Module:
     0. Raises PrepareError, and WiringError naming the layers that integers cannot carry.
     """
     _check(model)
-    folded = fold_batchnorms(copy.deepcopy(model), nn.BatchNorm1d)
-    prepared: Any = lower_average_pools(lower_batchnorms(folded)).train()
+    folded = fold_batchnorms(lower_batchnorms(model), nn.BatchNorm1d)
+    prepared: Any = lower_average_pools(folded).train()
     groups, fusions = shared_activation_groups(prepared), fuse_list(prepared)
     limited = _without_relu6(prepared, fusions)
     make_activation = partial(ActivationQuantizer, scheme.range_averaging, scheme.exact_scales)
